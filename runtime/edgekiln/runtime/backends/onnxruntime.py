@@ -1,0 +1,158 @@
+"""ONNX Runtime on CPU and CUDA. What was asked for is what runs: no silent fall to another provider."""
+
+from __future__ import annotations
+
+from importlib.metadata import PackageNotFoundError, version
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+
+from edgekiln.runtime.errors import (
+    DeviceError,
+    EdgekilnError,
+    EngineError,
+    EnvironmentProblem,
+    UsageError,
+)
+from edgekiln.runtime.extras import import_extra
+from edgekiln.runtime.spec import Frames, Logits, check_finite, check_frames
+
+__all__ = ["OnnxRuntimeSession", "import_onnxruntime"]
+
+MAX_CHUNK = 256
+"""Images per call of the library: bounds the memory of activations, whatever batch the caller hands in."""
+
+_PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
+_ERRORS_ONLY = 3  # onnxruntime's log severity: 2 would print graph-optimizer chatter to stderr
+
+
+def import_onnxruntime(device: str) -> ModuleType:
+    """Import onnxruntime, after making sure that the environment holds exactly one of its distributions."""
+    installed = [name for name in ("onnxruntime", "onnxruntime-gpu") if _is_installed(name)]
+    if len(installed) == 2:
+        raise EnvironmentProblem(
+            "onnxruntime and onnxruntime-gpu are both installed; they overwrite each other's files.",
+            hint="Run: pip uninstall -y onnxruntime onnxruntime-gpu, then install one of "
+            "'edgekiln[onnx]' (CPU) and 'edgekiln[gpu]' (CUDA).",
+        )
+    return import_extra("onnxruntime", "gpu" if device == "cuda" else "onnx")
+
+
+def _is_installed(distribution: str) -> bool:
+    try:
+        version(distribution)
+    except PackageNotFoundError:
+        return False
+    return True
+
+
+class OnnxRuntimeSession:
+    """An ONNX file under onnxruntime: uint8 (N, H, W, 3) in, float32 (N, C) out. See ``Session``."""
+
+    def __init__(self, model: bytes, *, device: str = "cpu", threads: int | None = None) -> None:
+        if device not in _PROVIDERS:
+            raise UsageError(f"Unknown device {device!r}; known: {', '.join(_PROVIDERS)}.")
+        if threads is not None and threads < 1:
+            raise UsageError(f"threads must be at least 1, got {threads}.")
+        ort = import_onnxruntime(device)
+        self._threads = threads
+        self._device = "cpu" if device == "cpu" else "cuda:0"
+        self._session: Any = _create(ort, model, device, threads)
+        self._input, self._frame_shape = _read_input(self._session)
+        self._outputs, self._num_classes = _read_output(self._session)
+
+    @property
+    def backend(self) -> str:
+        return f"onnxruntime-{self._device.partition(':')[0]}"
+
+    @property
+    def device(self) -> str:
+        return self._device
+
+    @property
+    def threads(self) -> int | None:
+        return self._threads
+
+    @property
+    def frame_shape(self) -> tuple[int, int]:
+        return self._frame_shape
+
+    @property
+    def num_classes(self) -> int:
+        return self._num_classes
+
+    def run(self, frames: Frames) -> Logits:
+        session = self._session  # one read: close() in another thread cannot pull it away midway
+        if session is None:
+            raise UsageError("This session is closed.", hint="Load the bundle again.")
+        check_frames(frames, *self._frame_shape)
+        if 0 < len(frames) <= MAX_CHUNK:
+            logits = self._call(session, frames)
+        else:
+            chunks = [
+                self._call(session, frames[i : i + MAX_CHUNK]) for i in range(0, len(frames), MAX_CHUNK)
+            ]
+            logits = np.concatenate(chunks) if chunks else np.zeros((0, self._num_classes), np.float32)
+        check_finite(logits, self.backend)
+        return logits
+
+    def _call(self, session: Any, frames: Frames) -> Logits:
+        try:
+            logits: Logits = session.run(self._outputs, {self._input: np.ascontiguousarray(frames)})[0]
+        except Exception as error:  # the library's errors share no base class
+            raise EngineError(f"onnxruntime failed while running: {error}") from error
+        return logits
+
+    def close(self) -> None:
+        self._session = None
+
+
+def _create(ort: ModuleType, model: bytes, device: str, threads: int | None) -> Any:
+    provider = _PROVIDERS[device]
+    if device == "cuda" and hasattr(ort, "preload_dlls"):
+        ort.preload_dlls()
+    if provider not in ort.get_available_providers():
+        raise DeviceError(
+            f"onnxruntime {ort.__version__} has no {provider} here.",
+            hint="Run: pip uninstall -y onnxruntime && pip install 'edgekiln[gpu]'",
+        )
+    options = ort.SessionOptions()
+    options.log_severity_level = _ERRORS_ONLY
+    if threads is not None:
+        options.intra_op_num_threads = threads
+    # TF32 would make an FP32 engine compute with 10 bits of mantissa.
+    settings = {"use_tf32": "0"} if device == "cuda" else {}
+    try:
+        session = ort.InferenceSession(model, options, providers=[(provider, settings)])
+    except EdgekilnError:
+        raise
+    except Exception as error:  # the library's errors share no base class
+        raise EngineError(f"onnxruntime {ort.__version__} cannot load this model: {error}") from error
+    got = session.get_providers()[0]
+    if got != provider:
+        raise DeviceError(
+            f"{provider} was asked for and {got} was given.",
+            hint="The GPU, its driver, CUDA 13 or cuDNN 9 is missing; `nvidia-smi` tells which.",
+        )
+    return session
+
+
+def _read_input(session: Any) -> tuple[str, tuple[int, int]]:
+    inputs = session.get_inputs()
+    if len(inputs) == 1 and inputs[0].type == "tensor(uint8)" and len(inputs[0].shape) == 4:
+        _, height, width, channels = inputs[0].shape
+        if isinstance(height, int) and isinstance(width, int) and channels == 3:
+            return inputs[0].name, (height, width)
+    got = ", ".join(f"{i.name}: {i.type} {i.shape}" for i in inputs)
+    raise EngineError(f"The model's inputs are [{got}], wanted one tensor(uint8) [N, H, W, 3].")
+
+
+def _read_output(session: Any) -> tuple[list[str], int]:
+    outputs = session.get_outputs()
+    if len(outputs) == 1 and outputs[0].type == "tensor(float)" and len(outputs[0].shape) == 2:
+        classes = outputs[0].shape[1]
+        if isinstance(classes, int):
+            return [outputs[0].name], classes
+    got = ", ".join(f"{o.name}: {o.type} {o.shape}" for o in outputs)
+    raise EngineError(f"The model's outputs are [{got}], wanted one tensor(float) [N, classes].")

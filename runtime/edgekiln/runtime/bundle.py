@@ -1,0 +1,362 @@
+"""The bundle: a flat folder with a manifest that lists every file by sha256. What ships, and how it is opened.
+
+Schema policy: ``schema_version`` is "major.minor". A reader takes every minor version of its own major, unknown
+fields included, and refuses another major. Nothing is handed to an engine library before the whole folder
+agrees with the manifest, and the bytes that were hashed are the bytes that are loaded.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import re
+import stat
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+from edgekiln.runtime.backends import Backend, open_session
+from edgekiln.runtime.classifier import Classifier, Selection
+from edgekiln.runtime.contract import Contract
+from edgekiln.runtime.errors import BundleError, EdgekilnError, EnvironmentProblem, UsageError
+from edgekiln.runtime.session import Session
+from edgekiln.runtime.spec import Precision
+
+__all__ = [
+    "MANIFEST_NAME",
+    "PREFERENCE",
+    "SCHEMA_VERSION",
+    "Bundle",
+    "FileRecord",
+    "VariantRecord",
+    "Verdict",
+    "hash_file",
+    "load",
+    "open_bundle",
+    "write_manifest",
+]
+
+Verdict = Literal["pass", "fail", "inconclusive", "not-run"]
+
+MANIFEST_NAME = "manifest.json"
+SCHEMA_VERSION = "1.0"
+MAX_MANIFEST_BYTES = 16 * 2**20
+_SAFE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+
+PREFERENCE: tuple[tuple[Backend, Precision], ...] = (
+    ("onnxruntime-cuda", Precision.FP16),
+    ("onnxruntime-cuda", Precision.FP32),
+    ("onnxruntime-cpu", Precision.INT8),
+    ("onnxruntime-cpu", Precision.FP32),
+    ("onnxruntime-cpu", Precision.FP16),
+)
+"""``load`` without a variant takes the first of these that passed its gate and can run here: GPU before CPU,
+then the precision that is fastest there (CPUs have no FP16 arithmetic, so it comes last on them)."""
+
+_log = logging.getLogger("edgekiln.runtime")
+
+
+@dataclass(frozen=True, slots=True)
+class FileRecord:
+    """What the manifest says of one file: sha256 as hex, size in bytes."""
+
+    sha256: str
+    size: int
+
+
+@dataclass(frozen=True, slots=True)
+class VariantRecord:
+    """One engine of a bundle and what was found about it.
+
+    Attributes:
+        file: its name in the bundle; ``None`` where it could not be made here.
+        verdict: of the gate; only ``pass`` is deployable.
+        reason: the verdict in a sentence.
+        figures: accuracy, difference to the baseline, latency, audit and machine, as in report.json.
+    """
+
+    name: str
+    backend: Backend
+    precision: Precision
+    file: str | None
+    verdict: Verdict
+    reason: str
+    required: bool
+    figures: Mapping[str, Any] = field(repr=False)
+
+    @property
+    def deployable(self) -> bool:
+        """Whether its gate passed."""
+        return self.verdict == "pass"
+
+
+@dataclass(frozen=True, slots=True)
+class Bundle:
+    """An opened bundle, every file of which agreed with the manifest when it was opened."""
+
+    path: Path
+    name: str
+    digest: str
+    contract: Contract
+    variants: tuple[VariantRecord, ...]
+    files: Mapping[str, FileRecord]
+    manifest: Mapping[str, Any] = field(repr=False)
+
+    def variant(self, name: str) -> VariantRecord:
+        """The variant of that name; raises UsageError with the names there are."""
+        for variant in self.variants:
+            if variant.name == name:
+                return variant
+        known = ", ".join(v.name for v in self.variants)
+        raise UsageError(f"The bundle {self.path} has no variant {name!r}; it has: {known}.")
+
+    def read(self, name: str) -> bytes:
+        """The bytes of one file, hashed as they are returned; raises BundleError where they changed."""
+        record = self.files.get(name)
+        if record is None:
+            raise BundleError(f"{name!r} is not listed in the manifest.", path=self.path)
+        data = b"".join(_read_chunks(self.path / name, record.size))
+        _compare(self.path / name, record, hashlib.sha256(data).hexdigest(), len(data))
+        return data
+
+
+def open_bundle(path: str | os.PathLike[str]) -> Bundle:
+    """Open a bundle and check every byte of it against its manifest.
+
+    Raises:
+        UsageError: there is no such folder, or it is no bundle.
+        BundleError: a changed byte, a missing or extra file, a link, or a manifest that cannot be read.
+    """
+    folder = Path(path)
+    if not folder.is_dir():
+        raise UsageError(f"There is no folder {folder}.", path=folder)
+    if not (folder / MANIFEST_NAME).exists():
+        raise UsageError(
+            f"{folder} is no bundle: it has no {MANIFEST_NAME}.",
+            hint="`edgekiln run` prints the path of the bundle that it made.",
+            path=folder,
+        )
+    raw = b"".join(_read_chunks(folder / MANIFEST_NAME, MAX_MANIFEST_BYTES))
+    bundle = _parse_manifest(folder, raw)
+    _check_listing(bundle)
+    for name, record in bundle.files.items():
+        digest, size = hash_file(folder / name, limit=record.size)
+        _compare(folder / name, record, digest, size)
+    return bundle
+
+
+def load(
+    path: str | os.PathLike[str],
+    *,
+    variant: str | None = None,
+    device: Literal["cpu", "cuda"] | None = None,
+    threads: int | None = None,
+    allow_unverified: bool = False,
+) -> Classifier:
+    """Open a bundle and load one of its engines.
+
+    Args:
+        path: the bundle's folder.
+        variant: by name; ``None`` takes the first in ``PREFERENCE`` that passed its gate and runs here.
+            ``classifier.variant.reason`` says why it was taken.
+        device: restrict the choice to ``cpu`` or ``cuda``.
+        threads: CPU worker threads; ``None`` leaves it to the engine library.
+        allow_unverified: also load a variant, named by ``variant``, whose gate did not pass.
+
+    Raises:
+        UsageError: no such folder or variant, or one that did not pass.
+        BundleError: the bundle was altered.
+        EnvironmentProblem: nothing that passed can run here.
+    """
+    bundle = open_bundle(path)
+    if variant is not None:
+        chosen = bundle.variant(variant)
+        _check_loadable(chosen, device, allow_unverified)
+        session = _open(bundle, chosen, threads)
+        return Classifier(session, bundle.contract, _selection(chosen, "asked for by name"))
+    return _load_preferred(bundle, device, threads)
+
+
+def _check_loadable(variant: VariantRecord, device: str | None, allow_unverified: bool) -> None:
+    if variant.file is None:
+        raise UsageError(f"Variant {variant.name!r} was never built: {variant.reason}")
+    if not variant.deployable and not allow_unverified:
+        raise UsageError(
+            f"Variant {variant.name!r} is not deployable (verdict {variant.verdict}): {variant.reason}",
+            hint="Take another variant, or load it with allow_unverified=True.",
+        )
+    if device is not None and not variant.backend.endswith(device):
+        raise UsageError(f"Variant {variant.name!r} runs on {variant.backend}, not on {device}.")
+
+
+def _load_preferred(bundle: Bundle, device: str | None, threads: int | None) -> Classifier:
+    passed = [v for v in bundle.variants if v.deployable and (device is None or v.backend.endswith(device))]
+    if not passed:
+        verdicts = ", ".join(f"{v.name}: {v.verdict}" for v in bundle.variants)
+        raise UsageError(
+            f"No variant of {bundle.path} passed its gate{f' for {device}' if device else ''} ({verdicts}).",
+            hint="Name one with variant=... and allow_unverified=True to load it all the same.",
+        )
+    skipped: list[str] = []
+    for candidate in sorted(passed, key=lambda v: PREFERENCE.index((v.backend, v.precision))):
+        try:
+            session = _open(bundle, candidate, threads)
+        except EnvironmentProblem as problem:
+            _log.info("variant %s cannot run here: %s", candidate.name, problem)
+            skipped.append(f"{candidate.name} cannot run here ({problem.message})")
+            continue
+        reason = "; ".join(["first in the order of preference that passed and runs here", *skipped])
+        return Classifier(session, bundle.contract, _selection(candidate, reason))
+    raise EnvironmentProblem(f"Nothing in {bundle.path} can run here: {'; '.join(skipped)}.")
+
+
+def _open(bundle: Bundle, variant: VariantRecord, threads: int | None) -> Session:
+    assert variant.file is not None  # every caller has checked
+    return open_session(variant.backend, bundle.read(variant.file), threads=threads)
+
+
+def _selection(variant: VariantRecord, reason: str) -> Selection:
+    return Selection(variant.name, variant.backend, variant.precision.value, reason)
+
+
+def write_manifest(folder: Path, content: Mapping[str, Any]) -> str:
+    """Write ``manifest.json`` over all files now in ``folder``; returns its sha256 as hex.
+
+    ``content`` holds ``name``, ``contract``, ``variants`` and anything else worth keeping; the schema version
+    and the list of files are added here. Same content, same bytes.
+    """
+    files = {}
+    for entry in sorted(folder.iterdir()):
+        if entry.name == MANIFEST_NAME:
+            continue
+        digest, size = hash_file(entry)
+        files[entry.name] = {"sha256": digest, "size": size}
+    document = {**content, "schema_version": SCHEMA_VERSION, "files": files}
+    raw = (json.dumps(document, sort_keys=True, indent=2, ensure_ascii=False) + "\n").encode()
+    (folder / MANIFEST_NAME).write_bytes(raw)
+    return hashlib.sha256(raw).hexdigest()
+
+
+def hash_file(path: Path, *, limit: int | None = None) -> tuple[str, int]:
+    """sha256 as hex and size in bytes of a regular file, never of a link.
+
+    ``limit`` stops the reading of a file that is larger than it should be.
+    """
+    digest, size = hashlib.sha256(), 0
+    for chunk in _read_chunks(path, limit):
+        digest.update(chunk)
+        size += len(chunk)
+    return digest.hexdigest(), size
+
+
+def _read_chunks(path: Path, limit: int | None) -> Iterator[bytes]:
+    """The file in pieces, one byte past ``limit`` at most; refuses links, devices and pipes."""
+    try:
+        # O_NONBLOCK: opening a pipe must not hang before it can be refused.
+        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+    except OSError as error:
+        raise BundleError(f"{path} cannot be read: {error.strerror}.", path=path) from error
+    with os.fdopen(descriptor, "rb") as file:
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            raise BundleError(f"{path} is not a regular file.", path=path)
+        left = -1 if limit is None else limit + 1
+        while chunk := file.read(2**20 if left < 0 else min(left, 2**20)):
+            left -= len(chunk) if limit is not None else 0
+            yield chunk
+
+
+def _compare(path: Path, record: FileRecord, digest: str, size: int) -> None:
+    if size == record.size and digest == record.sha256:
+        return
+    raise BundleError(
+        f"{path} was changed: sha256 {digest[:12]}..., the manifest says {record.sha256[:12]}... "
+        f"({record.size} bytes).",
+        hint="Take a fresh copy of the bundle, or make it again.",
+        path=path,
+    )
+
+
+def _check_listing(bundle: Bundle) -> None:
+    present = {entry.name for entry in os.scandir(bundle.path)} - {MANIFEST_NAME}
+    for name in sorted(set(bundle.files) - present):
+        raise BundleError(f"{name} is missing from {bundle.path}.", path=bundle.path / name)
+    for name in sorted(present - set(bundle.files)):
+        raise BundleError(
+            f"{bundle.path / name} is not listed in the manifest.",
+            hint="Remove it: a bundle holds exactly what its manifest lists.",
+            path=bundle.path / name,
+        )
+
+
+def _parse_manifest(folder: Path, raw: bytes) -> Bundle:
+    path = folder / MANIFEST_NAME
+    if len(raw) > MAX_MANIFEST_BYTES:
+        raise BundleError(f"{path} has over {MAX_MANIFEST_BYTES} bytes.", path=path)
+    try:
+        document = json.loads(raw)
+        if not isinstance(document, dict):
+            raise TypeError("not a JSON object")
+        _check_version(str(document["schema_version"]), path)
+        files = {
+            _safe_name(name): FileRecord(_hex(f["sha256"]), int(f["size"]))
+            for name, f in document["files"].items()
+        }
+        variants = tuple(_parse_variant(v, files) for v in document["variants"])
+        contract = Contract.from_dict(document["contract"])
+        digest = hashlib.sha256(raw).hexdigest()
+        return Bundle(folder, _safe_name(document["name"]), digest, contract, variants, files, document)
+    except EdgekilnError:
+        raise
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise BundleError(
+            f"{path} is not a valid manifest: {type(error).__name__}: {error}.", path=path
+        ) from error
+
+
+def _check_version(version: str, path: Path) -> None:
+    if version.partition(".")[0] != SCHEMA_VERSION.partition(".")[0]:
+        raise BundleError(
+            f"{path} has schema version {version}; this edgekiln reads {SCHEMA_VERSION.partition('.')[0]}.x.",
+            hint="Use the edgekiln version that made the bundle, or make it again.",
+            path=path,
+        )
+
+
+def _parse_variant(values: Mapping[str, Any], files: Mapping[str, FileRecord]) -> VariantRecord:
+    name, backend, verdict, file = values["name"], values["backend"], values["verdict"], values["file"]
+    precision = Precision(values["precision"])
+    if (backend, precision) not in PREFERENCE:
+        raise ValueError(
+            f"variant {name!r} has unknown backend and precision {backend!r}, {precision.value!r}"
+        )
+    if verdict not in get_args(Verdict):
+        raise ValueError(f"variant {name!r} has unknown verdict {verdict!r}")
+    if file is not None and file not in files:
+        raise ValueError(f"variant {name!r} has file {file!r}, which is not listed")
+    if file is None and verdict != "not-run":
+        raise ValueError(f"variant {name!r} has a verdict but no file")
+    return VariantRecord(
+        name=_safe_name(name),
+        backend=backend,
+        precision=precision,
+        file=file,
+        verdict=verdict,
+        reason=str(values["reason"]),
+        required=bool(values["required"]),
+        figures=dict(values["figures"]),
+    )
+
+
+def _safe_name(name: object) -> str:
+    if isinstance(name, str) and _SAFE_NAME.fullmatch(name):
+        return name
+    raise ValueError(f"unsafe name {name!r}: wanted {_SAFE_NAME.pattern}")
+
+
+def _hex(digest: object) -> str:
+    if isinstance(digest, str) and re.fullmatch(r"[0-9a-f]{64}", digest):
+        return digest
+    raise ValueError(f"{digest!r} is not a sha256")

@@ -1,0 +1,193 @@
+"""The one tree of errors that edgekiln raises, and the exit code of each branch.
+
+A message says what was got, what was wanted and what to do. Errors of other libraries are converted once,
+where they enter edgekiln, with ``raise ... from``. This module knows nothing of what went wrong, only how it
+is told.
+"""
+
+from __future__ import annotations
+
+import os
+from enum import IntEnum
+from typing import ClassVar
+
+__all__ = [
+    "BundleError",
+    "ContractError",
+    "DataError",
+    "DeviceError",
+    "EdgekilnError",
+    "EngineError",
+    "EnvironmentProblem",
+    "ExitCode",
+    "GateError",
+    "ImageError",
+    "InputError",
+    "MissingExtraError",
+    "NonFiniteError",
+    "ParityError",
+    "PrecisionError",
+    "RecipeError",
+    "ResourceError",
+    "UntrustedError",
+    "UsageError",
+]
+
+
+class ExitCode(IntEnum):
+    """What the command line returns to the shell."""
+
+    OK = 0
+    BUG = 1
+    USAGE = 2
+    GATE_FAILED = 3
+    UNTRUSTED = 4
+    ENVIRONMENT = 5
+    RESOURCES = 6
+    INTERRUPTED = 130
+
+
+class EdgekilnError(Exception):
+    """Base of every error that edgekiln raises on purpose.
+
+    Attributes:
+        message: what was got and what was wanted, one line.
+        hint: what to do about it, or ``None``.
+        path: the file or folder concerned, or ``None``.
+        code: short stable name of the kind, for ``--json``.
+        exit_code: what the command line returns.
+    """
+
+    code: ClassVar[str] = "internal"
+    exit_code: ClassVar[ExitCode] = ExitCode.BUG
+
+    def __init__(
+        self, message: str, *, hint: str | None = None, path: str | os.PathLike[str] | None = None
+    ) -> None:
+        self.message = message
+        self.hint = hint
+        self.path = None if path is None else os.fspath(path)
+        super().__init__(message if hint is None else f"{message} {hint}")
+
+
+class UsageError(EdgekilnError):
+    """The caller asked for something that cannot be meant: a wrong argument, a closed session."""
+
+    code = "usage"
+    exit_code = ExitCode.USAGE
+
+
+class RecipeError(UsageError):
+    """The recipe is not valid."""
+
+    code = "recipe"
+
+
+class DataError(UsageError):
+    """The labelled images are not usable: missing folder, one class, too many unreadable files."""
+
+    code = "data"
+
+
+class InputError(UsageError):
+    """An array handed to a session has the wrong type, dtype or shape."""
+
+    code = "input"
+
+
+class ImageError(UsageError):
+    """One picture could not become an array.
+
+    Attributes:
+        reason: ``missing``, ``unreadable``, ``too_large``, ``format``, ``truncated``, ``corrupt``, ``mode``
+            or ``type``.
+    """
+
+    code = "image"
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        reason: str,
+        hint: str | None = None,
+        path: str | os.PathLike[str] | None = None,
+    ) -> None:
+        super().__init__(message, hint=hint, path=path)
+        self.reason = reason
+
+
+class GateError(EdgekilnError):
+    """A result was produced but is not good enough to ship."""
+
+    code = "gate"
+    exit_code = ExitCode.GATE_FAILED
+
+
+class ParityError(GateError):
+    """The exported graph does not compute what the PyTorch model computes."""
+
+    code = "parity"
+
+
+class PrecisionError(GateError):
+    """An engine does not run in the precision that was asked for."""
+
+    code = "precision"
+
+
+class NonFiniteError(GateError):
+    """An engine produced NaN or infinity."""
+
+    code = "non_finite"
+
+
+class UntrustedError(EdgekilnError):
+    """A file is corrupt, was altered, or is not one that edgekiln may open."""
+
+    code = "untrusted"
+    exit_code = ExitCode.UNTRUSTED
+
+
+class BundleError(UntrustedError):
+    """A bundle does not hold exactly what its manifest lists."""
+
+    code = "bundle"
+
+
+class ContractError(UntrustedError):
+    """A stored contract cannot be read."""
+
+    code = "contract"
+
+
+class EngineError(UntrustedError):
+    """An engine library refused a model file whose digest was right."""
+
+    code = "engine"
+
+
+class EnvironmentProblem(EdgekilnError):
+    """This machine lacks something: a package, a GPU, a driver, a version."""
+
+    code = "environment"
+    exit_code = ExitCode.ENVIRONMENT
+
+
+class MissingExtraError(EnvironmentProblem):
+    """A package of an optional extra is not installed."""
+
+    code = "missing_extra"
+
+
+class DeviceError(EnvironmentProblem):
+    """The device that was asked for cannot run here."""
+
+    code = "device"
+
+
+class ResourceError(EdgekilnError):
+    """Disk or memory ran out."""
+
+    code = "resources"
+    exit_code = ExitCode.RESOURCES

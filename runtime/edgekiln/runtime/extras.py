@@ -1,0 +1,29 @@
+"""Imports a package of an optional extra, or says exactly how to install it."""
+
+from __future__ import annotations
+
+import importlib
+from types import ModuleType
+
+from edgekiln.runtime.errors import MissingExtraError
+
+__all__ = ["import_extra"]
+
+
+def import_extra(module: str, extra: str) -> ModuleType:
+    """Import ``module``, which the extra ``extra`` of edgekiln installs.
+
+    Raises:
+        MissingExtraError: the package is absent; the message holds the install line. A package that is
+            present but broken raises its own ImportError: hiding that would send people the wrong way.
+    """
+    try:
+        return importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        missing = error.name or module
+        if missing.partition(".")[0] != module.partition(".")[0]:
+            raise
+        raise MissingExtraError(
+            f"The package {missing!r} is needed here and is not installed.",
+            hint=f"Run: pip install 'edgekiln[{extra}]'",
+        ) from error

@@ -1,0 +1,63 @@
+"""What goes into an engine and what comes out: precisions, the frame check, the logits check."""
+
+from __future__ import annotations
+
+from enum import Enum
+from typing import TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgekiln.runtime.errors import InputError, NonFiniteError
+
+__all__ = ["INPUT_NAME", "OUTPUT_NAME", "Frames", "Logits", "Precision", "check_finite", "check_frames"]
+
+Frames: TypeAlias = NDArray[np.uint8]
+Logits: TypeAlias = NDArray[np.float32]
+
+INPUT_NAME = "image"
+OUTPUT_NAME = "logits"
+
+
+class Precision(str, Enum):
+    """The number format that an engine's arithmetic is asked to use."""
+
+    FP32 = "fp32"
+    FP16 = "fp16"
+    INT8 = "int8"
+
+
+def check_frames(frames: NDArray[np.generic], height: int, width: int) -> None:
+    """Refuse anything but uint8 (N, height, width, 3).
+
+    Raises:
+        InputError: says what was got and what was wanted.
+    """
+    if (
+        type(frames) is np.ndarray
+        and frames.dtype == np.uint8
+        and frames.ndim == 4
+        and frames.shape[1:] == (height, width, 3)
+    ):
+        return
+    got = f"{frames.dtype} {frames.shape}" if isinstance(frames, np.ndarray) else type(frames).__name__
+    raise InputError(
+        f"Got {got}, wanted uint8 (N, {height}, {width}, 3).",
+        hint="Classifier.predict takes any picture; Session.run takes prepared frames only.",
+    )
+
+
+def check_finite(logits: Logits, engine: str) -> None:
+    """Refuse NaN and infinity: an arg-max over them is an answer about nothing.
+
+    Raises:
+        NonFiniteError: names the first image of the batch concerned.
+    """
+    # One reduction over the sum is cheaper than a mask; only a non-finite sum needs the slow look.
+    if np.isfinite(logits.sum(dtype=np.float64)):
+        return
+    rows = np.flatnonzero(~np.isfinite(logits).all(axis=1))
+    raise NonFiniteError(
+        f"The engine {engine} gave NaN or infinity for image {rows[0]} of the batch ({rows.size} in all).",
+        hint="Do not ship this engine; a higher precision usually mends it.",
+    )
