@@ -1,0 +1,1 @@
+"""Checkpoint to ONNX to precision variants, each checked against what it came from."""

