@@ -34,7 +34,7 @@ def check_frames(frames: NDArray[np.generic], height: int, width: int) -> None:
         InputError: says what was got and what was wanted.
     """
     if (
-        type(frames) is np.ndarray
+        isinstance(frames, np.ndarray)
         and frames.dtype == np.uint8
         and frames.ndim == 4
         and frames.shape[1:] == (height, width, 3)
