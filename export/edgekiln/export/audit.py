@@ -85,7 +85,9 @@ def optimize_with_onnxruntime(model: bytes) -> Any:
     with tempfile.TemporaryDirectory(prefix="edgekiln-") as folder:
         path = Path(folder) / "optimized.onnx"
         options = ort.SessionOptions()
-        options.log_severity_level = 3  # it warns that the file is specific to this machine: that is the point
+        options.log_severity_level = (
+            3  # it warns that the file is specific to this machine: that is the point
+        )
         options.optimized_model_filepath = str(path)
         ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
         return onnx.load(path)

@@ -252,7 +252,9 @@ def _feed_pixels(graph: Any) -> None:
     cast, transpose, multiply, add = _entry_chain(graph)
     consumers = [n for n in graph.node if add.output[0] in n.input]
     if [n.op_type for n in consumers] != ["QuantizeLinear"]:
-        raise PrecisionError(f"The input is consumed by {[n.op_type for n in consumers]}, not quantized once.")
+        raise PrecisionError(
+            f"The input is consumed by {[n.op_type for n in consumers]}, not quantized once."
+        )
     quantize = consumers[0]
     constants = {t.name: numpy_helper.to_array(t) for t in graph.initializer}
     scale, zero_point = (constants[name] for name in quantize.input[1:3])

@@ -140,7 +140,9 @@ def _read_class_folders(
     classes = tuple(entry.name for entry in entries if entry.is_dir())
     if expected is not None and classes != expected:
         odd = sorted(set(classes) ^ set(expected))
-        raise DataError(f"{folder} and {root / 'train'} have different classes: {', '.join(odd)}.", path=folder)
+        raise DataError(
+            f"{folder} and {root / 'train'} have different classes: {', '.join(odd)}.", path=folder
+        )
     samples: list[Sample] = []
     ignored = [entry.relative_to(root).as_posix() for entry in entries if not entry.is_dir()]
     for label, name in enumerate(classes):
@@ -250,7 +252,9 @@ def split_samples(
         train, val = _cut(train, validation, seed + 1)
     for name, part in (("test", held_out), ("val", val), ("train", train)):
         if not part:
-            raise DataError(f"The {name} split is empty.", hint="Add pictures: each class needs three or more.")
+            raise DataError(
+                f"The {name} split is empty.", hint="Add pictures: each class needs three or more."
+            )
     return {"train": train, "val": val, "test": held_out}
 
 

@@ -59,7 +59,9 @@ class DataSettings(_Section):
     shorter_side: int | None = Field(None, description="pixels, for resize = 'shorter-side'")
     interpolation: Interpolation = "bilinear"
     validation: Fraction = Field(0.15, description="share of train cut off for choosing an epoch")
-    test: Fraction = Field(0.2, description="share cut off for the final judgement, where no test folder exists")
+    test: Fraction = Field(
+        0.2, description="share cut off for the final judgement, where no test folder exists"
+    )
     max_unreadable: float = Field(0.01, ge=0, le=1, description="more than this share stops the run")
 
 
@@ -141,7 +143,9 @@ class GateSettings(_Section):
     metric: Literal["top1"] = "top1"
     max_drop: float = Field(0.01, ge=0, lt=1, description="a share: 0.01 is one point of top-1")
     confidence: float = Field(0.95, gt=0.5, lt=1)
-    inconclusive: Literal["fail", "warn"] = Field("fail", description="what an undecided required variant does")
+    inconclusive: Literal["fail", "warn"] = Field(
+        "fail", description="what an undecided required variant does"
+    )
 
 
 class BenchmarkSettings(_Section):

@@ -1,0 +1,1 @@
+"""Measure, compare, judge and report: every engine next to the PyTorch model it came from."""

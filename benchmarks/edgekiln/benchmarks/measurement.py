@@ -1,0 +1,169 @@
+"""Raw times and what may be concluded from them. A measurement says itself when it is too noisy to trust."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+__all__ = ["Block", "Measurement", "Ratio", "Validity", "assess", "compare_speed"]
+
+P99_FROM_CALLS = 1000
+"""Below this many calls the 99th percentile rests on fewer than ten values and is not reported."""
+MAX_SELF_INTERVAL = 0.10
+_MAX_SPREAD = 0.10
+_RESAMPLES = 4000
+
+
+@dataclass(frozen=True, slots=True)
+class Block:
+    """Calls timed in one go: milliseconds each, in order, by one process."""
+
+    process: int
+    index: int
+    times_ms: NDArray[np.float64] = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Measurement:
+    """All timed calls of one contender.
+
+    Attributes:
+        name: of the contender.
+        boundary: what one call holds; ``call`` is Session.run, copies in and out included.
+        config: the configuration that was timed, for example threads.
+        search: median milliseconds of every configuration that was tried beforehand.
+    """
+
+    name: str
+    boundary: Literal["engine", "call", "image"]
+    batch: int
+    config: Mapping[str, Any]
+    search: Sequence[Mapping[str, Any]]
+    blocks: Sequence[Block]
+
+    @property
+    def times_ms(self) -> NDArray[np.float64]:
+        """Every call, in order of blocks."""
+        return np.concatenate([block.times_ms for block in self.blocks])
+
+    @property
+    def median_ms(self) -> float:
+        """Median over the medians of blocks: one slow block cannot outvote the others by its call count."""
+        return float(np.median(self.block_medians()))
+
+    def percentile_ms(self, q: float) -> float:
+        """The ``q``-th percentile of all calls."""
+        return float(np.percentile(self.times_ms, q))
+
+    @property
+    def p99_ms(self) -> float | None:
+        """99th percentile, or ``None`` where there were too few calls."""
+        return self.percentile_ms(99) if len(self.times_ms) >= P99_FROM_CALLS else None
+
+    @property
+    def spread(self) -> float:
+        """Interquartile range of block medians over their median."""
+        low, middle, high = np.percentile(self.block_medians(), [25, 50, 75])
+        return float((high - low) / middle)
+
+    def block_medians(self) -> NDArray[np.float64]:
+        """float64 (processes, blocks per process)."""
+        processes = sorted({block.process for block in self.blocks})
+        return np.array(
+            [[np.median(block.times_ms) for block in self.blocks if block.process == p] for p in processes]
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON values, raw times included (microsecond resolution)."""
+        return {
+            "name": self.name,
+            "boundary": self.boundary,
+            "batch": self.batch,
+            "config": dict(self.config),
+            "search": [dict(entry) for entry in self.search],
+            "calls": len(self.times_ms),
+            "p50_ms": self.median_ms,
+            "p90_ms": self.percentile_ms(90),
+            "p99_ms": self.p99_ms,
+            "calls_per_second": 1000 / float(self.times_ms.mean()),
+            "spread": self.spread,
+            "blocks": [
+                {"process": b.process, "index": b.index, "times_us": np.round(b.times_ms * 1000).astype(int).tolist()}
+                for b in self.blocks
+            ],
+        }  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Ratio:
+    """How many times faster a contender is than the baseline, with a 95 % interval."""
+
+    value: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True, slots=True)
+class Validity:
+    """Whether a run may be believed: an ``invalid`` one gets no ratio, a ``noisy`` one gets it with reasons."""
+
+    state: Literal["valid", "noisy", "invalid"]
+    reasons: tuple[str, ...]
+    self_ratio: Ratio
+
+
+def compare_speed(baseline: Measurement, contender: Measurement, *, seed: int = 0) -> Ratio:
+    """Baseline time over contender time, from blocks that ran interleaved.
+
+    The interval resamples processes first, then blocks within them, the same for both sides: what differs from
+    process to process (memory layout, thread placement) is the larger part of the error, and resampling calls
+    alone would hide it.
+    """
+    return _paired_ratio(baseline.block_medians(), contender.block_medians(), seed)
+
+
+def _paired_ratio(baseline: NDArray[np.float64], contender: NDArray[np.float64], seed: int) -> Ratio:
+    generator = np.random.default_rng(seed)
+    processes, blocks = baseline.shape
+    rows = generator.integers(processes, size=(_RESAMPLES, processes, 1))
+    columns = generator.integers(blocks, size=(_RESAMPLES, processes, blocks))
+    ratios = np.median(baseline[rows, columns], axis=(1, 2)) / np.median(
+        contender[rows, columns], axis=(1, 2)
+    )
+    low, high = np.quantile(ratios, [0.025, 0.975])
+    return Ratio(float(np.median(baseline) / np.median(contender)), float(low), float(high))
+
+
+def assess(measurements: Sequence[Measurement], *, steal: float, foreign_load: float) -> Validity:
+    """Judge a whole run.
+
+    The baseline is measured against itself, even blocks against odd ones: a machine on which that differs from 1,
+    or is known to no better than 10 %, cannot support any ratio.
+
+    Args:
+        measurements: the baseline first.
+        steal: share of CPU time that the hypervisor took, 0 to 1.
+        foreign_load: mean number of other runnable processes before the run.
+    """
+    medians = measurements[0].block_medians()
+    pairs = medians.shape[1] // 2
+    own = _paired_ratio(medians[:, 0 : 2 * pairs : 2], medians[:, 1 : 2 * pairs : 2], seed=0)
+    reasons = []
+    if own.high - own.low > MAX_SELF_INTERVAL:
+        reasons.append(f"the baseline against itself is known only to {own.low:.2f} .. {own.high:.2f}")
+    if not own.low <= 1 <= own.high:
+        reasons.append(f"the baseline differs from itself: {own.low:.3f} .. {own.high:.3f}")
+    if reasons:
+        return Validity("invalid", tuple(reasons), own)
+    reasons += [
+        f"{m.name} varies by {m.spread:.0%} between blocks" for m in measurements if m.spread > _MAX_SPREAD
+    ]
+    if steal > 0.02:
+        reasons.append(f"the hypervisor took {steal:.0%} of the CPU time")
+    if foreign_load > 0.5:
+        reasons.append(f"other processes kept {foreign_load:.1f} cores busy")
+    return Validity("noisy" if reasons else "valid", tuple(reasons), own)

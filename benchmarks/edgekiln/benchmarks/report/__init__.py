@@ -1,0 +1,6 @@
+"""Renders a report, a plain JSON document, as a text table, an HTML page and a model card. Computes nothing."""
+
+from edgekiln.benchmarks.report.page import render_card, render_page
+from edgekiln.benchmarks.report.table import HEADINGS, format_markdown, format_text, table_rows
+
+__all__ = ["HEADINGS", "format_markdown", "format_text", "render_card", "render_page", "table_rows"]

@@ -1,0 +1,73 @@
+"""The table of a report: one row an engine, the PyTorch baseline first."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+__all__ = ["HEADINGS", "format_markdown", "format_text", "table_rows"]
+
+HEADINGS = (
+    "engine",
+    "precision",
+    "MB",
+    "top-1 %",
+    "drop, points [95 %]",
+    "balanced %",
+    "drop, points [95 %]",
+    "p50 ms",
+    "p99 ms",
+    "speed-up [95 %]",
+    "verdict",
+)
+
+
+def table_rows(report: Mapping[str, Any]) -> list[tuple[str, ...]]:
+    """One tuple of strings per engine, in the order of ``HEADINGS``; what was not measured is a dash."""
+    rows = [_row(report["baseline"], verdict="baseline")]
+    rows += [_row(variant, verdict=variant["verdict"]) for variant in report["variants"]]
+    return rows
+
+
+def _row(engine: Mapping[str, Any], verdict: str) -> tuple[str, ...]:
+    accuracy, latency = engine.get("accuracy"), engine.get("latency")
+    return (
+        engine["name"] if verdict != "baseline" else "PyTorch",
+        engine["precision"],
+        f"{engine['size'] / 1e6:.2f}" if engine.get("size") else "-",
+        f"{100 * accuracy['top1']:.2f}" if accuracy else "-",
+        _interval(engine.get("drop"), 100, "+.2f"),
+        f"{100 * accuracy['balanced']:.2f}" if accuracy else "-",
+        _interval(engine.get("balanced_drop"), 100, "+.2f"),
+        f"{latency['p50_ms']:.2f}" if latency else "-",
+        f"{latency['p99_ms']:.2f}" if latency and latency["p99_ms"] is not None else "-",
+        _interval(engine.get("speedup"), 1, ".2f", "x"),
+        verdict,
+    )
+
+
+def _interval(values: Mapping[str, float] | None, factor: float, form: str, unit: str = "") -> str:
+    if values is None:
+        return "-"
+    value, low, high = (format(factor * values[key], form) for key in ("value", "low", "high"))
+    return f"{value}{unit} [{low}, {high}]"
+
+
+def format_text(rows: Sequence[Sequence[str]], headings: Sequence[str] = HEADINGS) -> str:
+    """Columns padded with spaces, numbers to the right; nothing but text, so that it can be pasted anywhere."""
+    widths = [max(len(row[i]) for row in (headings, *rows)) for i in range(len(headings))]
+    lines = [headings, ["-" * width for width in widths], *rows]
+    return "\n".join(
+        "  ".join(
+            cell.ljust(width) if i in {0, 1, len(widths) - 1} else cell.rjust(width)
+            for i, (cell, width) in enumerate(zip(line, widths, strict=True))
+        ).rstrip()
+        for line in lines
+    )
+
+
+def format_markdown(rows: Sequence[Sequence[str]], headings: Sequence[str] = HEADINGS) -> str:
+    """A Markdown table; a bar or backtick in a name cannot break it."""
+    escaped = [[cell.replace("\\", "\\\\").replace("|", "\\|") for cell in row] for row in rows]
+    lines = [headings, ["---"] * len(headings), *escaped]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)

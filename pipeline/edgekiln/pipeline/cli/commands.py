@@ -1,0 +1,255 @@
+"""The commands: each reads its arguments, calls one function of the library, and prints."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import click
+
+__all__ = ["COMMANDS"]
+
+_json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
+_quiet_option = click.option("-q", "--quiet", is_flag=True, help="No progress on stderr.")
+_runs_option = click.option(
+    "--runs", type=click.Path(path_type=Path, file_okay=False), default=Path("runs"), show_default=True,
+    help="Folder in which NAME/ is made, with all stages and the bundle.",
+)  # fmt: skip
+_set_option = click.option(
+    "--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Override the recipe: finetune.epochs=2"
+)
+
+
+def _print_document(values: Mapping[str, Any]) -> None:
+    click.echo(json.dumps({"schema_version": "1.0", "ok": True, **values}, sort_keys=True))
+
+
+@click.command()
+@click.argument("recipe", type=click.Path(path_type=Path))
+@click.option("--until", metavar="STAGE", help="Stop after this stage, for example export.")
+@click.option("--force", multiple=True, metavar="STAGE", help="Run this stage again.")
+@_set_option
+@_runs_option
+@_quiet_option
+@_json_option
+def run(
+    recipe: Path,
+    until: str | None,
+    force: Sequence[str],
+    overrides: Sequence[str],
+    runs: Path,
+    quiet: bool,
+    as_json: bool,
+) -> None:
+    """Run a recipe: fine-tune, export, quantize, judge, bundle.
+
+    Finished stages are not run again. Exits 3 when a required variant does not pass its gate.
+
+    \b
+    edgekiln run recipes/traffic-lights.toml
+    edgekiln run recipes/traffic-lights.toml --set finetune.epochs=2 --force finetune
+    """
+    _run_and_print(recipe, overrides, runs, quiet, as_json, until=until, force=force)
+
+
+def _run_and_print(
+    recipe_path: Path,
+    overrides: Sequence[str],
+    runs: Path,
+    quiet: bool,
+    as_json: bool,
+    *,
+    until: str | None = None,
+    force: Sequence[str] = (),
+) -> None:
+    from edgekiln.runtime.extras import import_extra
+
+    for module in ("pydantic", "torch", "torchvision", "timm", "onnx", "jinja2", "matplotlib"):
+        import_extra(module, "build")
+    import_extra("onnxruntime", "onnx")
+    from edgekiln.pipeline.progress import make_progress
+    from edgekiln.pipeline.recipe import load_recipe
+    from edgekiln.pipeline.run import check_gate, run_recipe
+
+    recipe = load_recipe(recipe_path, overrides)
+    result = run_recipe(recipe, runs, make_progress(quiet), until=until, force=force)
+    stages = {name: {"seconds": r.seconds, "cached": r.cached} for name, r in result.stages.items()}
+    if result.report is None or result.bundle is None:
+        if as_json:
+            _print_document({"stages": stages})
+        else:
+            click.echo(f"Stopped after {list(stages)[-1]}.")
+        return
+    if as_json:
+        try:
+            check_gate(result.report)
+        finally:
+            pass
+        document = {key: result.report[key] for key in ("name", "baseline", "variants", "data", "machine")}
+        _print_document({"stages": stages, "bundle": str(result.bundle), **document})
+        return
+    _print_report(result.report, result.bundle)
+    check_gate(result.report)
+
+
+def _print_report(report: Mapping[str, Any], bundle: Path) -> None:
+    from edgekiln.benchmarks.report import format_text, table_rows
+
+    click.echo(format_text(table_rows(report)))
+    click.echo("")
+    benchmark = report["benchmark"]
+    if benchmark:
+        validity = benchmark["validity"]
+        reasons = f" ({'; '.join(validity['reasons'])})" if validity["reasons"] else ""
+        click.echo(f"latency  {validity['state']}{reasons}; batch 1, {_configurations(benchmark)}")
+    click.echo(f"images   {report['data']['counts']['test']} in the test split")
+    click.echo(f"bundle   {bundle}")
+    click.echo(f"report   {bundle / 'report.html'}")
+
+
+def _configurations(benchmark: Mapping[str, Any]) -> str:
+    def words(config: Mapping[str, Any]) -> str:
+        parts = [f"{config['threads']} threads" if config.get("threads") else "default threads"]
+        if "channels_last" in config:
+            parts.append("channels_last" if config["channels_last"] else "contiguous")
+        return " ".join(parts)
+
+    return ", ".join(f"{m['name']}: {words(m['config'])}" for m in benchmark["measurements"])
+
+
+@click.command()
+@click.argument("bundle", type=click.Path(path_type=Path))
+@click.argument("images", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.option("--variant", help="Take this engine instead of the preferred one.")
+@click.option("--device", type=click.Choice(["cpu", "cuda"]), help="Only engines for this device.")
+@click.option("--threads", type=click.IntRange(min=1), help="CPU threads.")
+@click.option("--top", type=click.IntRange(min=1), default=1, show_default=True, help="Classes to print.")
+@_json_option
+def predict(
+    bundle: Path,
+    images: Sequence[Path],
+    variant: str | None,
+    device: Any,
+    threads: int | None,
+    top: int,
+    as_json: bool,
+) -> None:
+    """Classify pictures with a bundle. Exits 2 when a picture could not be read; the others are answered.
+
+    \b
+    edgekiln predict runs/traffic-lights/bundle photo.jpg --top 3
+    """
+    from edgekiln.runtime import load
+    from edgekiln.runtime.errors import ImageError
+
+    answers: list[dict[str, Any]] = []
+    failures: list[ImageError] = []
+    with load(bundle, variant=variant, device=device, threads=threads) as classifier:
+        selection = classifier.variant
+        for path in images:
+            try:
+                candidates = classifier.predict(path).top(top)
+            except ImageError as error:
+                failures.append(error)
+                continue
+            answers.append(
+                {
+                    "path": str(path),
+                    "top": [{"label": c.label, "score": round(c.score, 6)} for c in candidates],
+                }
+            )
+            if not as_json:
+                click.echo(f"{path}  " + "  ".join(f"{c.label} {c.score:.4f}" for c in candidates))
+    if as_json:
+        _print_predictions(answers, failures, selection)
+    else:
+        click.echo(f"variant {selection.name} ({selection.backend}): {selection.reason}", err=True)
+        for failure in failures:
+            click.echo(f"unreadable: {failure}", err=True)
+        if failures:
+            click.echo(f"{len(failures)} of {len(images)} pictures could not be read.", err=True)
+    if failures:
+        raise click.exceptions.Exit(2)
+
+
+def _print_predictions(answers: Sequence[Mapping[str, Any]], failures: Sequence[Any], selection: Any) -> None:
+    click.echo(
+        json.dumps(
+            {
+                "schema_version": "1.0",
+                "ok": not failures,
+                "variant": {"name": selection.name, "backend": selection.backend, "reason": selection.reason},
+                "predictions": list(answers),
+                "failures": [{"path": f.path, "reason": f.reason, "message": f.message} for f in failures],
+            }
+        )
+    )
+
+
+@click.command()
+@click.argument("path", type=click.Path(path_type=Path))
+@_json_option
+def inspect(path: Path, as_json: bool) -> None:
+    """Say what a bundle, an ONNX file or a checkpoint is.
+
+    \b
+    edgekiln inspect runs/traffic-lights/bundle
+    """
+    from edgekiln.pipeline.cli.inspecting import describe
+
+    values = describe(path)
+    if as_json:
+        _print_document(values)
+        return
+    for key, value in values.items():
+        if isinstance(value, list):
+            click.echo(f"{key}:")
+            for item in value:
+                click.echo(f"  {item if isinstance(item, str) else _one_line(item)}")
+        else:
+            click.echo(f"{key}: {value}")
+
+
+def _one_line(item: Mapping[str, Any]) -> str:
+    return ", ".join(f"{key} {value}" for key, value in item.items())
+
+
+@click.command()
+@click.argument("target", type=click.Path(path_type=Path))
+@click.option("--runtime", is_flag=True, help="What the runtime itself costs; TARGET is a bundle.")
+@click.option("--again", is_flag=True, help="Measure again although it was measured before.")
+@_set_option
+@_runs_option
+@_quiet_option
+@_json_option
+def bench(
+    target: Path,
+    runtime: bool,
+    again: bool,
+    overrides: Sequence[str],
+    runs: Path,
+    quiet: bool,
+    as_json: bool,
+) -> None:
+    """Measure latency: of a recipe's engines next to PyTorch, or (--runtime) what the runtime itself costs.
+
+    \b
+    edgekiln bench recipes/traffic-lights-224.toml --again
+    edgekiln bench runs/traffic-lights/bundle --runtime
+    """
+    if not runtime:
+        _run_and_print(target, overrides, runs, quiet, as_json, force=["benchmark"] if again else [])
+        return
+    from edgekiln.benchmarks.runtime_cost import measure_runtime_cost
+
+    values = measure_runtime_cost(target)
+    if as_json:
+        _print_document(values)
+        return
+    for key, value in values.items():
+        click.echo(f"{key:32} {value}")
+
+
+COMMANDS = (run, predict, inspect, bench)

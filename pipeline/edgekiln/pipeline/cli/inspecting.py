@@ -1,0 +1,111 @@
+"""What a file or folder is, told without running it."""
+
+from __future__ import annotations
+
+import json
+import struct
+from pathlib import Path
+from typing import Any
+
+from edgekiln.runtime.bundle import open_bundle
+from edgekiln.runtime.contract import Contract
+from edgekiln.runtime.errors import UntrustedError, UsageError
+from edgekiln.runtime.extras import import_extra
+
+__all__ = ["describe"]
+
+_MAX_HEADER_BYTES = 64 * 2**20
+
+
+def describe(path: Path) -> dict[str, Any]:
+    """JSON values about a bundle, an ONNX file or a safetensors checkpoint.
+
+    Raises:
+        UsageError: nothing there, or of no known kind.
+        UntrustedError: damaged.
+    """
+    if path.is_dir():
+        return _describe_bundle(path)
+    if not path.is_file():
+        raise UsageError(f"There is no file or folder {path}.", path=path)
+    match path.suffix:
+        case ".onnx":
+            return _describe_onnx(path)
+        case ".safetensors":
+            return _describe_checkpoint(path)
+        case suffix:
+            raise UsageError(
+                f"{path} is of no kind that edgekiln knows (ending {suffix or 'none'}).",
+                hint="It inspects bundles (folders), .onnx and .safetensors files.",
+                path=path,
+            )
+
+
+def _describe_contract(contract: Contract) -> dict[str, Any]:
+    return {
+        "input": f"{contract.height} x {contract.width}, {contract.resize}, {contract.interpolation}",
+        "classes": list(contract.classes),
+        "contract": contract.digest,
+    }
+
+
+def _describe_bundle(path: Path) -> dict[str, Any]:
+    bundle = open_bundle(path)
+    return {
+        "kind": "bundle",
+        "name": bundle.name,
+        "digest": bundle.digest,
+        **_describe_contract(bundle.contract),
+        "variants": [
+            {
+                "name": v.name,
+                "backend": v.backend,
+                "precision": v.precision.value,
+                "verdict": v.verdict,
+                "reason": v.reason,
+            }
+            for v in bundle.variants
+        ],
+        "files": [{"name": n, "bytes": f.size, "sha256": f.sha256} for n, f in sorted(bundle.files.items())],
+    }
+
+
+def _describe_onnx(path: Path) -> dict[str, Any]:
+    onnx = import_extra("onnx", "build")
+    from edgekiln.export.onnx import read_contract
+
+    try:
+        model = onnx.load(path, load_external_data=False)
+    except Exception as error:  # protobuf's errors share no public base class
+        raise UntrustedError(f"{path} is no ONNX file: {error}.", path=path) from error
+    operators: dict[str, int] = {}
+    for node in model.graph.node:
+        operators[node.op_type] = operators.get(node.op_type, 0) + 1
+    return {
+        "kind": "onnx",
+        "ir_version": model.ir_version,
+        "opset": {entry.domain or "ai.onnx": entry.version for entry in model.opset_import},
+        **_describe_contract(read_contract(model)),
+        "operators": dict(sorted(operators.items())),
+    }
+
+
+def _describe_checkpoint(path: Path) -> dict[str, Any]:
+    """Reads the header only: eight bytes of length, then JSON (the safetensors format)."""
+    with path.open("rb") as file:
+        prefix = file.read(8)
+        length = struct.unpack("<Q", prefix)[0] if len(prefix) == 8 else _MAX_HEADER_BYTES + 1
+        raw = file.read(length) if length <= _MAX_HEADER_BYTES else b""
+    try:
+        header = json.loads(raw)
+        metadata = header.pop("__metadata__")
+        contract = Contract.from_json(metadata["edgekiln.contract"])
+        backbone = json.loads(metadata["edgekiln.backbone"])
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UntrustedError(f"{path} is no checkpoint of edgekiln: {error}.", path=path) from error
+    return {
+        "kind": "checkpoint",
+        "backbone": backbone["model"],
+        **_describe_contract(contract),
+        "tensors": len(header),
+    }

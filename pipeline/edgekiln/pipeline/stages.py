@@ -1,0 +1,448 @@
+"""The stages: each a function from finished folders to files in its own folder. ``run`` puts them in order.
+
+data -> finetune -> export -> variant.NAME -> evaluate.NAME -> benchmark -> bundle
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from edgekiln.pipeline.data import (
+    LabelledImages,
+    PreparedSplit,
+    load_split,
+    make_contract,
+    prepare_splits,
+    read_classes,
+    read_source,
+)
+from edgekiln.pipeline.progress import Progress
+from edgekiln.pipeline.recipe import Recipe, VariantSettings
+from edgekiln.runtime.backends import open_session
+from edgekiln.runtime.errors import DeviceError, EnvironmentProblem, PrecisionError
+from edgekiln.runtime.spec import Logits, Precision
+
+__all__ = ["BASELINE", "Stage", "StageContext", "plan_stages"]
+
+BASELINE = "baseline"
+MODEL_NAME = "model.onnx"
+LOGITS_NAME = "logits.npz"
+_FRAMES_NAME = "frames.npy"
+
+
+@dataclass(frozen=True, slots=True)
+class StageContext:
+    """What a stage works with."""
+
+    recipe: Recipe
+    folder: Path
+    inputs: Mapping[str, Path]
+    progress: Progress
+
+
+@dataclass(frozen=True, slots=True)
+class Stage:
+    """One step.
+
+    Attributes:
+        inputs: names of the stages whose output it reads.
+        settings: everything else that determines its output, as JSON values.
+        tools: distributions whose versions matter.
+        resumable: whether an interrupted attempt is continued.
+        revision: raised when the code of the stage changes what it writes.
+    """
+
+    name: str
+    inputs: tuple[str, ...]
+    settings: Mapping[str, Any]
+    tools: tuple[str, ...]
+    work: Callable[[StageContext], None]
+    resumable: bool = False
+    revision: int = 1
+
+
+def plan_stages(recipe: Recipe) -> list[Stage]:
+    """All stages of a recipe, each after those that it reads."""
+    stages = [_data_stage(recipe), _finetune_stage(recipe), _export_stage(recipe)]
+    stages += [_variant_stage(recipe, variant) for variant in recipe.variants]
+    stages.append(
+        Stage(
+            f"evaluate.{BASELINE}",
+            ("data", "finetune"),
+            {"backbone": recipe.backbone.model_dump(mode="json")},
+            ("torch",),
+            _evaluate_baseline,
+        )
+    )
+    stages += [_evaluate_stage(variant) for variant in recipe.variants]
+    judged = tuple(stage.name for stage in stages)
+    if recipe.benchmark.enabled:
+        stages.append(_benchmark_stage(recipe, judged))
+    stages.append(_bundle_stage(recipe, tuple(stage.name for stage in stages)))
+    return stages
+
+
+# --------------------------------------------------------------------------------------------------------------
+# data
+
+
+def _data_stage(recipe: Recipe) -> Stage:
+    return Stage(
+        "data",
+        (),
+        {
+            "data": recipe.data.model_dump(mode="json"),
+            "seed": recipe.seed,
+            "pictures": _fingerprint(read_source(recipe.data)),
+        },
+        ("numpy", "Pillow"),
+        _prepare_data,
+    )
+
+
+def _fingerprint(images: LabelledImages) -> str:
+    """Changes with any picture. Files by size and times, not content: a key must not cost a full read."""
+    import hashlib
+
+    digest = hashlib.sha256(repr((images.classes, images.ignored)).encode())
+    for part in (images.train, images.val or (), images.test or ()):
+        for sample in part:
+            if isinstance(sample.picture, Path):
+                status = sample.picture.stat()
+                identity: object = (status.st_size, status.st_mtime_ns, status.st_ctime_ns)
+            else:
+                identity = hashlib.sha256(np.ascontiguousarray(sample.picture).tobytes()).hexdigest()
+            digest.update(repr((sample.key, sample.label, identity)).encode())
+        digest.update(b"|")
+    return digest.hexdigest()
+
+
+def _prepare_data(context: StageContext) -> None:
+    index = prepare_splits(
+        context.recipe.data,
+        seed=context.recipe.seed,
+        folder=context.folder,
+        advance=lambda done, total: context.progress.advance(done, total, "pictures"),
+    )
+    counts = ", ".join(f"{name} {len(part['keys'])}" for name, part in index["splits"].items())
+    context.progress.message(f"  {len(index['classes'])} classes; {counts}")
+    for kind, text in (
+        ("unreadable", "unreadable pictures left out"),
+        ("duplicates", "pictures left out because the same bytes stand in a split that judges"),
+        ("ignored", "files passed over because their ending is no picture's"),
+    ):
+        entries = [e if isinstance(e, str) else e["key"] for e in index[kind]]
+        if entries:
+            more = f" and {len(entries) - 5} more" if len(entries) > 5 else ""
+            context.progress.message(f"  {len(entries)} {text}: {', '.join(entries[:5])}{more}")
+
+
+# --------------------------------------------------------------------------------------------------------------
+# finetune and export
+
+
+def _finetune_stage(recipe: Recipe) -> Stage:
+    import torch
+
+    settings = recipe.finetune.model_dump(mode="json", exclude={"checkpoint_seconds"})
+    weights = Path(recipe.backbone.weights)
+    return Stage(
+        "finetune",
+        ("data",),
+        {
+            "backbone": recipe.backbone.model_dump(mode="json"),
+            "weights_file": _file_digest(weights) if weights.suffix in {".pth", ".safetensors"} else None,
+            "finetune": settings,
+            "seed": recipe.seed,
+            "device": "cuda" if torch.cuda.is_available() else "cpu",
+        },
+        ("torch", "torchvision", "timm"),
+        _finetune,
+        resumable=True,
+    )
+
+
+def _file_digest(path: Path) -> str | None:
+    from edgekiln.runtime.bundle import hash_file
+
+    return hash_file(path.resolve())[0] if path.is_file() else None
+
+
+def _finetune(context: StageContext) -> None:
+    from edgekiln.pipeline.backbones import build_backbone
+    from edgekiln.pipeline.finetune import FinetuneJob, finetune
+
+    recipe, data = context.recipe, context.inputs["data"]
+    classes = read_classes(data)
+    normalization = build_backbone(
+        recipe.backbone, len(classes), recipe.data.size, load_weights=False
+    ).normalization
+    job = FinetuneJob(
+        backbone=recipe.backbone,
+        settings=recipe.finetune,
+        contract=make_contract(recipe.data, classes, normalization),
+        train=load_split(data, "train"),
+        val=load_split(data, "val"),
+        seed=recipe.seed,
+        advance=context.progress.advance,
+    )
+    finetune(job, context.folder)
+
+
+def _export_stage(recipe: Recipe) -> Stage:
+    return Stage(
+        "export",
+        ("data", "finetune"),
+        {
+            "export": recipe.export.model_dump(mode="json"),
+            "backbone": recipe.backbone.model_dump(mode="json"),
+        },
+        ("torch", "onnx", "onnxscript", "onnxruntime", "onnxruntime-gpu"),
+        _export,
+    )
+
+
+def _export(context: StageContext) -> None:
+    from edgekiln.export.onnx import export_onnx
+    from edgekiln.export.parity import check_parity
+    from edgekiln.pipeline.finetune import CHECKPOINT_NAME, evaluate_model, load_checkpoint
+
+    recipe = context.recipe
+    model, contract = load_checkpoint(context.inputs["finetune"] / CHECKPOINT_NAME, recipe.backbone)
+    path = context.folder / MODEL_NAME
+    context.progress.advance(0, 2, "torch.onnx")
+    export_onnx(model, contract, path, opset=recipe.export.opset)
+    context.progress.advance(1, 2, "parity on real images")
+    frames, keys = _parity_images(context.inputs["data"], recipe.export.parity_images)
+    session = open_session("onnxruntime-cpu", path.read_bytes())
+    parity = check_parity(
+        evaluate_model(model, frames).numpy(), session.run(frames), keys, recipe.export.parity_tolerance
+    )
+    _write_json(
+        context.folder / "parity.json",
+        {
+            "images": parity.images,
+            "max_difference": parity.max_difference,
+            "logit_range": parity.logit_range,
+            "worst_image": parity.worst_image,
+        },
+    )
+
+
+def _parity_images(data: Path, wanted: int) -> tuple[np.ndarray[Any, np.dtype[np.uint8]], list[str]]:
+    """Real val images; a small val split is filled up with training images."""
+    val, train = load_split(data, "val"), load_split(data, "train")
+    taken = min(wanted, len(val))
+    rest = min(wanted - taken, len(train))
+    frames = np.concatenate([val.frames[:taken], train.frames[:rest]])
+    return frames, [*val.keys[:taken], *train.keys[:rest]]
+
+
+# --------------------------------------------------------------------------------------------------------------
+# variants
+
+
+def _variant_stage(recipe: Recipe, variant: VariantSettings) -> Stage:
+    relevant = {"precision": variant.precision.value}
+    if variant.precision is Precision.INT8:
+        relevant |= variant.model_dump(
+            mode="json", include={"calibration_images", "calibration_method", "min_precision_share"}
+        )
+        relevant["seed"] = recipe.seed  # type: ignore[assignment] # JSON values of several types
+    return Stage(
+        f"variant.{variant.name}",
+        ("data", "export"),
+        relevant,
+        ("onnx", "onnxruntime", "onnxruntime-gpu"),
+        lambda context: _make_variant(context, variant),
+    )
+
+
+def _make_variant(context: StageContext, variant: VariantSettings) -> None:
+    source = context.inputs["export"] / MODEL_NAME
+    target = context.folder / MODEL_NAME
+    about: dict[str, Any] = {"failure": None}
+    if variant.precision is Precision.FP32:
+        shutil.copyfile(source, target)
+    else:
+        about |= _make_int8(context, variant, source, target)
+    _write_json(context.folder / "about.json", about)
+
+
+def _make_int8(context: StageContext, variant: VariantSettings, source: Path, target: Path) -> dict[str, Any]:
+    """Quantize and audit. A failed audit fails this variant, not the run: the others are still worth having."""
+    from edgekiln.export.audit import audit_int8
+    from edgekiln.export.calibration import choose_calibration
+    from edgekiln.export.int8_cpu import quantize_for_cpu
+
+    train = load_split(context.inputs["data"], "train")
+    calibration = choose_calibration(train.frames, variant.calibration_images, context.recipe.seed)
+    context.progress.advance(0, 1, f"calibrating on {len(calibration.frames)} images")
+    quantize_for_cpu(source, target, calibration, variant.calibration_method)
+    about: dict[str, Any] = {
+        "calibration": {
+            "images": len(calibration.frames),
+            "digest": calibration.digest,
+            "method": variant.calibration_method,
+        },
+        "failure": None,
+    }
+    try:
+        audit = audit_int8(source.read_bytes(), target.read_bytes(), variant.min_precision_share)
+        about["audit"] = audit.to_dict()
+    except PrecisionError as error:
+        about["failure"] = str(error)
+    return about
+
+
+# --------------------------------------------------------------------------------------------------------------
+# evaluate
+
+
+def _evaluate_baseline(context: StageContext) -> None:
+    from edgekiln.pipeline.finetune import CHECKPOINT_NAME, evaluate_model, load_checkpoint
+
+    model, _ = load_checkpoint(context.inputs["finetune"] / CHECKPOINT_NAME, context.recipe.backbone)
+    test = load_split(context.inputs["data"], "test")
+    _save_logits(context.folder, evaluate_model(model, test.frames).numpy())
+
+
+def _evaluate_stage(variant: VariantSettings) -> Stage:
+    return Stage(
+        f"evaluate.{variant.name}",
+        ("data", f"variant.{variant.name}"),
+        {"backend": variant.backend, "available": _is_available(variant.backend)},
+        ("onnxruntime", "onnxruntime-gpu"),
+        lambda context: _evaluate_variant(context, variant),
+    )
+
+
+def _is_available(backend: str) -> bool:
+    """Whether the device is here: what could not run once is tried again when it can."""
+    from edgekiln.runtime.backends.onnxruntime import import_onnxruntime
+
+    device = backend.removeprefix("onnxruntime-")
+    providers = import_onnxruntime(device).get_available_providers()
+    return {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}[device] in providers
+
+
+def _evaluate_variant(context: StageContext, variant: VariantSettings) -> None:
+    test = load_split(context.inputs["data"], "test")
+    model = (context.inputs[f"variant.{variant.name}"] / MODEL_NAME).read_bytes()
+    try:
+        session = open_session(variant.backend, model)
+    except (DeviceError, EnvironmentProblem) as problem:
+        _write_json(context.folder / "not-run.json", {"reason": str(problem)})
+        context.progress.message(f"  {variant.name} was not run here: {problem}")
+        return
+    logits = []
+    for start in range(0, len(test), 64):
+        logits.append(session.run(np.array(test.frames[start : start + 64])))
+        context.progress.advance(min(start + 64, len(test)), len(test), "test images")
+    _save_logits(context.folder, np.concatenate(logits))
+
+
+def _save_logits(folder: Path, logits: Logits) -> None:
+    np.savez(folder / LOGITS_NAME, logits=logits)
+
+
+def read_logits(folder: Path) -> Logits:
+    """float32 (N, C) of the test split, as an evaluate stage wrote them."""
+    with np.load(folder / LOGITS_NAME, allow_pickle=False) as arrays:
+        logits: Logits = arrays["logits"]
+    return logits
+
+
+# --------------------------------------------------------------------------------------------------------------
+# benchmark
+
+
+def _benchmark_stage(recipe: Recipe, inputs: tuple[str, ...]) -> Stage:
+    from edgekiln.benchmarks.environment import describe_machine
+
+    machine = describe_machine()
+    return Stage(
+        "benchmark",
+        inputs,
+        {
+            "benchmark": recipe.benchmark.model_dump(mode="json"),
+            "backbone": recipe.backbone.model_dump(mode="json"),
+            "variants": [v.name for v in recipe.variants],
+            "machine": {key: machine[key] for key in ("cpu", "cores", "avx2", "vnni")},
+        },
+        ("torch", "onnxruntime", "onnxruntime-gpu"),
+        _benchmark,
+    )
+
+
+def _benchmark(context: StageContext) -> None:
+    from edgekiln.benchmarks.latency import BenchmarkPlan, engine_contender, run_benchmark
+
+    settings = context.recipe.benchmark
+    test = load_split(context.inputs["data"], "test")
+    count = min(settings.images, len(test))
+    frames = np.array(test.frames[:count])
+    frames_file = context.folder / _FRAMES_NAME
+    np.save(frames_file, frames)
+    contenders = [_baseline_contender(context, test, count)]
+    contenders += [
+        engine_contender(
+            variant.name,
+            context.inputs[f"variant.{variant.name}"] / MODEL_NAME,
+            variant.backend,
+            read_logits(context.inputs[f"evaluate.{variant.name}"])[:count],
+        )
+        for variant in context.recipe.variants
+        if (context.inputs[f"evaluate.{variant.name}"] / LOGITS_NAME).exists()
+    ]
+    plan = BenchmarkPlan(settings.processes, settings.blocks, settings.block_seconds)
+    result = run_benchmark(contenders, frames_file, plan, context.progress.advance)
+    frames_file.unlink()
+    _write_json(context.folder / "benchmark.json", result.to_dict())
+
+
+def _baseline_contender(context: StageContext, test: PreparedSplit, count: int) -> Any:
+    from edgekiln.benchmarks.latency import Contender, thread_choices
+    from edgekiln.pipeline.finetune import CHECKPOINT_NAME
+
+    return Contender(
+        name=BASELINE,
+        factory="edgekiln.pipeline.baseline:open_baseline",
+        arguments={
+            "checkpoint": str(context.inputs["finetune"] / CHECKPOINT_NAME),
+            "backbone": context.recipe.backbone.model_dump(mode="json"),
+        },
+        configs=[
+            {"threads": threads, "channels_last": channels_last}
+            for threads in thread_choices()
+            for channels_last in (False, True)
+        ],
+        logits=read_logits(context.inputs[f"evaluate.{BASELINE}"])[:count],
+    )
+
+
+# --------------------------------------------------------------------------------------------------------------
+# bundle
+
+
+def _bundle_stage(recipe: Recipe, inputs: tuple[str, ...]) -> Stage:
+    from edgekiln.pipeline.packing import pack_bundle, public_recipe
+
+    return Stage(
+        "bundle",
+        inputs,
+        {"recipe": public_recipe(recipe)},
+        ("jinja2", "matplotlib"),
+        pack_bundle,
+    )
+
+
+def _write_json(path: Path, values: Mapping[str, Any]) -> None:
+    path.write_text(json.dumps(values, indent=1, sort_keys=True), "utf-8")

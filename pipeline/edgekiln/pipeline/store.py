@@ -1,0 +1,137 @@
+"""Finished stages on disk, found again by key. A folder under its final name is always complete.
+
+A stage works in ``.partial-KEY`` beside its place, is flushed, and is renamed in one step. Its key is the digest of
+its inputs' digests, its settings and its tools' versions, so nothing is run twice and nothing stale is used.
+This module knows nothing of what stages do.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from edgekiln.pipeline.progress import Progress
+from edgekiln.runtime.bundle import hash_file
+from edgekiln.runtime.errors import ResourceError
+
+__all__ = ["StageRecord", "StageStore", "stage_key"]
+
+_RECORD_NAME = "stage.json"
+_OUTPUT_NAME = "out"
+
+
+@dataclass(frozen=True, slots=True)
+class StageRecord:
+    """One finished stage.
+
+    Attributes:
+        folder: holds its output files, flat.
+        digest: sha256 over names and contents of the files; what later stages depend on.
+        seconds: how long it took when it ran.
+        cached: whether it had been run before.
+    """
+
+    name: str
+    key: str
+    folder: Path
+    digest: str
+    seconds: float
+    cached: bool
+
+
+def stage_key(name: str, **parts: Any) -> str:
+    """sha256 of everything that determines a stage's output; ``parts`` are JSON values."""
+    canonical = json.dumps({"stage": name, **parts}, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(canonical.encode()).hexdigest()
+
+
+class StageStore:
+    """The stages of one recipe below ``root``. One process at a time works in it; others wait."""
+
+    def __init__(self, root: Path) -> None:
+        self._root = root
+
+    @contextlib.contextmanager
+    def lock(self, progress: Progress) -> Iterator[None]:
+        """Hold the store alone. The system frees it when the holder dies, however it dies."""
+        try:
+            self._root.mkdir(parents=True, exist_ok=True)
+            descriptor = os.open(self._root / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
+        except OSError as error:
+            raise ResourceError(
+                f"{self._root} cannot be written: {error.strerror}.",
+                hint="Choose another place with --runs.",
+                path=self._root,
+            ) from error
+        try:
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                progress.message(f"waiting for another run in {self._root}")
+                fcntl.flock(descriptor, fcntl.LOCK_EX)
+            yield
+        finally:
+            os.close(descriptor)
+
+    def find(self, name: str, key: str) -> StageRecord | None:
+        """The finished stage of that key, or ``None``."""
+        folder = self._folder(name, key)
+        try:
+            record = json.loads((folder / _RECORD_NAME).read_text("utf-8"))
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+        sizes = {entry.name: entry.stat().st_size for entry in (folder / _OUTPUT_NAME).iterdir()}
+        if sizes != {file: entry["size"] for file, entry in record["files"].items()}:
+            return None  # somebody removed or changed files by hand
+        return StageRecord(name, key, folder / _OUTPUT_NAME, record["digest"], record["seconds"], True)
+
+    def begin(self, name: str, key: str, *, resume: bool) -> Path:
+        """The folder to work in; what an interrupted attempt left is kept only where ``resume``."""
+        partial = self._partial(name, key)
+        if not resume:
+            shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True, exist_ok=True)
+        return partial
+
+    def finish(self, name: str, key: str, seconds: float, about: Mapping[str, Any]) -> StageRecord:
+        """Flush the files of the working folder and give it its final name."""
+        partial, folder = self._partial(name, key), self._folder(name, key)
+        files = {}
+        for entry in sorted(partial.iterdir()):
+            digest, size = hash_file(entry)
+            files[entry.name] = {"sha256": digest, "size": size}
+            _flush(entry)
+        digest = hashlib.sha256(json.dumps(files, sort_keys=True).encode()).hexdigest()
+        staging = partial.with_name(f".done-{key[:16]}")
+        shutil.rmtree(staging, ignore_errors=True)
+        staging.mkdir()
+        partial.rename(staging / _OUTPUT_NAME)
+        record = {**about, "stage": name, "key": key, "files": files, "digest": digest, "seconds": seconds}
+        (staging / _RECORD_NAME).write_text(json.dumps(record, indent=1, sort_keys=True), "utf-8")
+        _flush(staging / _RECORD_NAME)
+        shutil.rmtree(folder, ignore_errors=True)  # of a forced stage
+        staging.rename(folder)
+        _flush(folder.parent)
+        return StageRecord(name, key, folder / _OUTPUT_NAME, digest, seconds, False)
+
+    def _folder(self, name: str, key: str) -> Path:
+        return self._root / "stages" / name / key[:16]
+
+    def _partial(self, name: str, key: str) -> Path:
+        return self._root / "stages" / name / f".partial-{key[:16]}"
+
+
+def _flush(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
