@@ -117,7 +117,7 @@ class Validity:
 
 
 def compare_speed(baseline: Measurement, contender: Measurement, *, seed: int = 0) -> Ratio:
-    """Baseline time over contender time, from blocks that ran interleaved.
+    """Baseline time over contender time: the geometric mean over pairs of blocks that ran side by side.
 
     The interval resamples processes first, then blocks within them, the same for both sides: what differs from
     process to process (memory layout, thread placement) is the larger part of the error, and resampling calls
@@ -128,30 +128,30 @@ def compare_speed(baseline: Measurement, contender: Measurement, *, seed: int = 
 
 def _paired_ratio(baseline: NDArray[np.float64], contender: NDArray[np.float64], seed: int) -> Ratio:
     generator = np.random.default_rng(seed)
-    processes, blocks = baseline.shape
+    # Blocks of one index ran side by side, so drift of the machine cancels in their ratio.
+    logs = np.log(baseline / contender)
+    processes, blocks = logs.shape
     rows = generator.integers(processes, size=(_RESAMPLES, processes, 1))
     columns = generator.integers(blocks, size=(_RESAMPLES, processes, blocks))
-    ratios = np.median(baseline[rows, columns], axis=(1, 2)) / np.median(
-        contender[rows, columns], axis=(1, 2)
-    )
-    low, high = np.quantile(ratios, [0.025, 0.975])
-    return Ratio(float(np.median(baseline) / np.median(contender)), float(low), float(high))
+    low, high = np.exp(np.quantile(logs[rows, columns].mean(axis=(1, 2)), [0.025, 0.975]))
+    return Ratio(float(np.exp(logs.mean())), float(low), float(high))
 
 
-def assess(measurements: Sequence[Measurement], *, steal: float, foreign_load: float) -> Validity:
+def assess(
+    measurements: Sequence[Measurement], repeated: Measurement, *, steal: float, foreign_load: float
+) -> Validity:
     """Judge a whole run.
 
-    The baseline is measured against itself, even blocks against odd ones: a machine on which that differs from 1,
-    or is known to no better than 10 %, cannot support any ratio.
+    The baseline takes two turns in every round and is compared with itself like any contender: a machine on which
+    that ratio differs from 1, or is known to no better than 10 %, cannot support any other.
 
     Args:
         measurements: the baseline first.
+        repeated: the baseline's other turns.
         steal: share of CPU time that the hypervisor took, 0 to 1.
-        foreign_load: mean number of other runnable processes before the run.
+        foreign_load: mean number of cores that others kept busy before the run.
     """
-    medians = measurements[0].block_medians()
-    pairs = medians.shape[1] // 2
-    own = _paired_ratio(medians[:, 0 : 2 * pairs : 2], medians[:, 1 : 2 * pairs : 2], seed=0)
+    own = compare_speed(measurements[0], repeated)
     reasons = []
     if own.high - own.low > MAX_SELF_INTERVAL:
         reasons.append(f"the baseline against itself is known only to {own.low:.2f} .. {own.high:.2f}")

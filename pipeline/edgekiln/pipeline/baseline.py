@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 
 from edgekiln.export.onnx import PixelModel, normalize
-from edgekiln.pipeline.finetune import load_checkpoint
+from edgekiln.pipeline.checkpoint import load_checkpoint
 from edgekiln.pipeline.recipe import BackboneSettings
 from edgekiln.runtime.errors import UsageError
 from edgekiln.runtime.spec import Frames, Logits, check_finite, check_frames

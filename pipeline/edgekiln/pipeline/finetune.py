@@ -19,21 +19,19 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors import safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 from torchvision.transforms import v2
 
 from edgekiln.export.onnx import PixelModel, normalize
 from edgekiln.pipeline.backbones import Backbone, build_backbone, find_head
+from edgekiln.pipeline.checkpoint import CHECKPOINT_NAME, load_tensors, save_checkpoint, save_tensors
 from edgekiln.pipeline.data import PreparedSplit
 from edgekiln.pipeline.recipe import Augmentation, BackboneSettings, FinetuneSettings
 from edgekiln.runtime.contract import Contract
-from edgekiln.runtime.errors import GateError, RecipeError, UntrustedError
+from edgekiln.runtime.errors import GateError
 
-__all__ = ["CHECKPOINT_NAME", "LOG_NAME", "FinetuneJob", "evaluate_model", "finetune", "load_checkpoint"]
+__all__ = ["LOG_NAME", "FinetuneJob", "evaluate_model", "finetune", "fit_probe"]
 
-CHECKPOINT_NAME = "checkpoint.safetensors"
 LOG_NAME = "log.jsonl"
 _PROGRESS_NAME = "progress.safetensors"
 _EVALUATION_BATCH = 64
@@ -241,12 +239,8 @@ class _Trainer:
 
     def _write_checkpoint(self) -> None:
         self._log("done", best_step=self.state.best_step, best_val_top1=round(self.state.best_top1, 6))
-        metadata = {
-            "edgekiln.contract": self.job.contract.to_json(),
-            "edgekiln.backbone": json.dumps({"model": self.job.backbone.model}),
-            "edgekiln.best_val_top1": repr(self.state.best_top1),
-        }
-        save_tensors(self.state.best, self.folder / CHECKPOINT_NAME, metadata)
+        path = self.folder / CHECKPOINT_NAME
+        save_checkpoint(self.state.best, self.job.contract, self.job.backbone.model, path)
         (self.folder / _PROGRESS_NAME).unlink(missing_ok=True)
 
 
@@ -373,44 +367,3 @@ def _logistic_regression(
 
     solver.step(loss)  # type: ignore[no-untyped-call] # torch
     return weight.detach(), bias.detach()
-
-
-def save_tensors(tensors: dict[str, Tensor], path: Path, metadata: dict[str, str]) -> None:
-    """Write a safetensors file beside its place, flush it to disk, and move it there in one step."""
-    beside = path.with_name(f".{path.name}.{os.getpid()}")
-    # A tensor may be laid out channels-last; the format knows dense row-major only.
-    save_file({k: v.contiguous() for k, v in tensors.items()}, beside, metadata)
-    with beside.open("rb") as file:
-        os.fsync(file.fileno())
-    beside.replace(path)
-
-
-def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Tensors and metadata of a safetensors file.
-
-    Raises:
-        UntrustedError: the file is damaged.
-    """
-    try:
-        with safe_open(path, framework="pt") as file:
-            return {key: file.get_tensor(key) for key in file.keys()}, dict(file.metadata() or {})  # noqa: SIM118 -- not a mapping
-    except Exception as error:  # safetensors has its own error type, OSError, and others
-        raise UntrustedError(f"{path} is no intact safetensors file: {error}.", path=path) from error
-
-
-def load_checkpoint(path: Path, settings: BackboneSettings) -> tuple[PixelModel, Contract]:
-    """The fine-tuned model in evaluation mode on the CPU, and its contract.
-
-    Raises:
-        RecipeError: the checkpoint is of another backbone.
-        UntrustedError: the file is damaged.
-    """
-    tensors, metadata = load_tensors(path)
-    contract = Contract.from_json(metadata.get("edgekiln.contract", ""))
-    stored = json.loads(metadata.get("edgekiln.backbone", "{}")).get("model")
-    if stored != settings.model:
-        raise RecipeError(f"{path} holds {stored}, the recipe names {settings.model}.", path=path)
-    backbone = build_backbone(settings, len(contract.classes), contract.height, load_weights=False)
-    backbone.network.load_state_dict(tensors, strict=True)
-    model = PixelModel(backbone.network, backbone.normalization)
-    return model.eval(), contract

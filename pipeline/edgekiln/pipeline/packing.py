@@ -80,7 +80,7 @@ def _manifest(report: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _build_report(context: StageContext) -> dict[str, Any]:
-    from edgekiln.pipeline.finetune import CHECKPOINT_NAME, load_tensors
+    from edgekiln.pipeline.checkpoint import CHECKPOINT_NAME, load_tensors
     from edgekiln.pipeline.stages import BASELINE, read_logits
 
     test = load_split(context.inputs["data"], "test")

@@ -212,7 +212,8 @@ def _export_stage(recipe: Recipe) -> Stage:
 def _export(context: StageContext) -> None:
     from edgekiln.export.onnx import export_onnx
     from edgekiln.export.parity import check_parity
-    from edgekiln.pipeline.finetune import CHECKPOINT_NAME, evaluate_model, load_checkpoint
+    from edgekiln.pipeline.checkpoint import CHECKPOINT_NAME, load_checkpoint
+    from edgekiln.pipeline.finetune import evaluate_model
 
     recipe = context.recipe
     model, contract = load_checkpoint(context.inputs["finetune"] / CHECKPOINT_NAME, recipe.backbone)
@@ -307,7 +308,8 @@ def _make_int8(context: StageContext, variant: VariantSettings, source: Path, ta
 
 
 def _evaluate_baseline(context: StageContext) -> None:
-    from edgekiln.pipeline.finetune import CHECKPOINT_NAME, evaluate_model, load_checkpoint
+    from edgekiln.pipeline.checkpoint import CHECKPOINT_NAME, load_checkpoint
+    from edgekiln.pipeline.finetune import evaluate_model
 
     model, _ = load_checkpoint(context.inputs["finetune"] / CHECKPOINT_NAME, context.recipe.backbone)
     test = load_split(context.inputs["data"], "test")
@@ -410,7 +412,7 @@ def _benchmark(context: StageContext) -> None:
 
 def _baseline_contender(context: StageContext, test: PreparedSplit, count: int) -> Any:
     from edgekiln.benchmarks.latency import Contender, thread_choices
-    from edgekiln.pipeline.finetune import CHECKPOINT_NAME
+    from edgekiln.pipeline.checkpoint import CHECKPOINT_NAME
 
     return Contender(
         name=BASELINE,
