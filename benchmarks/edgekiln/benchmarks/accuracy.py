@@ -145,7 +145,7 @@ def find_flips(
     exponentials = np.exp(baseline.astype(np.float64) - baseline.max(axis=1, keepdims=True))
     scores = np.sort(exponentials / exponentials.sum(axis=1, keepdims=True), axis=1)
     margin = scores[:, -1] - scores[:, -2]
-    flipped = sorted(np.flatnonzero(before != now), key=lambda i: -margin[i])
+    flipped = sorted((int(i) for i in np.flatnonzero(before != now)), key=lambda i: -float(margin[i]))
     return [
         Flip(keys[i], classes[labels[i]], classes[before[i]], classes[now[i]], float(margin[i]))
         for i in flipped

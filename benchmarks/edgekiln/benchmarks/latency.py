@@ -136,14 +136,13 @@ def run_benchmark(
     chosen = [min(search, key=lambda entry: entry["median_ms"])["config"] for search in searches]
     blocks = _time_interleaved(contenders, chosen, frames_file, plan, advance)
     advance(total, total, "done")
-    measurements = [
+    measurements = tuple(
         Measurement(c.name, "call", 1, config, search, measured)
-        for c, config, search, measured in zip(contenders, chosen, searches, blocks[:-1], strict=True)
-    ]
-    repeated = Measurement(f"{contenders[0].name} again", "call", 1, chosen[0], (), blocks[-1])
+        for c, config, search, measured in zip(contenders, chosen, searches, blocks, strict=True)
+    )
     steal = (read_cpu_times() - before).steal_share
-    validity = assess(measurements, repeated, steal=steal, foreign_load=foreign_load)
-    return BenchmarkResult(tuple(measurements), _ratios(measurements, validity), validity, machine)
+    validity = assess(measurements, steal=steal, foreign_load=foreign_load)
+    return BenchmarkResult(measurements, _ratios(measurements, validity), validity, machine)
 
 
 def _time_interleaved(
@@ -153,9 +152,9 @@ def _time_interleaved(
     plan: BenchmarkPlan,
     advance: Callable[[int, int, str], None],
 ) -> list[list[Block]]:
-    """Blocks of each contender in its chosen configuration; last, a second turn of the first contender."""
-    turns = [*range(len(contenders)), 0]
-    blocks: list[list[Block]] = [[] for _ in turns]
+    """Blocks of each contender in its chosen configuration; the first contender takes a second turn each round."""
+    turns = [*((i, 0) for i in range(len(contenders))), (0, 1)]
+    blocks: list[list[Block]] = [[] for _ in contenders]
     total = len(contenders) + plan.processes * plan.blocks
     for process in range(plan.processes):
         with contextlib.ExitStack() as stack:
@@ -167,10 +166,9 @@ def _time_interleaved(
                 done = len(contenders) + process * plan.blocks + index
                 advance(done, total, f"round {process + 1} of {plan.processes}")
                 # Alternate who goes first: the one after another contender finds its caches cold.
-                order = range(len(turns)) if index % 2 == 0 else range(len(turns) - 1, -1, -1)
-                for turn in order:
-                    times = workers[turns[turn]].time_ms(plan.block_seconds)
-                    blocks[turn].append(Block(process, index, times))
+                for contender_index, turn in turns if index % 2 == 0 else turns[::-1]:
+                    times = workers[contender_index].time_ms(plan.block_seconds)
+                    blocks[contender_index].append(Block(process, index, turn, times))
     return blocks
 
 

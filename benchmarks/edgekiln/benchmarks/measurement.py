@@ -20,10 +20,14 @@ _RESAMPLES = 4000
 
 @dataclass(frozen=True, slots=True)
 class Block:
-    """Calls timed in one go: milliseconds each, in order, by one process."""
+    """Calls timed in one go: milliseconds each, in order, by one process.
+
+    Within one round every contender has one turn (0); the baseline has another (1), to be compared with itself.
+    """
 
     process: int
     index: int
+    turn: int
     times_ms: NDArray[np.float64] = field(repr=False)
 
 
@@ -70,11 +74,12 @@ class Measurement:
         low, middle, high = np.percentile(self.block_medians(), [25, 50, 75])
         return float((high - low) / middle)
 
-    def block_medians(self) -> NDArray[np.float64]:
-        """float64 (processes, blocks per process)."""
-        processes = sorted({block.process for block in self.blocks})
+    def block_medians(self, turn: int = 0) -> NDArray[np.float64]:
+        """float64 (processes, blocks per process) of one turn."""
+        blocks = [block for block in self.blocks if block.turn == turn]
+        processes = sorted({block.process for block in blocks})
         return np.array(
-            [[np.median(block.times_ms) for block in self.blocks if block.process == p] for p in processes]
+            [[np.median(block.times_ms) for block in blocks if block.process == p] for p in processes]
         )
 
     def to_dict(self) -> dict[str, Any]:
@@ -92,10 +97,15 @@ class Measurement:
             "calls_per_second": 1000 / float(self.times_ms.mean()),
             "spread": self.spread,
             "blocks": [
-                {"process": b.process, "index": b.index, "times_us": np.round(b.times_ms * 1000).astype(int).tolist()}
-                for b in self.blocks
+                {
+                    "process": block.process,
+                    "index": block.index,
+                    "turn": block.turn,
+                    "times_us": np.round(block.times_ms * 1000).astype(int).tolist(),
+                }
+                for block in self.blocks
             ],
-        }  # fmt: skip
+        }
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,9 +147,7 @@ def _paired_ratio(baseline: NDArray[np.float64], contender: NDArray[np.float64],
     return Ratio(float(np.exp(logs.mean())), float(low), float(high))
 
 
-def assess(
-    measurements: Sequence[Measurement], repeated: Measurement, *, steal: float, foreign_load: float
-) -> Validity:
+def assess(measurements: Sequence[Measurement], *, steal: float, foreign_load: float) -> Validity:
     """Judge a whole run.
 
     The baseline takes two turns in every round and is compared with itself like any contender: a machine on which
@@ -147,11 +155,10 @@ def assess(
 
     Args:
         measurements: the baseline first.
-        repeated: the baseline's other turns.
         steal: share of CPU time that the hypervisor took, 0 to 1.
         foreign_load: mean number of cores that others kept busy before the run.
     """
-    own = compare_speed(measurements[0], repeated)
+    own = _paired_ratio(measurements[0].block_medians(0), measurements[0].block_medians(1), seed=0)
     reasons = []
     if own.high - own.low > MAX_SELF_INTERVAL:
         reasons.append(f"the baseline against itself is known only to {own.low:.2f} .. {own.high:.2f}")

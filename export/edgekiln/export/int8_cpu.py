@@ -174,7 +174,8 @@ def _pair_sums(rows: NDArray[Any]) -> NDArray[Any]:
     """Per row and pair the largest |sum| that activations >= 0 can select: of the positives or the negatives."""
     padded = np.pad(rows, ((0, 0), (0, rows.shape[1] % 2)))
     pairs = padded.reshape(len(padded), -1, 2)
-    return np.maximum(np.maximum(pairs, 0).sum(axis=2), np.maximum(-pairs, 0).sum(axis=2))
+    sums: NDArray[Any] = np.maximum(np.maximum(pairs, 0).sum(axis=2), np.maximum(-pairs, 0).sum(axis=2))
+    return sums
 
 
 def _kernel_rows(node: Any, weight: NDArray[Any]) -> tuple[NDArray[Any], int, bool]:

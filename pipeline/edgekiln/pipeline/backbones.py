@@ -125,8 +125,8 @@ def _create_timm(
         # Google trained EfficientNet-Lite on (x - 127) / 128 (tensorflow/tpu, efficientnet/lite).
         return network, SHARED_NORMALIZATION
     config = network.pretrained_cfg
-    mean, std = (tuple(255.0 * float(v) for v in config[key]) for key in ("mean", "std"))
-    return network, Normalization(mean, std)
+    (m0, m1, m2), (s0, s1, s2) = ([255.0 * float(v) for v in config[key]] for key in ("mean", "std"))
+    return network, Normalization((m0, m1, m2), (s0, s1, s2))
 
 
 def _load_package(timm: Any, name: str, distribution: str) -> Any:
@@ -251,9 +251,10 @@ def _first_convolution(network: nn.Module, size: int) -> nn.Conv2d:
     found: list[nn.Conv2d] = []
 
     def look(module: nn.Module, arguments: tuple[Any, ...]) -> None:
-        if not found and isinstance(module, nn.Conv2d) and arguments[0].shape == picture.shape:
-            if torch.equal(arguments[0], picture) and module.groups == 1:
-                found.append(module)
+        if found or not isinstance(module, nn.Conv2d) or module.groups != 1:
+            return
+        if arguments[0].shape == picture.shape and torch.equal(arguments[0], picture):
+            found.append(module)
 
     hooks = [m.register_forward_pre_hook(look) for m in network.modules()]
     was_training = network.training

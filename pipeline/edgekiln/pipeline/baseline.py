@@ -22,7 +22,7 @@ class TorchSession:
         self, model: PixelModel, size: tuple[int, int], num_classes: int, *, threads: int, channels_last: bool
     ) -> None:
         self._layout = torch.channels_last if channels_last else torch.contiguous_format
-        self._model: PixelModel | None = model.eval().to(memory_format=self._layout)  # type: ignore[call-overload]
+        self._model: PixelModel | None = model.eval().to(memory_format=self._layout)
         self._size, self._num_classes, self._threads = size, num_classes, threads
         torch.set_num_threads(threads)
 

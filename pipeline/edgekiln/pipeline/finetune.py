@@ -295,7 +295,8 @@ def _augmentation(settings: Augmentation, contract: Contract) -> Callable[[Tenso
     strengths = (settings.brightness, settings.contrast, settings.saturation, settings.hue)
     if any(strengths):
         parts.append(v2.ColorJitter(*strengths))
-    return v2.Compose(parts) if parts else v2.Identity()
+    pipeline: Callable[[Tensor], Tensor] = v2.Compose(parts) if parts else v2.Identity()
+    return pipeline
 
 
 @torch.inference_mode()

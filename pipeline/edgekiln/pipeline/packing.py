@@ -196,7 +196,7 @@ def _save_logits(context: StageContext, path: Path) -> None:
     from edgekiln.pipeline.stages import BASELINE, LOGITS_NAME, read_logits
 
     test = load_split(context.inputs["data"], "test")
-    arrays = {
+    arrays: dict[str, Any] = {
         f"logits.{name}": read_logits(context.inputs[f"evaluate.{name}"])
         for name in (BASELINE, *(v.name for v in context.recipe.variants))
         if (context.inputs[f"evaluate.{name}"] / LOGITS_NAME).exists()

@@ -72,6 +72,7 @@ def _run_and_print(
     from edgekiln.pipeline.progress import make_progress
     from edgekiln.pipeline.recipe import load_recipe
     from edgekiln.pipeline.run import check_gate, run_recipe
+    from edgekiln.runtime.errors import GateError
 
     recipe = load_recipe(recipe_path, overrides)
     result = run_recipe(recipe, runs, make_progress(quiet), until=until, force=force)
@@ -82,16 +83,20 @@ def _run_and_print(
         else:
             click.echo(f"Stopped after {list(stages)[-1]}.")
         return
-    if as_json:
-        try:
-            check_gate(result.report)
-        finally:
-            pass
-        document = {key: result.report[key] for key in ("name", "baseline", "variants", "data", "machine")}
-        _print_document({"stages": stages, "bundle": str(result.bundle), **document})
+    if not as_json:
+        _print_report(result.report, result.bundle)
+        check_gate(result.report)
         return
-    _print_report(result.report, result.bundle)
-    check_gate(result.report)
+    document = {key: result.report[key] for key in ("name", "baseline", "variants", "data", "machine")}
+    document |= {"stages": stages, "bundle": str(result.bundle)}
+    try:
+        check_gate(result.report)
+    except GateError as error:
+        # One document also on failure: this one holds what was found beside what failed.
+        failure = {"code": error.code, "message": error.message, "hint": error.hint, "path": None}
+        click.echo(json.dumps({"schema_version": "1.0", "ok": False, "error": failure, **document}))
+        raise click.exceptions.Exit(int(error.exit_code)) from error
+    _print_document(document)
 
 
 def _print_report(report: Mapping[str, Any], bundle: Path) -> None:
