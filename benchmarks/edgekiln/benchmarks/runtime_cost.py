@@ -6,7 +6,6 @@ to run the same engine in one process, taken in turns.
 
 from __future__ import annotations
 
-import json
 import statistics
 import subprocess
 import sys
@@ -18,7 +17,8 @@ from typing import Any
 import numpy as np
 
 from edgekiln.benchmarks.environment import describe_machine, measure_foreign_load
-from edgekiln.runtime.bundle import load
+from edgekiln.runtime.bundle import load, open_bundle
+from edgekiln.runtime.contract import Contract
 
 __all__ = ["measure_runtime_cost"]
 
@@ -41,9 +41,10 @@ def measure_runtime_cost(bundle: Path) -> dict[str, Any]:
     Medians of 7 fresh processes, with their smallest and largest; the overhead is the median over 40 turns of
     50 calls each, batch 1, with the interquartile range.
     """
+    contract = open_bundle(bundle).contract
     foreign = measure_foreign_load()
     with tempfile.TemporaryDirectory(prefix="edgekiln-") as folder:
-        picture = _write_picture(Path(folder), bundle)
+        picture = _write_picture(Path(folder), contract)
         imports = [1000 * float(_python(_IMPORT)) for _ in range(_PROCESSES)]
         starts, memory = [], []
         for _ in range(_PROCESSES):
@@ -74,11 +75,10 @@ def _spread(values: list[float]) -> str:
     return f"{statistics.median(values):.1f} ({min(values):.1f} to {max(values):.1f}, n = {len(values)})"
 
 
-def _write_picture(folder: Path, bundle: Path) -> Path:
+def _write_picture(folder: Path, contract: Contract) -> Path:
     from PIL import Image
 
-    contract = json.loads((bundle / "manifest.json").read_text("utf-8"))["contract"]
-    pixels = np.random.default_rng(0).integers(0, 256, (contract["height"], contract["width"], 3), np.uint8)
+    pixels = np.random.default_rng(0).integers(0, 256, (contract.height, contract.width, 3), np.uint8)
     path = folder / "picture.jpg"
     Image.fromarray(pixels).save(path)
     return path

@@ -19,22 +19,21 @@ from edgekiln.runtime.errors import RecipeError, UntrustedError
 __all__ = ["CHECKPOINT_NAME", "load_checkpoint", "load_tensors", "save_checkpoint", "save_tensors"]
 
 CHECKPOINT_NAME = "checkpoint.safetensors"
+METADATA_KEY = "edgekiln"
 
 
 def save_checkpoint(tensors: dict[str, Tensor], contract: Contract, backbone: str, path: Path) -> None:
     """Write a fine-tuned network's state dict with its contract and the name of its backbone."""
-    metadata = {
-        "edgekiln.contract": contract.to_json(),
-        "edgekiln.backbone": json.dumps({"model": backbone}),
-    }
-    save_tensors(tensors, path, metadata)
+    save_tensors(tensors, path, {"contract": contract.to_json(), "backbone": backbone})
 
 
 def save_tensors(tensors: dict[str, Tensor], path: Path, metadata: dict[str, str]) -> None:
     """Write a safetensors file beside its place, flush it to disk, and move it there in one step."""
     beside = path.with_name(f".{path.name}.{os.getpid()}")
+    # One entry: the format keeps several in no fixed order, and the same weights must give the same bytes.
+    header = {METADATA_KEY: json.dumps(metadata, sort_keys=True)}
     # A tensor may be laid out channels-last; the format knows dense row-major only.
-    save_file({k: v.contiguous() for k, v in tensors.items()}, beside, metadata)
+    save_file({k: v.contiguous() for k, v in tensors.items()}, beside, header)
     with beside.open("rb") as file:
         os.fsync(file.fileno())
     beside.replace(path)
@@ -48,7 +47,8 @@ def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     """
     try:
         with safe_open(path, framework="pt") as file:
-            return {key: file.get_tensor(key) for key in file.keys()}, dict(file.metadata() or {})  # noqa: SIM118 -- not a mapping
+            metadata: dict[str, str] = json.loads((file.metadata() or {}).get(METADATA_KEY, "{}"))
+            return {key: file.get_tensor(key) for key in file.keys()}, metadata  # noqa: SIM118 -- not a mapping
     except Exception as error:  # safetensors has its own error type, OSError, and others
         raise UntrustedError(f"{path} is no intact safetensors file: {error}.", path=path) from error
 
@@ -61,8 +61,8 @@ def load_checkpoint(path: Path, settings: BackboneSettings) -> tuple[PixelModel,
         UntrustedError: the file is damaged.
     """
     tensors, metadata = load_tensors(path)
-    contract = Contract.from_json(metadata.get("edgekiln.contract", ""))
-    stored = json.loads(metadata.get("edgekiln.backbone", "{}")).get("model")
+    contract = Contract.from_json(metadata.get("contract", ""))
+    stored = metadata.get("backbone")
     if stored != settings.model:
         raise RecipeError(f"{path} holds {stored}, the recipe names {settings.model}.", path=path)
     backbone = build_backbone(settings, len(contract.classes), contract.height, load_weights=False)

@@ -86,7 +86,7 @@ def _build_report(context: StageContext) -> dict[str, Any]:
     test = load_split(context.inputs["data"], "test")
     baseline = read_logits(context.inputs[f"evaluate.{BASELINE}"])
     checkpoint = context.inputs["finetune"] / CHECKPOINT_NAME
-    contract = Contract.from_json(load_tensors(checkpoint)[1]["edgekiln.contract"])
+    contract = Contract.from_json(load_tensors(checkpoint)[1]["contract"])
     benchmark = _read_benchmark(context)
     data = json.loads((context.inputs["data"] / INDEX_NAME).read_text("utf-8"))
     return {

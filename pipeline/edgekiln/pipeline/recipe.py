@@ -247,7 +247,8 @@ def _resolve_paths(values: dict[str, Any], folder: Path) -> None:
 
 def _explain(error: ValidationError) -> str:
     """The first problem in one sentence, with a count of the others."""
-    problems = error.errors()
+    # A misspelt key also leaves the right one missing: tell of the cause, not of the consequence.
+    problems = sorted(error.errors(), key=lambda problem: problem["type"] != "extra_forbidden")
     first = problems[0]
     where = ".".join(str(part) for part in first["loc"])
     more = f" ({len(problems) - 1} more)" if len(problems) > 1 else ""

@@ -13,7 +13,7 @@ from typing import Any
 
 from edgekiln.pipeline.progress import Progress
 from edgekiln.pipeline.recipe import Recipe
-from edgekiln.pipeline.stages import Stage, StageContext, plan_stages
+from edgekiln.pipeline.stages import Stage, StageContext, plan_stages, stage_names
 from edgekiln.pipeline.store import StageRecord, StageStore, stage_key
 from edgekiln.runtime.errors import GateError, UsageError
 
@@ -46,10 +46,11 @@ def run_recipe(
     """
     root = runs / recipe.name
     store = StageStore(root)
+    names = stage_names(recipe)
+    last = len(names) - 1 if until is None else names.index(_matching(names, until)[-1])
+    forced = {name for wanted in force for name in _matching(names, wanted)}
     with store.lock(progress):
-        stages = plan_stages(recipe)
-        chosen = _until(stages, until)
-        forced = {stage.name for name in force for stage in _matching(stages, name)}
+        chosen = plan_stages(recipe)[: last + 1]
         done: dict[str, StageRecord] = {}
         for number, stage in enumerate(chosen, start=1):
             label = f"[{number}/{len(chosen)}] {stage.name}"
@@ -61,18 +62,12 @@ def run_recipe(
         return RunResult(done, bundle, report)
 
 
-def _matching(stages: Sequence[Stage], name: str) -> list[Stage]:
-    found = [s for s in stages if s.name == name or s.name.partition(".")[0] == name]
+def _matching(names: Sequence[str], wanted: str) -> list[str]:
+    """Stages of that name or kind: ``variant`` means every variant."""
+    found = [name for name in names if wanted in {name, name.partition(".")[0]}]
     if not found:
-        raise UsageError(f"There is no stage {name!r}; there are: {', '.join(s.name for s in stages)}.")
+        raise UsageError(f"There is no stage {wanted!r}; there are: {', '.join(names)}.")
     return found
-
-
-def _until(stages: list[Stage], until: str | None) -> list[Stage]:
-    if until is None:
-        return stages
-    last = _matching(stages, until)[-1]
-    return stages[: stages.index(last) + 1]
 
 
 def _run_stage(

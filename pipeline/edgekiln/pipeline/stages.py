@@ -5,6 +5,7 @@ data -> finetune -> export -> variant.NAME -> evaluate.NAME -> benchmark -> bund
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 from collections.abc import Callable, Mapping
@@ -29,7 +30,7 @@ from edgekiln.runtime.backends import open_session
 from edgekiln.runtime.errors import DeviceError, EnvironmentProblem, PrecisionError
 from edgekiln.runtime.spec import Logits, Precision
 
-__all__ = ["BASELINE", "Stage", "StageContext", "plan_stages"]
+__all__ = ["BASELINE", "Stage", "StageContext", "plan_stages", "read_logits", "stage_names"]
 
 BASELINE = "baseline"
 MODEL_NAME = "model.onnx"
@@ -66,6 +67,20 @@ class Stage:
     work: Callable[[StageContext], None]
     resumable: bool = False
     revision: int = 1
+
+
+def stage_names(recipe: Recipe) -> list[str]:
+    """Names of all stages in their order; looks at the recipe only."""
+    variants = [variant.name for variant in recipe.variants]
+    return [
+        "data",
+        "finetune",
+        "export",
+        *(f"variant.{name}" for name in variants),
+        *(f"evaluate.{name}" for name in (BASELINE, *variants)),
+        *(["benchmark"] if recipe.benchmark.enabled else []),
+        "bundle",
+    ]
 
 
 def plan_stages(recipe: Recipe) -> list[Stage]:
@@ -109,8 +124,6 @@ def _data_stage(recipe: Recipe) -> Stage:
 
 def _fingerprint(images: LabelledImages) -> str:
     """Changes with any picture. Files by size and times, not content: a key must not cost a full read."""
-    import hashlib
-
     digest = hashlib.sha256(repr((images.classes, images.ignored)).encode())
     for part in (images.train, images.val or (), images.test or ()):
         for sample in part:

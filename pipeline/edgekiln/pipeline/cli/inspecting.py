@@ -98,14 +98,14 @@ def _describe_checkpoint(path: Path) -> dict[str, Any]:
         raw = file.read(length) if length <= _MAX_HEADER_BYTES else b""
     try:
         header = json.loads(raw)
-        metadata = header.pop("__metadata__")
-        contract = Contract.from_json(metadata["edgekiln.contract"])
-        backbone = json.loads(metadata["edgekiln.backbone"])
+        metadata = json.loads(header.pop("__metadata__")["edgekiln"])
+        contract = Contract.from_json(metadata["contract"])
+        backbone = metadata["backbone"]
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise UntrustedError(f"{path} is no checkpoint of edgekiln: {error}.", path=path) from error
     return {
         "kind": "checkpoint",
-        "backbone": backbone["model"],
+        "backbone": backbone,
         **_describe_contract(contract),
         "tensors": len(header),
     }

@@ -1,0 +1,83 @@
+import copy
+import json
+import re
+
+import pytest
+
+from edgekiln.benchmarks.report import format_markdown, format_text, render_card, render_page, table_rows
+
+
+@pytest.fixture
+def report(tiny_run):
+    return copy.deepcopy(tiny_run[2].report)
+
+
+def test_table_has_the_baseline_first_and_a_dash_where_nothing_was_measured(report):
+    rows = table_rows(report)
+    assert [row[0] for row in rows] == ["PyTorch", "fp32", "int8"]
+    assert rows[0][-1] == "baseline"
+    assert rows[1][7:10] == ("-", "-", "-")
+
+
+def test_text_table_lines_up():
+    text = format_text([("a", "fp32", "1.00"), ("longer", "int8", "10.00")], ("engine", "precision", "MB"))
+    header, rule, first, second = text.splitlines()
+    assert len(rule) == len(header.ljust(len(rule)))
+    assert first.index("fp32") == second.index("int8") == header.index("precision")
+
+
+def test_markdown_survives_a_bar_in_a_name():
+    assert r"a\|b" in format_markdown([("a|b", "fp32", "1")], ("engine", "precision", "MB"))
+
+
+def test_page_escapes_class_names_and_needs_no_network(report):
+    report["data"]["classes"] = ["<script>alert(1)</script>", "b"]
+    report["variants"][0]["flips"] = [
+        {"key": "<img src=x>", "label": "a", "before": "a", "now": "b", "margin": 0.5}
+    ]
+    page = render_page(report)
+    assert "<script" not in page
+    assert "<img" not in page
+    assert "&lt;script&gt;" in page
+    assert not re.search(r"""(src|href)\s*=\s*["']?https?:""", page)
+
+
+def test_page_tells_every_verdict_and_reason(report):
+    report["variants"][1] |= {"verdict": "inconclusive", "reason": "about 900 test images would decide"}
+    page = render_page(report)
+    assert "about 900 test images would decide" in page
+    assert 'class="inconclusive"' in page
+
+
+def test_variant_that_was_not_run_is_never_shown_as_measured(report):
+    row = {k: report["variants"][0][k] for k in ("name", "backend", "precision", "required", "size")}
+    report["variants"][0] = {
+        **row,
+        "verdict": "not-run",
+        "reason": "not tried here, because: no GPU",
+        "flips": [],
+    }
+    assert table_rows(report)[1][3:] == ("-",) * 7 + ("not-run",)
+    assert "no GPU" in render_page(report)
+    assert "no GPU" in render_card(report)
+
+
+def test_latency_drawing_is_inside_the_page_and_reproducible(report):
+    blocks = [{"process": 0, "index": 0, "turn": 0, "times_us": [1000, 1100, 1200]}]
+    measurement = {
+        "name": "baseline", "calls": 3, "config": {"threads": 1}, "search": [], "blocks": blocks,
+        "p50_ms": 1.1, "p99_ms": None,
+    }  # fmt: skip
+    report["benchmark"] = {
+        "measurements": [measurement, {**measurement, "name": "fp32"}],
+        "ratios": {},
+        "validity": {"state": "noisy", "reasons": ["the neighbours are loud"], "self_ratio": [0.9, 1.1]},
+    }
+    page = render_page(report)
+    assert "<svg" in page
+    assert "the neighbours are loud" in page
+    assert page == render_page(report)
+
+
+def test_report_is_plain_json(report):
+    assert json.loads(json.dumps(report)) == report

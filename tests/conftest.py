@@ -1,0 +1,47 @@
+"""Fixtures shared by all tests: small labelled folders, and two finished runs that many tests look at."""
+
+from pathlib import Path
+
+import pytest
+from tests_support import ROOT, TINY_RECIPE, write_pictures
+
+
+@pytest.fixture(scope="session")
+def pictures(tmp_path_factory) -> Path:
+    return write_pictures(tmp_path_factory.mktemp("data") / "pictures")
+
+
+@pytest.fixture
+def tiny_recipe(tmp_path) -> Path:
+    write_pictures(tmp_path / "pictures")
+    path = tmp_path / "tiny.toml"
+    path.write_text(TINY_RECIPE)
+    return path
+
+
+@pytest.fixture(scope="session")
+def tiny_run(tmp_path_factory):
+    """A whole run of the tiny CNN on coloured noise: (recipe path, runs folder, RunResult). Read-only."""
+    from edgekiln.pipeline.progress import SilentProgress
+    from edgekiln.pipeline.recipe import load_recipe
+    from edgekiln.pipeline.run import run_recipe
+
+    folder = tmp_path_factory.mktemp("tiny")
+    write_pictures(folder / "pictures")
+    (folder / "tiny.toml").write_text(TINY_RECIPE)
+    result = run_recipe(load_recipe(folder / "tiny.toml"), folder / "runs", SilentProgress())
+    return folder / "tiny.toml", folder / "runs", result
+
+
+@pytest.fixture(scope="session")
+def lite0_run(tmp_path_factory):
+    """EfficientNet-Lite0 with its real weights on the real traffic lights, head only: RunResult. Read-only."""
+    from edgekiln.pipeline.progress import SilentProgress
+    from edgekiln.pipeline.recipe import load_recipe
+    from edgekiln.pipeline.run import run_recipe
+
+    recipe = load_recipe(
+        ROOT / "recipes" / "traffic-lights.toml",
+        ["finetune.epochs=0", "benchmark.enabled=false", "variants.int8.calibration_images=128"],
+    )
+    return run_recipe(recipe, tmp_path_factory.mktemp("lite0"), SilentProgress())

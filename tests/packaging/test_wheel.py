@@ -1,0 +1,132 @@
+import os
+import shutil
+import subprocess
+import sys
+import zipfile
+from email.parser import Parser
+from pathlib import Path
+
+import pytest
+from tests_support import ROOT
+
+RUNTIME_SMOKE = """
+import sys
+import edgekiln.runtime as ek
+import numpy, numpy as np
+bundle, picture = sys.argv[1:]
+with ek.load(bundle) as classifier:
+    assert classifier.predict(picture).label == 'red', classifier.predict(picture)
+    frames = np.stack([ek.prepare(picture, classifier.contract)])
+    assert classifier.session.run(frames).shape == (1, 3)
+unwanted = {'torch', 'onnx', 'pydantic', 'click', 'rich', 'scipy', 'matplotlib'} & set(sys.modules)
+assert not unwanted, unwanted
+print(sys.version_info[:2], numpy.__version__)
+"""
+
+
+@pytest.fixture(scope="session")
+def wheel(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("wheel")
+    source = folder / "source"  # a copy: building must not write into the checkout
+    kept = ("runtime", "export", "pipeline", "benchmarks", "pyproject.toml", "README.md", "LICENSE")
+    for name in kept:
+        target = source / name
+        if (ROOT / name).is_dir():
+            shutil.copytree(ROOT / name, target, ignore=shutil.ignore_patterns("__pycache__"))
+        else:
+            source.mkdir(exist_ok=True)
+            shutil.copy(ROOT / name, target)
+    command = [
+        sys.executable,
+        "-m",
+        "build",
+        "--wheel",
+        "--no-isolation",
+        "--outdir",
+        str(folder),
+        str(source),
+    ]
+    subprocess.run(command, check=True, capture_output=True)
+    [path] = folder.glob("*.whl")
+    return path
+
+
+def test_wheel_holds_the_four_parts_and_nothing_else(wheel):
+    names = zipfile.ZipFile(wheel).namelist()
+    expected = {
+        f"edgekiln/{path.relative_to(ROOT / part / 'edgekiln').as_posix()}"
+        for part in ("runtime", "export", "pipeline", "benchmarks")
+        for path in (ROOT / part / "edgekiln").rglob("*")
+        if path.is_file() and "__pycache__" not in path.parts
+    }
+    assert {n for n in names if ".dist-info/" not in n} == expected
+    assert "edgekiln/__init__.py" not in names
+    for part in ("runtime", "export", "pipeline", "benchmarks"):
+        assert f"edgekiln/{part}/py.typed" in names
+    assert "edgekiln/benchmarks/report/page.html" in names
+    assert any(n.endswith("licenses/LICENSE") for n in names)
+
+
+def test_metadata_promises_the_extras_and_a_small_base(wheel):
+    archive = zipfile.ZipFile(wheel)
+    [name] = [n for n in archive.namelist() if n.endswith("METADATA")]
+    metadata = Parser().parsestr(archive.read(name).decode())
+    extras = {"onnx", "gpu", "build", "tensorrt", "rtx", "lean", "pycuda", "demo", "dev"}
+    assert set(metadata.get_all("Provides-Extra")) == extras
+    base = {r.split(">")[0].lower() for r in metadata.get_all("Requires-Dist") if "extra ==" not in r}
+    assert base == {"numpy", "pillow", "click", "rich"}
+    assert metadata["License-Expression"] == "Apache-2.0"
+    assert metadata["Requires-Python"] == ">=3.10"
+
+
+def find_python(version: str) -> str | None:
+    """An interpreter of that version: on the PATH, or kept by pyenv."""
+    pyenv = Path(os.environ.get("PYENV_ROOT", Path.home() / ".pyenv")) / "versions"
+    candidates = [shutil.which(f"python{version}"), *map(str, sorted(pyenv.glob(f"{version}.*/bin/python")))]
+    for candidate in filter(None, candidates):
+        done = subprocess.run(
+            [candidate, "-c", "import sys; print('%d.%d' % sys.version_info[:2])"],
+            capture_output=True,
+            text=True,
+        )
+        if done.stdout.strip() == version:
+            return candidate
+    return None
+
+
+@pytest.mark.slow
+def test_runtime_alone_works_on_the_oldest_python_and_numpy(wheel, tiny_run, tmp_path):
+    """A product's venv: the wheel and onnxruntime, no torch, onnx or pydantic."""
+    python = find_python("3.10")
+    if python is None:
+        pytest.skip("no Python 3.10 on this machine")
+    venv = tmp_path / "venv"
+    subprocess.run([python, "-m", "venv", venv], check=True)
+    pip = [venv / "bin" / "python", "-m", "pip", "install", "-q", "--disable-pip-version-check"]
+    subprocess.run([*pip, f"{wheel}[onnx]", "numpy==1.26.4"], check=True)
+    picture = tiny_run[0].parent / "pictures" / "red" / "003.png"
+    done = subprocess.run(
+        [venv / "bin" / "python", "-W", "error", "-c", RUNTIME_SMOKE, tiny_run[2].bundle, picture],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split(")") == ["(3, 10", " 1.26.4\n"]
+    done = subprocess.run(
+        [venv / "bin" / "edgekiln", "run", ROOT / "recipes" / "traffic-lights.toml"],
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=tmp_path,
+    )
+    assert done.returncode == 5
+    assert "Run: pip install 'edgekiln[build]'" in done.stderr
+    done = subprocess.run(
+        [venv / "bin" / "edgekiln", "predict", tiny_run[2].bundle, picture],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0
+    assert " red " in done.stdout

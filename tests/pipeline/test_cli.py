@@ -1,0 +1,242 @@
+import hashlib
+import json
+import shutil
+import subprocess
+import sys
+
+import pytest
+from tests_support import ROOT, TINY_RECIPE
+
+from edgekiln.pipeline.cli import main
+from edgekiln.runtime.bundle import MANIFEST_NAME
+
+
+@pytest.fixture
+def edgekiln(capsys):
+    """Run the command line in this process: (exit code, stdout, stderr)."""
+
+    def call(*arguments):
+        with pytest.raises(SystemExit) as caught:
+            main([str(a) for a in arguments])
+        out, err = capsys.readouterr()
+        assert "Traceback" not in err
+        return int(caught.value.code or 0), out, err
+
+    return call
+
+
+# -- help
+
+
+@pytest.mark.parametrize("command", [(), ("run",), ("predict",), ("inspect",), ("bench",)])
+def test_help_imports_nothing_heavy(command):
+    code = (
+        "import sys\n"
+        "from edgekiln.pipeline.cli import main\n"
+        "try: main([*sys.argv[1:], '--help'])\n"
+        "except SystemExit as e: assert not e.code\n"
+        "heavy = {'torch', 'onnx', 'onnxruntime', 'matplotlib', 'pydantic', 'rich', 'PIL', 'scipy', 'timm'}\n"
+        "print(*sorted(heavy & set(sys.modules)), file=sys.stderr)"
+    )
+    done = subprocess.run([sys.executable, "-c", code, *command], capture_output=True, text=True, check=True)
+    assert "Usage: edgekiln" in done.stdout
+    assert done.stderr.strip() == ""
+
+
+def test_every_command_shows_an_example(edgekiln):
+    for command in ("run", "predict", "inspect", "bench"):
+        code, out, _ = edgekiln(command, "--help")
+        assert code == 0
+        assert f"edgekiln {command} " in out
+
+
+# -- run
+
+
+def test_run_prints_the_table_on_stdout_and_progress_on_stderr(tiny_run, edgekiln):
+    path, runs, _ = tiny_run
+    code, out, err = edgekiln("run", path, "--runs", runs)
+    assert code == 0
+    assert [line.split()[0] for line in out.splitlines()[:5]][2:] == ["PyTorch", "fp32", "int8"]
+    assert "verdict" in out.splitlines()[0]
+    assert f"bundle   {runs / 'tiny' / 'bundle'}" in out
+    assert "[2/9] finetune: done before" in err
+
+
+def test_run_json_is_one_document(tiny_run, edgekiln):
+    path, runs, _ = tiny_run
+    code, out, _ = edgekiln("run", path, "--runs", runs, "--json", "-q")
+    document = json.loads(out)
+    assert (code, document["ok"], document["schema_version"]) == (0, True, "1.0")
+    assert [v["verdict"] for v in document["variants"]] == ["pass", "pass"]
+    assert all(stage["cached"] for stage in document["stages"].values())
+
+
+def test_failed_gate_exits_3_after_the_table(tiny_run, edgekiln, tmp_path):
+    path, runs = tiny_run[0], shutil.copytree(tiny_run[1], tmp_path / "runs")
+    strict = ("--set", "gate.max_drop=0.0001", "--runs", runs)
+    code, out, err = edgekiln("run", path, *strict)
+    assert code == 3
+    assert "inconclusive" in out
+    assert "2 required variants did not pass: fp32: inconclusive" in err
+    code, out, _ = edgekiln("run", path, *strict, "--json", "-q")
+    document = json.loads(out)
+    assert (code, document["ok"], document["error"]["code"]) == (3, False, "gate")
+    assert len(document["variants"]) == 2
+    assert edgekiln("run", path, "--set", "gate.inconclusive=warn", *strict)[0] == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["run", "none.toml"], "There is no recipe none.toml"),
+        (["run", "r.toml", "--set", "finetune.epoch=2"], "did you mean 'epochs'?"),
+        (["run", "r.toml", "--until", "quantise"], "There is no stage 'quantise'"),
+        (["run", "r.toml"], "There is no folder pictures"),
+        (["run"], "Missing argument 'RECIPE'"),
+        (["rum"], "No such command 'rum'"),
+        (["run", "r.toml", "--untill", "x"], "No such option '--untill'"),
+        (["predict", ".", "a.jpg"], "is no bundle: it has no manifest.json"),
+        (["predict", "nowhere", "a.jpg"], "There is no folder nowhere"),
+        (["inspect", "nowhere"], "There is no file or folder nowhere"),
+        (["inspect", "r.toml"], "of no kind that edgekiln knows (ending .toml)"),
+        (["bench", "nowhere", "--runtime"], "There is no folder nowhere"),
+    ],
+)
+def test_mistakes_exit_2_with_one_clear_line(edgekiln, tmp_path, monkeypatch, arguments, message):
+    (tmp_path / "r.toml").write_text(TINY_RECIPE)
+    monkeypatch.chdir(tmp_path)
+    code, out, err = edgekiln(*arguments)
+    assert code == 2
+    assert message in err.replace("'\n", "'")
+    assert out == ""
+    code, out, err = edgekiln(*arguments, "--json")
+    document = json.loads(out)
+    assert (code, document["ok"]) == (2, False)
+    assert message in f"{document['error']['message']} {document['error']['hint']}"
+
+
+def test_missing_extra_exits_5_with_the_install_line(edgekiln, monkeypatch):
+    monkeypatch.setitem(sys.modules, "timm", None)  # what an absent package looks like to import
+    code, _, err = edgekiln("run", ROOT / "recipes" / "traffic-lights.toml")
+    assert code == 5
+    assert "Run: pip install 'edgekiln[build]'" in err
+
+
+def test_interrupt_exits_130_and_says_how_to_go_on(edgekiln, monkeypatch, tmp_path):
+    def interrupt(*arguments, **options):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("edgekiln.pipeline.run.run_recipe", interrupt)
+    code, _, err = edgekiln("run", ROOT / "recipes" / "traffic-lights.toml", "--runs", tmp_path)
+    assert code == 130
+    assert "Run the same command again to go on" in err
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "text"),
+    [
+        (OSError(28, "No space left on device", "runs/x"), 6, "No space is left for runs/x"),
+        (PermissionError(13, "Permission denied", "runs/x"), 6, "runs/x cannot be written"),
+        (MemoryError(), 6, "Out of memory"),
+        (ZeroDivisionError("oops"), 1, "This is a bug in edgekiln: ZeroDivisionError: oops"),
+    ],
+)
+def test_system_failures_have_their_exit_codes(edgekiln, monkeypatch, tmp_path, error, code, text):
+    def fail(*arguments, **options):
+        raise error
+
+    monkeypatch.setattr("edgekiln.pipeline.run.run_recipe", fail)
+    got, _, err = edgekiln("run", ROOT / "recipes" / "traffic-lights.toml", "--runs", tmp_path)
+    assert got == code
+    assert text in err
+
+
+# -- predict
+
+
+def test_predict_answers_and_names_what_it_could_not_read(tiny_run, edgekiln, tmp_path):
+    path, _, result = tiny_run
+    (tmp_path / "text.jpg").write_text("no picture")
+    good = path.parent / "pictures" / "green" / "001.png"
+    code, out, err = edgekiln("predict", result.bundle, good, tmp_path / "text.jpg", "--top", "2")
+    assert code == 2
+    [line] = out.splitlines()
+    assert line.startswith(f"{good}  green ")
+    assert len(line.split()) == 1 + 2 * 2
+    assert "variant int8 (onnxruntime-cpu)" in err
+    assert "text.jpg is not a JPEG" in err
+    assert "1 of 2 pictures could not be read." in err
+
+
+def test_predict_json(tiny_run, edgekiln, tmp_path):
+    path, _, result = tiny_run
+    good = path.parent / "pictures" / "blue" / "001.png"
+    arguments = ("--variant", "fp32", "--threads", "1", "--json")
+    code, out, _ = edgekiln("predict", result.bundle, good, tmp_path / "none.jpg", *arguments)
+    document = json.loads(out)
+    assert (code, document["ok"], document["variant"]["name"]) == (2, False, "fp32")
+    assert document["predictions"][0]["top"][0]["label"] == "blue"
+    assert document["failures"][0]["reason"] == "missing"
+
+
+def test_altered_bundle_exits_4_and_names_the_file(tiny_run, edgekiln, tmp_path):
+    path, _, result = tiny_run
+    bundle = shutil.copytree(result.bundle, tmp_path / "bundle")
+    raw = bytearray((bundle / "int8.onnx").read_bytes())
+    raw[1000] ^= 1
+    (bundle / "int8.onnx").write_bytes(raw)
+    code, _, err = edgekiln("predict", bundle, path.parent / "pictures" / "blue" / "001.png")
+    assert code == 4
+    assert "int8.onnx was changed" in err
+
+
+# -- inspect
+
+
+def test_inspect_bundle_onnx_and_checkpoint(tiny_run, edgekiln):
+    _, _, result = tiny_run
+    checkpoint = result.stages["finetune"].folder / "checkpoint.safetensors"
+    kinds = {}
+    for target in (result.bundle, result.bundle / "int8.onnx", checkpoint):
+        code, out, _ = edgekiln("inspect", target, "--json")
+        assert code == 0
+        document = json.loads(out)
+        kinds[document["kind"]] = document
+        assert document["classes"] == ["blue", "green", "red"]
+        assert edgekiln("inspect", target)[0] == 0
+    assert kinds["bundle"]["variants"][1]["verdict"] == "pass"
+    assert kinds["onnx"]["operators"]["Conv"] == 2
+    assert kinds["checkpoint"]["backbone"] == "edgekiln/tiny-cnn"
+    assert len({document["contract"] for document in kinds.values()}) == 1
+
+
+@pytest.mark.parametrize("name", ["x.onnx", "x.safetensors"])
+def test_inspect_of_garbage_exits_4(edgekiln, tmp_path, name):
+    (tmp_path / name).write_bytes(b"garbage garbage garbage")
+    assert edgekiln("inspect", tmp_path / name)[0] == 4
+
+
+# -- bench
+
+
+@pytest.mark.slow
+def test_bench_measures_a_recipe_and_the_runtime(tiny_run, edgekiln, tmp_path):
+    path, runs, result = tiny_run[0], shutil.copytree(tiny_run[1], tmp_path / "runs"), tiny_run[2]
+    quick = [f"benchmark.{k}" for k in ("enabled=true", "processes=2", "blocks=2", "block_seconds=0.05")]
+    options = [part for value in quick for part in ("--set", value)]
+    code, out, _ = edgekiln("bench", path, "--runs", runs, "--json", "-q", *options)
+    document = json.loads(out)
+    assert code == 0
+    for engine in (document["baseline"], *document["variants"]):
+        assert 0 < engine["latency"]["p50_ms"] < 1000
+        assert engine["latency"]["boundary"] == "call"
+    code, out, _ = edgekiln("bench", result.bundle, "--runtime", "--json")
+    assert code == 0
+    assert {"import_ms", "start_to_first_prediction_ms", "session_run_overhead_us"} <= set(json.loads(out))
+
+
+def test_manifest_is_what_inspect_digests(tiny_run, edgekiln):
+    bundle = tiny_run[2].bundle
+    document = json.loads(edgekiln("inspect", bundle, "--json")[1])
+    assert document["digest"] == hashlib.sha256((bundle / MANIFEST_NAME).read_bytes()).hexdigest()

@@ -1,0 +1,171 @@
+import json
+import shutil
+
+import numpy as np
+import pytest
+
+from edgekiln.pipeline.progress import SilentProgress
+from edgekiln.pipeline.recipe import load_recipe
+from edgekiln.pipeline.run import check_gate, run_recipe
+from edgekiln.runtime import load
+from edgekiln.runtime.bundle import open_bundle
+from edgekiln.runtime.errors import GateError, ParityError, UsageError
+
+
+def again(tiny_run, tmp_path, *overrides, **options):
+    """Run the finished tiny recipe once more, on a copy of its store."""
+    path, runs, _ = tiny_run
+    shutil.copytree(runs, tmp_path / "runs", symlinks=True)
+    return run_recipe(load_recipe(path, overrides), tmp_path / "runs", SilentProgress(), **options)
+
+
+def ran(result):
+    return {name for name, record in result.stages.items() if not record.cached}
+
+
+def test_run_leaves_a_bundle_that_predicts(tiny_run):
+    path, _, result = tiny_run
+    bundle = open_bundle(result.bundle)
+    assert [(v.name, v.verdict) for v in bundle.variants] == [("fp32", "pass"), ("int8", "pass")]
+    with load(result.bundle) as classifier:
+        assert classifier.variant.name == "int8"
+        assert classifier.predict(path.parent / "pictures" / "red" / "000.png").label == "red"
+
+
+def test_second_run_does_nothing(tiny_run, tmp_path):
+    assert ran(again(tiny_run, tmp_path)) == set()
+
+
+@pytest.mark.parametrize(
+    ("override", "stages"),
+    [
+        ("gate.max_drop=0.3", {"bundle"}),
+        ("variants.int8.calibration_images=40", {"variant.int8", "evaluate.int8", "bundle"}),
+        ("variants.int8.required=false", {"bundle"}),
+        ("finetune.checkpoint_seconds=5.0", {"bundle"}),
+    ],
+)
+def test_a_change_runs_only_what_depends_on_it(tiny_run, tmp_path, override, stages):
+    assert ran(again(tiny_run, tmp_path, override)) == stages
+
+
+def test_touched_pictures_with_the_same_bytes_are_not_trained_on_again(tiny_run, tmp_path):
+    folder = shutil.copytree(tiny_run[0].parent, tmp_path / "copy")  # every file has a new change time
+    result = run_recipe(load_recipe(folder / "tiny.toml"), folder / "runs", SilentProgress())
+    assert ran(result) == {"data"}
+
+
+def test_until_and_force(tiny_run, tmp_path):
+    result = again(tiny_run, tmp_path, until="variant", force=["variant.int8"])
+    assert list(result.stages) == ["data", "finetune", "export", "variant.fp32", "variant.int8"]
+    assert ran(result) == {"variant.int8"}
+    assert result.bundle is None
+
+
+def test_unknown_stage_lists_the_stages(tiny_run, tmp_path):
+    with pytest.raises(UsageError, match=r"There is no stage 'quantise'; there are: data, finetune, export"):
+        again(tiny_run, tmp_path, until="quantise")
+
+
+def test_altered_bundle_is_put_right_again(tiny_run, tmp_path):
+    first = again(tiny_run, tmp_path)
+    (first.bundle / "fp32.onnx").write_bytes(b"altered")
+    (first.bundle / "extra").write_text("x")
+    second = run_recipe(load_recipe(tiny_run[0]), tmp_path / "runs", SilentProgress())
+    assert ran(second) == set()
+    open_bundle(second.bundle)
+
+
+def test_variant_that_cannot_run_here_is_reported_and_not_passed(tiny_run, tmp_path):
+    path, _, _ = tiny_run
+    text = path.read_text().replace(
+        "[gate]",
+        '[[variants]]\nname = "gpu"\nprecision = "fp32"\nbackend = "onnxruntime-cuda"\nrequired = false\n[gate]',
+    )
+    recipe_path = path.parent / "with-gpu.toml"
+    recipe_path.write_text(text)
+    shutil.copytree(tiny_run[1], tmp_path / "runs")
+    result = run_recipe(load_recipe(recipe_path), tmp_path / "runs", SilentProgress())
+    row = result.report["variants"][2]
+    if row["verdict"] == "not-run":  # on a machine with a GPU it is judged like the others
+        assert "not tried here, because" in row["reason"]
+        assert "accuracy" not in row
+        assert open_bundle(result.bundle).variant("gpu").file is None
+    check_gate(result.report)
+
+
+def test_audit_failure_fails_the_variant_and_keeps_the_rest(tiny_run, tmp_path, monkeypatch):
+    from edgekiln.export import audit
+    from edgekiln.runtime.errors import PrecisionError
+
+    def refuse(*arguments):
+        raise PrecisionError("Only 10% run in INT8. In floating point: conv1")
+
+    monkeypatch.setattr(audit, "audit_int8", refuse)
+    result = again(tiny_run, tmp_path, force=["variant.int8"])
+    verdicts = {v["name"]: (v["verdict"], v["reason"]) for v in result.report["variants"]}
+    assert verdicts["fp32"][0] == "pass"
+    assert verdicts["int8"] == ("fail", "Only 10% run in INT8. In floating point: conv1")
+    with pytest.raises(GateError, match="1 required variant did not pass: int8: fail"):
+        check_gate(result.report)
+    with load(result.bundle) as classifier:
+        assert classifier.variant.name == "fp32"
+
+
+def test_export_that_computes_something_else_stops_the_run(tiny_run, tmp_path, monkeypatch):
+    from edgekiln.pipeline import stages
+
+    class Off:
+        def run(self, frames):
+            return np.zeros((len(frames), 3), np.float32)
+
+    monkeypatch.setattr(stages, "open_session", lambda *a, **k: Off())
+    with pytest.raises(ParityError, match="Worst image: "):
+        again(tiny_run, tmp_path, force=["export"], until="export")
+
+
+@pytest.mark.parametrize(
+    ("policy", "verdict", "required", "raises"),
+    [
+        ("fail", "inconclusive", True, True),
+        ("warn", "inconclusive", True, False),
+        ("warn", "fail", True, True),
+        ("fail", "fail", False, False),
+        ("fail", "not-run", True, True),
+        ("fail", "pass", True, False),
+    ],
+)
+def test_gate_policy(policy, verdict, required, raises):
+    report = {
+        "recipe": {"gate": {"inconclusive": policy}},
+        "variants": [{"name": "v", "verdict": verdict, "reason": "r", "required": required}],
+    }
+    if raises:
+        with pytest.raises(GateError, match="v: "):
+            check_gate(report)
+    else:
+        check_gate(report)
+
+
+def test_logits_in_the_bundle_are_keyed_by_image_hash(tiny_run):
+    result = tiny_run[2]
+    index = json.loads((result.stages["data"].folder / "index.json").read_text())
+    with np.load(result.bundle / "test_logits.npz", allow_pickle=False) as arrays:
+        assert arrays["image_sha256"].tolist() == index["splits"]["test"]["sha256"]
+        assert arrays["labels"].tolist() == index["splits"]["test"]["labels"]
+        assert arrays["logits.baseline"].shape == arrays["logits.int8"].shape == (30, 3)
+
+
+def test_no_file_of_the_bundle_names_a_folder_of_this_machine(tiny_run):
+    path, _, result = tiny_run
+    for file in result.bundle.iterdir():
+        assert str(path.parent).encode() not in file.read_bytes(), file.name
+
+
+@pytest.mark.slow
+def test_lite0_on_traffic_lights_passes_its_gate(lite0_run):
+    rows = {v["name"]: v for v in lite0_run.report["variants"]}
+    assert rows["fp32"]["counts"]["agreeing"] == 297
+    assert rows["fp32"]["verdict"] == "pass"
+    assert rows["int8"]["accuracy"]["top1"] > 0.9
+    check_gate({**lite0_run.report, "recipe": {"gate": {"inconclusive": "warn"}}})
