@@ -88,6 +88,7 @@ def find_python(version: str) -> str | None:
             [candidate, "-c", "import sys; print('%d.%d' % sys.version_info[:2])"],
             capture_output=True,
             text=True,
+            check=False,  # a shim of pyenv fails where its version is not selected
         )
         if done.stdout.strip() == version:
             return candidate

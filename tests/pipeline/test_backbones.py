@@ -149,3 +149,19 @@ def test_pixel_model_takes_frames(pictures):
     model = PixelModel(backbone.network, backbone.normalization).eval()
     frames = torch.from_numpy(np.zeros((2, 32, 32, 3), np.uint8))
     assert model(frames).shape == (2, 3)
+
+
+def test_own_network_from_a_module(tmp_path, monkeypatch):
+    (tmp_path / "my_networks.py").write_text(
+        "from torch import nn\n"
+        "def small(num_classes):\n"
+        "    pool = nn.AdaptiveAvgPool2d(1)\n"
+        "    return nn.Sequential(nn.Conv2d(3, 4, 3), pool, nn.Flatten(), nn.Linear(4, num_classes))\n"
+        "def nonsense(num_classes):\n"
+        "    return num_classes\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    backbone = build_backbone(BackboneSettings(model="my_networks:small", weights="none"), 3, 16)
+    assert backbone.network(torch.zeros(2, 3, 16, 16)).shape == (2, 3)
+    with pytest.raises(RecipeError, match="returned int, wanted a Module"):
+        build_backbone(BackboneSettings(model="my_networks:nonsense", weights="none"), 3, 16)

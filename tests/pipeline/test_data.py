@@ -197,3 +197,28 @@ def test_index_is_json_with_relative_names_only(folder, tmp_path):
     text = (tmp_path / "out" / "index.json").read_text()
     assert str(tmp_path) not in text
     assert json.loads(text)["classes"] == ["blue", "green", "red"]
+
+
+def test_cifar10_files_are_read_by_torchvisions_own_loader(tmp_path, monkeypatch):
+    import pickle
+
+    import torchvision.datasets.cifar as cifar
+
+    generator = np.random.default_rng(0)
+    folder = tmp_path / "cifar-10-batches-py"
+    folder.mkdir()
+    for name in (*(f"data_batch_{i}" for i in range(1, 6)), "test_batch"):
+        batch = {
+            "data": generator.integers(0, 256, (20, 3072), np.uint8),
+            "labels": [i % 10 for i in range(20)],
+        }
+        (folder / name).write_bytes(pickle.dumps(batch))
+    names = [f"class{i}" for i in range(10)]
+    (folder / "batches.meta").write_bytes(pickle.dumps({"label_names": names}))
+    # The loader compares md5 with the published files'; these are others in the same format.
+    monkeypatch.setattr(cifar, "check_integrity", lambda path, md5=None: True)
+    index = prepare_splits(DataSettings(source="cifar10", path=tmp_path, size=32), seed=0, folder=tmp_path)
+    assert index["classes"] == names
+    assert {n: len(p["keys"]) for n, p in index["splits"].items()} == {"test": 20, "val": 20, "train": 80}
+    first = pickle.loads((folder / "test_batch").read_bytes())["data"][0]
+    assert (load_split(tmp_path, "test").frames[0] == first.reshape(3, 32, 32).transpose(1, 2, 0)).all()

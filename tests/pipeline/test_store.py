@@ -58,6 +58,12 @@ def test_stage_whose_files_were_removed_runs_again(tmp_path):
     assert store.find("s", "k" * 64) is not None
 
 
+def test_damaged_record_runs_again(tmp_path):
+    store = StageStore(tmp_path)
+    (run_stage(store, "k" * 64).folder.parent / "stage.json").write_text("{")
+    assert store.find("s", "k" * 64) is None
+
+
 def test_record_lists_files_by_sha256(tmp_path):
     record = run_stage(StageStore(tmp_path), "k" * 64)
     about = json.loads((record.folder.parent / "stage.json").read_text())

@@ -82,16 +82,16 @@ class StageStore:
             os.close(descriptor)
 
     def find(self, name: str, key: str) -> StageRecord | None:
-        """The finished stage of that key, or ``None``."""
+        """The finished stage of that key, or ``None`` where it is absent, incomplete or unreadable."""
         folder = self._folder(name, key)
         try:
             record = json.loads((folder / _RECORD_NAME).read_text("utf-8"))
-        except (FileNotFoundError, NotADirectoryError):
-            return None
-        sizes = {entry.name: entry.stat().st_size for entry in (folder / _OUTPUT_NAME).iterdir()}
-        if sizes != {file: entry["size"] for file, entry in record["files"].items()}:
-            return None  # somebody removed or changed files by hand
-        return StageRecord(name, key, folder / _OUTPUT_NAME, record["digest"], record["seconds"], True)
+            sizes = {entry.name: entry.stat().st_size for entry in (folder / _OUTPUT_NAME).iterdir()}
+            if sizes != {file: entry["size"] for file, entry in record["files"].items()}:
+                return None
+            return StageRecord(name, key, folder / _OUTPUT_NAME, record["digest"], record["seconds"], True)
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+            return None  # never made, or somebody changed it by hand: it is made again
 
     def begin(self, name: str, key: str, *, resume: bool) -> Path:
         """The folder to work in; what an interrupted attempt left is kept only where ``resume``."""

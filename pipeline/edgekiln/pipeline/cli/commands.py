@@ -9,6 +9,8 @@ from typing import Any
 
 import click
 
+from edgekiln.runtime.errors import UsageError
+
 __all__ = ["COMMANDS"]
 
 _json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
@@ -245,6 +247,11 @@ def bench(
     edgekiln bench runs/traffic-lights/bundle --runtime
     """
     if not runtime:
+        if target.is_dir():
+            raise UsageError(
+                f"{target} is a folder; bench takes a recipe.",
+                hint="--runtime measures the runtime with a bundle.",
+            )
         _run_and_print(target, overrides, runs, quiet, as_json, force=["benchmark"] if again else [])
         return
     from edgekiln.benchmarks.runtime_cost import measure_runtime_cost
