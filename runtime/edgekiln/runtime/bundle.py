@@ -21,7 +21,7 @@ from typing import Any, Literal, get_args
 from edgekiln.runtime.backends import Backend, open_session
 from edgekiln.runtime.classifier import Classifier, Selection
 from edgekiln.runtime.contract import Contract
-from edgekiln.runtime.errors import BundleError, EdgekilnError, EnvironmentProblem, UsageError
+from edgekiln.runtime.errors import BundleError, ContractError, EdgekilnError, EnvironmentProblem, UsageError
 from edgekiln.runtime.session import Session
 from edgekiln.runtime.spec import Precision
 
@@ -259,9 +259,10 @@ def _read_chunks(path: Path, limit: int | None) -> Iterator[bytes]:
         descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
     except OSError as error:
         raise BundleError(f"{path} cannot be read: {error.strerror}.", path=path) from error
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise BundleError(f"{path} is not a regular file.", path=path)
     with os.fdopen(descriptor, "rb") as file:
-        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-            raise BundleError(f"{path} is not a regular file.", path=path)
         left = -1 if limit is None else limit + 1
         while chunk := file.read(2**20 if left < 0 else min(left, 2**20)):
             left -= len(chunk) if limit is not None else 0
@@ -301,13 +302,17 @@ def _parse_manifest(folder: Path, raw: bytes) -> Bundle:
             raise TypeError("not a JSON object")
         _check_version(str(document["schema_version"]), path)
         files = {
-            _safe_name(name): FileRecord(_hex(f["sha256"]), int(f["size"]))
+            _safe_name(name): FileRecord(_hex(f["sha256"]), _size(f["size"]))
             for name, f in document["files"].items()
         }
         variants = tuple(_parse_variant(v, files) for v in document["variants"])
+        if len({v.name for v in variants}) != len(variants):
+            raise ValueError("two variants have the same name")
         contract = Contract.from_dict(document["contract"])
         digest = hashlib.sha256(raw).hexdigest()
         return Bundle(folder, _safe_name(document["name"]), digest, contract, variants, files, document)
+    except ContractError as error:
+        raise ContractError(f"{path}: {error.message}", hint=error.hint, path=path) from error
     except EdgekilnError:
         raise
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
@@ -360,3 +365,9 @@ def _hex(digest: object) -> str:
     if isinstance(digest, str) and re.fullmatch(r"[0-9a-f]{64}", digest):
         return digest
     raise ValueError(f"{digest!r} is not a sha256")
+
+
+def _size(size: object) -> int:
+    if type(size) is int and size >= 0:
+        return size
+    raise ValueError(f"{size!r} is not a size")

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Literal, get_args
@@ -25,16 +26,23 @@ SCHEMA_VERSION = 1
 
 @dataclass(frozen=True, slots=True)
 class Normalization:
-    """Per-channel (R, G, B) mean and standard deviation in pixel units (0 to 255): y = (x - mean) / std."""
+    """Per-channel (R, G, B) mean and standard deviation in pixel units (0 to 255): y = (x - mean) / std.
+
+    Whole numbers become floats: equal normalizations have equal JSON.
+    """
 
     mean: Triple
     std: Triple
 
     def __post_init__(self) -> None:
-        if len(self.mean) != 3 or len(self.std) != 3 or not all(s > 0 for s in self.std):
+        three = len(self.mean) == 3 and len(self.std) == 3
+        if not three or not all(map(math.isfinite, (*self.mean, *self.std))) or min(self.std) <= 0:
             raise UsageError(
-                f"A normalization needs three means and three positive stds, got {self.mean} and {self.std}."
+                f"A normalization needs three finite means and three finite positive stds, "
+                f"got {self.mean} and {self.std}."
             )
+        object.__setattr__(self, "mean", tuple(float(v) for v in self.mean))
+        object.__setattr__(self, "std", tuple(float(v) for v in self.std))
 
 
 SHARED_NORMALIZATION = Normalization((127.0,) * 3, (128.0,) * 3)
@@ -98,14 +106,14 @@ class Contract:
         """
         fields = dict(values)
         version = fields.pop("schema_version", None)
-        if version != SCHEMA_VERSION:
+        if type(version) is not int or version != SCHEMA_VERSION:
             raise ContractError(
                 f"The contract has schema version {version!r}; this edgekiln reads {SCHEMA_VERSION}.",
                 hint="Use the edgekiln version that wrote it.",
             )
         try:
             return cls(**_typed(fields))
-        except (TypeError, ValueError, KeyError, UsageError) as error:
+        except (TypeError, ValueError, KeyError, OverflowError, UsageError) as error:
             raise ContractError(f"The stored contract is not valid: {error}") from error
 
     @classmethod
@@ -113,7 +121,7 @@ class Contract:
         """Read what ``to_json`` wrote; raises ContractError."""
         try:
             values = json.loads(text)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise ContractError(f"The stored contract is not JSON: {error}") from error
         if not isinstance(values, dict):
             raise ContractError("The stored contract is not a JSON object.")
@@ -137,22 +145,38 @@ def _check_geometry(contract: Contract) -> None:
         )
 
 
+_JSON_KINDS = {
+    "height": int,
+    "width": int,
+    "resize": str,
+    "interpolation": str,
+    "classes": list,
+    "background": list,
+    "normalization": dict,
+}
+
+
 def _typed(fields: dict[str, Any]) -> dict[str, Any]:
     """JSON lists as tuples, JSON objects as their dataclass; anything of another type is refused."""
-    normalization = fields["normalization"]
-    for name, kind in (("height", int), ("width", int), ("resize", str), ("interpolation", str)):
+    for name, kind in _JSON_KINDS.items():
         if type(fields[name]) is not kind:
             raise TypeError(f"{name} is {fields[name]!r}, not {kind.__name__}")
     if not all(type(label) is str for label in fields["classes"]):
         raise TypeError("classes are not all strings")
+    if not all(type(value) is int for value in fields["background"]):
+        raise TypeError("background is not all whole numbers")
     if fields["shorter_side"] is not None and type(fields["shorter_side"]) is not int:
         raise TypeError(f"shorter_side is {fields['shorter_side']!r}")
     return {
         **fields,
         "classes": tuple(fields["classes"]),
-        "background": tuple(int(v) for v in fields["background"]),
-        "normalization": Normalization(
-            tuple(float(v) for v in normalization["mean"]),  # type: ignore[arg-type] # length checked there
-            tuple(float(v) for v in normalization["std"]),  # type: ignore[arg-type] # length checked there
-        ),
+        "background": tuple(fields["background"]),
+        # Normalization checks the length.
+        "normalization": Normalization(**{k: _numbers(v) for k, v in fields["normalization"].items()}),  # type: ignore[arg-type]
     }
+
+
+def _numbers(values: Any) -> tuple[float, ...]:
+    if type(values) is not list or not all(type(value) in (int, float) for value in values):
+        raise TypeError(f"{values!r} is not a list of numbers")
+    return tuple(float(value) for value in values)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 from enum import IntEnum
-from typing import ClassVar
+from typing import Any, ClassVar
 
 __all__ = [
     "BundleError",
@@ -68,6 +68,17 @@ class EdgekilnError(Exception):
         self.hint = hint
         self.path = None if path is None else os.fspath(path)
         super().__init__(message if hint is None else f"{message} {hint}")
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # The default would call the class with the finished text: that fails where a keyword is required.
+        return _restore, (type(self), self.args, self.__dict__)
+
+
+def _restore(kind: type[EdgekilnError], args: tuple[str, ...], attributes: dict[str, Any]) -> EdgekilnError:
+    """An error as it was before it was pickled."""
+    error = kind.__new__(kind, *args)
+    error.__dict__.update(attributes)
+    return error
 
 
 class UsageError(EdgekilnError):

@@ -21,8 +21,8 @@ def import_extra(module: str, extra: str) -> ModuleType:
         return importlib.import_module(module)
     except ModuleNotFoundError as error:
         missing = error.name or module
-        if missing.partition(".")[0] != module.partition(".")[0]:
-            raise
+        if module != missing and not module.startswith(f"{missing}."):
+            raise  # the package is here; something that it imports is not
         raise MissingExtraError(
             f"The package {missing!r} is needed here and is not installed.",
             hint=f"Run: pip install 'edgekiln[{extra}]'",

@@ -10,7 +10,7 @@ import io
 import logging
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, TypeAlias
+from typing import TYPE_CHECKING, Literal, TypeAlias, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -65,6 +65,10 @@ def decode(
     """A picture of any accepted kind as an upright PIL image in mode RGB; raises ImageError."""
     from PIL import Image
 
+    if color_order not in get_args(ColorOrder):
+        raise ImageError(
+            f"Unknown color order {color_order!r}; known: {', '.join(get_args(ColorOrder))}.", reason="type"
+        )
     if isinstance(picture, np.ndarray):
         return Image.fromarray(_checked_array(picture, color_order))
     path = None
@@ -133,6 +137,8 @@ def _open_encoded(data: bytes, path: Path | None) -> Image.Image:
 
 def _upright_rgb(image: Image.Image, background: tuple[int, int, int], path: Path | None) -> Image.Image:
     name = "The picture" if path is None else str(path)
+    if 0 in image.size:
+        raise ImageError(f"{name} has {image.width} x {image.height} pixels.", reason="type", path=path)
     if image.width * image.height > MAX_PIXELS:
         raise ImageError(
             f"{name} has {image.width} x {image.height} pixels, the limit is {MAX_PIXELS}.",
@@ -184,7 +190,8 @@ def _to_rgb(image: Image.Image, background: tuple[int, int, int]) -> Image.Image
             hint="Convert it to 8 or 16 bits first.",
         )
     if image.mode in _ALPHA_MODES or "transparency" in image.info:
-        upper = image.convert("RGBA")
+        # Of premultiplied grey, Pillow converts to LA alone.
+        upper = (image.convert("LA") if image.mode == "La" else image).convert("RGBA")
         canvas = Image.new("RGBA", upper.size, (*background, 255))
         return Image.alpha_composite(canvas, upper).convert("RGB")
     return image.convert("RGB")  # 1, L, P, CMYK, YCbCr, LAB, HSV: Pillow's own conversion

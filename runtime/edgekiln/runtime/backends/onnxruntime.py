@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from importlib.metadata import PackageNotFoundError, version
 from types import ModuleType
 from typing import Any
@@ -119,6 +120,8 @@ def _create(ort: ModuleType, model: bytes, device: str, threads: int | None) -> 
         )
     options = ort.SessionOptions()
     options.log_severity_level = _ERRORS_ONLY
+    # Weights that a model keeps in another file would be read from the current folder, unhashed.
+    options.add_session_config_entry("session.model_external_initializers_file_folder_path", os.devnull)
     if threads is not None:
         options.intra_op_num_threads = threads
     # TF32 would make an FP32 engine compute with 10 bits of mantissa.
