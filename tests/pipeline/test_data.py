@@ -222,3 +222,14 @@ def test_cifar10_files_are_read_by_torchvisions_own_loader(tmp_path, monkeypatch
     assert {n: len(p["keys"]) for n, p in index["splits"].items()} == {"test": 20, "val": 20, "train": 80}
     first = pickle.loads((folder / "test_batch").read_bytes())["data"][0]
     assert (load_split(tmp_path, "test").frames[0] == first.reshape(3, 32, 32).transpose(1, 2, 0)).all()
+
+
+def test_file_names_that_are_no_utf8_do_not_stop_the_run(folder, tmp_path):
+    import os
+
+    source = os.fsencode(folder / "red" / "000.png")
+    os.rename(source, os.fsencode(folder / "red") + b"/\xff\xfe.png")  # noqa: PTH104 -- bytes, not text
+    index = prepare_all(folder, tmp_path / "out")
+    keys = [k for part in index["splits"].values() for k in part["keys"]]
+    assert "red/��.png" in keys
+    assert len(keys) == 60

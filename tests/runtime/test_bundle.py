@@ -227,6 +227,17 @@ def test_read_notices_a_change_after_opening(bundle_folder):
         bundle.read("int8.onnx")
 
 
+def test_an_engine_swapped_between_check_and_load_reaches_no_library(bundle_folder, no_session, monkeypatch):
+    def open_then_swap(path):
+        bundle = open_bundle(path)
+        (bundle_folder / "int8.onnx").write_bytes((bundle_folder / "fp32.onnx").read_bytes())
+        return bundle
+
+    monkeypatch.setattr(bundle_module, "open_bundle", open_then_swap)
+    with pytest.raises(BundleError, match=r"int8\.onnx was changed"):
+        load(bundle_folder)
+
+
 @pytest.mark.parametrize("name", ["other", MANIFEST_NAME, "../bundle/fp32.onnx", ""])
 def test_read_gives_listed_files_only(bundle_folder, name):
     with pytest.raises(BundleError, match="is not listed in the manifest"):
@@ -438,8 +449,8 @@ def test_a_variant_that_did_not_pass_needs_allow_unverified(make_bundle, variant
         load(folder, variant="int8")
     with load(folder, variant="int8", allow_unverified=True) as classifier:
         assert scale_of(classifier) == 2.0
-    with load(folder, allow_unverified=True) as classifier:  # it lifts the gate of a named variant only
-        assert classifier.variant.name == "fp32"
+    with pytest.raises(UsageError, match="allow_unverified needs a variant by name"):
+        load(folder, allow_unverified=True)
 
 
 @pytest.mark.parametrize("allow", [False, True])
@@ -525,3 +536,9 @@ def test_an_engine_that_does_not_fit_the_contract_is_refused(make_bundle, varian
     folder = make_bundle(variant("fp32", "fp32"), contract=values)
     with pytest.raises(EngineError, match="gives 3 logits, the contract names 2 classes"):
         load(folder)
+
+
+@pytest.mark.parametrize("device", ["gpu", "", "CPU"])
+def test_an_unknown_device_is_refused(bundle_folder, no_session, device):
+    with pytest.raises(UsageError, match=f"Unknown device {device!r}; known: cpu, cuda"):
+        load(bundle_folder, device=device)

@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from edgekiln.runtime.backends import open_session
-from edgekiln.runtime.classifier import Candidate, Classifier, Selection, softmax
+from edgekiln.runtime.classifier import Candidate, Classifier, Prediction, Selection, softmax
 from edgekiln.runtime.errors import EngineError, ExitCode, ImageError, NonFiniteError, UsageError
 
 SELECTION = Selection("fp32", "onnxruntime-cpu", "fp32", "made by hand")
@@ -75,6 +75,13 @@ def test_top_one_is_the_prediction_and_ties_go_to_the_first_class(classifier):
     assert (prediction.label, prediction.index) == ("red", 0)
     assert prediction.score == pytest.approx(1 / 3, abs=1e-15)
     assert [candidate.index for candidate in prediction.top(3)] == [0, 1, 2]
+
+
+def test_ties_keep_the_order_of_the_classes_among_many():
+    # Over 16 values numpy's default sort is not stable any more.
+    classes = tuple(f"class {i}" for i in range(100))
+    prediction = Prediction(classes[0], 0, 0.01, (np.arange(100) % 2).astype(np.float32), classes)
+    assert [c.index for c in prediction.top(100)] == [*range(1, 100, 2), *range(0, 100, 2)]
 
 
 def test_top_gives_all_classes_where_there_are_fewer(classifier):

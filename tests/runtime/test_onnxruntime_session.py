@@ -222,9 +222,10 @@ def test_installed_distributions_are_found_by_their_metadata():
 
 
 @pytest.mark.parametrize("threads", [1, 2])
-def test_threads_are_told_and_change_no_answer(mean_model, random_frames, threads):
+def test_threads_are_told_to_the_library_and_change_no_answer(mean_model, random_frames, threads):
     session = open_session("onnxruntime-cpu", mean_model, threads=threads)
     assert session.threads == threads
+    assert session._session.get_session_options().intra_op_num_threads == threads
     np.testing.assert_array_equal(session.run(random_frames(7)), exact(random_frames(7)))
 
 

@@ -137,17 +137,17 @@ def _read_class_folders(
 ) -> tuple[tuple[str, ...], tuple[Sample, ...], tuple[str, ...]]:
     """Class folders of one split: class names, samples, files passed over. Sorted, so that runs agree."""
     entries = sorted(entry for entry in folder.iterdir() if not entry.name.startswith("."))
-    classes = tuple(entry.name for entry in entries if entry.is_dir())
+    classes = tuple(_readable(entry.name) for entry in entries if entry.is_dir())
     if expected is not None and classes != expected:
         odd = sorted(set(classes) ^ set(expected))
         raise DataError(
             f"{folder} and {root / 'train'} have different classes: {', '.join(odd)}.", path=folder
         )
     samples: list[Sample] = []
-    ignored = [entry.relative_to(root).as_posix() for entry in entries if not entry.is_dir()]
-    for label, name in enumerate(classes):
-        for file in sorted((folder / name).rglob("*")):
-            key = file.relative_to(root).as_posix()
+    ignored = [_readable(entry.relative_to(root).as_posix()) for entry in entries if not entry.is_dir()]
+    for label, class_folder in enumerate(entry for entry in entries if entry.is_dir()):
+        for file in sorted(class_folder.rglob("*")):
+            key = _readable(file.relative_to(root).as_posix())
             if file.is_dir() or file.name.startswith("."):
                 continue
             if file.suffix.lower() in PICTURE_SUFFIXES:
@@ -161,6 +161,11 @@ def _read_class_folders(
             path=folder,
         )
     return classes, tuple(samples), tuple(ignored)
+
+
+def _readable(name: str) -> str:
+    """A file name that reports can hold: bytes that are no UTF-8 become question marks."""
+    return os.fsencode(name).decode("utf-8", "replace")
 
 
 def _read_traffic_lights() -> LabelledImages:

@@ -16,7 +16,7 @@ import stat
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, BinaryIO, Literal, get_args
 
 from edgekiln.runtime.backends import Backend, open_session
 from edgekiln.runtime.classifier import Classifier, Selection
@@ -171,6 +171,12 @@ def load(
         BundleError: the bundle was altered.
         EnvironmentProblem: nothing that passed can run here.
     """
+    if device not in {None, "cpu", "cuda"}:
+        raise UsageError(f"Unknown device {device!r}; known: cpu, cuda.")
+    if allow_unverified and variant is None:
+        raise UsageError(
+            "allow_unverified needs a variant by name: only engines that passed are chosen automatically."
+        )
     bundle = open_bundle(path)
     if variant is not None:
         chosen = bundle.variant(variant)
@@ -264,9 +270,16 @@ def _read_chunks(path: Path, limit: int | None) -> Iterator[bytes]:
         raise BundleError(f"{path} is not a regular file.", path=path)
     with os.fdopen(descriptor, "rb") as file:
         left = -1 if limit is None else limit + 1
-        while chunk := file.read(2**20 if left < 0 else min(left, 2**20)):
+        while chunk := _read(file, 2**20 if left < 0 else min(left, 2**20), path):
             left -= len(chunk) if limit is not None else 0
             yield chunk
+
+
+def _read(file: BinaryIO, size: int, path: Path) -> bytes:
+    try:
+        return file.read(size)
+    except OSError as error:  # a failing disk
+        raise BundleError(f"{path} cannot be read: {error.strerror}.", path=path) from error
 
 
 def _compare(path: Path, record: FileRecord, digest: str, size: int) -> None:

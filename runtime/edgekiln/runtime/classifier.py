@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from types import TracebackType
@@ -120,6 +121,8 @@ class Classifier:
         self, pictures: Iterable[Picture], *, color_order: ColorOrder = "rgb"
     ) -> list[Prediction]:
         """Classify several pictures in one call of the engine, in their order; see ``predict``."""
+        if isinstance(pictures, str | bytes | os.PathLike):
+            raise UsageError("predict_batch takes several pictures, got one.", hint="Use predict.")
         frames = [prepare(picture, self._contract, color_order=color_order) for picture in pictures]
         if not frames:
             return []

@@ -79,6 +79,8 @@ class Contract:
             raise UsageError(
                 f"Unknown interpolation {self.interpolation!r}; known: {', '.join(get_args(Interpolation))}."
             )
+        if not isinstance(self.classes, tuple) or not all(isinstance(label, str) for label in self.classes):
+            raise UsageError(f"Class names must be a tuple of strings, got {self.classes!r}.")
         if len(self.classes) < 2 or len(set(self.classes)) != len(self.classes):
             raise UsageError(f"A contract needs two or more distinct class names, got {list(self.classes)}.")
         if len(self.background) != 3 or not all(0 <= v <= 255 for v in self.background):
@@ -130,6 +132,8 @@ class Contract:
 
 def _check_geometry(contract: Contract) -> None:
     height, width, shorter_side = contract.height, contract.width, contract.shorter_side
+    if not all(type(value) is int for value in (height, width)):
+        raise UsageError(f"Height and width must be whole numbers of pixels, got {height!r} x {width!r}.")
     if not (1 <= height <= 8192 and 1 <= width <= 8192):
         raise UsageError(f"Height and width must be 1 to 8192 pixels, got {height} x {width}.")
     if contract.resize not in get_args(ResizeRule):

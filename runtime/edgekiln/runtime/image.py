@@ -148,7 +148,7 @@ def _upright_rgb(image: Image.Image, background: tuple[int, int, int], path: Pat
     try:
         image.load()  # of an animation this is the first frame
         return _to_rgb(_apply_orientation(image), background)
-    except ImageError:
+    except (ImageError, MemoryError):
         raise
     except Exception as error:  # a decoder may raise anything on garbage
         reason = "truncated" if "truncated" in str(error) else "corrupt"

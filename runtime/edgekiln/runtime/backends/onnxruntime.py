@@ -111,13 +111,13 @@ class OnnxRuntimeSession:
 
 def _create(ort: ModuleType, model: bytes, device: str, threads: int | None) -> Any:
     provider = _PROVIDERS[device]
-    if device == "cuda" and hasattr(ort, "preload_dlls"):
-        ort.preload_dlls()
     if provider not in ort.get_available_providers():
         raise DeviceError(
             f"onnxruntime {ort.__version__} has no {provider} here.",
             hint="Run: pip uninstall -y onnxruntime && pip install 'edgekiln[gpu]'",
         )
+    if device == "cuda" and hasattr(ort, "preload_dlls"):
+        ort.preload_dlls()  # CUDA and cuDNN from their Python packages
     options = ort.SessionOptions()
     options.log_severity_level = _ERRORS_ONLY
     # Weights that a model keeps in another file would be read from the current folder, unhashed.
@@ -144,11 +144,18 @@ def _create(ort: ModuleType, model: bytes, device: str, threads: int | None) -> 
 def _read_input(session: Any) -> tuple[str, tuple[int, int]]:
     inputs = session.get_inputs()
     if len(inputs) == 1 and inputs[0].type == "tensor(uint8)" and len(inputs[0].shape) == 4:
-        _, height, width, channels = inputs[0].shape
-        if isinstance(height, int) and isinstance(width, int) and channels == 3:
+        batch, height, width, channels = inputs[0].shape
+        if (
+            not isinstance(batch, int)
+            and isinstance(height, int)
+            and isinstance(width, int)
+            and channels == 3
+        ):
             return inputs[0].name, (height, width)
     got = ", ".join(f"{i.name}: {i.type} {i.shape}" for i in inputs)
-    raise EngineError(f"The model's inputs are [{got}], wanted one tensor(uint8) [N, H, W, 3].")
+    raise EngineError(
+        f"The model's inputs are [{got}], wanted one tensor(uint8) [N, H, W, 3] with a dynamic N."
+    )
 
 
 def _read_output(session: Any) -> tuple[list[str], int]:
