@@ -169,3 +169,9 @@ def test_warm_up_leaves_the_answers_alone(classifier):
     before = classifier.predict(flat((3, 2, 1))).logits
     assert classifier.warm_up() is None
     np.testing.assert_array_equal(classifier.predict(flat((3, 2, 1))).logits, before)
+
+
+@pytest.mark.parametrize("one", ["photo.jpg", b"bytes"])
+def test_a_single_picture_is_no_batch(classifier, one):
+    with pytest.raises(UsageError, match=r"takes several pictures, got one\. Use predict"):
+        classifier.predict_batch(one)

@@ -249,3 +249,12 @@ def test_each_of_eight_threads_gets_its_own_answers(mean_model):
 
     with ThreadPoolExecutor(8) as pool:
         assert list(pool.map(work, range(8))) == list(range(8))
+
+
+def test_a_model_with_a_fixed_batch_is_refused_when_it_is_loaded(mean_model):
+    model = onnx.load_from_string(mean_model)
+    dimension = model.graph.input[0].type.tensor_type.shape.dim[0]
+    dimension.Clear()
+    dimension.dim_value = 1
+    with pytest.raises(EngineError, match=r"wanted one .* with a dynamic N"):
+        open_session("onnxruntime-cpu", model.SerializeToString())
