@@ -1,6 +1,6 @@
 """Interleaved latency of several contenders, each in fresh processes and at its best configuration.
 
-Contenders take turns in blocks of a tenth of a second: on shared machines the speed of a core wanders by 30 % and
+Contenders take turns in blocks of a twentieth of a second: on shared machines the speed of a core wanders by 30 % and
 stays for about half a second where it went, so longer blocks would time the neighbours. A contender is named by a
 factory, so this module knows neither PyTorch nor any engine library.
 """
@@ -62,8 +62,8 @@ class BenchmarkPlan:
     """How long and how often; see the recipe's ``[benchmark]``."""
 
     processes: int = 5
-    blocks: int = 20
-    block_seconds: float = 0.1
+    blocks: int = 60
+    block_seconds: float = 0.05
 
 
 @dataclass(frozen=True, slots=True)

@@ -127,7 +127,8 @@ class Validity:
 
 
 def compare_speed(baseline: Measurement, contender: Measurement, *, seed: int = 0) -> Ratio:
-    """Baseline time over contender time: the geometric mean over pairs of blocks that ran side by side.
+    """Baseline time over contender time: the trimmed geometric mean over pairs of blocks
+    that ran side by side.
 
     The interval resamples processes first, then blocks within them, the same for both sides: what differs from
     process to process (memory layout, thread placement) is the larger part of the error, and resampling calls
@@ -143,8 +144,15 @@ def _paired_ratio(baseline: NDArray[np.float64], contender: NDArray[np.float64],
     processes, blocks = logs.shape
     rows = generator.integers(processes, size=(_RESAMPLES, processes, 1))
     columns = generator.integers(blocks, size=(_RESAMPLES, processes, blocks))
-    low, high = np.exp(np.quantile(logs[rows, columns].mean(axis=(1, 2)), [0.025, 0.975]))
-    return Ratio(float(np.exp(logs.mean())), float(low), float(high))
+    resampled = _trimmed_mean(logs[rows, columns].reshape(_RESAMPLES, -1))
+    low, high = np.exp(np.quantile(resampled, [0.025, 0.975]))
+    return Ratio(float(np.exp(_trimmed_mean(logs.reshape(1, -1))[0])), float(low), float(high))
+
+
+def _trimmed_mean(rows: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Mean of each row without its lowest and highest tenth: a stalled block must not decide."""
+    cut = rows.shape[1] // 10
+    return np.asarray(np.sort(rows, axis=1)[:, cut : rows.shape[1] - cut].mean(axis=1))
 
 
 def assess(measurements: Sequence[Measurement], *, steal: float, foreign_load: float) -> Validity:

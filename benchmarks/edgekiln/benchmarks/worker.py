@@ -22,7 +22,7 @@ from edgekiln.runtime.errors import EdgekilnError
 from edgekiln.runtime.session import Session
 from edgekiln.runtime.spec import Frames
 
-_WARM_UP_CALLS = 2  # per block; the search before and the answer check have warmed everything else
+_WARM_UP_CALLS = 1  # per block; the search before and the answer check have warmed everything else
 
 
 def open_engine(*, path: str, backend: Any, threads: int | None) -> Session:

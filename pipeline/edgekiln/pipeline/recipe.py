@@ -153,8 +153,8 @@ class BenchmarkSettings(_Section):
 
     enabled: bool = True
     processes: int = Field(5, ge=2, description="fresh processes per contender")
-    blocks: int = Field(20, ge=2, description="timed blocks per process, contenders alternating")
-    block_seconds: float = Field(0.1, gt=0)
+    blocks: int = Field(60, ge=2, description="timed blocks per process, contenders alternating")
+    block_seconds: float = Field(0.05, gt=0)
     images: int = Field(64, ge=2, description="real images that rotate")
 
 
