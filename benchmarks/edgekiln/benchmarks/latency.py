@@ -1,6 +1,6 @@
 """Interleaved latency of several contenders, each in fresh processes and at its best configuration.
 
-Contenders take turns in blocks of a twentieth of a second: on shared machines the speed of a core wanders by 30 % and
+Contenders take turns in blocks of a twentieth of a second: on shared machines a core's speed wanders by 30 % and
 stays for about half a second where it went, so longer blocks would time the neighbours. A contender is named by a
 factory, so this module knows neither PyTorch nor any engine library.
 """
