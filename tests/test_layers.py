@@ -49,11 +49,28 @@ def test_runtime_imports_engine_libraries_in_their_backend_only():
         assert not {name.split(".")[0] for name in imports_of(path)} & ENGINE_LIBRARIES, path
 
 
-def test_bare_import_loads_numpy_alone():
+@pytest.mark.parametrize(
+    ("statement", "loaded"),
+    [
+        ("import edgekiln.runtime", {"edgekiln"}),
+        ("import edgekiln.runtime.errors", {"edgekiln"}),
+        ("from edgekiln.runtime import *", {"edgekiln", "numpy"}),
+    ],
+)
+def test_import_loads_numpy_at_most(statement, loaded):
     code = (
-        "import sys; before = set(sys.modules); import edgekiln.runtime\n"
+        f"import sys; before = set(sys.modules)\n{statement}\n"
         "loaded = {name.partition('.')[0] for name in set(sys.modules) - before}\n"
         "print(*sorted(loaded - set(sys.stdlib_module_names)))"
     )
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
-    assert set(out.split()) == {"edgekiln", "numpy"}
+    assert set(out.split()) == loaded
+
+
+def test_every_public_name_of_the_runtime_is_there():
+    import edgekiln.runtime as runtime
+
+    assert sorted(runtime._MODULES) == sorted(runtime.__all__)
+    assert all(getattr(runtime, name).__name__ == name for name in runtime.__all__)
+    with pytest.raises(AttributeError, match="no attribute 'lode'"):
+        _ = runtime.lode
