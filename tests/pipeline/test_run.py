@@ -112,6 +112,26 @@ def test_audit_failure_fails_the_variant_and_keeps_the_rest(tiny_run, tmp_path, 
         assert classifier.variant.name == "fp32"
 
 
+def test_graph_that_cannot_be_quantized_fails_its_variant_and_keeps_the_rest(tiny_run, tmp_path, monkeypatch):
+    from edgekiln.export import int8_cpu
+
+    def fail(*arguments):
+        raise KeyError("axes")
+
+    monkeypatch.setattr(int8_cpu, "_run_quantizer", fail)
+    result = again(tiny_run, tmp_path, force=["variant.int8"])
+    row = result.report["variants"][1]
+    assert row["verdict"] == "not-run"
+    assert (
+        "could not be made: onnxruntime's quantizer cannot take this graph: KeyError: 'axes'" in row["reason"]
+    )
+    assert open_bundle(result.bundle).variant("int8").file is None
+    with pytest.raises(GateError, match="int8: not-run"):
+        check_gate(result.report)
+    with load(result.bundle) as classifier:
+        assert classifier.variant.name == "fp32"
+
+
 def test_export_that_computes_something_else_stops_the_run(tiny_run, tmp_path, monkeypatch):
     from edgekiln.pipeline import stages
 

@@ -41,7 +41,7 @@ _BATCH = 8  # calibration images per call: bounds the memory of all activations 
 
 def quantize_for_cpu(
     source: Path, target: Path, calibration: CalibrationSet, method: CalibrationMethod = "minmax"
-) -> None:
+) -> bool:
     """Quantize an exported FP32 file: explicit Q/DQ, uint8 activations, int8 weights per output channel.
 
     Args:
@@ -49,8 +49,14 @@ def quantize_for_cpu(
         target: file to write.
         calibration: real training pictures.
         method: how activation ranges are taken from them.
+
+    Returns:
+        Whether pixels feed the first layer directly. They do not where the normalization is the backbone's own,
+        or where the first layer is none that the quantizer knows; the graph then normalizes in float.
+
+    Raises:
+        PrecisionError: the file was not exported by edgekiln, or onnxruntime's quantizer cannot take it.
     """
-    quantization = import_extra("onnxruntime.quantization", "onnx")
     import_onnxruntime("cpu")
     model = onnx.shape_inference.infer_shapes(onnx.load(source))
     entry = _entry_chain(model.graph)
@@ -63,6 +69,31 @@ def quantize_for_cpu(
                 "zero_point": np.array(_PIXEL_ZERO_POINT, np.uint8),
             }
         ]
+    try:
+        quantized = _run_quantizer(model, calibration, method, entry, overrides)
+    except (MemoryError, OSError):  # the machine's fault, not the graph's
+        raise
+    except Exception as error:  # the library raises whatever its parts raise
+        raise PrecisionError(
+            f"onnxruntime's quantizer cannot take this graph: {type(error).__name__}: {error}",
+            hint="Leave the INT8 variant out, or take another backbone.",
+        ) from error
+    pixels_feed_directly = pixel_is_input and _feed_pixels(quantized.graph)
+    _keep_float_logits(quantized.graph)
+    _finish(quantized, model)
+    target.write_bytes(quantized.SerializeToString(deterministic=True))
+    return pixels_feed_directly
+
+
+def _run_quantizer(
+    model: Any,
+    calibration: CalibrationSet,
+    method: CalibrationMethod,
+    entry: list[Any],
+    overrides: dict[str, list[dict[str, Any]]],
+) -> Any:
+    """onnxruntime's own quantizer, with our ranges and weight scales; the nodes of ``entry`` stay in float."""
+    quantization = import_extra("onnxruntime.quantization", "onnx")
     with tempfile.TemporaryDirectory(prefix="edgekiln-") as folder, _quiet_quantizer():
         inferred, raw = Path(folder) / "inferred.onnx", Path(folder) / "raw.onnx"
         onnx.save(model, inferred)
@@ -78,12 +109,7 @@ def quantize_for_cpu(
             nodes_to_exclude=[node.name for node in entry],
             extra_options={"TensorQuantOverrides": ranges | overrides},
         )
-        quantized = onnx.load(raw)
-    if pixel_is_input:
-        _feed_pixels(quantized.graph)
-    _keep_float_logits(quantized.graph)
-    _finish(quantized, model)
-    target.write_bytes(quantized.SerializeToString(deterministic=True))
+        return onnx.load(raw)
 
 
 @contextlib.contextmanager
@@ -237,25 +263,24 @@ def _entry_chain(graph: Any) -> list[Any]:
     chain: list[Any] = []
     name = INPUT_NAME
     for operator in ("Cast", "Transpose", "Mul", "Add"):
-        [node] = [n for n in graph.node if name in n.input]
-        if node.op_type != operator:
+        consumers = [n for n in graph.node if name in n.input]
+        if [n.op_type for n in consumers] != [operator]:
+            got = " and ".join(n.op_type for n in consumers) or "nothing"
             raise PrecisionError(
-                f"The graph begins with {node.op_type} where {operator} was expected.",
+                f"The graph begins with {got} where {operator} was expected.",
                 hint="Quantize files that edgekiln exported.",
             )
-        chain.append(node)
-        name = node.output[0]
+        chain += consumers
+        name = consumers[0].output[0]
     return chain
 
 
-def _feed_pixels(graph: Any) -> None:
-    """Replace Cast, Transpose, Mul, Add, QuantizeLinear by one Transpose of uint8."""
+def _feed_pixels(graph: Any) -> bool:
+    """Replace Cast, Transpose, Mul, Add, QuantizeLinear by one Transpose of uint8, where they stand so."""
     cast, transpose, multiply, add = _entry_chain(graph)
     consumers = [n for n in graph.node if add.output[0] in n.input]
     if [n.op_type for n in consumers] != ["QuantizeLinear"]:
-        raise PrecisionError(
-            f"The input is consumed by {[n.op_type for n in consumers]}, not quantized once."
-        )
+        return False
     quantize = consumers[0]
     constants = {t.name: numpy_helper.to_array(t) for t in graph.initializer}
     scale, zero_point = (constants[name] for name in quantize.input[1:3])
@@ -267,6 +292,7 @@ def _feed_pixels(graph: Any) -> None:
     for node in (cast, transpose, multiply, add, quantize):
         graph.node.remove(node)
     graph.node.insert(0, pixels)
+    return True
 
 
 def _keep_float_logits(graph: Any) -> None:

@@ -46,7 +46,8 @@ def pack_bundle(context: StageContext) -> None:
     report = _build_report(context)
     folder = context.folder
     for variant in context.recipe.variants:
-        shutil.copyfile(_variant_model(context, variant), folder / f"{variant.name}.onnx")
+        if _is_judged(context, variant):
+            shutil.copyfile(_variant_model(context, variant), folder / f"{variant.name}.onnx")
     _save_logits(context, folder / LOGITS_FILE)
     (folder / REPORT_NAME).write_text(json.dumps(report, sort_keys=True, ensure_ascii=False), "utf-8")
     (folder / "report.html").write_text(render_page(report), "utf-8")
@@ -125,7 +126,7 @@ def _judge_variant(
     benchmark: Mapping[str, Any] | None,
 ) -> dict[str, Any]:
     """One row of the report: accuracy, paired difference, latency, audit and verdict."""
-    from edgekiln.pipeline.stages import LOGITS_NAME, read_logits
+    from edgekiln.pipeline.stages import read_logits
 
     baseline, test, contract = truth
     evaluated = context.inputs[f"evaluate.{variant.name}"]
@@ -135,13 +136,13 @@ def _judge_variant(
         "backend": variant.backend,
         "precision": variant.precision.value,
         "required": variant.required,
-        "size": model.stat().st_size,
+        "size": model.stat().st_size if model.exists() else None,
         "flips": [],
         **json.loads((model.parent / "about.json").read_text("utf-8")),
     }
-    if not (evaluated / LOGITS_NAME).exists():
+    if not _is_judged(context, variant):
         reason = json.loads((evaluated / "not-run.json").read_text("utf-8"))["reason"]
-        return {**row, "verdict": "not-run", "reason": f"not tried here, because: {reason}"}
+        return {**row, "verdict": "not-run", "reason": reason}
     logits = read_logits(evaluated)
     counts = pair_answers(baseline, logits, test.labels)
     gate = context.recipe.gate
@@ -166,6 +167,13 @@ def _judge_variant(
         "latency": _latency(benchmark, variant.name),
         "speedup": None if benchmark is None else benchmark["ratios"].get(variant.name),
     }
+
+
+def _is_judged(context: StageContext, variant: VariantSettings) -> bool:
+    """Whether the engine was made and could run here."""
+    from edgekiln.pipeline.stages import LOGITS_NAME
+
+    return (context.inputs[f"evaluate.{variant.name}"] / LOGITS_NAME).exists()
 
 
 def _variant_model(context: StageContext, variant: VariantSettings) -> Path:
@@ -193,12 +201,11 @@ def _latency(benchmark: Mapping[str, Any] | None, name: str) -> dict[str, Any] |
 
 def _save_logits(context: StageContext, path: Path) -> None:
     """All test logits by image hash, so that an engine built elsewhere can be judged against the same images."""
-    from edgekiln.pipeline.stages import BASELINE, LOGITS_NAME, read_logits
+    from edgekiln.pipeline.stages import BASELINE, read_logits
 
     test = load_split(context.inputs["data"], "test")
+    judged = [v.name for v in context.recipe.variants if _is_judged(context, v)]
     arrays: dict[str, Any] = {
-        f"logits.{name}": read_logits(context.inputs[f"evaluate.{name}"])
-        for name in (BASELINE, *(v.name for v in context.recipe.variants))
-        if (context.inputs[f"evaluate.{name}"] / LOGITS_NAME).exists()
+        f"logits.{name}": read_logits(context.inputs[f"evaluate.{name}"]) for name in (BASELINE, *judged)
     }
     np.savez(path, image_sha256=np.array(test.sha256, dtype="U64"), labels=test.labels, **arrays)

@@ -27,7 +27,7 @@ from edgekiln.pipeline.data import (
 from edgekiln.pipeline.progress import Progress
 from edgekiln.pipeline.recipe import Recipe, VariantSettings
 from edgekiln.runtime.backends import open_session
-from edgekiln.runtime.errors import DeviceError, EnvironmentProblem, PrecisionError
+from edgekiln.runtime.errors import EnvironmentProblem, PrecisionError
 from edgekiln.runtime.spec import Logits, Precision
 
 __all__ = ["BASELINE", "Stage", "StageContext", "plan_stages", "read_logits", "stage_names"]
@@ -291,7 +291,7 @@ def _make_variant(context: StageContext, variant: VariantSettings) -> None:
 
 
 def _make_int8(context: StageContext, variant: VariantSettings, source: Path, target: Path) -> dict[str, Any]:
-    """Quantize and audit. A failed audit fails this variant, not the run: the others are still worth having."""
+    """Quantize and audit. A failure is this variant's, not the run's: the others are still worth having."""
     from edgekiln.export.audit import audit_int8
     from edgekiln.export.calibration import choose_calibration
     from edgekiln.export.int8_cpu import quantize_for_cpu
@@ -299,20 +299,22 @@ def _make_int8(context: StageContext, variant: VariantSettings, source: Path, ta
     train = load_split(context.inputs["data"], "train")
     calibration = choose_calibration(train.frames, variant.calibration_images, context.recipe.seed)
     context.progress.advance(0, 1, f"calibrating on {len(calibration.frames)} images")
-    quantize_for_cpu(source, target, calibration, variant.calibration_method)
     about: dict[str, Any] = {
         "calibration": {
             "images": len(calibration.frames),
             "digest": calibration.digest,
             "method": variant.calibration_method,
-        },
-        "failure": None,
+        }
     }
     try:
+        about["pixels_feed_directly"] = quantize_for_cpu(
+            source, target, calibration, variant.calibration_method
+        )
         audit = audit_int8(source.read_bytes(), target.read_bytes(), variant.min_precision_share)
         about["audit"] = audit.to_dict()
     except PrecisionError as error:
         about["failure"] = str(error)
+        context.progress.message(f"  {variant.name}: {error}")
     return about
 
 
@@ -350,11 +352,15 @@ def _is_available(backend: str) -> bool:
 
 def _evaluate_variant(context: StageContext, variant: VariantSettings) -> None:
     test = load_split(context.inputs["data"], "test")
-    model = (context.inputs[f"variant.{variant.name}"] / MODEL_NAME).read_bytes()
+    made = context.inputs[f"variant.{variant.name}"]
+    if not (made / MODEL_NAME).exists():
+        failure = json.loads((made / "about.json").read_text("utf-8"))["failure"]
+        _write_json(context.folder / "not-run.json", {"reason": f"could not be made: {failure}"})
+        return
     try:
-        session = open_session(variant.backend, model)
-    except (DeviceError, EnvironmentProblem) as problem:
-        _write_json(context.folder / "not-run.json", {"reason": str(problem)})
+        session = open_session(variant.backend, (made / MODEL_NAME).read_bytes())
+    except EnvironmentProblem as problem:
+        _write_json(context.folder / "not-run.json", {"reason": f"not tried here, because: {problem}"})
         context.progress.message(f"  {variant.name} was not run here: {problem}")
         return
     logits = []

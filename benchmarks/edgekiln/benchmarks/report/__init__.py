@@ -1,6 +1,20 @@
 """Renders a report, a plain JSON document, as a text table, an HTML page and a model card. Computes nothing."""
 
 from edgekiln.benchmarks.report.page import render_card, render_page
-from edgekiln.benchmarks.report.table import HEADINGS, format_markdown, format_text, table_rows
+from edgekiln.benchmarks.report.table import (
+    HEADINGS,
+    describe_config,
+    format_markdown,
+    format_text,
+    table_rows,
+)
 
-__all__ = ["HEADINGS", "format_markdown", "format_text", "render_card", "render_page", "table_rows"]
+__all__ = [
+    "HEADINGS",
+    "describe_config",
+    "format_markdown",
+    "format_text",
+    "render_card",
+    "render_page",
+    "table_rows",
+]

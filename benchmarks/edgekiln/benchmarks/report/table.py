@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-__all__ = ["HEADINGS", "format_markdown", "format_text", "table_rows"]
+__all__ = ["HEADINGS", "describe_config", "format_markdown", "format_text", "table_rows"]
 
 HEADINGS = (
     "engine",
@@ -71,3 +71,12 @@ def format_markdown(rows: Sequence[Sequence[str]], headings: Sequence[str] = HEA
     escaped = [[cell.replace("\\", "\\\\").replace("|", "\\|") for cell in row] for row in rows]
     lines = [headings, ["---"] * len(headings), *escaped]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def describe_config(config: Mapping[str, Any]) -> str:
+    """A contender's configuration in words: ``2 threads, channels_last``."""
+    threads = config.get("threads")
+    words = ["default threads" if threads is None else f"{threads} thread{'s' if threads > 1 else ''}"]
+    if "channels_last" in config:
+        words.append("channels_last" if config["channels_last"] else "contiguous")
+    return ", ".join(words)

@@ -102,7 +102,7 @@ def _run_and_print(
 
 
 def _print_report(report: Mapping[str, Any], bundle: Path) -> None:
-    from edgekiln.benchmarks.report import format_text, table_rows
+    from edgekiln.benchmarks.report import describe_config, format_text, table_rows
 
     click.echo(format_text(table_rows(report)))
     click.echo("")
@@ -110,20 +110,12 @@ def _print_report(report: Mapping[str, Any], bundle: Path) -> None:
     if benchmark:
         validity = benchmark["validity"]
         reasons = f" ({'; '.join(validity['reasons'])})" if validity["reasons"] else ""
-        click.echo(f"latency  {validity['state']}{reasons}; batch 1, {_configurations(benchmark)}")
+        configs = "; ".join(f"{m['name']} {describe_config(m['config'])}" for m in benchmark["measurements"])
+        click.echo(f"latency  {validity['state']}{reasons}")
+        click.echo(f"         batch 1; {configs}")
     click.echo(f"images   {report['data']['counts']['test']} in the test split")
     click.echo(f"bundle   {bundle}")
     click.echo(f"report   {bundle / 'report.html'}")
-
-
-def _configurations(benchmark: Mapping[str, Any]) -> str:
-    def words(config: Mapping[str, Any]) -> str:
-        parts = [f"{config['threads']} threads" if config.get("threads") else "default threads"]
-        if "channels_last" in config:
-            parts.append("channels_last" if config["channels_last"] else "contiguous")
-        return " ".join(parts)
-
-    return ", ".join(f"{m['name']}: {words(m['config'])}" for m in benchmark["measurements"])
 
 
 @click.command()
