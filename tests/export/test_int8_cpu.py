@@ -6,7 +6,12 @@ from onnx import TensorProto, helper, numpy_helper
 
 from edgekiln.export.audit import audit_int8
 from edgekiln.export.calibration import choose_calibration
-from edgekiln.export.int8_cpu import largest_pair_sums, quantize_for_cpu, saturation_safe_scales
+from edgekiln.export.int8_cpu import (
+    _weight_overrides,
+    largest_pair_sums,
+    quantize_for_cpu,
+    saturation_safe_scales,
+)
 from edgekiln.pipeline.data import load_split
 from edgekiln.runtime.backends import open_session
 from edgekiln.runtime.errors import PrecisionError
@@ -132,6 +137,20 @@ def test_other_calibration_methods_keep_the_answers(lite0, lite0_run, tmp_path, 
 
 
 # -- small graphs
+
+
+@pytest.mark.parametrize(
+    ("groups", "channels", "paired"), [(1, 8, True), (3, 6, True), (3, 3, False), (1, 1, True)]
+)
+def test_only_true_depthwise_convolutions_are_exempt(groups, channels, paired):
+    # groups x outputs: grey input, channel multiplier 2, depthwise, one channel in and out (paired is safe there)
+    inputs = 3 if groups == 3 else 1
+    weight = np.full((channels, inputs // groups, 3, 3), 0.5, np.float32)
+    node = helper.make_node("Conv", ["x", "w"], ["y"], group=groups)
+    graph = helper.make_graph([node], "g", [], [], [numpy_helper.from_array(weight, "w")])
+    [scale, *_] = [entry["scale"] for entry in _weight_overrides(graph)["w"]]
+    # 1e-6: one float32 step above the exact bound
+    assert scale == pytest.approx(1.0 / 128 if paired else 0.5 / 127, rel=1e-6)
 
 
 def test_same_input_gives_the_same_bytes(tiny_run, tmp_path):

@@ -209,7 +209,11 @@ def _kernel_rows(node: Any, weight: NDArray[Any]) -> tuple[NDArray[Any], int, bo
     if node.op_type == "Conv":
         # onnxruntime's kernels walk (kernel y, kernel x, input channel).
         rows = np.moveaxis(weight, 1, -1).reshape(len(weight), -1)
-        return rows, 0, weight.shape[1] > 1
+        # One input and one output channel per group takes the depthwise kernel, which adds in 32 bits. A single
+        # input channel otherwise (grey, or a channel multiplier) takes the general one and pairs kernel positions.
+        groups = next((a.i for a in node.attribute if a.name == "group"), 1)
+        depthwise = groups > 1 and weight.shape[1] == 1 and groups == len(weight)
+        return rows, 0, not depthwise
     transposed = node.op_type == "Gemm" and any(a.name == "transB" and a.i for a in node.attribute)
     return (weight, 0, True) if transposed else (weight.T, 1, True)
 
