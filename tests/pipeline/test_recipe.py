@@ -81,6 +81,11 @@ def test_broken_files_are_explained(tmp_path):
         load_recipe(tmp_path / "r.toml")
 
 
+def test_byte_order_mark_is_no_mistake(tmp_path):
+    (tmp_path / "r.toml").write_bytes(b"\xef\xbb\xbf" + TINY_RECIPE.encode())
+    assert load_recipe(tmp_path / "r.toml").name == "tiny"
+
+
 def test_paths_are_taken_from_the_recipes_folder(tmp_path):
     recipe = load_recipe(write(tmp_path, TINY_RECIPE), ["backbone.weights=w.pth"])
     assert recipe.data.path == tmp_path / "pictures"

@@ -9,7 +9,7 @@ from edgekiln.pipeline.recipe import load_recipe
 from edgekiln.pipeline.run import check_gate, run_recipe
 from edgekiln.runtime import load
 from edgekiln.runtime.bundle import open_bundle
-from edgekiln.runtime.errors import GateError, ParityError, UsageError
+from edgekiln.runtime.errors import DataError, GateError, ParityError, UsageError
 
 
 def again(tiny_run, tmp_path, *overrides, **options):
@@ -53,6 +53,17 @@ def test_touched_pictures_with_the_same_bytes_are_not_trained_on_again(tiny_run,
     folder = shutil.copytree(tiny_run[0].parent, tmp_path / "copy")  # every file has a new change time
     result = run_recipe(load_recipe(folder / "tiny.toml"), folder / "runs", SilentProgress())
     assert ran(result) == {"data"}
+
+
+def test_dangling_link_is_counted_as_unreadable_and_stops_the_run(tiny_recipe, tmp_path):
+    (tmp_path / "pictures" / "red" / "link.png").symlink_to("nowhere.png")
+    with pytest.raises(DataError, match=r"1 of 121 pictures are unreadable.*red/link\.png: .*cannot be read"):
+        run_recipe(
+            load_recipe(tiny_recipe, ["data.max_unreadable=0.0"]),
+            tmp_path / "runs",
+            SilentProgress(),
+            until="data",
+        )
 
 
 def test_until_and_force(tiny_run, tmp_path):

@@ -191,7 +191,7 @@ def load_recipe(path: Path, overrides: Iterable[str] = ()) -> Recipe:
         RecipeError: names the key, what was got, and the nearest right key.
     """
     try:
-        values = tomllib.loads(path.read_text("utf-8"))
+        values = tomllib.loads(path.read_text("utf-8-sig"))  # some editors write a byte order mark
     except FileNotFoundError as error:
         raise RecipeError(f"There is no recipe {path}.", path=path) from error
     except (OSError, UnicodeDecodeError) as error:

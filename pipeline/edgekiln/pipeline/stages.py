@@ -128,13 +128,20 @@ def _fingerprint(images: LabelledImages) -> str:
     for part in (images.train, images.val or (), images.test or ()):
         for sample in part:
             if isinstance(sample.picture, Path):
-                status = sample.picture.stat()
-                identity: object = (status.st_size, status.st_mtime_ns, status.st_ctime_ns)
+                identity: object = _file_status(sample.picture)
             else:
                 identity = hashlib.sha256(np.ascontiguousarray(sample.picture).tobytes()).hexdigest()
             digest.update(repr((sample.key, sample.label, identity)).encode())
         digest.update(b"|")
     return digest.hexdigest()
+
+
+def _file_status(path: Path) -> tuple[int, int, int] | None:
+    try:
+        status = path.stat()
+    except OSError:  # a dangling link: counted and named as unreadable when the stage runs
+        return None
+    return status.st_size, status.st_mtime_ns, status.st_ctime_ns
 
 
 def _prepare_data(context: StageContext) -> None:
