@@ -2,7 +2,9 @@ import numpy as np
 import onnx
 import onnxruntime as ort
 import pytest
+import torch
 from onnx import TensorProto, helper, numpy_helper
+from torch import nn
 
 from edgekiln.export.audit import audit_int8
 from edgekiln.export.calibration import choose_calibration
@@ -12,9 +14,11 @@ from edgekiln.export.int8_cpu import (
     quantize_for_cpu,
     saturation_safe_scales,
 )
+from edgekiln.export.onnx import PixelModel, export_onnx
 from edgekiln.pipeline.data import load_split
 from edgekiln.runtime.backends import open_session
-from edgekiln.runtime.errors import PrecisionError
+from edgekiln.runtime.contract import SHARED_NORMALIZATION, Contract
+from edgekiln.runtime.errors import GateError, PrecisionError
 
 SIXTEEN_BITS = 2**15 - 1
 
@@ -177,7 +181,7 @@ def test_file_of_another_maker_is_refused(tmp_path):
     )
     onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)]), tmp_path / "f.onnx")
     frames = np.random.default_rng(0).integers(0, 256, (32, 8, 8, 3), np.uint8)
-    with pytest.raises(PrecisionError, match="begins with Relu where Cast was expected"):
+    with pytest.raises(GateError, match="begins with Relu where Cast was expected"):
         quantize_for_cpu(tmp_path / "f.onnx", tmp_path / "q.onnx", choose_calibration(frames, 32, 0))
 
 
@@ -185,3 +189,39 @@ def test_audit_names_what_stayed_in_float(tiny_run):
     fp32 = (tiny_run[2].bundle / "fp32.onnx").read_bytes()
     with pytest.raises(PrecisionError, match=r"Only 0% of the 4 .*In floating point: .*linear"):
         audit_int8(fp32, fp32, 0.95)  # a float file handed in as INT8
+
+
+def quantize_network(network, tmp_path, size=16):
+    """(FP32 logits, INT8 logits, INT8 model) of a network on the frames that it was calibrated with."""
+    contract = Contract(height=size, width=size, classes=("a", "b", "c"))
+    export_onnx(PixelModel(network, SHARED_NORMALIZATION), contract, tmp_path / "m.onnx")
+    frames = np.random.default_rng(0).integers(0, 256, (32, size, size, 3), np.uint8)
+    quantize_for_cpu(tmp_path / "m.onnx", tmp_path / "q.onnx", choose_calibration(frames, 32, 0))
+    models = [(tmp_path / name).read_bytes() for name in ("m.onnx", "q.onnx")]
+    logits = [open_session("onnxruntime-cpu", model).run(frames) for model in models]
+    return *logits, onnx.load_from_string(models[1])
+
+
+def test_final_relu_survives_float_logits(tmp_path):
+    torch.manual_seed(0)
+    head = nn.Linear(8, 3)
+    network = nn.Sequential(nn.Conv2d(3, 8, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), head, nn.ReLU())
+    reference, got, _ = quantize_network(network, tmp_path)
+    assert reference.min() == 0.0
+    assert got.min() == 0.0
+
+
+def test_weight_with_two_users_is_safe_for_both(tmp_path):
+    class Shared(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv, self.fc = nn.Conv2d(3, 6, 3), nn.Linear(6, 6)
+            self.head = nn.Linear(6, 3)
+
+        def forward(self, x):
+            x = self.conv(x).mean(dim=(2, 3))
+            return self.head(torch.relu(self.fc(x)) + x @ self.fc.weight)
+
+    torch.manual_seed(0)
+    _, _, model = quantize_network(Shared(), tmp_path)
+    assert max(largest_pair_sums(model).values()) <= SIXTEEN_BITS

@@ -181,6 +181,16 @@ def test_predict_json(tiny_run, edgekiln, tmp_path):
     assert document["failures"][0]["reason"] == "missing"
 
 
+def test_swapped_class_names_are_noticed(tiny_run, edgekiln, tmp_path):
+    bundle = shutil.copytree(tiny_run[2].bundle, tmp_path / "bundle")
+    manifest = json.loads((bundle / MANIFEST_NAME).read_text())
+    manifest["contract"]["classes"].reverse()
+    (bundle / MANIFEST_NAME).write_text(json.dumps(manifest))
+    code, _, err = edgekiln("predict", bundle, "x.png")
+    assert code == 4
+    assert "the contract was changed" in err
+
+
 def test_altered_bundle_exits_4_and_names_the_file(tiny_run, edgekiln, tmp_path):
     path, _, result = tiny_run
     bundle = shutil.copytree(result.bundle, tmp_path / "bundle")

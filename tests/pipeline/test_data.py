@@ -233,3 +233,36 @@ def test_file_names_that_are_no_utf8_do_not_stop_the_run(folder, tmp_path):
     keys = [k for part in index["splits"].values() for k in part["keys"]]
     assert "red/��.png" in keys
     assert len(keys) == 60
+
+
+def test_repeated_pictures_of_a_judging_split_count_once(tmp_path):
+    for name in ("train", "test"):
+        write_pictures(tmp_path / "d" / name, per_class=6, size=20 if name == "train" else 24)
+    for i in range(10):
+        shutil.copy(tmp_path / "d/test/red/000.png", tmp_path / f"d/test/red/copy{i}.png")
+    index = prepare_all(tmp_path / "d", tmp_path / "out")
+    assert len(index["splits"]["test"]["keys"]) == 18
+    assert len(index["duplicates"]) == 10
+
+
+def test_same_bytes_under_two_labels_are_named(folder, tmp_path):
+    shutil.copy(folder / "red" / "003.png", folder / "green" / "really-red.png")
+    index = prepare_all(folder, tmp_path / "out")
+    assert len(index["conflicts"]) == 1
+    assert index["conflicts"][0]["key"] in {"red/003.png", "green/really-red.png"}
+
+
+def test_validation_folder_has_its_usual_names_and_others_are_named(tmp_path):
+    for name in ("train", "valid", "old"):
+        write_pictures(tmp_path / "d" / name, per_class=3)
+    images = read_source(settings(tmp_path / "d"))
+    assert images.val is not None
+    assert len(images.val) == 9
+    assert images.ignored == ("old/",)
+
+
+def test_own_source_that_fails_is_named(tmp_path, monkeypatch):
+    (tmp_path / "my_failing.py").write_text("def images():\n    return 1 / 0\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(DataError, match=r"my_failing:images failed: ZeroDivisionError"):
+        read_source(DataSettings(source="my_failing:images"))

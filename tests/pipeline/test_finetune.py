@@ -60,6 +60,14 @@ def test_training_learns_logs_and_writes_one_checkpoint(tmp_path):
     assert not model.training
 
 
+def test_last_batch_of_one_picture_joins_the_one_before(tmp_path):
+    settings = BackboneSettings(model="timm/test_resnet", weights="none", freeze_batchnorm=False)
+    whole = job(settings, epochs=1, probe=False)
+    odd = FinetuneJob(whole.backbone, whole.settings, CONTRACT, split(33, 0), whole.val, 5)
+    finetune(odd, tmp_path)
+    assert len(events(tmp_path, "step")) == 2
+
+
 def test_best_epoch_on_val_is_kept(tmp_path):
     finetune(job(learning_rate=1e-3), tmp_path)
     best = max(events(tmp_path, "epoch"), key=lambda e: (e["val_top1"], -e["val_loss"]))

@@ -3,6 +3,8 @@ import shutil
 
 import numpy as np
 import pytest
+from PIL import Image
+from tests_support import write_pictures
 
 from edgekiln.pipeline.progress import SilentProgress
 from edgekiln.pipeline.recipe import load_recipe
@@ -200,3 +202,27 @@ def test_lite0_on_traffic_lights_passes_its_gate(lite0_run):
     assert rows["fp32"]["verdict"] == "pass"
     assert rows["int8"]["accuracy"]["top1"] > 0.9
     check_gate({**lite0_run.report, "recipe": {"gate": {"inconclusive": "warn"}}})
+
+
+def test_other_preparation_of_the_same_pixels_is_another_contract(tiny_recipe, tmp_path):
+    """Pictures already at the model's size look the same under every resize rule; the product's will not."""
+    shutil.rmtree(tmp_path / "pictures")
+    write_pictures(tmp_path / "pictures", per_class=60, size=32)
+    for path in (tmp_path / "pictures").rglob("*.png"):
+        Image.open(path).crop((0, 0, 32, 32)).save(path)
+    rules = ["data.resize=shorter-side", "data.shorter_side=32", "data.interpolation=nearest"]
+    results = [
+        run_recipe(load_recipe(tiny_recipe, more), tmp_path / "runs", SilentProgress(), until="finetune")
+        for more in ([], rules)
+    ]
+    assert results[0].stages["data"].digest == results[1].stages["data"].digest
+    assert not results[1].stages["finetune"].cached
+
+
+def test_too_few_pictures_to_calibrate_fail_the_int8_variant_alone(tiny_recipe, tmp_path):
+    shutil.rmtree(tmp_path / "pictures")
+    write_pictures(tmp_path / "pictures", per_class=12)
+    result = run_recipe(load_recipe(tiny_recipe), tmp_path / "runs", SilentProgress())
+    rows = {v["name"]: v for v in result.report["variants"]}
+    assert "Calibration has 21 images, wanted at least 32" in rows["int8"]["reason"]
+    assert rows["fp32"]["accuracy"]["images"] == 9

@@ -242,6 +242,7 @@ def _worker(frames_file: Path, name: str) -> Iterator[_WorkerProcess]:
         stdout=subprocess.PIPE,
         text=True,
         env=environment,
+        start_new_session=True,  # Ctrl-C is for the parent; a worker ends when its pipe closes
     )
     try:
         yield _WorkerProcess(process, name)

@@ -39,7 +39,9 @@ class PrecisionAudit:
     def share(self) -> float:
         """Quantized nodes over all nodes of these kinds, 0 to 1."""
         done = sum(min(self.quantized.get(kind, 0), count) for kind, count in self.expected.items())
-        return done / max(1, sum(self.expected.values()))
+        total = max(1, sum(self.expected.values()))
+        # A surplus of quantized nodes, bias additions for instance, must not hide one that stayed in float.
+        return max(0.0, min(done / total, 1 - len(self.floating) / total))
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values."""

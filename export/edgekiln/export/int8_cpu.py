@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from onnx import helper, numpy_helper
 
 from edgekiln.export.calibration import CalibrationSet
-from edgekiln.export.onnx import read_contract
+from edgekiln.export.onnx import entry_chain, read_contract
 from edgekiln.runtime.backends.onnxruntime import import_onnxruntime
 from edgekiln.runtime.contract import SHARED_NORMALIZATION
 from edgekiln.runtime.errors import PrecisionError
@@ -35,6 +35,7 @@ __all__ = ["CalibrationMethod", "largest_pair_sums", "quantize_for_cpu", "satura
 CalibrationMethod = Literal["minmax", "entropy", "percentile"]
 MAX_PAIR_SUM = 128
 """255 * 128 = 32,640 is the largest product sum that fits 16 signed bits."""
+_SIXTEEN_BITS = 2**15 - 1
 _PIXEL_SCALE, _PIXEL_ZERO_POINT = 1 / 128, 127
 _BATCH = 8  # calibration images per call: bounds the memory of all activations together
 
@@ -59,7 +60,7 @@ def quantize_for_cpu(
     """
     import_onnxruntime("cpu")
     model = onnx.shape_inference.infer_shapes(onnx.load(source))
-    entry = _entry_chain(model.graph)
+    entry = entry_chain(model.graph)
     pixel_is_input = read_contract(model).normalization == SHARED_NORMALIZATION
     overrides = _weight_overrides(model.graph)
     if pixel_is_input:
@@ -79,8 +80,9 @@ def quantize_for_cpu(
             hint="Leave the INT8 variant out, or take another backbone.",
         ) from error
     pixels_feed_directly = pixel_is_input and _feed_pixels(quantized.graph)
-    _keep_float_logits(quantized.graph)
+    _keep_float_logits(quantized.graph, model.graph)
     _finish(quantized, model)
+    _check_saturation(quantized)
     target.write_bytes(quantized.SerializeToString(deterministic=True))
     return pixels_feed_directly
 
@@ -230,11 +232,27 @@ def _weight_overrides(graph: Any) -> dict[str, list[dict[str, Any]]]:
             continue
         rows, axis, paired = _kernel_rows(node, weight)
         zero = np.array(0, np.int8)
-        overrides[node.input[1]] = [
-            {"axis": axis, "scale": scale, "zero_point": zero}
-            for scale in saturation_safe_scales(rows, paired=paired)
-        ]
+        scales = saturation_safe_scales(rows, paired=paired)
+        other = overrides.get(node.input[1])
+        if other is not None:  # one weight, two users: the larger scale is safe for both
+            same_axis = other[0]["axis"] == axis
+            known = np.array([entry["scale"] for entry in other])
+            scales = (
+                np.maximum(scales, known)
+                if same_axis
+                else np.full_like(known, max(scales.max(), known.max()))
+            )
+            axis = other[0]["axis"]
+        overrides[node.input[1]] = [{"axis": axis, "scale": scale, "zero_point": zero} for scale in scales]
     return overrides
+
+
+def _check_saturation(model: Any) -> None:
+    for name, largest in largest_pair_sums(model).items():
+        if largest > _SIXTEEN_BITS:
+            raise PrecisionError(
+                f"A sum of two products in {name} can reach {largest}, over {_SIXTEEN_BITS}."
+            )
 
 
 def largest_pair_sums(model: Any) -> dict[str, int]:
@@ -262,26 +280,9 @@ def largest_pair_sums(model: Any) -> dict[str, int]:
 # Graph surgery
 
 
-def _entry_chain(graph: Any) -> list[Any]:
-    """The Cast, Transpose, Mul and Add that turn pixels into the network's input."""
-    chain: list[Any] = []
-    name = INPUT_NAME
-    for operator in ("Cast", "Transpose", "Mul", "Add"):
-        consumers = [n for n in graph.node if name in n.input]
-        if [n.op_type for n in consumers] != [operator]:
-            got = " and ".join(n.op_type for n in consumers) or "nothing"
-            raise PrecisionError(
-                f"The graph begins with {got} where {operator} was expected.",
-                hint="Quantize files that edgekiln exported.",
-            )
-        chain += consumers
-        name = consumers[0].output[0]
-    return chain
-
-
 def _feed_pixels(graph: Any) -> bool:
     """Replace Cast, Transpose, Mul, Add, QuantizeLinear by one Transpose of uint8, where they stand so."""
-    cast, transpose, multiply, add = _entry_chain(graph)
+    cast, transpose, multiply, add = entry_chain(graph)
     consumers = [n for n in graph.node if add.output[0] in n.input]
     if [n.op_type for n in consumers] != ["QuantizeLinear"]:
         return False
@@ -299,15 +300,19 @@ def _feed_pixels(graph: Any) -> bool:
     return True
 
 
-def _keep_float_logits(graph: Any) -> None:
-    """Drop the Q/DQ pair before the output: 256 steps of logit would make ties of near answers."""
+def _keep_float_logits(graph: Any, float_graph: Any) -> None:
+    """Drop the Q/DQ pair before the output: 256 steps of logit would make ties of near answers.
+
+    Not where the network ends in a ReLU or Clip: the quantizer has folded it into the pair's own limits.
+    """
+    last = next(node.op_type for node in float_graph.node if OUTPUT_NAME in node.output)
     producers = {output: node for node in graph.node for output in node.output}
     dequantize = producers[OUTPUT_NAME]
     quantize = producers.get(dequantize.input[0])
     if dequantize.op_type != "DequantizeLinear" or quantize is None or quantize.op_type != "QuantizeLinear":
         return
     source = producers[quantize.input[0]]
-    if sum(quantize.input[0] in node.input for node in graph.node) > 1:
+    if source.op_type != last or sum(quantize.input[0] in node.input for node in graph.node) > 1:
         return
     graph.node.remove(dequantize)
     graph.node.remove(quantize)

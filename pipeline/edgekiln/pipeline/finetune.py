@@ -92,7 +92,9 @@ class _Trainer:
         self.optimizer = torch.optim.AdamW(
             trainable, lr=job.settings.learning_rate, weight_decay=job.settings.weight_decay
         )
-        self.steps_per_epoch = math.ceil(len(job.train) / job.settings.batch_size)
+        # A last batch of one picture joins the one before: BatchNorm has no statistics of one.
+        tail = len(job.train) % job.settings.batch_size == 1 and len(job.train) > 1
+        self.steps_per_epoch = math.ceil(len(job.train) / job.settings.batch_size) - tail
         self.total_steps = self.steps_per_epoch * job.settings.epochs
         self.augment = _augmentation(job.settings.augmentation, job.contract)
         self.state = _State(threads=job.settings.threads or usable_cores())
@@ -142,7 +144,7 @@ class _Trainer:
         if not torch.isfinite(loss):
             raise GateError(
                 f"The loss became {loss.item()} at step {step} of {self.total_steps}.",
-                hint="Lower finetune.learning_rate; what was trained up to the last epoch is kept.",
+                hint="Lower finetune.learning_rate.",
             )
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call] # torch
@@ -155,7 +157,8 @@ class _Trainer:
         epoch, position = divmod(step, self.steps_per_epoch)
         order = np.random.default_rng((self.job.seed, epoch)).permutation(len(self.job.train))
         size = self.settings.batch_size
-        chosen = order[position * size : (position + 1) * size]
+        end = None if position == self.steps_per_epoch - 1 else (position + 1) * size
+        chosen = order[position * size : end]
         frames = torch.from_numpy(self.job.train.frames[np.sort(chosen)])  # sorted: sequential disk reads
         labels = torch.from_numpy(self.job.train.labels[np.sort(chosen)])
         pictures = torch.stack([self.augment(picture) for picture in frames.permute(0, 3, 1, 2)])

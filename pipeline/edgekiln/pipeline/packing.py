@@ -99,7 +99,7 @@ def _build_report(context: StageContext) -> dict[str, Any]:
         "data": {
             "classes": data["classes"],
             "counts": {name: len(part["keys"]) for name, part in data["splits"].items()},
-            **{key: data[key] for key in ("unreadable", "duplicates", "ignored")},
+            **{key: data[key] for key in ("unreadable", "duplicates", "conflicts", "ignored")},
         },
         "parity": json.loads((context.inputs["export"] / "parity.json").read_text("utf-8")),
         "baseline": {

@@ -78,6 +78,23 @@ class BackboneSettings(_Section):
     freeze: Literal["none", "backbone"] = "none"
     freeze_batchnorm: bool = Field(True, description="keep BatchNorm statistics as pretrained")
 
+    @field_validator("weights")
+    @classmethod
+    def _known(cls, weights: str) -> str:
+        endings = (".safetensors", ".pth")
+        if weights in {"imagenet", "none"} or weights.startswith("package:") or weights.endswith(endings):
+            return weights
+        raise ValueError("known: imagenet, none, a .safetensors or .pth file, package:DISTRIBUTION")
+
+    @model_validator(mode="after")
+    def _usable(self) -> BackboneSettings:
+        library = self.model.partition("/")[0]
+        if self.weights.startswith("package:") and library != "timm":
+            raise ValueError(f"weights = {self.weights!r} are for timm models, not for {self.model}")
+        if self.weights == "imagenet" and ":" in self.model:
+            raise ValueError(f"{self.model} is your own network; weights = 'none' or a file")
+        return self
+
 
 class Augmentation(_Section):
     """Random changes of training pictures; strengths of 0 switch a part off."""
@@ -116,7 +133,9 @@ class ExportSettings(_Section):
 class VariantSettings(_Section):
     """One engine to make."""
 
-    name: Name
+    name: Annotated[
+        str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,58}$")
+    ]  # NAME.onnx is a file of the bundle
     precision: Precision
     backend: Literal["onnxruntime-cpu", "onnxruntime-cuda"] = "onnxruntime-cpu"
     required: bool = Field(True, description="run exits 3 when it does not pass")
@@ -177,6 +196,8 @@ class Recipe(_Section):
         names = [v.name for v in variants]
         if len(set(names)) != len(names):
             raise ValueError(f"variant names must differ, got {', '.join(names)}")
+        if "baseline" in names:
+            raise ValueError("'baseline' is the PyTorch model's own name")
         return variants
 
 

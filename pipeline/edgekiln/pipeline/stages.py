@@ -6,7 +6,9 @@ data -> finetune -> export -> variant.NAME -> evaluate.NAME -> benchmark -> bund
 from __future__ import annotations
 
 import hashlib
+import importlib.util
 import json
+import os
 import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -27,7 +29,7 @@ from edgekiln.pipeline.data import (
 from edgekiln.pipeline.progress import Progress
 from edgekiln.pipeline.recipe import Recipe, VariantSettings
 from edgekiln.runtime.backends import open_session
-from edgekiln.runtime.errors import EnvironmentProblem, PrecisionError
+from edgekiln.runtime.errors import DataError, EnvironmentProblem, PrecisionError
 from edgekiln.runtime.spec import Logits, Precision
 
 __all__ = ["BASELINE", "Stage", "StageContext", "plan_stages", "read_logits", "stage_names"]
@@ -127,8 +129,8 @@ def _fingerprint(images: LabelledImages) -> str:
     digest = hashlib.sha256(repr((images.classes, images.ignored)).encode())
     for part in (images.train, images.val or (), images.test or ()):
         for sample in part:
-            if isinstance(sample.picture, Path):
-                identity: object = _file_status(sample.picture)
+            if isinstance(sample.picture, str | os.PathLike):
+                identity: object = _file_status(Path(sample.picture))
             else:
                 identity = hashlib.sha256(np.ascontiguousarray(sample.picture).tobytes()).hexdigest()
             digest.update(repr((sample.key, sample.label, identity)).encode())
@@ -156,7 +158,8 @@ def _prepare_data(context: StageContext) -> None:
     for kind, text in (
         ("unreadable", "unreadable pictures left out"),
         ("duplicates", "pictures left out because the same bytes stand in a split that judges"),
-        ("ignored", "files passed over because their ending is no picture's"),
+        ("conflicts", "pictures whose bytes also stand under another label"),
+        ("ignored", "files or folders passed over: no picture's ending, or no split's name"),
     ):
         entries = [e if isinstance(e, str) else e["key"] for e in index[kind]]
         if entries:
@@ -180,13 +183,29 @@ def _finetune_stage(recipe: Recipe) -> Stage:
             "backbone": recipe.backbone.model_dump(mode="json"),
             "weights_file": _file_digest(weights) if weights.suffix in {".pth", ".safetensors"} else None,
             "finetune": settings,
+            # The checkpoint carries the contract: other rules may give the same pixels of these pictures.
+            "preparation": recipe.data.model_dump(
+                mode="json", include={"size", "resize", "shorter_side", "interpolation"}
+            ),
+            "code": _source_digest(recipe.backbone.model),
             "seed": recipe.seed,
             "device": "cuda" if torch.cuda.is_available() else "cpu",
         },
-        ("torch", "torchvision", "timm"),
+        ("torch", "torchvision", "timm", recipe.backbone.weights.removeprefix("package:")),
         _finetune,
         resumable=True,
     )
+
+
+def _source_digest(reference: str) -> str | None:
+    """sha256 of the module that ``module:callable`` names; ``None`` for everything else."""
+    module, colon, _ = reference.partition(":")
+    spec = (
+        importlib.util.find_spec(module.partition(".")[0]) and importlib.util.find_spec(module)
+        if colon
+        else None
+    )
+    return _file_digest(Path(spec.origin)) if spec is not None and spec.origin else None
 
 
 def _file_digest(path: Path) -> str | None:
@@ -304,22 +323,21 @@ def _make_int8(context: StageContext, variant: VariantSettings, source: Path, ta
     from edgekiln.export.int8_cpu import quantize_for_cpu
 
     train = load_split(context.inputs["data"], "train")
-    calibration = choose_calibration(train.frames, variant.calibration_images, context.recipe.seed)
-    context.progress.advance(0, 1, f"calibrating on {len(calibration.frames)} images")
-    about: dict[str, Any] = {
-        "calibration": {
+    about: dict[str, Any] = {}
+    try:
+        calibration = choose_calibration(train.frames, variant.calibration_images, context.recipe.seed)
+        context.progress.advance(0, 1, f"calibrating on {len(calibration.frames)} images")
+        about["calibration"] = {
             "images": len(calibration.frames),
             "digest": calibration.digest,
             "method": variant.calibration_method,
         }
-    }
-    try:
         about["pixels_feed_directly"] = quantize_for_cpu(
             source, target, calibration, variant.calibration_method
         )
         audit = audit_int8(source.read_bytes(), target.read_bytes(), variant.min_precision_share)
         about["audit"] = audit.to_dict()
-    except PrecisionError as error:
+    except (PrecisionError, DataError) as error:
         about["failure"] = str(error)
         context.progress.message(f"  {variant.name}: {error}")
     return about

@@ -105,6 +105,8 @@ class StageStore:
         """Flush the files of the working folder and give it its final name."""
         partial, folder = self._partial(name, key), self._folder(name, key)
         files = {}
+        for leftover in partial.glob("*.part"):  # of an attempt that was killed while writing
+            leftover.unlink()
         for entry in sorted(partial.iterdir()):
             digest, size = hash_file(entry)
             files[entry.name] = {"sha256": digest, "size": size}

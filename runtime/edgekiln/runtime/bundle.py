@@ -322,6 +322,8 @@ def _parse_manifest(folder: Path, raw: bytes) -> Bundle:
         if len({v.name for v in variants}) != len(variants):
             raise ValueError("two variants have the same name")
         contract = Contract.from_dict(document["contract"])
+        if document.get("contract_digest", contract.digest) != contract.digest:
+            raise ValueError("the contract was changed: its digest is another")
         digest = hashlib.sha256(raw).hexdigest()
         return Bundle(folder, _safe_name(document["name"]), digest, contract, variants, files, document)
     except ContractError as error:

@@ -12,12 +12,12 @@ HEADINGS = (
     "precision",
     "MB",
     "top-1 %",
-    "drop, points [95 %]",
+    "top-1 drop, points [CI]",
     "balanced %",
-    "drop, points [95 %]",
+    "balanced drop [CI]",
     "p50 ms",
     "p99 ms",
-    "speed-up [95 %]",
+    "speed-up [CI]",
     "verdict",
 )
 

@@ -124,6 +124,7 @@ def _print_report(report: Mapping[str, Any], bundle: Path) -> None:
 @click.option("--variant", help="Take this engine instead of the preferred one.")
 @click.option("--device", type=click.Choice(["cpu", "cuda"]), help="Only engines for this device.")
 @click.option("--threads", type=click.IntRange(min=1), help="CPU threads.")
+@click.option("--allow-unverified", is_flag=True, help="With --variant: also one whose gate did not pass.")
 @click.option("--top", type=click.IntRange(min=1), default=1, show_default=True, help="Classes to print.")
 @_json_option
 def predict(
@@ -132,6 +133,7 @@ def predict(
     variant: str | None,
     device: Any,
     threads: int | None,
+    allow_unverified: bool,
     top: int,
     as_json: bool,
 ) -> None:
@@ -145,7 +147,9 @@ def predict(
 
     answers: list[dict[str, Any]] = []
     failures: list[ImageError] = []
-    with load(bundle, variant=variant, device=device, threads=threads) as classifier:
+    with load(
+        bundle, variant=variant, device=device, threads=threads, allow_unverified=allow_unverified
+    ) as classifier:
         selection = classifier.variant
         for path in images:
             try:
