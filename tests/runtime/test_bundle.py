@@ -204,11 +204,11 @@ def test_a_pipe_instead_of_a_file_is_refused_without_waiting(bundle_folder, refu
 def test_no_descriptor_is_leaked_by_refusals(bundle_folder):
     (bundle_folder / "fp32.onnx").unlink()
     (bundle_folder / "fp32.onnx").mkdir()
-    before = len(os.listdir("/proc/self/fd"))  # noqa: PTH208
+    before = len(os.listdir("/proc/self/fd"))  # noqa: PTH208 -- a count, not paths
     for _ in range(5):
         with pytest.raises(BundleError):
             open_bundle(bundle_folder)
-    assert len(os.listdir("/proc/self/fd")) == before  # noqa: PTH208
+    assert len(os.listdir("/proc/self/fd")) == before  # noqa: PTH208 -- a count, not paths
 
 
 def test_read_notices_a_change_after_opening(bundle_folder):

@@ -264,7 +264,7 @@ def _torch_threads(count: int) -> Iterator[None]:
 
 def _place(backbone: Backbone, device: torch.device) -> PixelModel:
     model = PixelModel(backbone.network, backbone.normalization)
-    return model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]
+    return model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return] # torch types no memory_format here
 
 
 def _freeze(network: nn.Module, settings: BackboneSettings, num_classes: int) -> None:

@@ -175,7 +175,7 @@ def _typed(fields: dict[str, Any]) -> dict[str, Any]:
         **fields,
         "classes": tuple(fields["classes"]),
         "background": tuple(fields["background"]),
-        # Normalization checks the length.
+        # The ignore: these are tuples of any length until Normalization has checked that it is three.
         "normalization": Normalization(**{k: _numbers(v) for k, v in fields["normalization"].items()}),  # type: ignore[arg-type]
     }
 
