@@ -363,10 +363,10 @@ def test_impossible_scales(scale, dtype):
     assert found(graph) == ("nonpositive-scale", ("x_q", "x_dq"), "error")
 
 
-def test_a_scale_is_subnormal_in_its_own_precision_only():
+def test_a_scale_is_too_small_in_its_own_precision_only():
     for dtype, findings in ((np.float32, 0), (np.float16, 1)):
         net = Net(dtype)
-        weight = net.weight("w", scale=[0.01, 2.0**-15, 0.01, 0.01])  # the smallest normal FP16 is 2**-14
+        weight = net.weight("w", scale=[0.01, 2.0**-21, 0.01, 0.01])  # FP16 holds multiples of 2**-24
         faulty = [(f.rule, f.nodes) for f in lint_qdq(net.graph(net.conv("conv", "image", weight)))]
         assert faulty == [("nonpositive-scale", ("w_dq",))] * findings
 

@@ -20,7 +20,10 @@ import onnx
 from numpy.typing import NDArray
 from onnx import helper, numpy_helper
 
-__all__ = ["Finding", "lint_qdq"]
+__all__ = ["SMALLEST_FP16_SCALE", "Finding", "lint_qdq"]
+
+SMALLEST_FP16_SCALE = 2.0**-20
+"""Below it an FP16 scale has fewer than five bits left (FP16's subnormals are multiples of 2**-24)."""
 
 _QUANTIZE, _DEQUANTIZE = "QuantizeLinear", "DequantizeLinear"
 _QDQ = frozenset({_QUANTIZE, _DEQUANTIZE})
@@ -467,15 +470,15 @@ def _lint_scales(index: _Index) -> Iterator[Finding]:
             yield _error(
                 "nonpositive-scale",
                 faulty,
-                f"{_named(faulty)} have a scale that is not positive and finite, or that is "
-                "subnormal in FP16 and rounds badly or to 0; calibrate again, or keep that tensor in float.",
+                f"{_named(faulty)} have a scale that is not positive and finite, or so small that FP16 has hardly "
+                "a digit of it; calibrate again, or keep that tensor in float.",
             )
 
 
 def _is_usable(scale: NDArray[Any] | None) -> bool:
     if scale is None:
         return True
-    smallest = np.finfo(np.float16).smallest_normal if scale.dtype == np.float16 else 0
+    smallest = SMALLEST_FP16_SCALE if scale.dtype == np.float16 else 0
     values = scale.astype(np.float64)
     return bool(np.all(np.isfinite(values) & (values > 0) & (values >= smallest)))
 

@@ -1,0 +1,87 @@
+"""What both users of nvidia-modelopt need: the import, silence, and the model made ours again afterwards."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import logging
+import os
+import warnings
+from collections.abc import Iterator
+from types import ModuleType
+from typing import Any
+
+import onnx
+
+from edgekiln.export.onnx import MAX_IR_VERSION
+from edgekiln.runtime.errors import PrecisionError
+from edgekiln.runtime.extras import import_extra
+
+__all__ = ["finish_model", "import_modelopt", "quiet_modelopt"]
+
+MAX_OPSET = 20
+"""The newest that TensorRT 10.3's parser documents (JetPack 6)."""
+
+
+def import_modelopt(module: str) -> ModuleType:
+    """Import a part of nvidia-modelopt; raises MissingExtraError with the install line."""
+    import_extra("modelopt", "modelopt")
+    with quiet_modelopt():
+        return import_extra(module, "modelopt")
+
+
+@contextlib.contextmanager
+def quiet_modelopt() -> Iterator[None]:
+    """The library logs to stdout, where edgekiln's result goes, and warns of GPUs that nobody asked for."""
+    logger = logging.getLogger("modelopt")
+    levels = {name: logging.getLogger(name).level for name in ("modelopt", "modelopt.onnx")}
+    with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()), _quiet_stderr(logger):
+        warnings.simplefilter("ignore")
+        try:
+            yield
+        finally:
+            for name, level in levels.items():
+                logging.getLogger(name).setLevel(level)
+
+
+@contextlib.contextmanager
+def _quiet_stderr(logger: logging.Logger) -> Iterator[None]:
+    """Drops the library's progress, keeps it for --debug."""
+    if logging.getLogger().isEnabledFor(logging.DEBUG) or os.environ.get("EDGEKILN_MODELOPT_LOG"):
+        yield
+        return
+    with contextlib.redirect_stderr(io.StringIO()):
+        yield
+
+
+def finish_model(converted: Any, original: Any) -> bytes:
+    """A converted model as edgekiln keeps its files: the contract in it, the same interface, checked.
+
+    Args:
+        converted: ModelProto that modelopt gave.
+        original: ModelProto that it was made from.
+
+    Raises:
+        PrecisionError: an input or output changed its name, type or shape, or the file is too new for TensorRT 10.3.
+    """
+    for ours, theirs in zip(
+        (*original.graph.input, *original.graph.output),
+        (*converted.graph.input, *converted.graph.output),
+        strict=True,
+    ):
+        if ours.name != theirs.name or ours.type.tensor_type.elem_type != theirs.type.tensor_type.elem_type:
+            raise PrecisionError(f"The conversion changed the interface: {ours.name} became {theirs.name}.")
+        theirs.CopyFrom(ours)  # the batch stays dynamic, and keeps its name
+    opsets = {entry.domain: entry.version for entry in converted.opset_import}
+    if opsets.get("", 99) > MAX_OPSET or converted.ir_version > MAX_IR_VERSION:
+        raise PrecisionError(
+            f"The conversion wrote opset {opsets} and IR {converted.ir_version}; TensorRT 10.3 reads opset "
+            f"{MAX_OPSET} and IR {MAX_IR_VERSION} at most."
+        )
+    for node in converted.graph.node:
+        del node.metadata_props[:]
+        node.ClearField("doc_string")
+    onnx.helper.set_model_props(converted, {p.key: p.value for p in original.metadata_props})
+    onnx.checker.check_model(converted, full_check=True)
+    data: bytes = converted.SerializeToString(deterministic=True)
+    return data

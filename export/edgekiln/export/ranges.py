@@ -1,0 +1,126 @@
+"""How large do the activations of a network get on real pictures, and how small its weights?
+
+FP16 holds at most 65,504 and nothing below 6e-8. onnxruntime's CPU kernels keep the values between FP16 nodes in
+float32, so an overflow never shows there: it is looked for here, on the FP32 model, before any engine is built.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import onnx
+from onnx import TensorProto, helper, numpy_helper
+
+from edgekiln.runtime.backends.onnxruntime import import_onnxruntime
+from edgekiln.runtime.spec import INPUT_NAME, Frames
+
+__all__ = ["FP16_MAX", "ActivationPeak", "measure_peaks", "vanishing_weights"]
+
+FP16_MAX = 65504.0
+FP16_TINY = 2.0**-24
+"""Smallest positive FP16 number (subnormal, IEEE 754-2008 binary16)."""
+_BATCH = 8  # images per call: bounds the memory of all activations together
+_MAX_OPSET_WITH_AXES_ATTRIBUTE = 17
+
+
+@dataclass(frozen=True, slots=True)
+class ActivationPeak:
+    """The largest |value| that one tensor took, the node that makes it, and the image that did it (an index)."""
+
+    node: str
+    tensor: str
+    value: float
+    image: int
+
+
+def measure_peaks(source: bytes, frames: Frames) -> tuple[ActivationPeak, ...]:
+    """Largest |activation| of every float tensor of an FP32 file over real pictures, largest first.
+
+    Args:
+        source: the ONNX file's bytes.
+        frames: uint8 (N, H, W, 3).
+    """
+    ort = import_onnxruntime("cpu")
+    model = onnx.shape_inference.infer_shapes(onnx.load_from_string(source))
+    makers = _float_tensors(model.graph)
+    options = ort.SessionOptions()
+    options.log_severity_level = 3
+    session = ort.InferenceSession(
+        _with_peak_outputs(model, list(makers)), options, providers=["CPUExecutionProvider"]
+    )
+    names = [output.name for output in session.get_outputs()]
+    best, where = np.full(len(makers), -1.0), np.zeros(len(makers), np.int64)
+    for start in range(0, len(frames), _BATCH):
+        values = session.run(names, {INPUT_NAME: np.ascontiguousarray(frames[start : start + _BATCH])})
+        peaks = np.array([_peak(value) for value in values])  # (tensors, 2): value, image within the batch
+        better = peaks[:, 0] > best
+        best[better], where[better] = peaks[better, 0], start + peaks[better, 1].astype(np.int64)
+    found = [
+        ActivationPeak(node, tensor, float(best[i]), int(where[i]))
+        for i, (tensor, node) in enumerate(makers.items())
+    ]
+    return tuple(sorted(found, key=lambda peak: -peak.value))
+
+
+def _peak(per_image: np.ndarray[tuple[int, ...], np.dtype[np.float32]]) -> tuple[float, int]:
+    # NaN and infinity are the worst peaks of all.
+    cleaned = np.where(np.isfinite(per_image), per_image, np.inf)
+    return float(cleaned.max()), int(cleaned.argmax())
+
+
+def _float_tensors(graph: onnx.GraphProto) -> dict[str, str]:
+    """Float activations with a leading batch axis, and the node that makes each."""
+    known = {
+        value.name: value.type.tensor_type
+        for value in (*graph.value_info, *graph.output)
+        if value.type.tensor_type.elem_type == TensorProto.FLOAT
+    }
+    batch = graph.input[0].type.tensor_type.shape.dim[0].dim_param
+    return {
+        name: node.name or name
+        for node in graph.node
+        for name in node.output
+        if name in known and _leads_with(known[name], batch)
+    }
+
+
+def _leads_with(tensor: onnx.TypeProto.Tensor, batch: str) -> bool:
+    # Symbols are renamed by some exporters ("batch", "unk__0"): any unknown leading axis is the batch.
+    dims = tensor.shape.dim
+    return len(dims) > 0 and (dims[0].dim_param == batch or not dims[0].HasField("dim_value"))
+
+
+def _with_peak_outputs(model: onnx.ModelProto, tensors: list[str]) -> bytes:
+    """The model with max|x| over all but the batch axis of each tensor as its outputs, float32 (N,)."""
+    copy = onnx.ModelProto()
+    copy.CopyFrom(model)
+    graph = copy.graph
+    graph.initializer.append(numpy_helper.from_array(np.array([0, -1], np.int64), "peaks.shape"))
+    opset = next(entry.version for entry in model.opset_import if not entry.domain)
+    axes_inputs = ["peaks.axes"] if opset > _MAX_OPSET_WITH_AXES_ATTRIBUTE else []
+    graph.initializer.append(numpy_helper.from_array(np.array([1], np.int64), "peaks.axes"))
+    attributes = {} if axes_inputs else {"axes": [1]}
+    del graph.output[:]
+    for tensor in tensors:
+        flat, size, peak = f"{tensor}.flat", f"{tensor}.abs", f"{tensor}.peak"
+        graph.node.append(helper.make_node("Reshape", [tensor, "peaks.shape"], [flat]))
+        graph.node.append(helper.make_node("Abs", [flat], [size]))
+        graph.node.append(helper.make_node("ReduceMax", [size, *axes_inputs], [peak], keepdims=0, **attributes))
+        graph.output.append(helper.make_tensor_value_info(peak, TensorProto.FLOAT, [None]))
+    data: bytes = copy.SerializeToString()
+    return data
+
+
+def vanishing_weights(source: bytes) -> dict[str, float]:
+    """Share of each float tensor's non-zero weights that FP16 turns into zero; only tensors where there are any."""
+    shares = {}
+    for tensor in onnx.load_from_string(source).graph.initializer:
+        if tensor.data_type != TensorProto.FLOAT:
+            continue
+        weights = np.abs(numpy_helper.to_array(tensor))
+        nonzero = weights > 0
+        lost = nonzero & (weights < FP16_TINY / 2)  # rounds to zero
+        if lost.any():
+            shares[tensor.name] = float(lost.sum() / nonzero.sum())
+    return shares

@@ -1,0 +1,69 @@
+"""What a TensorRT graph answers, told by onnxruntime on a CPU: evidence before a GPU is at hand, never a verdict.
+
+Two things differ from the engine, and both are why this is called a simulation. Q/DQ pairs are computed as written,
+in floating point (``session.disable_quant_qdq``): onnxruntime's fused INT8 kernels saturate on CPUs without VNNI and
+would libel a symmetric INT8 graph by nine points of top-1. And values between FP16 nodes are kept in float32.
+"""
+
+from __future__ import annotations
+
+import os
+
+import numpy as np
+
+from edgekiln.export.parity import Parity, check_parity
+from edgekiln.runtime.backends.onnxruntime import import_onnxruntime
+from edgekiln.runtime.errors import EngineError, NonFiniteError
+from edgekiln.runtime.spec import INPUT_NAME, OUTPUT_NAME, Frames, Logits
+
+__all__ = ["check_simulated_parity", "simulate"]
+
+_BATCH = 32
+
+
+def simulate(model: bytes, frames: Frames) -> Logits:
+    """float32 (N, C) logits of a graph with FP16 or explicit Q/DQ in it, for uint8 (N, H, W, 3).
+
+    Raises:
+        EngineError: onnxruntime refuses the graph.
+        NonFiniteError: NaN or infinity came out.
+    """
+    ort = import_onnxruntime("cpu")
+    options = ort.SessionOptions()
+    options.log_severity_level = 3
+    options.add_session_config_entry("session.disable_quant_qdq", "1")
+    options.add_session_config_entry("session.model_external_initializers_file_folder_path", os.devnull)
+    try:
+        session = ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+        batches = [
+            session.run([OUTPUT_NAME], {INPUT_NAME: np.array(frames[start : start + _BATCH])})[0]
+            for start in range(0, len(frames), _BATCH)
+        ]
+    except Exception as error:  # the library's errors share no base class
+        raise EngineError(f"onnxruntime cannot run the converted graph: {error}") from error
+    logits: Logits = np.concatenate(batches)
+    bad = np.flatnonzero(~np.isfinite(logits).all(axis=1))
+    if bad.size:
+        raise NonFiniteError(
+            f"The converted graph gives NaN or infinity for {bad.size} of {len(frames)} images; "
+            f"the first is number {bad[0]}.",
+            hint="Keep the layers named above in float32, or take FP32.",
+        )
+    return logits
+
+
+def check_simulated_parity(source: bytes, converted: bytes, frames: Frames, tolerance: float) -> Parity:
+    """Compare an FP16 graph with its FP32 source on real pictures, before anything is built from it.
+
+    Args:
+        source: the FP32 file.
+        converted: the FP16 file.
+        frames: uint8 (N, H, W, 3).
+        tolerance: largest |difference| as a share of the range of the FP32 logits.
+
+    Raises:
+        ParityError: they differ more, or disagree about a clear top-1.
+        NonFiniteError: NaN or infinity.
+    """
+    keys = [f"calibration image {i}" for i in range(len(frames))]
+    return check_parity(simulate(source, frames), simulate(converted, frames), keys, tolerance)
