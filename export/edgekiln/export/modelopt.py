@@ -81,6 +81,7 @@ def finish_model(converted: Any, original: Any) -> bytes:
     for node in converted.graph.node:
         del node.metadata_props[:]
         node.ClearField("doc_string")
+    converted.producer_name = "edgekiln"
     onnx.helper.set_model_props(converted, {p.key: p.value for p in original.metadata_props})
     onnx.checker.check_model(converted, full_check=True)
     data: bytes = converted.SerializeToString(deterministic=True)

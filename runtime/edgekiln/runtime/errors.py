@@ -12,6 +12,7 @@ from enum import IntEnum
 from typing import Any, ClassVar
 
 __all__ = [
+    "BuildError",
     "BundleError",
     "ContractError",
     "DataError",
@@ -195,6 +196,30 @@ class DeviceError(EnvironmentProblem):
     """The device that was asked for cannot run here."""
 
     code = "device"
+
+
+class BuildError(EnvironmentProblem):
+    """An engine library could not build an engine from a graph here.
+
+    Attributes:
+        node: the ONNX node that the library named, or ``None``.
+        log: everything the library said, as (severity, text).
+    """
+
+    code = "build"
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        hint: str | None = None,
+        path: str | os.PathLike[str] | None = None,
+        node: str | None = None,
+        log: tuple[tuple[str, str], ...] = (),
+    ) -> None:
+        super().__init__(message, hint=hint, path=path)
+        self.node = node
+        self.log = log
 
 
 class ResourceError(EdgekilnError):
