@@ -18,6 +18,7 @@ RUNNERS = (*BUILDERS, "lean")
 MODULES: dict[str, tuple[str, ...]] = {
     "export/edgekiln/export/build_worker.py": BUILDERS,
     "runtime/edgekiln/runtime/backends/tensorrt_library.py": RUNNERS,
+    "runtime/edgekiln/runtime/backends/kernel_cache.py": RUNNERS,
     "runtime/edgekiln/runtime/backends/tensorrt.py": RUNNERS,
 }
 
