@@ -6,7 +6,7 @@ import torch
 from onnx import TensorProto, helper, numpy_helper
 from torch import nn
 
-from edgekiln.export.audit import audit_int8
+from edgekiln.export.audit_onnxruntime import audit_int8
 from edgekiln.export.calibration import choose_calibration
 from edgekiln.export.int8_cpu import (
     _weight_overrides,

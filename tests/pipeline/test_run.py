@@ -108,13 +108,13 @@ def test_variant_that_cannot_run_here_is_reported_and_not_passed(tiny_run, tmp_p
 
 
 def test_audit_failure_fails_the_variant_and_keeps_the_rest(tiny_run, tmp_path, monkeypatch):
-    from edgekiln.export import audit
+    from edgekiln.export import audit_onnxruntime
     from edgekiln.runtime.errors import PrecisionError
 
     def refuse(*arguments):
         raise PrecisionError("Only 10% run in INT8. In floating point: conv1")
 
-    monkeypatch.setattr(audit, "audit_int8", refuse)
+    monkeypatch.setattr(audit_onnxruntime, "audit_int8", refuse)
     result = again(tiny_run, tmp_path, force=["variant.int8"])
     verdicts = {v["name"]: (v["verdict"], v["reason"]) for v in result.report["variants"]}
     assert verdicts["fp32"][0] == "pass"

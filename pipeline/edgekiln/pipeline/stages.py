@@ -318,7 +318,7 @@ def _make_variant(context: StageContext, variant: VariantSettings) -> None:
 
 def _make_int8(context: StageContext, variant: VariantSettings, source: Path, target: Path) -> dict[str, Any]:
     """Quantize and audit. A failure is this variant's, not the run's: the others are still worth having."""
-    from edgekiln.export.audit import audit_int8
+    from edgekiln.export.audit_onnxruntime import audit_int8
     from edgekiln.export.calibration import choose_calibration
     from edgekiln.export.int8_cpu import quantize_for_cpu
 
