@@ -20,7 +20,7 @@ from tests_support import ROOT
 
 import edgekiln.runtime.cuda as cuda_package
 from edgekiln.runtime.cuda import open_cuda, probe_driver, require_device
-from edgekiln.runtime.cuda.driver import _SIGNATURES, Driver, load_driver
+from edgekiln.runtime.cuda.driver import _SIGNATURES, Driver, free_memory, load_driver
 from edgekiln.runtime.errors import (
     DeviceError,
     EnvironmentProblem,
@@ -142,6 +142,15 @@ def test_devices_are_described(fake_libcuda):
     for absent in (-1, 2):
         with pytest.raises(DeviceError, match=f"no CUDA device {absent}: this process sees 2"):
             require_device(absent, library)
+
+
+def test_free_memory_leaves_no_context_behind(fake_libcuda):
+    library = fake_libcuda()
+    assert free_memory(0, library) == 4 << 30
+    with pytest.raises(DeviceError, match="cuCtxPopCurrent_v2 failed"):
+        load_driver(library).pop_context()
+    with pytest.raises(DeviceError, match="no CUDA device 1"):
+        free_memory(1, library)
 
 
 @pytest.mark.parametrize(

@@ -24,6 +24,7 @@ __all__ = [
     "Driver",
     "DriverState",
     "cuda_failure",
+    "free_memory",
     "load_driver",
     "probe_driver",
     "require_device",
@@ -55,8 +56,10 @@ _SIGNATURES: dict[str, list[Any]] = {
     "cuGetErrorName": [c_int, POINTER(c_char_p)],
     "cuGetErrorString": [c_int, POINTER(c_char_p)],
     "cuDevicePrimaryCtxRetain": [POINTER(c_void_p), c_int],
+    "cuDevicePrimaryCtxRelease_v2": [c_int],
     "cuCtxPushCurrent_v2": [c_void_p],
     "cuCtxPopCurrent_v2": [POINTER(c_void_p)],
+    "cuMemGetInfo_v2": [POINTER(c_size_t), POINTER(c_size_t)],
     "cuStreamBeginCapture_v2": [c_void_p, c_int],
     "cuStreamEndCapture": [c_void_p, POINTER(c_void_p)],
     "cuGraphInstantiateWithFlags": [POINTER(c_void_p), c_void_p, c_ulonglong],
@@ -219,6 +222,16 @@ class Driver:
         """Handle of the primary context of device ``index``: the one that torch and TensorRT use too."""
         return self._handle("cuDevicePrimaryCtxRetain", self._int("cuDeviceGet", index))
 
+    def release_primary_context(self, index: int) -> None:
+        """Take back one ``retain_primary_context``; the last one of all libraries ends the context."""
+        self.call("cuDevicePrimaryCtxRelease_v2", self._int("cuDeviceGet", index))
+
+    def memory(self) -> tuple[int, int]:
+        """(free, total) bytes of the device whose context is current."""
+        free, total = c_size_t(), c_size_t()
+        self.call("cuMemGetInfo_v2", ctypes.byref(free), ctypes.byref(total))
+        return free.value, total.value
+
     def push_context(self, context: int) -> None:
         """Make ``context`` current in this thread, above the one that is."""
         self.call("cuCtxPushCurrent_v2", context)
@@ -330,3 +343,22 @@ def require_device(index: int = 0, library: str = LIBRARY) -> DeviceProperties:
             hint="Devices are counted from 0, among those that CUDA_VISIBLE_DEVICES shows.",
         )
     return state.devices[index]
+
+
+def free_memory(index: int = 0, library: str = LIBRARY) -> int:
+    """Bytes that are free on device number ``index``, for who has no ``CudaApi`` open. Needs no package.
+
+    Raises:
+        DeviceError: no driver, no device, or no device of this number.
+    """
+    require_device(index, library)
+    driver = load_driver(library)
+    context = driver.retain_primary_context(index)
+    try:
+        driver.push_context(context)
+        try:
+            return driver.memory()[0]
+        finally:
+            driver.pop_context()
+    finally:
+        driver.release_primary_context(index)
