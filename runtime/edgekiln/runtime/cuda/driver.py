@@ -1,0 +1,364 @@
+"""The NVIDIA driver, asked directly: is there one, which devices, and the calls that Python packages lack.
+
+Everything here goes through ctypes into ``libcuda.so.1``, so it needs no package. It knows nothing of memory or of
+what is computed.
+
+Asking the driver calls ``cuInit``, which is process-wide: a process that did so and then forks leaves a child in
+which CUDA cannot be used. Start workers with the ``spawn`` method, or ask in the child alone.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import os
+import uuid
+from ctypes import POINTER, c_char_p, c_int, c_size_t, c_uint, c_ulonglong, c_void_p
+from dataclasses import dataclass
+from typing import Any
+
+from edgekiln.runtime.errors import DeviceError, EdgekilnError, ResourceError
+
+__all__ = [
+    "DeviceProperties",
+    "Driver",
+    "DriverState",
+    "cuda_failure",
+    "free_memory",
+    "load_driver",
+    "probe_driver",
+    "require_device",
+]
+
+LIBRARY = "libcuda.so.1"
+
+# Values and signatures of cuda.h (CUDA 13.0). The header's macros map plain names to the suffixed symbols.
+_OUT_OF_MEMORY = 2
+_NO_DEVICE = 100
+_MULTIPROCESSOR_COUNT = 16
+_INTEGRATED = 18
+_CAN_MAP_HOST_MEMORY = 19
+_COMPUTE_CAPABILITY_MAJOR = 75
+_COMPUTE_CAPABILITY_MINOR = 76
+_CAPTURE_THREAD_LOCAL = 1
+_NAME_BYTES = 256
+
+_SIGNATURES: dict[str, list[Any]] = {
+    "cuInit": [c_uint],
+    "cuDriverGetVersion": [POINTER(c_int)],
+    "cuDeviceGetCount": [POINTER(c_int)],
+    "cuDeviceGet": [POINTER(c_int), c_int],
+    "cuDeviceGetName": [c_char_p, c_int, c_int],
+    "cuDeviceGetUuid": [c_char_p, c_int],
+    "cuDeviceGetUuid_v2": [c_char_p, c_int],
+    "cuDeviceTotalMem_v2": [POINTER(c_size_t), c_int],
+    "cuDeviceGetAttribute": [POINTER(c_int), c_int, c_int],
+    "cuGetErrorName": [c_int, POINTER(c_char_p)],
+    "cuGetErrorString": [c_int, POINTER(c_char_p)],
+    "cuDevicePrimaryCtxRetain": [POINTER(c_void_p), c_int],
+    "cuDevicePrimaryCtxRelease_v2": [c_int],
+    "cuCtxPushCurrent_v2": [c_void_p],
+    "cuCtxPopCurrent_v2": [POINTER(c_void_p)],
+    "cuMemGetInfo_v2": [POINTER(c_size_t), POINTER(c_size_t)],
+    "cuStreamBeginCapture_v2": [c_void_p, c_int],
+    "cuStreamEndCapture": [c_void_p, POINTER(c_void_p)],
+    "cuGraphInstantiateWithFlags": [POINTER(c_void_p), c_void_p, c_ulonglong],
+    "cuGraphUpload": [c_void_p, c_void_p],
+    "cuGraphLaunch": [c_void_p, c_void_p],
+    "cuGraphExecDestroy": [c_void_p],
+    "cuGraphDestroy": [c_void_p],
+}
+
+
+@dataclass(frozen=True)
+class DeviceProperties:
+    """What a CUDA device is.
+
+    Attributes:
+        name: the maker's name of it.
+        compute_capability: (major, minor), for example (8, 7).
+        multiprocessors: number of streaming multiprocessors.
+        total_memory: bytes.
+        integrated: True where it shares the host's memory, as on Jetson.
+        can_map_host_memory: True where it can read pinned host memory by address.
+        uuid: of this GPU or MIG slice, or ``None`` where the driver does not tell.
+    """
+
+    name: str
+    compute_capability: tuple[int, int]
+    multiprocessors: int
+    total_memory: int
+    integrated: bool
+    can_map_host_memory: bool
+    uuid: str | None = None
+
+
+@dataclass(frozen=True)
+class DriverState:
+    """What the driver says of this machine. ``problem`` is one sentence where no device can be used."""
+
+    problem: str | None
+    version: tuple[int, int] | None = None
+    devices: tuple[DeviceProperties, ...] = ()
+
+
+def cuda_failure(call: str, name: str, description: str, *, out_of_memory: bool = False) -> EdgekilnError:
+    """The one shape of a failed CUDA call: a ``ResourceError`` where memory ran out, else a ``DeviceError``."""
+    message = f"{call} failed: {name} ({description})."
+    if out_of_memory:
+        return ResourceError(message, hint="Use a smaller batch, or free memory of the device.")
+    return DeviceError(message)
+
+
+class Driver:
+    """Calls of ``libcuda``; a status other than 0 becomes an error. Handles are ints."""
+
+    def __init__(self, library: str = LIBRARY) -> None:
+        self._library = ctypes.CDLL(library)  # OSError: absent or not loadable
+        self._functions: dict[str, Any] = {}
+
+    def call(self, name: str, *arguments: Any) -> None:
+        """Call the function ``name``.
+
+        Raises:
+            DeviceError: it failed, or this driver is too old to have it.
+            ResourceError: memory ran out.
+        """
+        status = self._function(name)(*arguments)
+        if status != 0:
+            raise self._failure(name, status)
+
+    def _function(self, name: str) -> Any:
+        function = self._functions.get(name)
+        if function is None:
+            try:
+                function = getattr(self._library, name)
+            except AttributeError as error:
+                raise DeviceError(
+                    f"The NVIDIA driver has no {name}.", hint="Install a newer driver."
+                ) from error
+            function.argtypes = _SIGNATURES[name]
+            self._functions[name] = function
+        return function
+
+    def _failure(self, name: str, status: int) -> EdgekilnError:
+        described = f"error {status}, {self._text('cuGetErrorString', status)}"
+        code = self._text("cuGetErrorName", status)
+        return cuda_failure(name, code, described, out_of_memory=status == _OUT_OF_MEMORY)
+
+    def _text(self, name: str, status: int) -> str:
+        text = c_char_p()
+        try:
+            self._function(name)(status, ctypes.byref(text))
+        except DeviceError:
+            return "not described"  # a stub library has no texts
+        return (text.value or b"not described").decode(errors="replace")
+
+    def initialize(self) -> int:
+        """Call ``cuInit`` and give its status; 0 is success. Process-wide; see the module's docstring."""
+        return int(self._function("cuInit")(0))
+
+    def describe(self, status: int) -> str:
+        """``error 100 (CUDA_ERROR_NO_DEVICE: no CUDA-capable device is detected)``."""
+        return f"error {status} ({self._text('cuGetErrorName', status)}: {self._text('cuGetErrorString', status)})"
+
+    def version(self) -> tuple[int, int]:
+        """Newest CUDA version that the driver supports."""
+        number = self._int("cuDriverGetVersion")
+        return number // 1000, number % 1000 // 10
+
+    def device_count(self) -> int:
+        """Number of devices that this process may see."""
+        return self._int("cuDeviceGetCount")
+
+    def properties(self, index: int) -> DeviceProperties:
+        """What device number ``index`` is."""
+        device = self._int("cuDeviceGet", index)
+        name = ctypes.create_string_buffer(_NAME_BYTES)
+        self.call("cuDeviceGetName", name, _NAME_BYTES, device)
+        total = c_size_t()
+        self.call("cuDeviceTotalMem_v2", ctypes.byref(total), device)
+        major, minor, multiprocessors, integrated, can_map = (
+            self._int("cuDeviceGetAttribute", attribute, device)
+            for attribute in (
+                _COMPUTE_CAPABILITY_MAJOR,
+                _COMPUTE_CAPABILITY_MINOR,
+                _MULTIPROCESSOR_COUNT,
+                _INTEGRATED,
+                _CAN_MAP_HOST_MEMORY,
+            )
+        )
+        return DeviceProperties(
+            name=name.value.decode(errors="replace"),
+            compute_capability=(major, minor),
+            multiprocessors=multiprocessors,
+            total_memory=total.value,
+            integrated=bool(integrated),
+            can_map_host_memory=bool(can_map),
+            uuid=self._uuid(device),
+        )
+
+    def _uuid(self, device: int) -> str | None:
+        raw = ctypes.create_string_buffer(16)
+        for name in ("cuDeviceGetUuid_v2", "cuDeviceGetUuid"):  # _v2 tells MIG slices apart; from CUDA 11.4
+            try:
+                self.call(name, raw, device)
+            except DeviceError:
+                continue
+            return str(uuid.UUID(bytes=raw.raw))
+        return None
+
+    def _int(self, name: str, *arguments: int) -> int:
+        value = c_int()
+        self.call(name, ctypes.byref(value), *arguments)
+        return value.value
+
+    def _handle(self, name: str, *arguments: int) -> int:
+        value = c_void_p()
+        self.call(name, ctypes.byref(value), *arguments)
+        return value.value or 0
+
+    def retain_primary_context(self, index: int) -> int:
+        """Handle of the primary context of device ``index``: the one that torch and TensorRT use too."""
+        return self._handle("cuDevicePrimaryCtxRetain", self._int("cuDeviceGet", index))
+
+    def release_primary_context(self, index: int) -> None:
+        """Take back one ``retain_primary_context``; the last one of all libraries ends the context."""
+        self.call("cuDevicePrimaryCtxRelease_v2", self._int("cuDeviceGet", index))
+
+    def memory(self) -> tuple[int, int]:
+        """(free, total) bytes of the device whose context is current."""
+        free, total = c_size_t(), c_size_t()
+        self.call("cuMemGetInfo_v2", ctypes.byref(free), ctypes.byref(total))
+        return free.value, total.value
+
+    def push_context(self, context: int) -> None:
+        """Make ``context`` current in this thread, above the one that is."""
+        self.call("cuCtxPushCurrent_v2", context)
+
+    def pop_context(self) -> None:
+        """Take the current context off this thread's stack."""
+        self._handle("cuCtxPopCurrent_v2")
+
+    def begin_capture(self, stream: int) -> None:
+        """Record what is enqueued on ``stream`` from now on. Other threads may go on using CUDA."""
+        self.call("cuStreamBeginCapture_v2", stream, _CAPTURE_THREAD_LOCAL)
+
+    def end_capture(self, stream: int) -> int:
+        """Handle of the recorded graph; in the thread that began."""
+        graph = c_void_p()
+        self.call("cuStreamEndCapture", stream, ctypes.byref(graph))
+        return graph.value or 0
+
+    def instantiate_graph(self, graph: int) -> int:
+        """Handle of an executable graph made of ``graph``, which may then be destroyed."""
+        return self._handle("cuGraphInstantiateWithFlags", graph, 0)
+
+    def upload_graph(self, executable: int, stream: int) -> None:
+        """Move the graph to the device ahead of its first launch, which is then as fast as the next."""
+        self.call("cuGraphUpload", executable, stream)
+
+    def launch_graph(self, executable: int, stream: int) -> None:
+        """Enqueue the graph on ``stream``."""
+        self.call("cuGraphLaunch", executable, stream)
+
+    def destroy_executable(self, executable: int) -> None:
+        """Free an executable graph."""
+        self.call("cuGraphExecDestroy", executable)
+
+    def destroy_graph(self, graph: int) -> None:
+        """Free a recorded graph."""
+        self.call("cuGraphDestroy", graph)
+
+
+@functools.cache
+def load_driver(library: str = LIBRARY) -> Driver:
+    """The driver's library, loaded once.
+
+    Raises:
+        DeviceError: it is not there.
+    """
+    try:
+        return Driver(library)
+    except OSError as error:
+        raise DeviceError(_absent(library, error), hint=_REMEDY) from error
+
+
+_REMEDY = "Check with `nvidia-smi`; in a container, give it the GPU (`docker run --gpus all`)."
+
+
+def _absent(library: str, error: OSError) -> str:
+    if "cannot open shared object file" in str(error):
+        return f"There is no NVIDIA driver: {library} is not found."
+    return f"The NVIDIA driver cannot be loaded: {error}."
+
+
+def probe_driver(library: str = LIBRARY) -> DriverState:
+    """Ask the driver what is here. Nothing that is absent or broken raises: it is told in ``problem``.
+
+    Calls ``cuInit``, see the module's docstring. ``library`` is for tests.
+    """
+    try:
+        driver = load_driver(library)
+        status = driver.initialize()
+    except DeviceError as error:
+        return DriverState(error.message)
+    try:
+        version = driver.version()
+    except DeviceError:
+        version = None  # cuInit's own status tells more
+    if status == _NO_DEVICE:
+        return DriverState(_no_device(), version)
+    if status != 0:
+        return DriverState(f"cuInit failed: {driver.describe(status)}.", version)
+    return _list_devices(driver, version)
+
+
+def _list_devices(driver: Driver, version: tuple[int, int] | None) -> DriverState:
+    try:
+        devices = tuple(driver.properties(index) for index in range(driver.device_count()))
+    except (DeviceError, ResourceError) as error:
+        return DriverState(error.message, version)
+    return DriverState(None if devices else _no_device(), version, devices)
+
+
+def _no_device() -> str:
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    setting = "is not set" if visible is None else f"is {visible!r}"
+    return f"The NVIDIA driver shows no device; CUDA_VISIBLE_DEVICES {setting}."
+
+
+def require_device(index: int = 0, library: str = LIBRARY) -> DeviceProperties:
+    """What device number ``index`` is.
+
+    Raises:
+        DeviceError: no driver, no device, or no device of this number.
+    """
+    state = probe_driver(library)
+    if state.problem is not None:
+        raise DeviceError(state.problem, hint=_REMEDY)
+    if not 0 <= index < len(state.devices):
+        raise DeviceError(
+            f"There is no CUDA device {index}: this process sees {len(state.devices)}.",
+            hint="Devices are counted from 0, among those that CUDA_VISIBLE_DEVICES shows.",
+        )
+    return state.devices[index]
+
+
+def free_memory(index: int = 0, library: str = LIBRARY) -> int:
+    """Bytes that are free on device number ``index``, for who has no ``CudaApi`` open. Needs no package.
+
+    Raises:
+        DeviceError: no driver, no device, or no device of this number.
+    """
+    require_device(index, library)
+    driver = load_driver(library)
+    context = driver.retain_primary_context(index)
+    try:
+        driver.push_context(context)
+        try:
+            return driver.memory()[0]
+        finally:
+            driver.pop_context()
+    finally:
+        driver.release_primary_context(index)
