@@ -149,7 +149,9 @@ class EngineCache:
             present = {entry.name for entry in folder.iterdir()} - {_ABOUT}
             if present != set(document["files"]):
                 return "lacks a file or has one too many"
-            changed = [name for name, digest in document["files"].items() if hash_file(folder / name)[0] != digest]
+            changed = [
+                name for name, digest in document["files"].items() if hash_file(folder / name)[0] != digest
+            ]
         except (OSError, ValueError, KeyError, TypeError, AttributeError, BundleError):
             return "cannot be read"
         return f"was changed ({', '.join(changed)})" if changed else None

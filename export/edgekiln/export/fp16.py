@@ -6,6 +6,7 @@ float32. Input and output keep their types, so an FP16 engine is used exactly as
 
 from __future__ import annotations
 
+import re
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -79,12 +80,13 @@ def convert_to_fp16(source: Path, target: Path, calibration: CalibrationSet) -> 
     large = [peak.node for peak in peaks if peak.value > MAX_MAGNITUDE]
     with tempfile.TemporaryDirectory(prefix="edgekiln-") as folder, quiet_modelopt():
         reference = Path(folder) / "reference.npz"
-        np.savez(reference, **{INPUT_NAME: calibration.frames[_extreme_images(peaks)]})
+        extremes: dict[str, Any] = {INPUT_NAME: calibration.frames[_extreme_images(peaks)]}
+        np.savez(reference, **extremes)
         try:
             converted = autocast.convert_to_mixed_precision(
                 str(source),
                 low_precision_type="fp16",
-                nodes_to_exclude=[f"^{_escape(name)}$" for name in dict.fromkeys(large)],
+                nodes_to_exclude=[f"^{re.escape(name)}$" for name in dict.fromkeys(large)],
                 data_max=MAX_MAGNITUDE,
                 keep_io_types=True,
                 calibration_data=str(reference),
@@ -112,12 +114,6 @@ def _extreme_images(peaks: tuple[ActivationPeak, ...]) -> list[int]:
     return sorted(int(image) for image in images[order])
 
 
-def _escape(name: str) -> str:
-    import re
-
-    return re.escape(name)
-
-
 def _nodes_in_fp32(model: Any) -> tuple[str, ...]:
     """Nodes that still compute in float32, conversions at the borders aside."""
     graph = onnx.shape_inference.infer_shapes(model).graph
@@ -127,5 +123,7 @@ def _nodes_in_fp32(model: Any) -> tuple[str, ...]:
         if value.type.tensor_type.elem_type == TensorProto.FLOAT
     }
     return tuple(
-        node.name for node in graph.node if node.op_type != "Cast" and any(name in wide for name in node.output)
+        node.name
+        for node in graph.node
+        if node.op_type != "Cast" and any(name in wide for name in node.output)
     )

@@ -130,7 +130,9 @@ def _raise_tiny_scales(graph: Any) -> int:
 def _count_quantized(graph: Any) -> tuple[int, int]:
     made_by = {name: node for node in graph.node for name in node.output}
     products = [node for node in graph.node if node.op_type in {"Conv", "Gemm", "MatMul"}]
-    quantized = [n for n in products if n.input[0] in made_by and _is_dequantized(made_by[n.input[0]], made_by)]
+    quantized = [
+        n for n in products if n.input[0] in made_by and _is_dequantized(made_by[n.input[0]], made_by)
+    ]
     return len(quantized), len(products)
 
 

@@ -451,7 +451,7 @@ def _is_symmetric_int8(index: _Index, node: Any) -> bool:
     if _input(node, 2):
         return True  # it is no constant: nothing to judge
     if node.op_type == _QUANTIZE:  # ONNX's default is uint8; TensorRT would read int8, other engines not
-        return _attribute(node, "output_dtype", 0) not in {0, onnx.TensorProto.UINT8}
+        return bool(_attribute(node, "output_dtype", 0) not in {0, onnx.TensorProto.UINT8})
     return _element_type(index, _input(node, 0)) != onnx.TensorProto.UINT8
 
 

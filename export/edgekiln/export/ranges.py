@@ -106,7 +106,9 @@ def _with_peak_outputs(model: onnx.ModelProto, tensors: list[str]) -> bytes:
         flat, size, peak = f"{tensor}.flat", f"{tensor}.abs", f"{tensor}.peak"
         graph.node.append(helper.make_node("Reshape", [tensor, "peaks.shape"], [flat]))
         graph.node.append(helper.make_node("Abs", [flat], [size]))
-        graph.node.append(helper.make_node("ReduceMax", [size, *axes_inputs], [peak], keepdims=0, **attributes))
+        graph.node.append(
+            helper.make_node("ReduceMax", [size, *axes_inputs], [peak], keepdims=0, **attributes)
+        )
         graph.output.append(helper.make_tensor_value_info(peak, TensorProto.FLOAT, [None]))
     data: bytes = copy.SerializeToString()
     return data

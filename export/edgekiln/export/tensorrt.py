@@ -84,7 +84,9 @@ class BuildOptions:
         rtx = self.flavour == "tensorrt-rtx"
         if self.capabilities and not rtx:
             raise UsageError("capabilities are for tensorrt-rtx; TensorRT builds for the GPU that is here.")
-        if rtx and (self.version_compatible or self.hardware_compatibility != "none" or self.typing == "weak"):
+        if rtx and (
+            self.version_compatible or self.hardware_compatibility != "none" or self.typing == "weak"
+        ):
             raise UsageError("tensorrt-rtx has no version or hardware compatibility and no weak typing.")
 
 
@@ -133,7 +135,9 @@ def library_version(flavour: Flavour) -> str:
     Raises:
         MissingExtraError: it is not installed.
     """
-    for distribution in ("tensorrt", "tensorrt-cu13", "tensorrt-cu12") if flavour == "tensorrt" else ("tensorrt-rtx",):
+    for distribution in (
+        ("tensorrt", "tensorrt-cu13", "tensorrt-cu12") if flavour == "tensorrt" else ("tensorrt-rtx",)
+    ):
         try:
             return version(distribution)
         except PackageNotFoundError:
@@ -249,7 +253,9 @@ def _run_worker(
 
 def _request(options: BuildOptions, device: DeviceProperties | None, cache: Path) -> dict[str, Any]:
     timing_cache = None
-    if options.flavour == "tensorrt" and device is not None:  # RTX: documented to do nothing but ask for a GPU
+    if (
+        options.flavour == "tensorrt" and device is not None
+    ):  # RTX: documented to do nothing but ask for a GPU
         name = re.sub(r"[^A-Za-z0-9]+", "-", f"{device.name}-{library_version('tensorrt')}")
         timing_cache = str((cache / f"timing-{name}.cache").resolve())
     return {
@@ -323,13 +329,19 @@ _OPTION_FAILURES = {
 }
 _CAUSES: tuple[tuple[re.Pattern[str], str, str], ...] = (
     (
-        re.compile(r"out of memory|OutOfMemory|insufficient (?:device )?memory|Could not find any implementation", re.I),
+        re.compile(
+            r"out of memory|OutOfMemory|insufficient (?:device )?memory|Could not find any implementation",
+            re.I,
+        ),
         "memory",
         "Memory, most likely: lower workspace_bytes or the largest batch, or close other programs.",
     ),
     (
-        re.compile(r"Turing \(SM75\)|not supported (?:on|for) (?:this|the target)|HW-specific datatypes|"
-                   r"Cannot compile (?:operation|for target)|Unsupported (?:data )?type", re.I),
+        re.compile(
+            r"Turing \(SM75\)|not supported (?:on|for) (?:this|the target)|HW-specific datatypes|"
+            r"Cannot compile (?:operation|for target)|Unsupported (?:data )?type",
+            re.I,
+        ),
         "type unsupported on this SM",
         "That GPU generation lacks this number format: build an FP16 variant, or for other GPUs.",
     ),
@@ -338,24 +350,23 @@ _CAUSES: tuple[tuple[re.Pattern[str], str, str], ...] = (
         "driver",
         "The NVIDIA driver is missing or too old for this library; `nvidia-smi` tells its version.",
     ),
-)  # fmt: skip
+)
 _NODE = re.compile(r"(?:node |ForeignNode\[|operation )['\"\[]?([\w./:+-]+)")
 
 
 def _explain_failure(
     result: Mapping[str, Any], options: BuildOptions, device: DeviceProperties | None
-) -> Exception:
+) -> BaseException:
     log = tuple((severity, text) for severity, text in result["log"])
     if result["failure"] == "cancelled":
         return KeyboardInterrupt()
     errors = [text.strip() for severity, text in log if severity in {"ERROR", "INTERNAL_ERROR"}]
     words = " | ".join(dict.fromkeys(errors)) or _OPTION_FAILURES.get(result["failure"], "it gave no reason.")
     node = result["node"] or next((match[1] for text in errors if (match := _NODE.search(text))), None)
-    for pattern, cause, hint in _CAUSES:
-        if pattern.search(words):
-            break
-    else:
-        cause, hint = result["failure"], "The library's own words are above; --debug shows its whole log."
+    cause, hint = _likely_cause(words) or (
+        result["failure"],
+        "The words after the colon are the library's own.",
+    )
     where = f"for {device.name}" if device is not None and options.flavour == "tensorrt" else "without a GPU"
     return BuildError(
         f"{options.flavour} could not build the {options.precision.value} engine {where} "
@@ -364,3 +375,7 @@ def _explain_failure(
         node=node,
         log=log,
     )
+
+
+def _likely_cause(words: str) -> tuple[str, str] | None:
+    return next(((cause, hint) for pattern, cause, hint in _CAUSES if pattern.search(words)), None)

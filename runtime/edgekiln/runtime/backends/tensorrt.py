@@ -227,7 +227,9 @@ class _Loaded:
             right = types == (trt.DataType.UINT8, trt.DataType.FLOAT)
             if right and len(frame) == 4 and frame[3] == 3 and len(row) == 2 and min(frame[1:] + row[1:]) > 0:
                 return _Interface(inputs[0], outputs[0], frame[1], frame[2], row[1])
-        told = ", ".join(f"{n}: {engine.get_tensor_dtype(n)} {tuple(engine.get_tensor_shape(n))}" for n in names)
+        told = ", ".join(
+            f"{n}: {engine.get_tensor_dtype(n)} {tuple(engine.get_tensor_shape(n))}" for n in names
+        )
         raise EngineError(
             f"The engine has [{told}], wanted one uint8 (N, H, W, 3) input and one float32 (N, C) output."
         )
@@ -324,7 +326,9 @@ class _Bucket:
 class _Slot:
     """One stream with its buffers and contexts. One call at a time."""
 
-    def __init__(self, cuda: CudaApi, models: Sequence[_Loaded], plan: dict[int, _Loaded], wait: Wait) -> None:
+    def __init__(
+        self, cuda: CudaApi, models: Sequence[_Loaded], plan: dict[int, _Loaded], wait: Wait
+    ) -> None:
         self._cuda, self._plan, self._wait = cuda, plan, wait
         self._interface = models[0].interface
         self._workspace_bytes = max(loaded.workspace_bytes for loaded in models)

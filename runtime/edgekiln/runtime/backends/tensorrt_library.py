@@ -51,7 +51,9 @@ def import_tensorrt(flavour: Flavour, *, to_build: bool) -> ModuleType:
             continue
         try:
             return importlib.import_module(name)
-        except Exception as error:  # a missing shared library is any of ImportError, OSError, RuntimeError here
+        except (
+            Exception
+        ) as error:  # a missing shared library is any of ImportError, OSError, RuntimeError here
             raise EnvironmentProblem(
                 f"{name} is installed and cannot be imported: {type(error).__name__}: {error}",
                 hint="Its shared libraries are missing or of another version: install it again.",
