@@ -25,7 +25,7 @@ def engine(tiny_run, tmp_path):
 
 def test_contenders_are_timed_in_turns_by_fresh_processes(engine):
     path, frames_file, logits = engine
-    contenders = [engine_contender(name, path, "onnxruntime-cpu", logits) for name in ("a", "b")]
+    contenders = [engine_contender(name, [path], "onnxruntime-cpu", logits) for name in ("a", "b")]
     result = run_benchmark(contenders, frames_file, PLAN)
     first, second = result.measurements
     assert first.block_medians(0).shape == first.block_medians(1).shape == (2, 2)
@@ -38,7 +38,7 @@ def test_contenders_are_timed_in_turns_by_fresh_processes(engine):
 
 def test_contender_that_answers_otherwise_is_not_timed(engine):
     path, frames_file, logits = engine
-    liar = engine_contender("liar", path, "onnxruntime-cpu", logits + np.float32(1))
+    liar = engine_contender("liar", [path], "onnxruntime-cpu", logits + np.float32(1))
     with pytest.raises(GateError, match="liar answers otherwise when timed"):
         run_benchmark([liar], frames_file, PLAN)
 
@@ -46,7 +46,7 @@ def test_contender_that_answers_otherwise_is_not_timed(engine):
 def test_error_inside_a_worker_arrives_with_its_text(engine, tmp_path):
     _, frames_file, logits = engine
     (tmp_path / "bad.onnx").write_bytes(b"no model")
-    broken = engine_contender("broken", tmp_path / "bad.onnx", "onnxruntime-cpu", logits)
+    broken = engine_contender("broken", [tmp_path / "bad.onnx"], "onnxruntime-cpu", logits)
     with pytest.raises(EngineError, match=r"broken: onnxruntime .* cannot load this model"):
         run_benchmark([broken], frames_file, PLAN)
 

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from edgekiln.runtime.errors import DataError, NonFiniteError
 from edgekiln.runtime.spec import Logits
 
-__all__ = ["Accuracy", "Flip", "PairedCounts", "balanced_drop_interval", "find_flips", "measure_accuracy",
+__all__ = ["Accuracy", "Flip", "Labels", "PairedCounts", "balanced_drop_interval", "find_flips", "measure_accuracy",
            "pair_answers"]  # fmt: skip
 
 Labels = NDArray[np.int64]

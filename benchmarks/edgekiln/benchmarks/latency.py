@@ -95,13 +95,13 @@ def thread_choices() -> list[int]:
     return sorted({*(2**i for i in range(cores.bit_length()) if 2**i <= cores), cores})
 
 
-def engine_contender(name: str, path: Path, backend: str, logits: Logits) -> Contender:
-    """An engine file under one of the runtime's backends."""
+def engine_contender(name: str, paths: Sequence[Path], backend: str, logits: Logits) -> Contender:
+    """The engine files of one model under one of the runtime's backends."""
     threads: list[int | None] = [*thread_choices()] if backend.endswith("cpu") else [None]
     return Contender(
         name=name,
         factory="edgekiln.benchmarks.worker:open_engine",
-        arguments={"path": str(path), "backend": backend},
+        arguments={"paths": [str(path) for path in paths], "backend": backend},
         configs=[{"threads": count} for count in threads],
         logits=logits,
     )

@@ -25,9 +25,9 @@ from edgekiln.runtime.spec import Frames
 _WARM_UP_CALLS = 1  # per block; the search before and the answer check have warmed everything else
 
 
-def open_engine(*, path: str, backend: Any, threads: int | None) -> Session:
+def open_engine(*, paths: list[str], backend: Any, threads: int | None) -> Session:
     """The factory of engine files."""
-    return open_session(backend, Path(path).read_bytes(), threads=threads)
+    return open_session(backend, [Path(path).read_bytes() for path in paths], threads=threads)
 
 
 class Worker:

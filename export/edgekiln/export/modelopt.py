@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import io
 import logging
-import os
 import warnings
 from collections.abc import Iterator
 from types import ModuleType
@@ -32,26 +31,21 @@ def import_modelopt(module: str) -> ModuleType:
 
 @contextlib.contextmanager
 def quiet_modelopt() -> Iterator[None]:
-    """The library logs to stdout, where edgekiln's result goes, and warns of GPUs that nobody asked for."""
+    """The library logs to stdout, where edgekiln's result goes, and warns of GPUs that nobody asked for.
+
+    With ``--debug`` (a root logger at DEBUG) its log goes to stderr as every other.
+    """
+    wanted = logging.getLogger().isEnabledFor(logging.DEBUG)
     logger = logging.getLogger("modelopt")
-    levels = {name: logging.getLogger(name).level for name in ("modelopt", "modelopt.onnx")}
-    with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()), _quiet_stderr(logger):
-        warnings.simplefilter("ignore")
-        try:
+    propagates = logger.propagate
+    logger.propagate = wanted
+    stderr = contextlib.nullcontext() if wanted else contextlib.redirect_stderr(io.StringIO())
+    try:
+        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()), stderr:
+            warnings.simplefilter("ignore")
             yield
-        finally:
-            for name, level in levels.items():
-                logging.getLogger(name).setLevel(level)
-
-
-@contextlib.contextmanager
-def _quiet_stderr(logger: logging.Logger) -> Iterator[None]:
-    """Drops the library's progress, keeps it for --debug."""
-    if logging.getLogger().isEnabledFor(logging.DEBUG) or os.environ.get("EDGEKILN_MODELOPT_LOG"):
-        yield
-        return
-    with contextlib.redirect_stderr(io.StringIO()):
-        yield
+    finally:
+        logger.propagate = propagates
 
 
 def finish_model(converted: Any, original: Any) -> bytes:

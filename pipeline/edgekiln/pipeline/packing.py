@@ -5,24 +5,32 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Mapping
-from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
-from edgekiln.benchmarks.accuracy import balanced_drop_interval, find_flips, measure_accuracy, pair_answers
+from edgekiln.benchmarks.accuracy import measure_accuracy
 from edgekiln.benchmarks.environment import describe_machine
-from edgekiln.benchmarks.gate import judge
+from edgekiln.benchmarks.judging import Reference, judge_answers, summarize_simulation
 from edgekiln.benchmarks.report import render_card, render_page
-from edgekiln.pipeline.data import INDEX_NAME, PreparedSplit, load_split
+from edgekiln.pipeline.data import INDEX_NAME, load_split
+from edgekiln.pipeline.engines import built_files
 from edgekiln.pipeline.recipe import Recipe, VariantSettings
+from edgekiln.pipeline.stage_files import (
+    ABOUT_NAME,
+    BASELINE,
+    BUILD_NAME,
+    LOGITS_NAME,
+    MODEL_NAME,
+    NOT_RUN_NAME,
+    SIMULATED_NAME,
+    StageContext,
+    read_json,
+    read_logits,
+)
 from edgekiln.runtime.bundle import write_manifest
 from edgekiln.runtime.contract import Contract
-from edgekiln.runtime.spec import Logits
-
-if TYPE_CHECKING:
-    from edgekiln.pipeline.stages import StageContext
 
 __all__ = ["LOGITS_FILE", "REPORT_NAME", "pack_bundle", "public_recipe"]
 
@@ -46,8 +54,11 @@ def pack_bundle(context: StageContext) -> None:
     report = _build_report(context)
     folder = context.folder
     for variant in context.recipe.variants:
-        if _is_judged(context, variant):
-            shutil.copyfile(_variant_model(context, variant), folder / f"{variant.name}.onnx")
+        for name, source in _packed_files(context, variant).items():
+            shutil.copyfile(source, folder / name)
+        graph = _graph(context, variant)
+        if variant.builds_engine and graph.exists():
+            shutil.copyfile(graph, folder / f"{variant.name}.onnx")
     _save_logits(context, folder / LOGITS_FILE)
     (folder / REPORT_NAME).write_text(json.dumps(report, sort_keys=True, ensure_ascii=False), "utf-8")
     (folder / "report.html").write_text(render_page(report), "utf-8")
@@ -55,8 +66,16 @@ def pack_bundle(context: StageContext) -> None:
     write_manifest(folder, _manifest(report))
 
 
+def _packed_files(context: StageContext, variant: VariantSettings) -> dict[str, Path]:
+    """The files that run, by their names in the bundle: NAME.onnx, NAME.engine, NAME.b8.engine."""
+    return {path.name.replace("model", variant.name, 1): path for path in built_files(context, variant)}
+
+
+_TOP_LEVEL = ("name", "backend", "precision", "verdict", "reason", "required", "files", "source")
+
+
 def _manifest(report: Mapping[str, Any]) -> dict[str, Any]:
-    left_out = {"name", "backend", "precision", "verdict", "reason", "required", "flips"}
+    left_out = {*_TOP_LEVEL, "flips"}
     return {
         "name": report["name"],
         "contract": report["contract"],
@@ -64,12 +83,13 @@ def _manifest(report: Mapping[str, Any]) -> dict[str, Any]:
         "baseline": report["baseline"],
         "variants": [
             {
-                **{key: v[key] for key in ("name", "backend", "precision", "verdict", "reason", "required")},
-                "file": None if v["verdict"] == "not-run" else f"{v['name']}.onnx",
+                **{key: v[key] for key in _TOP_LEVEL},
+                "file": v["files"][0] if v["files"] else None,
                 "figures": {key: value for key, value in v.items() if key not in left_out},
             }
             for v in report["variants"]
         ],
+        "gate": report["recipe"]["gate"],
         "logits": LOGITS_FILE,
         "provenance": {
             "parents": report["parents"],
@@ -82,7 +102,6 @@ def _manifest(report: Mapping[str, Any]) -> dict[str, Any]:
 
 def _build_report(context: StageContext) -> dict[str, Any]:
     from edgekiln.pipeline.checkpoint import CHECKPOINT_NAME, load_tensors
-    from edgekiln.pipeline.stages import BASELINE, read_logits
 
     test = load_split(context.inputs["data"], "test")
     baseline = read_logits(context.inputs[f"evaluate.{BASELINE}"])
@@ -90,6 +109,8 @@ def _build_report(context: StageContext) -> dict[str, Any]:
     contract = Contract.from_json(load_tensors(checkpoint)[1]["contract"])
     benchmark = _read_benchmark(context)
     data = json.loads((context.inputs["data"] / INDEX_NAME).read_text("utf-8"))
+    reference = Reference(baseline, test.labels, test.keys, contract.classes)
+    variants = [_judge_variant(context, variant, reference, benchmark) for variant in context.recipe.variants]
     return {
         "schema_version": REPORT_SCHEMA,
         "name": context.recipe.name,
@@ -109,10 +130,8 @@ def _build_report(context: StageContext) -> dict[str, Any]:
             "accuracy": measure_accuracy(baseline, test.labels).to_dict(),
             "latency": _latency(benchmark, BASELINE),
         },
-        "variants": [
-            _judge_variant(context, variant, (baseline, test, contract), benchmark)
-            for variant in context.recipe.variants
-        ],
+        "variants": variants,
+        "notices": [notice for variant in variants for notice in variant["notices"]],
         "benchmark": benchmark,
         "machine": benchmark["machine"] if benchmark else describe_machine(),
         "parents": {name: folder.parent.name for name, folder in sorted(context.inputs.items())},
@@ -122,63 +141,70 @@ def _build_report(context: StageContext) -> dict[str, Any]:
 def _judge_variant(
     context: StageContext,
     variant: VariantSettings,
-    truth: tuple[Logits, PreparedSplit, Contract],
+    reference: Reference,
     benchmark: Mapping[str, Any] | None,
 ) -> dict[str, Any]:
     """One row of the report: accuracy, paired difference, latency, audit and verdict."""
-    from edgekiln.pipeline.stages import read_logits
-
-    baseline, test, contract = truth
     evaluated = context.inputs[f"evaluate.{variant.name}"]
-    model = _variant_model(context, variant)
+    files = _packed_files(context, variant)
     row: dict[str, Any] = {
         "name": variant.name,
         "backend": variant.backend,
         "precision": variant.precision.value,
         "required": variant.required,
-        "size": model.stat().st_size if model.exists() else None,
+        "files": list(files),
+        "source": f"{variant.name}.onnx"
+        if variant.builds_engine and _graph(context, variant).exists()
+        else None,
+        "size": max((path.stat().st_size for path in files.values()), default=None),
         "flips": [],
-        **json.loads((model.parent / "about.json").read_text("utf-8")),
+        "notices": [],
+        **_read_making(context, variant),
     }
     if not _is_judged(context, variant):
-        reason = json.loads((evaluated / "not-run.json").read_text("utf-8"))["reason"]
-        return {**row, "verdict": "not-run", "reason": reason}
-    logits = read_logits(evaluated)
-    counts = pair_answers(baseline, logits, test.labels)
+        reason = read_json(evaluated / NOT_RUN_NAME)["reason"]
+        verdict = {"verdict": "fail", "reason": row["failure"]} if row["failure"] and files else {
+            "verdict": "not-run", "reason": reason
+        }  # fmt: skip
+        simulated = None
+        if (evaluated / SIMULATED_NAME).exists():
+            simulated = summarize_simulation(reference, read_logits(evaluated, SIMULATED_NAME))
+        return {**row, **verdict, "simulated": simulated}
     gate = context.recipe.gate
-    max_drop = gate.max_drop if variant.max_drop is None else variant.max_drop
-    result = judge(counts, max_drop=max_drop, confidence=gate.confidence)
-    low, high = balanced_drop_interval(baseline, logits, test.labels, gate.confidence)
-    own, theirs = measure_accuracy(logits, test.labels), measure_accuracy(baseline, test.labels)
-    flips = find_flips(baseline, logits, test.labels, keys=test.keys, classes=contract.classes)
+    judged = judge_answers(
+        reference,
+        read_logits(evaluated),
+        max_drop=gate.max_drop if variant.max_drop is None else variant.max_drop,
+        confidence=gate.confidence,
+        failure=row["failure"],
+    )
     return {
         **row,
-        "verdict": "fail" if row["failure"] else result.verdict,
-        "reason": row["failure"] or result.reason,
-        "accuracy": own.to_dict(),
-        "drop": {"value": result.drop, "low": result.low, "high": result.high},
-        "balanced_drop": {"value": theirs.balanced - own.balanced, "low": low, "high": high},
-        "counts": asdict(counts),
-        "max_drop": max_drop,
-        "confidence": gate.confidence,
-        "images_to_decide": result.images_to_decide,
-        "max_logit_difference": float(np.abs(baseline - logits).max()),
-        "flips": [asdict(flip) for flip in flips],
+        **judged,
         "latency": _latency(benchmark, variant.name),
         "speedup": None if benchmark is None else benchmark["ratios"].get(variant.name),
     }
 
 
+def _read_making(context: StageContext, variant: VariantSettings) -> dict[str, Any]:
+    """How the graph and, for TensorRT, the engine came to be. What was built may differ from what was asked."""
+    about: dict[str, Any] = read_json(_graph(context, variant).parent / ABOUT_NAME)
+    if not variant.builds_engine:
+        return about
+    built = read_json(context.inputs[f"engine.{variant.name}"] / BUILD_NAME)
+    values = {**about, "build": {key: built[key] for key in ("builds", "graph") if key in built}}
+    values |= {key: built[key] for key in ("audit", "precision", "notices") if key in built}
+    if built.get("precision", variant.precision.value) != variant.precision.value:
+        values["asked_precision"] = variant.precision.value
+    return {**values, "failure": about["failure"] or built["failure"]}
+
+
 def _is_judged(context: StageContext, variant: VariantSettings) -> bool:
     """Whether the engine was made and could run here."""
-    from edgekiln.pipeline.stages import LOGITS_NAME
-
     return (context.inputs[f"evaluate.{variant.name}"] / LOGITS_NAME).exists()
 
 
-def _variant_model(context: StageContext, variant: VariantSettings) -> Path:
-    from edgekiln.pipeline.stages import MODEL_NAME
-
+def _graph(context: StageContext, variant: VariantSettings) -> Path:
     return context.inputs[f"variant.{variant.name}"] / MODEL_NAME
 
 
@@ -201,8 +227,6 @@ def _latency(benchmark: Mapping[str, Any] | None, name: str) -> dict[str, Any] |
 
 def _save_logits(context: StageContext, path: Path) -> None:
     """All test logits by image hash, so that an engine built elsewhere can be judged against the same images."""
-    from edgekiln.pipeline.stages import BASELINE, read_logits
-
     test = load_split(context.inputs["data"], "test")
     judged = [v.name for v in context.recipe.variants if _is_judged(context, v)]
     arrays: dict[str, Any] = {

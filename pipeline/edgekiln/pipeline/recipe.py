@@ -14,6 +14,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
+from edgekiln.runtime.backends import Backend
+from edgekiln.runtime.bundle import PREFERENCE
 from edgekiln.runtime.contract import Interpolation, ResizeRule
 from edgekiln.runtime.errors import RecipeError
 from edgekiln.runtime.spec import Precision
@@ -26,7 +28,9 @@ else:
 __all__ = [
     "Augmentation",
     "BackboneSettings",
+    "BatchSettings",
     "BenchmarkSettings",
+    "BuildSettings",
     "DataSettings",
     "ExportSettings",
     "FinetuneSettings",
@@ -128,6 +132,49 @@ class ExportSettings(_Section):
     opset: int = Field(18, ge=18, le=20)
     parity_images: int = Field(64, ge=64)
     parity_tolerance: float = Field(1e-3, gt=0, description="max |logit difference| over the logit range")
+    fp16_tolerance: float = Field(
+        2e-2, gt=0, description="the same for FP16 graphs, whose values have 11 bits"
+    )
+
+
+class BatchSettings(_Section):
+    """The batch sizes that one engine takes; its kernels are chosen for ``opt``."""
+
+    min: int = Field(1, ge=1)
+    opt: int = Field(8, ge=1)
+    max: int = Field(32, ge=1, le=1024)
+
+    @model_validator(mode="after")
+    def _ordered(self) -> BatchSettings:
+        if not self.min <= self.opt <= self.max:
+            raise ValueError(f"wanted min <= opt <= max, got {self.min}, {self.opt}, {self.max}")
+        return self
+
+
+class BuildSettings(_Section):
+    """How a TensorRT or TensorRT-RTX engine is built."""
+
+    batch: BatchSettings = BatchSettings()
+    static_batches: tuple[Annotated[int, Field(ge=1, le=1024)], ...] = Field(
+        (), description="one static engine for each of these sizes, instead of one for the range in batch"
+    )
+    workspace_mib: int | None = Field(
+        None, ge=1, description="most memory a kernel may use; clamped to what is free"
+    )
+    optimization_level: int | None = Field(
+        None, ge=0, le=5, description="more is slower to build; rtx ignores it"
+    )
+    tf32: bool = Field(False, description="let FP32 products drop to 10 bits of mantissa")
+    hardware_compatibility: Literal["none", "ampere-plus", "same-compute-capability"] = "none"
+    version_compatible: bool = Field(
+        False, description="newer TensorRT versions and tensorrt-lean run it too"
+    )
+    capabilities: tuple[int, ...] = Field(
+        (), description="rtx: compute capabilities to build for, 86 is 8.6; empty is all but Turing (75)"
+    )
+    typing: Literal["strong", "weak"] = Field(
+        "strong", description="weak only where strong typing fails, below TensorRT 10.12; the report says so"
+    )
 
 
 class VariantSettings(_Section):
@@ -137,23 +184,68 @@ class VariantSettings(_Section):
         str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,58}$")
     ]  # NAME.onnx is a file of the bundle
     precision: Precision
-    backend: Literal["onnxruntime-cpu", "onnxruntime-cuda"] = "onnxruntime-cpu"
+    backend: Backend = "onnxruntime-cpu"
     required: bool = Field(True, description="run exits 3 when it does not pass")
     max_drop: float | None = Field(None, ge=0, lt=1, description="overrides gate.max_drop")
     calibration_images: int = Field(512, ge=32)
-    calibration_method: Literal["minmax", "entropy", "percentile"] = "minmax"
-    min_precision_share: float = Field(0.95, ge=0, le=1)
+    calibration_method: Literal["minmax", "max", "entropy", "percentile"] | None = Field(
+        None,
+        description="onnxruntime-cpu: minmax (default), entropy, percentile; TensorRT: max (default), entropy",
+    )
+    min_precision_share: float | None = Field(
+        None, ge=0, le=1, description="default 0.95 for onnxruntime-cpu, 0.8 of the MACs for TensorRT"
+    )
+    fallback: Literal["none", "fp16"] = Field(
+        "none",
+        description="an INT8 engine that does not build is built in FP16 instead, and the report says so",
+    )
+    build: BuildSettings = BuildSettings()
+
+    @property
+    def builds_engine(self) -> bool:
+        """Whether the backend runs engines, which are built from the graph, rather than the graph itself."""
+        return self.backend in {"tensorrt", "tensorrt-rtx"}
+
+    @property
+    def calibration(self) -> Any:
+        """The calibration method, or the backend's default."""
+        return self.calibration_method or ("max" if self.builds_engine else "minmax")
+
+    @property
+    def precision_share(self) -> float:
+        """The smallest share that must run in the precision, or the backend's default."""
+        if self.min_precision_share is not None:
+            return self.min_precision_share
+        return 0.8 if self.builds_engine else 0.95
 
     @model_validator(mode="after")
     def _check_support(self) -> VariantSettings:
-        supported = {
-            ("onnxruntime-cpu", Precision.FP32),
-            ("onnxruntime-cpu", Precision.INT8),
-            ("onnxruntime-cuda", Precision.FP32),
-        }
-        if (self.backend, self.precision) not in supported:
+        if (self.backend, self.precision) not in PREFERENCE or (self.backend, self.precision) == (
+            "onnxruntime-cpu",
+            Precision.FP16,
+        ):
             raise ValueError(f"{self.backend} has no {self.precision.value} variant")
+        known = {"max", "entropy"} if self.builds_engine else {"minmax", "entropy", "percentile"}
+        if self.calibration not in known:
+            raise ValueError(
+                f"{self.backend} calibrates by {' or '.join(sorted(known))}, not {self.calibration}"
+            )
+        if self.fallback == "fp16" and not (self.builds_engine and self.precision is Precision.INT8):
+            raise ValueError("fallback = 'fp16' is for INT8 variants of tensorrt and tensorrt-rtx")
+        if "build" in self.model_fields_set:
+            self._check_build()
         return self
+
+    def _check_build(self) -> None:
+        if not self.builds_engine:
+            raise ValueError(f"build is for tensorrt and tensorrt-rtx; {self.backend} runs the graph itself")
+        given = self.build.model_fields_set
+        wrong = {
+            "tensorrt": {"capabilities"},
+            "tensorrt-rtx": {"version_compatible", "hardware_compatibility", "typing"},
+        }[self.backend] & given
+        if wrong:
+            raise ValueError(f"{self.backend} has no build.{sorted(wrong)[0]}")
 
 
 class GateSettings(_Section):

@@ -13,7 +13,8 @@ from typing import Any
 
 from edgekiln.pipeline.progress import Progress
 from edgekiln.pipeline.recipe import Recipe
-from edgekiln.pipeline.stages import Stage, StageContext, plan_stages, stage_names
+from edgekiln.pipeline.stage_files import StageContext
+from edgekiln.pipeline.stages import Stage, plan_stages, stage_names
 from edgekiln.pipeline.store import StageRecord, StageStore, stage_key
 from edgekiln.runtime.errors import GateError, UsageError
 

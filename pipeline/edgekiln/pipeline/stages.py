@@ -1,15 +1,13 @@
 """The stages: each a function from finished folders to files in its own folder. ``run`` puts them in order.
 
-data -> finetune -> export -> variant.NAME -> evaluate.NAME -> benchmark -> bundle
+data -> finetune -> export -> variant.NAME -> engine.NAME -> evaluate.NAME -> benchmark -> bundle
 """
 
 from __future__ import annotations
 
 import hashlib
 import importlib.util
-import json
 import os
-import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,28 +24,24 @@ from edgekiln.pipeline.data import (
     read_classes,
     read_source,
 )
-from edgekiln.pipeline.progress import Progress
+from edgekiln.pipeline.engines import build_variant, built_files, evaluate_variant
 from edgekiln.pipeline.recipe import Recipe, VariantSettings
+from edgekiln.pipeline.stage_files import (
+    BASELINE,
+    LOGITS_NAME,
+    MODEL_NAME,
+    StageContext,
+    read_logits,
+    save_logits,
+    write_json,
+)
+from edgekiln.pipeline.variants import make_variant
 from edgekiln.runtime.backends import open_session
-from edgekiln.runtime.errors import DataError, EnvironmentProblem, PrecisionError
-from edgekiln.runtime.spec import Logits, Precision
+from edgekiln.runtime.spec import Precision
 
-__all__ = ["BASELINE", "Stage", "StageContext", "plan_stages", "read_logits", "stage_names"]
+__all__ = ["Stage", "plan_stages", "stage_names"]
 
-BASELINE = "baseline"
-MODEL_NAME = "model.onnx"
-LOGITS_NAME = "logits.npz"
 _FRAMES_NAME = "frames.npy"
-
-
-@dataclass(frozen=True, slots=True)
-class StageContext:
-    """What a stage works with."""
-
-    recipe: Recipe
-    folder: Path
-    inputs: Mapping[str, Path]
-    progress: Progress
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +73,7 @@ def stage_names(recipe: Recipe) -> list[str]:
         "finetune",
         "export",
         *(f"variant.{name}" for name in variants),
+        *(f"engine.{variant.name}" for variant in recipe.variants if variant.builds_engine),
         *(f"evaluate.{name}" for name in (BASELINE, *variants)),
         *(["benchmark"] if recipe.benchmark.enabled else []),
         "bundle",
@@ -89,6 +84,7 @@ def plan_stages(recipe: Recipe) -> list[Stage]:
     """All stages of a recipe, each after those that it reads."""
     stages = [_data_stage(recipe), _finetune_stage(recipe), _export_stage(recipe)]
     stages += [_variant_stage(recipe, variant) for variant in recipe.variants]
+    stages += [_engine_stage(variant) for variant in recipe.variants if variant.builds_engine]
     stages.append(
         Stage(
             f"evaluate.{BASELINE}",
@@ -265,7 +261,7 @@ def _export(context: StageContext) -> None:
     parity = check_parity(
         evaluate_model(model, frames).numpy(), session.run(frames), keys, recipe.export.parity_tolerance
     )
-    _write_json(
+    write_json(
         context.folder / "parity.json",
         {
             "images": parity.images,
@@ -286,61 +282,55 @@ def _parity_images(data: Path, wanted: int) -> tuple[np.ndarray[Any, np.dtype[np
 
 
 # --------------------------------------------------------------------------------------------------------------
-# variants
+# variants and engines
 
 
 def _variant_stage(recipe: Recipe, variant: VariantSettings) -> Stage:
-    relevant = {"precision": variant.precision.value}
-    if variant.precision is Precision.INT8:
-        relevant |= variant.model_dump(
-            mode="json", include={"calibration_images", "calibration_method", "min_precision_share"}
-        )
-        relevant["seed"] = recipe.seed  # type: ignore[assignment] # JSON values of several types
+    relevant: dict[str, Any] = {"precision": variant.precision.value, "engine": variant.builds_engine}
+    if variant.precision is not Precision.FP32:
+        relevant |= {
+            "family": "cpu" if variant.backend == "onnxruntime-cpu" else "gpu",
+            "calibration_images": variant.calibration_images,
+            "calibration_method": variant.calibration,
+            "precision_share": variant.precision_share,
+            "fallback": variant.fallback,
+            "fp16_tolerance": recipe.export.fp16_tolerance,
+            "seed": recipe.seed,
+        }
     return Stage(
         f"variant.{variant.name}",
         ("data", "export"),
         relevant,
-        ("onnx", "onnxruntime", "onnxruntime-gpu"),
-        lambda context: _make_variant(context, variant),
+        ("onnx", "onnxruntime", "onnxruntime-gpu", "nvidia-modelopt"),
+        lambda context: make_variant(context, variant),
+        revision=2,
     )
 
 
-def _make_variant(context: StageContext, variant: VariantSettings) -> None:
-    source = context.inputs["export"] / MODEL_NAME
-    target = context.folder / MODEL_NAME
-    about: dict[str, Any] = {"failure": None}
-    if variant.precision is Precision.FP32:
-        shutil.copyfile(source, target)
-    else:
-        about |= _make_int8(context, variant, source, target)
-    _write_json(context.folder / "about.json", about)
+def _engine_stage(variant: VariantSettings) -> Stage:
+    return Stage(
+        f"engine.{variant.name}",
+        (f"variant.{variant.name}",),
+        {
+            "backend": variant.backend,
+            "build": variant.build.model_dump(mode="json"),
+            "precision_share": variant.precision_share,
+            "devices": _visible_devices(),
+        },
+        _ENGINE_LIBRARIES,
+        lambda context: build_variant(context, variant),
+    )
 
 
-def _make_int8(context: StageContext, variant: VariantSettings, source: Path, target: Path) -> dict[str, Any]:
-    """Quantize and audit. A failure is this variant's, not the run's: the others are still worth having."""
-    from edgekiln.export.audit_onnxruntime import audit_int8
-    from edgekiln.export.calibration import choose_calibration
-    from edgekiln.export.int8_cpu import quantize_for_cpu
+_ENGINE_LIBRARIES = ("tensorrt", "tensorrt-cu12", "tensorrt-cu13", "tensorrt-lean", "tensorrt-rtx")
 
-    train = load_split(context.inputs["data"], "train")
-    about: dict[str, Any] = {}
-    try:
-        calibration = choose_calibration(train.frames, variant.calibration_images, context.recipe.seed)
-        context.progress.advance(0, 1, f"calibrating on {len(calibration.frames)} images")
-        about["calibration"] = {
-            "images": len(calibration.frames),
-            "digest": calibration.digest,
-            "method": variant.calibration_method,
-        }
-        about["pixels_feed_directly"] = quantize_for_cpu(
-            source, target, calibration, variant.calibration_method
-        )
-        audit = audit_int8(source.read_bytes(), target.read_bytes(), variant.min_precision_share)
-        about["audit"] = audit.to_dict()
-    except (PrecisionError, DataError) as error:
-        about["failure"] = str(error)
-        context.progress.message(f"  {variant.name}: {error}")
-    return about
+
+def _visible_devices() -> list[Any]:
+    """GPUs and driver, in the keys of what needs them: what could not run once is tried again when it can."""
+    from edgekiln.runtime.cuda.driver import probe_driver
+
+    state = probe_driver()
+    return [state.version, *([d.name, d.compute_capability, d.multiprocessors] for d in state.devices)]
 
 
 # --------------------------------------------------------------------------------------------------------------
@@ -353,57 +343,22 @@ def _evaluate_baseline(context: StageContext) -> None:
 
     model, _ = load_checkpoint(context.inputs["finetune"] / CHECKPOINT_NAME, context.recipe.backbone)
     test = load_split(context.inputs["data"], "test")
-    _save_logits(context.folder, evaluate_model(model, test.frames).numpy())
+    save_logits(context.folder, evaluate_model(model, test.frames).numpy())
 
 
 def _evaluate_stage(variant: VariantSettings) -> Stage:
+    makers = [f"variant.{variant.name}", *([f"engine.{variant.name}"] if variant.builds_engine else [])]
     return Stage(
         f"evaluate.{variant.name}",
-        ("data", f"variant.{variant.name}"),
-        {"backend": variant.backend, "available": _is_available(variant.backend)},
-        ("onnxruntime", "onnxruntime-gpu"),
-        lambda context: _evaluate_variant(context, variant),
+        ("data", *makers),
+        {
+            "backend": variant.backend,
+            "devices": None if variant.backend == "onnxruntime-cpu" else _visible_devices(),
+        },
+        ("onnxruntime", "onnxruntime-gpu", "pycuda", "cuda-bindings", *_ENGINE_LIBRARIES),
+        lambda context: evaluate_variant(context, variant),
+        revision=2,
     )
-
-
-def _is_available(backend: str) -> bool:
-    """Whether the device is here: what could not run once is tried again when it can."""
-    from edgekiln.runtime.backends.onnxruntime import import_onnxruntime
-
-    device = backend.removeprefix("onnxruntime-")
-    providers = import_onnxruntime(device).get_available_providers()
-    return {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}[device] in providers
-
-
-def _evaluate_variant(context: StageContext, variant: VariantSettings) -> None:
-    test = load_split(context.inputs["data"], "test")
-    made = context.inputs[f"variant.{variant.name}"]
-    if not (made / MODEL_NAME).exists():
-        failure = json.loads((made / "about.json").read_text("utf-8"))["failure"]
-        _write_json(context.folder / "not-run.json", {"reason": f"could not be made: {failure}"})
-        return
-    try:
-        session = open_session(variant.backend, (made / MODEL_NAME).read_bytes())
-    except EnvironmentProblem as problem:
-        _write_json(context.folder / "not-run.json", {"reason": f"not tried here, because: {problem}"})
-        context.progress.message(f"  {variant.name} was not run here: {problem}")
-        return
-    logits = []
-    for start in range(0, len(test), 64):
-        logits.append(session.run(np.array(test.frames[start : start + 64])))
-        context.progress.advance(min(start + 64, len(test)), len(test), "test images")
-    _save_logits(context.folder, np.concatenate(logits))
-
-
-def _save_logits(folder: Path, logits: Logits) -> None:
-    np.savez(folder / LOGITS_NAME, logits=logits)
-
-
-def read_logits(folder: Path) -> Logits:
-    """float32 (N, C) of the test split, as an evaluate stage wrote them."""
-    with np.load(folder / LOGITS_NAME, allow_pickle=False) as arrays:
-        logits: Logits = arrays["logits"]
-    return logits
 
 
 # --------------------------------------------------------------------------------------------------------------
@@ -441,7 +396,7 @@ def _benchmark(context: StageContext) -> None:
     contenders += [
         engine_contender(
             variant.name,
-            context.inputs[f"variant.{variant.name}"] / MODEL_NAME,
+            built_files(context, variant),
             variant.backend,
             read_logits(context.inputs[f"evaluate.{variant.name}"])[:count],
         )
@@ -451,7 +406,7 @@ def _benchmark(context: StageContext) -> None:
     plan = BenchmarkPlan(settings.processes, settings.blocks, settings.block_seconds)
     result = run_benchmark(contenders, frames_file, plan, context.progress.advance)
     frames_file.unlink()
-    _write_json(context.folder / "benchmark.json", result.to_dict())
+    write_json(context.folder / "benchmark.json", result.to_dict())
 
 
 def _baseline_contender(context: StageContext, test: PreparedSplit, count: int) -> Any:
@@ -488,7 +443,3 @@ def _bundle_stage(recipe: Recipe, inputs: tuple[str, ...]) -> Stage:
         ("jinja2", "matplotlib"),
         pack_bundle,
     )
-
-
-def _write_json(path: Path, values: Mapping[str, Any]) -> None:
-    path.write_text(json.dumps(values, indent=1, sort_keys=True), "utf-8")

@@ -42,12 +42,18 @@ __all__ = [
 Verdict = Literal["pass", "fail", "inconclusive", "not-run"]
 
 MANIFEST_NAME = "manifest.json"
-SCHEMA_VERSION = "1.0"
+SCHEMA_VERSION = "1.1"
 MAX_MANIFEST_BYTES = 16 * 2**20
 _SAFE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
 PREFERENCE: tuple[tuple[Backend, Precision], ...] = (
+    ("tensorrt", Precision.INT8),
+    ("tensorrt", Precision.FP16),
+    ("tensorrt-rtx", Precision.FP16),
     ("onnxruntime-cuda", Precision.FP16),
+    ("tensorrt", Precision.FP32),
+    ("tensorrt-rtx", Precision.FP32),
+    ("tensorrt-rtx", Precision.INT8),  # unfused there: slower than FP16 as far as its plans tell
     ("onnxruntime-cuda", Precision.FP32),
     ("onnxruntime-cpu", Precision.INT8),
     ("onnxruntime-cpu", Precision.FP32),
@@ -72,7 +78,9 @@ class VariantRecord:
     """One engine of a bundle and what was found about it.
 
     Attributes:
-        file: its name in the bundle; ``None`` where it could not be made here.
+        file: its name in the bundle, the first of ``files``; ``None`` where it could not be made here.
+        files: all its files; several where there is one static engine for each batch size.
+        source: the ONNX file that ``edgekiln build`` makes its engine from, for TensorRT variants.
         verdict: of the gate; only ``pass`` is deployable.
         reason: the verdict in a sentence.
         figures: accuracy, difference to the baseline, latency, audit and machine, as in report.json.
@@ -86,6 +94,13 @@ class VariantRecord:
     reason: str
     required: bool
     figures: Mapping[str, Any] = field(repr=False)
+    files: tuple[str, ...] = ()
+    source: str | None = None
+
+    @property
+    def device(self) -> Literal["cpu", "cuda"]:
+        """What its backend runs on."""
+        return "cpu" if self.backend == "onnxruntime-cpu" else "cuda"
 
     @property
     def deployable(self) -> bool:
@@ -194,12 +209,12 @@ def _check_loadable(variant: VariantRecord, device: str | None, allow_unverified
             f"Variant {variant.name!r} is not deployable (verdict {variant.verdict}): {variant.reason}",
             hint="Take another variant, or load it with allow_unverified=True.",
         )
-    if device is not None and not variant.backend.endswith(device):
+    if device is not None and variant.device != device:
         raise UsageError(f"Variant {variant.name!r} runs on {variant.backend}, not on {device}.")
 
 
 def _load_preferred(bundle: Bundle, device: str | None, threads: int | None) -> Classifier:
-    passed = [v for v in bundle.variants if v.deployable and (device is None or v.backend.endswith(device))]
+    passed = [v for v in bundle.variants if v.deployable and device in {None, v.device}]
     if not passed:
         verdicts = ", ".join(f"{v.name}: {v.verdict}" for v in bundle.variants)
         raise UsageError(
@@ -220,8 +235,7 @@ def _load_preferred(bundle: Bundle, device: str | None, threads: int | None) -> 
 
 
 def _open(bundle: Bundle, variant: VariantRecord, threads: int | None) -> Session:
-    assert variant.file is not None  # every caller has checked
-    return open_session(variant.backend, bundle.read(variant.file), threads=threads)
+    return open_session(variant.backend, [bundle.read(name) for name in variant.files], threads=threads)
 
 
 def _selection(variant: VariantRecord, reason: str) -> Selection:
@@ -354,8 +368,13 @@ def _parse_variant(values: Mapping[str, Any], files: Mapping[str, FileRecord]) -
         )
     if verdict not in get_args(Verdict):
         raise ValueError(f"variant {name!r} has unknown verdict {verdict!r}")
-    if file is not None and file not in files:
-        raise ValueError(f"variant {name!r} has file {file!r}, which is not listed")
+    engines = tuple(values.get("files") or ([] if file is None else [file]))
+    source = values.get("source")
+    for listed in (*engines, *([file] if file else []), *([source] if source else [])):
+        if listed not in files:
+            raise ValueError(f"variant {name!r} has file {listed!r}, which is not listed")
+    if (engines[0] if engines else None) != file:
+        raise ValueError(f"variant {name!r} has file {file!r}, which is not the first of its files")
     if file is None and verdict != "not-run":
         raise ValueError(f"variant {name!r} has a verdict but no file")
     return VariantRecord(
@@ -367,6 +386,8 @@ def _parse_variant(values: Mapping[str, Any], files: Mapping[str, FileRecord]) -
         reason=str(values["reason"]),
         required=bool(values["required"]),
         figures=dict(values["figures"]),
+        files=engines,
+        source=source,
     )
 
 

@@ -9,7 +9,14 @@ from typing import Any
 
 import numpy as np
 
-from edgekiln.benchmarks.report.table import HEADINGS, describe_config, format_markdown, table_rows
+from edgekiln.benchmarks.report.table import (
+    HEADINGS,
+    describe_audit,
+    describe_config,
+    describe_simulation,
+    format_markdown,
+    table_rows,
+)
 from edgekiln.runtime.extras import import_extra
 
 __all__ = ["render_card", "render_page"]
@@ -39,7 +46,11 @@ def _render(template: str, report: Mapping[str, Any], **extra: Any) -> str:
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    environment.filters["config"] = describe_config
+    environment.filters |= {
+        "config": describe_config,
+        "audit": describe_audit,
+        "simulation": describe_simulation,
+    }
     text: str = environment.get_template(template).render(
         report=report, headings=HEADINGS, rows=table_rows(report), **extra
     )

@@ -5,7 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-__all__ = ["HEADINGS", "describe_config", "format_markdown", "format_text", "table_rows"]
+__all__ = [
+    "HEADINGS",
+    "describe_audit",
+    "describe_config",
+    "describe_simulation",
+    "format_markdown",
+    "format_text",
+    "table_rows",
+]
 
 HEADINGS = (
     "engine",
@@ -71,6 +79,33 @@ def format_markdown(rows: Sequence[Sequence[str]], headings: Sequence[str] = HEA
     escaped = [[cell.replace("\\", "\\\\").replace("|", "\\|") for cell in row] for row in rows]
     lines = [headings, ["---"] * len(headings), *escaped]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def describe_simulation(variant: Mapping[str, Any]) -> str:
+    """What the CPU simulation of an engine that did not run here says, in a sentence; empty without one."""
+    simulated = variant.get("simulated")
+    if not simulated:
+        return ""
+    return (
+        f" Simulated on the CPU: top-1 {100 * simulated['top1']:.2f} %, {simulated['flips']} of "
+        f"{simulated['images']} answers differ from PyTorch. A simulation is no verdict."
+    )
+
+
+def describe_audit(variant: Mapping[str, Any]) -> str:
+    """What an engine really computes with, and how that is known, in a sentence; empty where nothing is known."""
+    audit = variant.get("audit") or {}
+    if audit.get("share") is None:
+        return ""
+    if "evidence" not in audit:
+        return f"{audit['share']:.0%} of its products and residual adds run in INT8 (onnxruntime's optimized graph)."
+    source = {"inspector": "TensorRT's engine inspector", "rtx-plan": "the engine's own plan"}[
+        audit["evidence"]
+    ]
+    reformats = f", {audit['reformats']} reformats" if audit["reformats"] else ""
+    return (
+        f"{audit['share']:.0%} of its MACs run in {audit['precision'].upper()} or less ({source}){reformats}."
+    )
 
 
 def describe_config(config: Mapping[str, Any]) -> str:

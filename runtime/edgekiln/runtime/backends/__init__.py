@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Literal, get_args
 
 from edgekiln.runtime.errors import UsageError
@@ -9,15 +10,16 @@ from edgekiln.runtime.session import Session
 
 __all__ = ["Backend", "open_session"]
 
-Backend = Literal["onnxruntime-cpu", "onnxruntime-cuda"]
+Backend = Literal["onnxruntime-cpu", "onnxruntime-cuda", "tensorrt", "tensorrt-rtx"]
 
 
-def open_session(backend: Backend, model: bytes, *, threads: int | None = None) -> Session:
+def open_session(backend: Backend, model: bytes | Sequence[bytes], *, threads: int | None = None) -> Session:
     """Load an engine.
 
     Args:
         backend: which library and device.
-        model: the engine's bytes, whose digest the caller has checked.
+        model: the engine's bytes, whose digest the caller has checked; for the TensorRT backends also several
+            engines of one model, one for each batch size.
         threads: CPU worker threads; ``None`` leaves it to the library.
 
     Raises:
@@ -25,10 +27,23 @@ def open_session(backend: Backend, model: bytes, *, threads: int | None = None) 
         EnvironmentProblem: the library or device is not here.
         EngineError: the library refused the bytes.
     """
+    engines = [model] if isinstance(model, bytes) else list(model)
     match backend:
         case "onnxruntime-cpu" | "onnxruntime-cuda":
             from edgekiln.runtime.backends.onnxruntime import OnnxRuntimeSession
 
-            return OnnxRuntimeSession(model, device=backend.removeprefix("onnxruntime-"), threads=threads)
+            return OnnxRuntimeSession(
+                _only(engines), device=backend.removeprefix("onnxruntime-"), threads=threads
+            )
+        case "tensorrt" | "tensorrt-rtx":
+            from edgekiln.runtime.backends.tensorrt import TensorRTSession
+
+            return TensorRTSession(engines, flavour=backend)
         case _:
             raise UsageError(f"Unknown backend {backend!r}; known: {', '.join(get_args(Backend))}.")
+
+
+def _only(engines: Sequence[bytes]) -> bytes:
+    if len(engines) != 1:
+        raise UsageError(f"onnxruntime takes one model for all batch sizes, got {len(engines)}.")
+    return engines[0]

@@ -1,0 +1,227 @@
+"""Builds a variant's engines and runs them over the test split; where that is not possible here, says why.
+
+Three ends that are never confused: *not tried here* (no library, no GPU), *could not be built*, and *built, not run*.
+An engine that cannot run here has its graph simulated on the CPU: evidence, never a verdict.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from edgekiln.export.audit import audit_declared, audit_engine, audit_rtx_plan, parse_inspector
+from edgekiln.export.cache import EngineCache
+from edgekiln.export.tensorrt import BatchProfile, BuildOptions, BuiltEngine, build_engine
+from edgekiln.pipeline.data import load_split
+from edgekiln.pipeline.recipe import VariantSettings
+from edgekiln.pipeline.stage_files import (
+    ABOUT_NAME,
+    BUILD_NAME,
+    FALLBACK_NAME,
+    MODEL_NAME,
+    NOT_RUN_NAME,
+    SIMULATED_NAME,
+    StageContext,
+    read_json,
+    save_logits,
+    write_json,
+)
+from edgekiln.runtime.backends import open_session
+from edgekiln.runtime.errors import (
+    BuildError,
+    EdgekilnError,
+    EngineError,
+    EnvironmentProblem,
+    NonFiniteError,
+    PrecisionError,
+    ResourceError,
+)
+from edgekiln.runtime.spec import Frames, Logits, Precision
+
+__all__ = ["build_variant", "built_files", "evaluate_variant", "list_builds"]
+
+_BATCH = 64
+
+
+def list_builds(variant: VariantSettings, precision: Precision) -> dict[str, BuildOptions]:
+    """What to build for a variant, by file name: one engine for a batch range, or one for each static size."""
+    settings = variant.build
+    sizes = {f"model.b{size}.engine": BatchProfile(size, size, size) for size in settings.static_batches}
+    batch = settings.batch
+    profiles = sizes or {"model.engine": BatchProfile(batch.min, batch.opt, batch.max)}
+    assert variant.backend == "tensorrt" or variant.backend == "tensorrt-rtx"  # narrows the type
+    return {
+        name: BuildOptions(
+            flavour=variant.backend,
+            precision=precision,
+            batch=profile,
+            workspace_bytes=None if settings.workspace_mib is None else settings.workspace_mib * 2**20,
+            optimization_level=settings.optimization_level,
+            tf32=settings.tf32,
+            version_compatible=settings.version_compatible,
+            hardware_compatibility=settings.hardware_compatibility,
+            capabilities=settings.capabilities,
+            typing=settings.typing,
+        )
+        for name, profile in profiles.items()
+    }
+
+
+# --------------------------------------------------------------------------------------------------------------
+# Building
+
+
+def build_variant(context: StageContext, variant: VariantSettings) -> None:
+    """Write the engines and ``build.json``: what was built and audited, or why nothing was."""
+    made = context.inputs[f"variant.{variant.name}"]
+    about = read_json(made / ABOUT_NAME)
+    record: dict[str, Any] = {"files": [], "failure": None, "reason": None, "notices": []}
+    if not (made / MODEL_NAME).exists():
+        why = about["unavailable"]
+        record["reason"] = (
+            f"not tried here, because: {why}" if why else f"could not be made: {about['failure']}"
+        )
+    else:
+        try:
+            _build_or_fall_back(context, variant, made, record)
+        except (BuildError, ResourceError) as error:
+            record["reason"] = f"could not be built here: {error}"
+        except EnvironmentProblem as error:
+            record["reason"] = f"not tried here, because: {error}"
+        except PrecisionError as error:
+            record["failure"] = str(error)
+    if record["reason"] or record["failure"]:
+        context.progress.message(f"  {variant.name}: {record['reason'] or record['failure']}")
+    write_json(context.folder / BUILD_NAME, record)
+
+
+def _build_or_fall_back(
+    context: StageContext, variant: VariantSettings, made: Path, record: dict[str, Any]
+) -> None:
+    try:
+        _build_and_audit(context, variant, (made / MODEL_NAME, variant.precision), record)
+    except BuildError as error:
+        if not (made / FALLBACK_NAME).exists():
+            raise
+        record["notices"].append(
+            f"{variant.name} runs in FP16, not in the INT8 that was asked for, as fallback = 'fp16' allows: {error}"
+        )
+        _build_and_audit(context, variant, (made / FALLBACK_NAME, Precision.FP16), record)
+
+
+def _build_and_audit(
+    context: StageContext, variant: VariantSettings, graph: tuple[Path, Precision], record: dict[str, Any]
+) -> None:
+    model, precision = graph
+    cache = EngineCache()
+    record |= {"precision": precision.value, "graph": model.name}
+    builds, engines = list_builds(variant, precision), []
+    for name, options in builds.items():
+        engine = build_engine(
+            model.read_bytes(),
+            options,
+            cache,
+            advance=context.progress.advance,
+            tell=lambda text: context.progress.message(f"  {text}"),
+        )
+        shutil.copyfile(engine.path, context.folder / name)
+        engines.append(engine)
+    record["files"] = list(builds)
+    record["builds"] = {name: engine.to_dict() for name, engine in zip(builds, engines, strict=True)}
+    if variant.build.typing == "weak":
+        record["notices"].append(
+            f"{variant.name} is weakly typed: the library was free to compute in FP32; the audit says what it chose"
+        )
+    products = read_json(model.parent / ABOUT_NAME)["products"]
+    # Static engines are of one graph and one set of options: the first tells for all.
+    audit = _audit(engines[0], products, precision, variant.precision_share)
+    record["audit"] = audit
+    record["notices"] += [f"{variant.name}: {note}" for note in audit["notes"] if note.startswith("Warning")]
+
+
+def _audit(
+    engine: BuiltEngine, products: Mapping[str, int], precision: Precision, minimum: float
+) -> dict[str, Any]:
+    """What the engine computes with, by the best evidence at hand; raises PrecisionError where it is too little."""
+    declared = audit_declared(engine.declared, products, precision, minimum)
+    if engine.layers is not None:
+        return audit_engine(parse_inspector(engine.layers), products, precision, minimum).to_dict()
+    if engine.options.flavour == "tensorrt-rtx":
+        achieved = audit_rtx_plan(engine.path.read_bytes(), products, precision, minimum)
+        if achieved.evidence != "none":
+            return achieved.to_dict()
+    return declared.to_dict()
+
+
+def built_files(context: StageContext, variant: VariantSettings) -> list[Path]:
+    """The files that run: engines where the backend builds such, else the graph; none where there are none."""
+    if variant.builds_engine:
+        folder = context.inputs[f"engine.{variant.name}"]
+        return [folder / name for name in read_json(folder / BUILD_NAME)["files"]]
+    graph = context.inputs[f"variant.{variant.name}"] / MODEL_NAME
+    return [graph] if graph.exists() else []
+
+
+# --------------------------------------------------------------------------------------------------------------
+# Running
+
+
+def evaluate_variant(context: StageContext, variant: VariantSettings) -> None:
+    """Keep the logits of the test split, or ``not-run.json`` and, where it can be had, a simulation."""
+    reason = _why_not_run(context, variant)
+    if reason is None:
+        try:
+            _run_engines(context, variant)
+            return
+        except EnvironmentProblem as problem:
+            built = "built, not run" if variant.builds_engine else "not tried here"
+            reason = f"{built}, because: {problem}"
+            context.progress.message(f"  {variant.name} was not run here: {problem}")
+    write_json(context.folder / NOT_RUN_NAME, {"reason": reason})
+    _simulate(context, variant)
+
+
+def _why_not_run(context: StageContext, variant: VariantSettings) -> str | None:
+    """``None`` where there is something to run."""
+    if built_files(context, variant):
+        return None
+    if variant.builds_engine:
+        record = read_json(context.inputs[f"engine.{variant.name}"] / BUILD_NAME)
+        return str(record["reason"] or record["failure"])
+    about = read_json(context.inputs[f"variant.{variant.name}"] / ABOUT_NAME)
+    why = about["unavailable"]
+    return f"not tried here, because: {why}" if why else f"could not be made: {about['failure']}"
+
+
+def _run_engines(context: StageContext, variant: VariantSettings) -> None:
+    test = load_split(context.inputs["data"], "test")
+    session = open_session(variant.backend, [path.read_bytes() for path in built_files(context, variant)])
+    try:
+        logits = []
+        for start in range(0, len(test), _BATCH):
+            logits.append(session.run(np.array(test.frames[start : start + _BATCH])))
+            context.progress.advance(min(start + _BATCH, len(test)), len(test), "test images")
+    finally:
+        session.close()
+    save_logits(context.folder, np.concatenate(logits))
+
+
+def _simulate(context: StageContext, variant: VariantSettings) -> None:
+    from edgekiln.export.simulation import simulate
+
+    graph = context.inputs[f"variant.{variant.name}"] / MODEL_NAME
+    if not graph.exists() or variant.precision is Precision.FP32:
+        return
+    frames: Frames = np.array(load_split(context.inputs["data"], "test").frames)
+    try:
+        logits: Logits = simulate(graph.read_bytes(), frames)
+    except (EngineError, NonFiniteError) as error:
+        context.progress.message(f"  {variant.name} could not be simulated on the CPU: {error}")
+        return
+    except EdgekilnError:
+        return  # no onnxruntime for the CPU here: the engine is judged where it runs
+    save_logits(context.folder, logits, SIMULATED_NAME)

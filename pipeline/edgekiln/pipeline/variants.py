@@ -1,0 +1,124 @@
+"""Makes the graph of each variant: the exported file itself, or a conversion of it, with what was found about it."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+from edgekiln.pipeline.data import load_split
+from edgekiln.pipeline.recipe import VariantSettings
+from edgekiln.pipeline.stage_files import ABOUT_NAME, FALLBACK_NAME, MODEL_NAME, StageContext, write_json
+from edgekiln.runtime.errors import DataError, EngineError, GateError, MissingExtraError
+from edgekiln.runtime.spec import Precision
+
+__all__ = ["make_variant"]
+
+_PARITY_IMAGES = 64
+
+
+def make_variant(context: StageContext, variant: VariantSettings) -> None:
+    """Write ``model.onnx`` and ``about.json``. A failure is this variant's, not the run's."""
+    source, target = context.inputs["export"] / MODEL_NAME, context.folder / MODEL_NAME
+    about: dict[str, Any] = {"failure": None, "unavailable": None}
+    try:
+        _make_graph(context, variant, (source, target), about)
+        if variant.builds_engine:
+            about["products"] = _count_macs(target)
+    except (GateError, DataError, EngineError) as error:
+        about["failure"] = str(error)
+        context.progress.message(f"  {variant.name}: {error}")
+    except MissingExtraError as error:
+        about["unavailable"] = str(error)
+        context.progress.message(f"  {variant.name} is not tried here: {error}")
+    write_json(context.folder / ABOUT_NAME, about)
+
+
+def _make_graph(
+    context: StageContext, variant: VariantSettings, paths: tuple[Path, Path], about: dict[str, Any]
+) -> None:
+    source, target = paths
+    match variant.precision, variant.backend:
+        case Precision.FP32, _:
+            shutil.copyfile(source, target)
+        case Precision.FP16, _:
+            _convert_to_fp16(context, variant, source, target, about)
+        case Precision.INT8, "onnxruntime-cpu":
+            _quantize_for_cpu(context, variant, source, target, about)
+        case _:
+            _quantize_for_tensorrt(context, variant, source, target, about)
+            if variant.fallback == "fp16":
+                _convert_to_fp16(context, variant, source, context.folder / FALLBACK_NAME, about)
+
+
+def _choose_calibration(context: StageContext, variant: VariantSettings, about: dict[str, Any]) -> Any:
+    from edgekiln.export.calibration import choose_calibration
+
+    train = load_split(context.inputs["data"], "train")
+    calibration = choose_calibration(train.frames, variant.calibration_images, context.recipe.seed)
+    about["calibration"] = {"images": len(calibration.frames), "digest": calibration.digest}
+    return calibration
+
+
+def _convert_to_fp16(
+    context: StageContext, variant: VariantSettings, source: Path, target: Path, about: dict[str, Any]
+) -> None:
+    from edgekiln.export.fp16 import convert_to_fp16
+    from edgekiln.export.simulation import check_simulated_parity
+
+    calibration = _choose_calibration(context, variant, about)
+    context.progress.advance(0, 2, "AutoCast to FP16")
+    report = convert_to_fp16(source, target, calibration)
+    about["fp16"] = report.to_dict()
+    for name in report.kept_fp32[:5]:
+        context.progress.message(f"  {variant.name}: {name} stays in FP32, its values are too large for FP16")
+    context.progress.advance(1, 2, "parity on real images")
+    parity = check_simulated_parity(
+        source.read_bytes(),
+        target.read_bytes(),
+        calibration.frames[:_PARITY_IMAGES],
+        context.recipe.export.fp16_tolerance,
+    )
+    about["parity"] = {
+        "images": parity.images,
+        "max_difference": parity.max_difference,
+        "relative": parity.relative,
+    }
+
+
+def _quantize_for_tensorrt(
+    context: StageContext, variant: VariantSettings, source: Path, target: Path, about: dict[str, Any]
+) -> None:
+    from edgekiln.export.int8_tensorrt import quantize_for_tensorrt
+    from edgekiln.export.simulation import simulate
+
+    calibration = _choose_calibration(context, variant, about)
+    method = variant.calibration
+    about["calibration"]["method"] = method
+    context.progress.advance(0, 2, f"calibrating on {len(calibration.frames)} images")
+    about["int8"] = quantize_for_tensorrt(source, target, calibration, method).to_dict()
+    context.progress.advance(1, 2, "NaN and infinity on real images")
+    simulate(target.read_bytes(), calibration.frames[:_PARITY_IMAGES])
+
+
+def _quantize_for_cpu(
+    context: StageContext, variant: VariantSettings, source: Path, target: Path, about: dict[str, Any]
+) -> None:
+    from edgekiln.export.audit_onnxruntime import audit_int8
+    from edgekiln.export.int8_cpu import quantize_for_cpu
+
+    calibration = _choose_calibration(context, variant, about)
+    method = variant.calibration
+    about["calibration"]["method"] = method
+    context.progress.advance(0, 1, f"calibrating on {len(calibration.frames)} images")
+    about["pixels_feed_directly"] = quantize_for_cpu(source, target, calibration, method)
+    audit = audit_int8(source.read_bytes(), target.read_bytes(), variant.precision_share)
+    about["audit"] = audit.to_dict()
+
+
+def _count_macs(model: Path) -> dict[str, int]:
+    import onnx
+
+    from edgekiln.export.macs import count_macs
+
+    return dict(count_macs(onnx.load(model, load_external_data=False)))
