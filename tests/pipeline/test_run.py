@@ -103,7 +103,9 @@ def test_variant_that_cannot_run_here_is_reported_and_not_passed(tiny_run, tmp_p
     if row["verdict"] == "not-run":  # on a machine with a GPU it is judged like the others
         assert "not tried here, because" in row["reason"]
         assert "accuracy" not in row
-        assert open_bundle(result.bundle).variant("gpu").file is None
+        assert open_bundle(result.bundle).variant("gpu").verdict == "not-run"
+        with pytest.raises(UsageError, match="'gpu' is not deployable"):
+            load(result.bundle, variant="gpu")
     check_gate(result.report)
 
 

@@ -452,7 +452,7 @@ def _is_symmetric_int8(index: _Index, node: Any) -> bool:
         return True  # it is no constant: nothing to judge
     if node.op_type == _QUANTIZE:  # ONNX's default is uint8; TensorRT would read int8, other engines not
         return bool(_attribute(node, "output_dtype", 0) not in {0, onnx.TensorProto.UINT8})
-    return _element_type(index, _input(node, 0)) != onnx.TensorProto.UINT8
+    return bool(_element_type(index, _input(node, 0)) != onnx.TensorProto.UINT8)
 
 
 def _element_type(index: _Index, name: str) -> int:

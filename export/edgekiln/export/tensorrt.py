@@ -18,12 +18,11 @@ import tempfile
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Literal
 
 from edgekiln.export.cache import EngineCache, engine_key
-from edgekiln.runtime.backends.tensorrt_library import import_tensorrt
+from edgekiln.runtime.backends.tensorrt_library import find_version, import_tensorrt
 from edgekiln.runtime.cuda.driver import DeviceProperties, probe_driver, require_device
 from edgekiln.runtime.engine_header import Flavour
 from edgekiln.runtime.errors import BuildError, EnvironmentProblem, ResourceError, UsageError
@@ -135,14 +134,7 @@ def library_version(flavour: Flavour) -> str:
     Raises:
         MissingExtraError: it is not installed.
     """
-    for distribution in (
-        ("tensorrt", "tensorrt-cu13", "tensorrt-cu12") if flavour == "tensorrt" else ("tensorrt-rtx",)
-    ):
-        try:
-            return version(distribution)
-        except PackageNotFoundError:
-            continue
-    return str(import_tensorrt(flavour, to_build=True).__version__)
+    return find_version(flavour, to_build=True) or str(import_tensorrt(flavour, to_build=True).__version__)
 
 
 def build_engine(

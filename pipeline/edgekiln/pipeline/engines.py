@@ -6,16 +6,12 @@ An engine that cannot run here has its graph simulated on the CPU: evidence, nev
 
 from __future__ import annotations
 
-import shutil
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from edgekiln.export.audit import audit_declared, audit_engine, audit_rtx_plan, parse_inspector
-from edgekiln.export.cache import EngineCache
-from edgekiln.export.tensorrt import BatchProfile, BuildOptions, BuiltEngine, build_engine
+from edgekiln.pipeline.building import EngineRequest, build_engines
 from edgekiln.pipeline.data import load_split
 from edgekiln.pipeline.recipe import VariantSettings
 from edgekiln.pipeline.stage_files import (
@@ -42,33 +38,9 @@ from edgekiln.runtime.errors import (
 )
 from edgekiln.runtime.spec import Frames, Logits, Precision
 
-__all__ = ["build_variant", "built_files", "evaluate_variant", "list_builds"]
+__all__ = ["build_variant", "built_files", "evaluate_variant"]
 
 _BATCH = 64
-
-
-def list_builds(variant: VariantSettings, precision: Precision) -> dict[str, BuildOptions]:
-    """What to build for a variant, by file name: one engine for a batch range, or one for each static size."""
-    settings = variant.build
-    sizes = {f"model.b{size}.engine": BatchProfile(size, size, size) for size in settings.static_batches}
-    batch = settings.batch
-    profiles = sizes or {"model.engine": BatchProfile(batch.min, batch.opt, batch.max)}
-    assert variant.backend == "tensorrt" or variant.backend == "tensorrt-rtx"  # narrows the type
-    return {
-        name: BuildOptions(
-            flavour=variant.backend,
-            precision=precision,
-            batch=profile,
-            workspace_bytes=None if settings.workspace_mib is None else settings.workspace_mib * 2**20,
-            optimization_level=settings.optimization_level,
-            tf32=settings.tf32,
-            version_compatible=settings.version_compatible,
-            hardware_compatibility=settings.hardware_compatibility,
-            capabilities=settings.capabilities,
-            typing=settings.typing,
-        )
-        for name, profile in profiles.items()
-    }
 
 
 # --------------------------------------------------------------------------------------------------------------
@@ -102,59 +74,32 @@ def build_variant(context: StageContext, variant: VariantSettings) -> None:
 def _build_or_fall_back(
     context: StageContext, variant: VariantSettings, made: Path, record: dict[str, Any]
 ) -> None:
+    graph, request = MODEL_NAME, _request(variant, made / MODEL_NAME, variant.precision)
+    notices: list[str] = []
     try:
-        _build_and_audit(context, variant, (made / MODEL_NAME, variant.precision), record)
+        built = build_engines(request, context.folder, context.progress)
     except BuildError as error:
         if not (made / FALLBACK_NAME).exists():
             raise
-        record["notices"].append(
+        notices.append(
             f"{variant.name} runs in FP16, not in the INT8 that was asked for, as fallback = 'fp16' allows: {error}"
         )
-        _build_and_audit(context, variant, (made / FALLBACK_NAME, Precision.FP16), record)
+        graph, request = FALLBACK_NAME, _request(variant, made / FALLBACK_NAME, Precision.FP16)
+        built = build_engines(request, context.folder, context.progress)
+    record |= {**built, "graph": graph, "notices": [*notices, *built["notices"]]}
 
 
-def _build_and_audit(
-    context: StageContext, variant: VariantSettings, graph: tuple[Path, Precision], record: dict[str, Any]
-) -> None:
-    model, precision = graph
-    cache = EngineCache()
-    record |= {"precision": precision.value, "graph": model.name}
-    builds, engines = list_builds(variant, precision), []
-    for name, options in builds.items():
-        engine = build_engine(
-            model.read_bytes(),
-            options,
-            cache,
-            advance=context.progress.advance,
-            tell=lambda text: context.progress.message(f"  {text}"),
-        )
-        shutil.copyfile(engine.path, context.folder / name)
-        engines.append(engine)
-    record["files"] = list(builds)
-    record["builds"] = {name: engine.to_dict() for name, engine in zip(builds, engines, strict=True)}
-    if variant.build.typing == "weak":
-        record["notices"].append(
-            f"{variant.name} is weakly typed: the library was free to compute in FP32; the audit says what it chose"
-        )
-    products = read_json(model.parent / ABOUT_NAME)["products"]
-    # Static engines are of one graph and one set of options: the first tells for all.
-    audit = _audit(engines[0], products, precision, variant.precision_share)
-    record["audit"] = audit
-    record["notices"] += [f"{variant.name}: {note}" for note in audit["notes"] if note.startswith("Warning")]
-
-
-def _audit(
-    engine: BuiltEngine, products: Mapping[str, int], precision: Precision, minimum: float
-) -> dict[str, Any]:
-    """What the engine computes with, by the best evidence at hand; raises PrecisionError where it is too little."""
-    declared = audit_declared(engine.declared, products, precision, minimum)
-    if engine.layers is not None:
-        return audit_engine(parse_inspector(engine.layers), products, precision, minimum).to_dict()
-    if engine.options.flavour == "tensorrt-rtx":
-        achieved = audit_rtx_plan(engine.path.read_bytes(), products, precision, minimum)
-        if achieved.evidence != "none":
-            return achieved.to_dict()
-    return declared.to_dict()
+def _request(variant: VariantSettings, model: Path, precision: Precision) -> EngineRequest:
+    flavour: Any = variant.backend  # a variant that builds engines has one of the two flavours
+    return EngineRequest(
+        name=variant.name,
+        model=model,
+        flavour=flavour,
+        precision=precision,
+        settings=variant.build.model_dump(mode="json"),
+        products=read_json(model.parent / ABOUT_NAME)["products"],
+        minimum_share=variant.precision_share,
+    )
 
 
 def built_files(context: StageContext, variant: VariantSettings) -> list[Path]:

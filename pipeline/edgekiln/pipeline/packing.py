@@ -68,7 +68,8 @@ def pack_bundle(context: StageContext) -> None:
 
 def _packed_files(context: StageContext, variant: VariantSettings) -> dict[str, Path]:
     """The files that run, by their names in the bundle: NAME.onnx, NAME.engine, NAME.b8.engine."""
-    return {path.name.replace("model", variant.name, 1): path for path in built_files(context, variant)}
+    files = built_files(context, variant)
+    return {f"{variant.name}.onnx" if path.name == MODEL_NAME else path.name: path for path in files}
 
 
 _TOP_LEVEL = ("name", "backend", "precision", "verdict", "reason", "required", "files", "source")

@@ -39,7 +39,7 @@ __all__ = [
     "write_manifest",
 ]
 
-Verdict = Literal["pass", "fail", "inconclusive", "not-run"]
+Verdict = Literal["pass", "fail", "inconclusive", "not-run", "unverified"]
 
 MANIFEST_NAME = "manifest.json"
 SCHEMA_VERSION = "1.1"

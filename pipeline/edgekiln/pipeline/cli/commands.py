@@ -9,12 +9,12 @@ from typing import Any
 
 import click
 
+from edgekiln.pipeline.cli.engines import build, cache
+from edgekiln.pipeline.cli.options import json_option, print_document, quiet_option
 from edgekiln.runtime.errors import UsageError
 
 __all__ = ["COMMANDS"]
 
-_json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
-_quiet_option = click.option("-q", "--quiet", is_flag=True, help="No progress on stderr.")
 _runs_option = click.option(
     "--runs", type=click.Path(path_type=Path, file_okay=False), default=Path("runs"), show_default=True,
     help="Folder in which NAME/ is made, with all stages and the bundle.",
@@ -24,18 +24,14 @@ _set_option = click.option(
 )
 
 
-def _print_document(values: Mapping[str, Any]) -> None:
-    click.echo(json.dumps({"schema_version": "1.0", "ok": True, **values}, sort_keys=True))
-
-
 @click.command()
 @click.argument("recipe", type=click.Path(path_type=Path))
 @click.option("--until", metavar="STAGE", help="Stop after this stage, for example export.")
 @click.option("--force", multiple=True, metavar="STAGE", help="Run this stage again.")
 @_set_option
 @_runs_option
-@_quiet_option
-@_json_option
+@quiet_option
+@json_option
 def run(
     recipe: Path,
     until: str | None,
@@ -81,7 +77,7 @@ def _run_and_print(
     stages = {name: {"seconds": r.seconds, "cached": r.cached} for name, r in result.stages.items()}
     if result.report is None or result.bundle is None:
         if as_json:
-            _print_document({"stages": stages})
+            print_document({"stages": stages})
         else:
             click.echo(f"Stopped after {list(stages)[-1]}.")
         return
@@ -98,7 +94,7 @@ def _run_and_print(
         failure = {"code": error.code, "message": error.message, "hint": error.hint, "path": None}
         click.echo(json.dumps({"schema_version": "1.0", "ok": False, "error": failure, **document}))
         raise click.exceptions.Exit(int(error.exit_code)) from error
-    _print_document(document)
+    print_document(document)
 
 
 def _print_report(report: Mapping[str, Any], bundle: Path) -> None:
@@ -131,7 +127,7 @@ def _print_report(report: Mapping[str, Any], bundle: Path) -> None:
 @click.option("--threads", type=click.IntRange(min=1), help="CPU threads.")
 @click.option("--allow-unverified", is_flag=True, help="With --variant: also one whose gate did not pass.")
 @click.option("--top", type=click.IntRange(min=1), default=1, show_default=True, help="Classes to print.")
-@_json_option
+@json_option
 def predict(
     bundle: Path,
     images: Sequence[Path],
@@ -198,9 +194,9 @@ def _print_predictions(answers: Sequence[Mapping[str, Any]], failures: Sequence[
 
 @click.command()
 @click.argument("path", type=click.Path(path_type=Path))
-@_json_option
+@json_option
 def inspect(path: Path, as_json: bool) -> None:
-    """Say what a bundle, an ONNX file or a checkpoint is.
+    """Say what a bundle, an ONNX file, a checkpoint or an engine is, and whether it would load here.
 
     \b
     edgekiln inspect runs/traffic-lights/bundle
@@ -209,7 +205,7 @@ def inspect(path: Path, as_json: bool) -> None:
 
     values = describe(path)
     if as_json:
-        _print_document(values)
+        print_document(values)
         return
     for key, value in values.items():
         if isinstance(value, list):
@@ -230,8 +226,8 @@ def _one_line(item: Mapping[str, Any]) -> str:
 @click.option("--again", is_flag=True, help="Measure again although it was measured before.")
 @_set_option
 @_runs_option
-@_quiet_option
-@_json_option
+@quiet_option
+@json_option
 def bench(
     target: Path,
     runtime: bool,
@@ -259,10 +255,10 @@ def bench(
 
     values = measure_runtime_cost(target)
     if as_json:
-        _print_document(values)
+        print_document(values)
         return
     for key, value in values.items():
         click.echo(f"{key:32} {value}")
 
 
-COMMANDS = (run, predict, inspect, bench)
+COMMANDS = (run, predict, inspect, bench, build, cache)

@@ -18,7 +18,7 @@ _MAX_HEADER_BYTES = 64 * 2**20
 
 
 def describe(path: Path) -> dict[str, Any]:
-    """JSON values about a bundle, an ONNX file or a safetensors checkpoint.
+    """JSON values about a bundle, an ONNX file, a safetensors checkpoint or a TensorRT engine.
 
     Raises:
         UsageError: nothing there, or of no known kind.
@@ -33,10 +33,12 @@ def describe(path: Path) -> dict[str, Any]:
             return _describe_onnx(path)
         case ".safetensors":
             return _describe_checkpoint(path)
+        case ".engine" | ".plan" | ".trt":
+            return _describe_engine(path)
         case suffix:
             raise UsageError(
                 f"{path} is of no kind that edgekiln knows (ending {suffix or 'none'}).",
-                hint="It inspects bundles (folders), .onnx and .safetensors files.",
+                hint="It inspects bundles (folders), .onnx, .safetensors, .engine, .plan and .trt files.",
                 path=path,
             )
 
@@ -108,4 +110,33 @@ def _describe_checkpoint(path: Path) -> dict[str, Any]:
         "backbone": backbone,
         **_describe_contract(contract),
         "tensors": len(header),
+    }
+
+
+def _describe_engine(path: Path) -> dict[str, Any]:
+    """Reads the header only: an engine is code, and nothing of it is deserialized to look at it."""
+    from edgekiln.runtime.backends.tensorrt_library import find_version
+    from edgekiln.runtime.cuda.driver import probe_driver
+    from edgekiln.runtime.engine_header import HEADER_BYTES, explain_refusal, read_engine_header
+
+    with path.open("rb") as file:
+        header = read_engine_header(file.read(HEADER_BYTES))
+    state, library = probe_driver(), find_version(header.flavour)
+    device = state.devices[0] if state.devices else None
+    if library is None:
+        reason: str | None = f"{header.flavour} is not installed"
+    else:
+        reason = explain_refusal(
+            header, header.flavour, library, device.compute_capability if device else None
+        )
+    reason = reason or state.problem
+    return {
+        "kind": "engine",
+        "flavour": header.flavour,
+        "version": header.version_text,
+        "capabilities": list(header.capabilities)
+        if header.capabilities is not None
+        else "not told by the header",
+        "bytes": path.stat().st_size,
+        "loads_here": f"no: {reason}" if reason else "nothing in its header speaks against it",
     }

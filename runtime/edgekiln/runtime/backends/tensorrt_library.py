@@ -6,19 +6,21 @@ RTX GPUs. They share one Python API; what one of them lacks is asked with ``hasa
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import importlib.util
 import threading
 from collections import deque
 from collections.abc import Callable
 from functools import cache
+from importlib.metadata import PackageNotFoundError, version
 from types import ModuleType
 from typing import Any
 
 from edgekiln.runtime.engine_header import Flavour
 from edgekiln.runtime.errors import EnvironmentProblem, MissingExtraError
 
-__all__ = ["LibraryLog", "import_tensorrt", "library_log"]
+__all__ = ["LibraryLog", "find_version", "import_tensorrt", "library_log"]
 
 _KEPT_LINES = 20_000
 _PACKAGES: dict[tuple[Flavour, bool], tuple[str, ...]] = {
@@ -26,6 +28,10 @@ _PACKAGES: dict[tuple[Flavour, bool], tuple[str, ...]] = {
     ("tensorrt", False): ("tensorrt", "tensorrt_lean"),
     ("tensorrt-rtx", True): ("tensorrt_rtx",),
     ("tensorrt-rtx", False): ("tensorrt_rtx",),
+}
+_DISTRIBUTIONS: dict[Flavour, tuple[str, ...]] = {
+    "tensorrt": ("tensorrt", "tensorrt-cu13", "tensorrt-cu12", "tensorrt-lean"),  # the last one only runs
+    "tensorrt-rtx": ("tensorrt-rtx",),
 }
 _HINTS: dict[Flavour, str] = {
     "tensorrt": "On a Jetson: sudo apt install nvidia-jetpack, and a venv made with --system-site-packages. Elsewhere: "
@@ -59,6 +65,14 @@ def import_tensorrt(flavour: Flavour, *, to_build: bool) -> ModuleType:
                 hint="Its shared libraries are missing or of another version: install it again.",
             ) from error
     raise MissingExtraError(f"{flavour} is not installed ({', '.join(packages)}).", hint=_HINTS[flavour])
+
+
+def find_version(flavour: Flavour, *, to_build: bool = False) -> str | None:
+    """Version of the installed distribution, without loading it; ``None`` where no distribution tells."""
+    for name in _DISTRIBUTIONS[flavour][: 3 if to_build else None]:
+        with contextlib.suppress(PackageNotFoundError):
+            return version(name)
+    return None
 
 
 class LibraryLog:

@@ -1,0 +1,172 @@
+"""The commands about engines: ``build`` on the machine that will run them, and the ``cache`` of built ones."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+import click
+
+from edgekiln.pipeline.cli.options import json_option, print_document, quiet_option
+from edgekiln.runtime.errors import UsageError
+
+__all__ = ["build", "cache"]
+
+
+@click.command()
+@click.argument("bundle", type=click.Path(path_type=Path))
+@click.option("--out", required=True, type=click.Path(path_type=Path), help="Folder of the derived bundle.")
+@click.option(
+    "--data",
+    type=click.Path(path_type=Path),
+    help="Folder with the bundle's test pictures, to judge the engines on.",
+)
+@click.option("--variant", "variants", multiple=True, metavar="NAME", help="Build this one; may be repeated.")
+@click.option(
+    "--backend", type=click.Choice(["tensorrt", "tensorrt-rtx"]), help="Instead of the variant's own."
+)
+@click.option("--sm", metavar="86,89", help="tensorrt-rtx: compute capabilities to build for; 86 is 8.6.")
+@click.option("--batch", metavar="MIN,OPT,MAX", help="Batch sizes that the engine takes, for example 1,8,32.")
+@click.option(
+    "--workspace", type=click.IntRange(min=1), metavar="MIB", help="Most memory that a kernel may use."
+)
+@click.option(
+    "--level", type=click.IntRange(0, 5), help="Builder optimization level; more is slower to build."
+)
+@quiet_option
+@json_option
+def build(  # noqa: PLR0913 # one argument for each option
+    bundle: Path,
+    out: Path,
+    data: Path | None,
+    variants: tuple[str, ...],
+    backend: Any,
+    sm: str | None,
+    batch: str | None,
+    workspace: int | None,
+    level: int | None,
+    quiet: bool,
+    as_json: bool,
+) -> None:
+    """Build a bundle's TensorRT engines on this machine.
+
+    The engines are judged against the PyTorch answers that the bundle recorded, on those of its test pictures that are
+    found below --data (by content). Without --data they are unverified. Exits 3 when one does not pass.
+
+    \b
+    edgekiln build bundle --data test-pictures --out bundle-here
+    edgekiln build bundle --out bundle-turing --backend tensorrt-rtx --sm 75
+    """
+    from edgekiln.pipeline.progress import make_progress
+    from edgekiln.pipeline.target import TargetRequest, build_on_target
+
+    settings: dict[str, Any] = {
+        "capabilities": _numbers("--sm", sm),
+        "batch": _batch(batch),
+        "workspace_mib": workspace,
+        "optimization_level": level,
+    }
+    request = TargetRequest(
+        bundle,
+        out,
+        data,
+        variants,
+        backend,
+        {key: value for key, value in settings.items() if value is not None},
+    )
+    content = build_on_target(request, make_progress(quiet))
+    built = [v for v in content["variants"] if v.get("source")]
+    failed = [v for v in built if v["verdict"] in {"fail", "inconclusive"} and v["required"]]
+    if as_json:
+        print_document(
+            {"bundle": str(out), "parent": content["parent"]["digest"], "variants": built}, ok=not failed
+        )
+    else:
+        for variant in built:
+            click.echo(f"{variant['name']}: {variant['verdict']}. {variant['reason']}")
+            for notice in variant["figures"]["build"]["notices"]:
+                click.echo(notice)
+        click.echo(f"bundle   {out}")
+    if failed:
+        raise click.exceptions.Exit(3)
+
+
+def _numbers(option: str, text: str | None) -> list[int] | None:
+    if text is None:
+        return None
+    try:
+        return [int(part) for part in text.split(",")]
+    except ValueError as error:
+        raise UsageError(f"{option} {text}: wanted whole numbers with commas between.") from error
+
+
+def _batch(text: str | None) -> dict[str, int] | None:
+    numbers = _numbers("--batch", text)
+    if numbers is None:
+        return None
+    if len(numbers) != 3:
+        raise UsageError(f"--batch {text}: wanted three numbers, as in 1,8,32.")
+    return dict(zip(("min", "opt", "max"), numbers, strict=True))
+
+
+@click.group()
+def cache() -> None:
+    """The engines that were built on this machine ($EDGEKILN_CACHE, else ~/.cache/edgekiln/engines)."""
+
+
+@cache.command(name="ls")
+@json_option
+def list_cache(as_json: bool) -> None:
+    """List cached engines, the last used first."""
+    from edgekiln.export.cache import EngineCache
+
+    engines = EngineCache()
+    rows = [_describe_entry(entry) for entry in engines.entries()]
+    if as_json:
+        print_document({"folder": str(engines.root), "engines": rows})
+        return
+    for row in rows:
+        capabilities = f" SM {','.join(map(str, row['capabilities']))}" if row["capabilities"] else ""
+        click.echo(
+            f"{row['key'][:12]}  {row['bytes'] / 1e6:8.2f} MB  {row['library']} {row['version']}  {row['precision']}"
+            f"  batch {row['batch']}  {row['gpu'] or 'any GPU'}{capabilities}  used {row['used_hours_ago']:.1f} h ago"
+        )
+    click.echo(f"{len(rows)} engines in {engines.root}")
+
+
+@cache.command()
+@click.option(
+    "--older-than", type=click.FloatRange(min=0), metavar="DAYS", help="Only those not used for so long."
+)
+@click.option("--all", "everything", is_flag=True, help="All that no build is using.")
+@json_option
+def prune(older_than: float | None, everything: bool, as_json: bool) -> None:
+    """Remove cached engines. They are built again when they are needed."""
+    from edgekiln.export.cache import EngineCache
+
+    if (older_than is None) == (not everything):
+        raise UsageError("Say which: --older-than DAYS, or --all.")
+    removed = EngineCache().prune(older_than_seconds=(older_than or 0.0) * 86400)
+    size = sum(entry.size for entry in removed)
+    if as_json:
+        print_document({"removed": [entry.key for entry in removed], "bytes": size})
+        return
+    click.echo(f"{len(removed)} engines removed, {size / 1e6:.2f} MB freed")
+
+
+def _describe_entry(entry: Any) -> dict[str, Any]:
+    about = entry.about
+    options = about["options"]
+    batch = options["batch"]
+    return {
+        "key": entry.key,
+        "bytes": entry.size,
+        "library": about["library"][0],
+        "version": about["version"],
+        "precision": options["precision"],
+        "batch": f"{batch['min']}-{batch['max']}" if batch["min"] != batch["max"] else str(batch["min"]),
+        "gpu": about["gpu"][0] if about["gpu"] else None,
+        "capabilities": options["capabilities"],
+        "used_hours_ago": max(0.0, (time.time() - entry.used) / 3600),
+    }

@@ -1,0 +1,334 @@
+"""Builds a bundle's engines on the machine that will run them, and judges them there against the parent's PyTorch.
+
+The result is a derived bundle, which names its parent's digest. Pictures are matched with the parent's test split by
+the sha256 of their bytes, so an engine is judged on exactly the images and logits that the parent recorded. Needs
+numpy, Pillow and TensorRT: neither torch, onnx nor pydantic.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from edgekiln.benchmarks.accuracy import Labels
+from edgekiln.benchmarks.environment import describe_machine
+from edgekiln.benchmarks.judging import Reference, judge_answers
+from edgekiln.pipeline.building import EngineRequest, build_engines
+from edgekiln.pipeline.progress import Progress
+from edgekiln.runtime.backends import open_session
+from edgekiln.runtime.bundle import Bundle, VariantRecord, open_bundle, write_manifest
+from edgekiln.runtime.contract import Contract
+from edgekiln.runtime.engine_header import Flavour
+from edgekiln.runtime.errors import (
+    BundleError,
+    DataError,
+    EnvironmentProblem,
+    ImageError,
+    PrecisionError,
+    UsageError,
+)
+from edgekiln.runtime.image import prepare
+from edgekiln.runtime.spec import Frames, Logits, Precision
+
+__all__ = ["TargetRequest", "build_on_target"]
+
+_BATCH = 64
+_MAX_PICTURE_BYTES = 64 * 2**20
+_DEFAULT_GATE = {"max_drop": 0.01, "confidence": 0.95}
+_DEFAULT_SHARE = 0.8
+
+
+@dataclass(frozen=True, slots=True)
+class TargetRequest:
+    """What to build where.
+
+    Attributes:
+        data: folder with (some of) the parent's test pictures, in any layout; ``None`` leaves the engines unverified.
+        variants: names; empty is every variant of the parent that engines can be built from.
+        backend: another flavour than the variant's own; ``None`` keeps it.
+        settings: overrides of the variant's ``build`` section.
+    """
+
+    bundle: Path
+    out: Path
+    data: Path | None = None
+    variants: tuple[str, ...] = ()
+    backend: Flavour | None = None
+    settings: Mapping[str, Any] | None = None
+
+
+def build_on_target(request: TargetRequest, progress: Progress) -> dict[str, Any]:
+    """Build, audit and judge; write the derived bundle to ``request.out``. Returns its manifest's content.
+
+    Raises:
+        UsageError: ``out`` is in use, or there is no such variant.
+        BundleError: the parent was altered.
+        DataError: none of the pictures is one of the parent's test pictures.
+        EnvironmentProblem: the library or GPU is missing, or the build failed.
+        PrecisionError: an engine is not what its graph asks for.
+    """
+    if request.out.exists() and (not request.out.is_dir() or any(request.out.iterdir())):
+        raise UsageError(
+            f"{request.out} is in use.", hint="Give --out a folder that does not exist.", path=request.out
+        )
+    parent = open_bundle(request.bundle)
+    chosen = _choose(parent, request)
+    pictures = None if request.data is None else _collect(parent, request.data, progress)
+    beside = request.out.with_name(f".{request.out.name}-{os.getpid()}")
+    shutil.rmtree(beside, ignore_errors=True)
+    beside.mkdir(parents=True)
+    try:
+        rows = [_make_variant(parent, variant, request, pictures, beside, progress) for variant in chosen]
+        content = _write(parent, rows, beside)
+        if request.out.exists():
+            request.out.rmdir()  # an empty folder that the caller made
+        beside.rename(request.out)
+    finally:
+        shutil.rmtree(beside, ignore_errors=True)
+    return content
+
+
+def _choose(parent: Bundle, request: TargetRequest) -> list[VariantRecord]:
+    buildable = [v for v in parent.variants if v.source is not None]
+    if request.variants:
+        buildable = [parent.variant(name) for name in request.variants]
+    if not buildable:
+        raise UsageError(
+            f"{parent.path} holds no graph to build an engine from.",
+            hint="Its recipe needs a variant with backend = 'tensorrt' or 'tensorrt-rtx'; it need not build there.",
+            path=parent.path,
+        )
+    for variant in buildable:
+        if variant.source is None:
+            raise UsageError(
+                f"Variant {variant.name!r} is run by {variant.backend}: there is no engine to build."
+            )
+    return buildable
+
+
+# --------------------------------------------------------------------------------------------------------------
+# One variant
+
+
+def _make_variant(
+    parent: Bundle,
+    variant: VariantRecord,
+    request: TargetRequest,
+    pictures: _Pictures | None,
+    folder: Path,
+    progress: Progress,
+) -> dict[str, Any]:
+    """Build one variant's engines into ``folder``; returns its entry of the manifest."""
+    assert variant.source is not None  # only such were chosen
+    (folder / variant.source).write_bytes(parent.read(variant.source))
+    wish = _wish(parent, variant.name)
+    flavour: Any = request.backend or variant.backend
+    graph_precision = Precision(variant.figures.get("asked_precision", variant.precision.value))
+    build = EngineRequest(
+        name=variant.name,
+        model=folder / variant.source,
+        flavour=flavour,
+        precision=graph_precision,
+        settings={**_settings_for(flavour, wish.get("build") or {}), **(request.settings or {})},
+        products=variant.figures.get("products") or {},
+        minimum_share=_DEFAULT_SHARE if (share := wish.get("min_precision_share")) is None else share,
+    )
+    with progress.stage(variant.name):
+        progress.message(f"{variant.name}: building with {flavour} ...")
+        failure = None
+        try:
+            built = build_engines(build, folder, progress)
+        except PrecisionError as error:
+            raise PrecisionError(f"{variant.name}: {error.message}", hint=error.hint) from error
+        progress.message(f"{variant.name}: {_tell_build(built)}")
+        row = {
+            "name": variant.name,
+            "backend": flavour,
+            "precision": graph_precision.value,
+            "required": variant.required,
+            "file": built["files"][0],
+            "files": built["files"],
+            "source": variant.source,
+        }
+        max_drop = wish.get("max_drop")
+        gate = {**_DEFAULT_GATE, **(parent.manifest.get("gate") or {})}
+        gate |= {} if max_drop is None else {"max_drop": max_drop}
+        judged = _judge(parent, flavour, [folder / f for f in built["files"]], pictures, gate, failure)
+        figures = {key: value for key, value in judged.items() if key not in {"verdict", "reason", "flips"}}
+        figures |= {"build": built, "audit": built["audit"], "products": dict(build.products)}
+    return {**row, "verdict": judged["verdict"], "reason": judged["reason"], "figures": figures}
+
+
+def _wish(parent: Bundle, name: str) -> Mapping[str, Any]:
+    """The variant's part of the recipe that made the parent."""
+    recipe = (parent.manifest.get("provenance") or {}).get("recipe") or {}
+    return next((v for v in recipe.get("variants") or () if v.get("name") == name), {})
+
+
+def _settings_for(flavour: Flavour, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """A recipe's settings without those that another flavour alone knows."""
+    foreign = {
+        "tensorrt": {"capabilities"},
+        "tensorrt-rtx": {"version_compatible", "hardware_compatibility", "typing"},
+    }[flavour]
+    return {key: value for key, value in settings.items() if key not in foreign}
+
+
+def _tell_build(built: Mapping[str, Any]) -> str:
+    seconds = sum(build["seconds"] for build in built["builds"].values())
+    version = next(iter(built["builds"].values()))["version"]
+    return f"{len(built['files'])} engine(s) by version {version}, {seconds:.1f} s when they were built"
+
+
+def _judge(
+    parent: Bundle,
+    flavour: Any,
+    engines: Sequence[Path],
+    pictures: _Pictures | None,
+    gate: Mapping[str, Any],
+    failure: str | None,
+) -> dict[str, Any]:
+    if pictures is None:
+        return {
+            "verdict": "unverified",
+            "reason": "built on this machine without pictures to judge it on; --data FOLDER judges it",
+        }
+    try:
+        session = open_session(flavour, [engine.read_bytes() for engine in engines])
+    except EnvironmentProblem as problem:
+        return {"verdict": "not-run", "reason": f"built, not run, because: {problem}"}
+    try:
+        batches = [
+            session.run(pictures.frames[i : i + _BATCH]) for i in range(0, len(pictures.frames), _BATCH)
+        ]
+    finally:
+        session.close()
+    logits: Logits = np.concatenate(batches)
+    judged = judge_answers(
+        pictures.reference, logits, max_drop=gate["max_drop"], confidence=gate["confidence"], failure=failure
+    )
+    judged["judged_images"] = {"here": len(logits), "parent": pictures.known}
+    return judged
+
+
+# --------------------------------------------------------------------------------------------------------------
+# Pictures
+
+
+@dataclass(frozen=True, slots=True)
+class _Pictures:
+    """Frames uint8 (N, H, W, 3) of those test pictures that were found, and what PyTorch said of them.
+
+    ``known`` is how many test pictures the parent was judged on.
+    """
+
+    frames: Frames
+    reference: Reference
+    known: int
+
+
+def _collect(parent: Bundle, folder: Path, progress: Progress) -> _Pictures:
+    """Find the parent's test pictures below ``folder`` by the sha256 of their bytes."""
+    if not folder.is_dir():
+        raise UsageError(f"There is no folder {folder}.", path=folder)
+    digests, labels, baseline = _read_reference(parent)
+    index = {digest: i for i, digest in enumerate(digests)}
+    found: dict[int, Path] = {}
+    others = 0
+    with progress.stage("pictures"):
+        paths = sorted(path for path in folder.rglob("*") if path.is_file())
+        for number, path in enumerate(paths, start=1):
+            position = index.get(_digest(path))
+            if position is None:
+                others += 1
+            else:
+                found.setdefault(position, path)
+            progress.advance(number, len(paths), "looking for the parent's test pictures")
+    progress.message(
+        f"pictures: {len(found)} of the parent's {len(digests)} test pictures found, {others} other files"
+    )
+    if not found:
+        raise DataError(
+            f"None of the {others} files below {folder} is one of the {len(digests)} pictures that the parent was "
+            "judged on.",
+            hint="Copy the original files of its test split here, byte for byte; or leave --data out.",
+            path=folder,
+        )
+    positions = sorted(found)
+    frames = _prepare_all(parent.contract, [found[i] for i in positions])
+    keys = [str(found[i].relative_to(folder)) for i in positions]
+    reference = Reference(baseline[positions], labels[positions], keys, parent.contract.classes)
+    return _Pictures(frames, reference, len(digests))
+
+
+def _digest(path: Path) -> str:
+    if path.stat().st_size > _MAX_PICTURE_BYTES:
+        return ""
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def _prepare_all(contract: Contract, paths: Iterable[Path]) -> Frames:
+    try:
+        return np.stack([prepare(path, contract) for path in paths])
+    except ImageError as error:
+        raise DataError(
+            f"A test picture of the parent cannot be decoded here: {error.message}",
+            hint="Its bytes are right, so this machine's Pillow lacks its format.",
+            path=error.path,
+        ) from error
+
+
+def _read_reference(parent: Bundle) -> tuple[list[str], Labels, Logits]:
+    """sha256, label and PyTorch's logits of every picture that the parent was judged on."""
+    import io
+
+    name = str(parent.manifest.get("logits") or "")
+    try:
+        with np.load(io.BytesIO(parent.read(name)), allow_pickle=False) as arrays:
+            digests = [str(digest) for digest in arrays["image_sha256"]]
+            labels, logits = arrays["labels"].astype(np.int64), arrays["logits.baseline"].astype(np.float32)
+    except (ValueError, KeyError, OSError) as error:
+        raise BundleError(
+            f"{parent.path} holds no test logits that can be read: {error}.", path=parent.path
+        ) from error
+    if not len(digests) == len(labels) == len(logits):
+        raise BundleError(f"The test logits of {parent.path} do not match one another.", path=parent.path)
+    return digests, labels, logits
+
+
+# --------------------------------------------------------------------------------------------------------------
+# The derived bundle
+
+
+def _write(parent: Bundle, rows: list[dict[str, Any]], folder: Path) -> dict[str, Any]:
+    """Add what the parent has for CPUs, its logits and the manifest."""
+    built = {row["name"] for row in rows}
+    carried = [
+        entry
+        for entry, variant in zip(parent.manifest["variants"], parent.variants, strict=True)
+        if variant.device == "cpu" and variant.name not in built
+    ]
+    names = {name for entry in carried for name in parent.variant(entry["name"]).files}
+    for name in sorted(names | {parent.manifest["logits"]}):
+        (folder / name).write_bytes(parent.read(name))
+    content = {
+        "name": parent.name,
+        "contract": parent.manifest["contract"],
+        "contract_digest": parent.contract.digest,
+        "parent": {"digest": parent.digest, "name": parent.name, "machine": parent.manifest.get("machine")},
+        "baseline": parent.manifest.get("baseline"),
+        "gate": parent.manifest.get("gate"),
+        "logits": parent.manifest["logits"],
+        "variants": [*rows, *carried],
+        "provenance": parent.manifest.get("provenance"),
+        "machine": describe_machine(),
+    }
+    write_manifest(folder, content)
+    return content
