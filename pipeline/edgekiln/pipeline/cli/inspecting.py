@@ -113,6 +113,10 @@ def _describe_checkpoint(path: Path) -> dict[str, Any]:
     }
 
 
+def _list_capabilities(capabilities: tuple[int, ...] | None) -> str:
+    return "not told by its header" if capabilities is None else ", ".join(map(str, capabilities))
+
+
 def _describe_engine(path: Path) -> dict[str, Any]:
     """Reads the header only: an engine is code, and nothing of it is deserialized to look at it."""
     from edgekiln.runtime.backends.tensorrt_library import find_version
@@ -134,9 +138,7 @@ def _describe_engine(path: Path) -> dict[str, Any]:
         "kind": "engine",
         "flavour": header.flavour,
         "version": header.version_text,
-        "capabilities": list(header.capabilities)
-        if header.capabilities is not None
-        else "not told by the header",
+        "capabilities": _list_capabilities(header.capabilities),
         "bytes": path.stat().st_size,
         "loads_here": f"no: {reason}" if reason else "nothing in its header speaks against it",
     }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from importlib.metadata import PackageNotFoundError, version
 from types import ModuleType
@@ -9,9 +10,9 @@ from typing import Any
 
 import numpy as np
 
+from edgekiln.runtime.backends.onnxruntime_cuda import BoundRunner, cuda_options
 from edgekiln.runtime.errors import (
     DeviceError,
-    EdgekilnError,
     EngineError,
     EnvironmentProblem,
     UsageError,
@@ -25,6 +26,7 @@ MAX_CHUNK = 256
 """Images per call of the library: bounds the memory of activations, whatever batch the caller hands in."""
 
 _PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
+_log = logging.getLogger("edgekiln.runtime")
 _ERRORS_ONLY = 3  # onnxruntime's log severity: 2 would print graph-optimizer chatter to stderr
 
 
@@ -62,6 +64,15 @@ class OnnxRuntimeSession:
         self._session: Any = _create(ort, model, device, threads)
         self._input, self._frame_shape = _read_input(self._session)
         self._outputs, self._num_classes = _read_output(self._session)
+        self._bound: BoundRunner | None = None
+        if device == "cuda":
+            self._bound = BoundRunner(
+                ort,
+                self._session,
+                names=(self._input, self._outputs[0]),
+                frame_shape=self._frame_shape,
+                classes=self._num_classes,
+            )
 
     @property
     def backend(self) -> str:
@@ -100,13 +111,15 @@ class OnnxRuntimeSession:
 
     def _call(self, session: Any, frames: Frames) -> Logits:
         try:
+            if self._bound is not None:
+                return self._bound.run(frames)
             logits: Logits = session.run(self._outputs, {self._input: np.ascontiguousarray(frames)})[0]
         except Exception as error:  # the library's errors share no base class
             raise EngineError(f"onnxruntime failed while running: {error}") from error
         return logits
 
     def close(self) -> None:
-        self._session = None
+        self._session = self._bound = None
 
 
 def _create(ort: ModuleType, model: bytes, device: str, threads: int | None) -> Any:
@@ -124,14 +137,15 @@ def _create(ort: ModuleType, model: bytes, device: str, threads: int | None) -> 
     options.add_session_config_entry("session.model_external_initializers_file_folder_path", os.devnull)
     if threads is not None:
         options.intra_op_num_threads = threads
-    # TF32 would make an FP32 engine compute with 10 bits of mantissa.
-    settings = {"use_tf32": "0"} if device == "cuda" else {}
+    settings = cuda_options(graphs=True) if device == "cuda" else {}
     try:
         session = ort.InferenceSession(model, options, providers=[(provider, settings)])
-    except EdgekilnError:
-        raise
     except Exception as error:  # the library's errors share no base class
-        raise EngineError(f"onnxruntime {ort.__version__} cannot load this model: {error}") from error
+        if device == "cuda" and "graph capture" in str(error):
+            _log.warning("no CUDA graph, as onnxruntime says: %s", error)  # slower, not wrong
+            session = _create_without_graphs(ort, model, options, provider)
+        else:
+            raise EngineError(f"onnxruntime {ort.__version__} cannot load this model: {error}") from error
     got = session.get_providers()[0]
     if got != provider:
         raise DeviceError(
@@ -139,6 +153,14 @@ def _create(ort: ModuleType, model: bytes, device: str, threads: int | None) -> 
             hint="The GPU, its driver, CUDA 13 or cuDNN 9 is missing; `nvidia-smi` tells which.",
         )
     return session
+
+
+def _create_without_graphs(ort: ModuleType, model: bytes, options: Any, provider: str) -> Any:
+    """For graphs of which a node runs on the CPU: those cannot be captured."""
+    try:
+        return ort.InferenceSession(model, options, providers=[(provider, cuda_options(graphs=False))])
+    except Exception as error:  # the library's errors share no base class
+        raise EngineError(f"onnxruntime {ort.__version__} cannot load this model: {error}") from error
 
 
 def _read_input(session: Any) -> tuple[str, tuple[int, int]]:
