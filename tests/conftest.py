@@ -3,7 +3,15 @@
 from pathlib import Path
 
 import pytest
-from tests_support import ROOT, TINY_RECIPE, write_pictures
+from tests_support import ROOT, TENSORRT_VARIANTS, TINY_RECIPE, write_pictures
+
+
+@pytest.fixture(scope="session", autouse=True)
+def engine_cache(tmp_path_factory):
+    """No test reads or writes the user's own engine cache."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("EDGEKILN_CACHE", str(tmp_path_factory.mktemp("cache") / "engines"))
+        yield
 
 
 @pytest.fixture(scope="session")
@@ -31,6 +39,28 @@ def tiny_run(tmp_path_factory):
     (folder / "tiny.toml").write_text(TINY_RECIPE)
     result = run_recipe(load_recipe(folder / "tiny.toml"), folder / "runs", SilentProgress())
     return folder / "tiny.toml", folder / "runs", result
+
+
+@pytest.fixture(scope="session")
+def tensorrt_run(tmp_path_factory):
+    """The tiny recipe with TensorRT, RTX and CUDA variants: (recipe path, runs folder, RunResult). Read-only.
+
+    TensorRT-RTX engines are really built, which needs no GPU; nothing is run where there is none.
+    """
+    from edgekiln.pipeline.progress import SilentProgress
+    from edgekiln.pipeline.recipe import load_recipe
+    from edgekiln.pipeline.run import run_recipe
+
+    pytest.importorskip("tensorrt_rtx", reason="TensorRT-RTX is not installed")
+    pytest.importorskip("modelopt", reason="nvidia-modelopt is not installed")
+    folder = tmp_path_factory.mktemp("tensorrt")
+    write_pictures(folder / "pictures")
+    text = TINY_RECIPE.replace('name = "tiny"', 'name = "engines"').replace(
+        "[gate]", TENSORRT_VARIANTS + "[gate]"
+    )
+    (folder / "engines.toml").write_text(text)
+    result = run_recipe(load_recipe(folder / "engines.toml"), folder / "runs", SilentProgress())
+    return folder / "engines.toml", folder / "runs", result
 
 
 @pytest.fixture(scope="session")

@@ -38,6 +38,48 @@ max_drop = 0.2
 enabled = false
 """
 
+TENSORRT_VARIANTS = """
+[[variants]]
+name = "rtx-fp16"
+precision = "fp16"
+backend = "tensorrt-rtx"
+required = false
+calibration_images = 48
+build = {batch = {min = 1, opt = 4, max = 8}}
+[[variants]]
+name = "rtx-static"
+precision = "fp16"
+backend = "tensorrt-rtx"
+required = false
+calibration_images = 48
+build = {static_batches = [1, 4], capabilities = [86]}
+[[variants]]
+name = "rtx-int8"
+precision = "int8"
+backend = "tensorrt-rtx"
+required = false
+calibration_images = 48
+fallback = "fp16"
+[[variants]]
+name = "rtx-turing"
+precision = "fp32"
+backend = "tensorrt-rtx"
+required = false
+build = {capabilities = [75]}
+[[variants]]
+name = "trt-int8"
+precision = "int8"
+backend = "tensorrt"
+required = false
+calibration_images = 48
+[[variants]]
+name = "cuda-fp16"
+precision = "fp16"
+backend = "onnxruntime-cuda"
+required = false
+calibration_images = 48
+"""
+
 
 def write_pictures(folder: Path, per_class: int = 40, size: int = 28) -> Path:
     """Noisy pictures whose class is their colour: learnable by anything, and no two alike."""

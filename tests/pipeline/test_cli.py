@@ -10,6 +10,8 @@ from tests_support import ROOT, TINY_RECIPE
 from edgekiln.pipeline.cli import main
 from edgekiln.runtime.bundle import MANIFEST_NAME
 
+COMMANDS = ("run", "predict", "inspect", "bench", "build", "cache")
+
 
 @pytest.fixture
 def edgekiln(capsys):
@@ -28,7 +30,9 @@ def edgekiln(capsys):
 # -- help
 
 
-@pytest.mark.parametrize("command", [(), ("run",), ("predict",), ("inspect",), ("bench",)])
+@pytest.mark.parametrize(
+    "command", [(), *((name,) for name in COMMANDS), ("cache", "ls"), ("cache", "prune")]
+)
 def test_help_imports_nothing_heavy(command):
     code = (
         "import sys\n"
@@ -44,7 +48,7 @@ def test_help_imports_nothing_heavy(command):
 
 
 def test_every_command_shows_an_example(edgekiln):
-    for command in ("run", "predict", "inspect", "bench"):
+    for command in COMMANDS:
         code, out, _ = edgekiln(command, "--help")
         assert code == 0
         assert f"edgekiln {command} " in out
@@ -251,3 +255,82 @@ def test_manifest_is_what_inspect_digests(tiny_run, edgekiln):
     bundle = tiny_run[2].bundle
     document = json.loads(edgekiln("inspect", bundle, "--json")[1])
     assert document["digest"] == hashlib.sha256((bundle / MANIFEST_NAME).read_bytes()).hexdigest()
+
+
+# -- engines
+
+
+def test_build_prints_what_came_of_it_and_its_json_is_one_document(tensorrt_run, edgekiln, tmp_path):
+    bundle = tensorrt_run[2].bundle
+    code, out, err = edgekiln(
+        "build", bundle, "--variant", "rtx-fp16", "--out", tmp_path / "a", "--sm", "86,89"
+    )
+    assert code == 0
+    assert out.splitlines()[0].startswith("rtx-fp16: unverified. built on this machine without pictures")
+    assert out.splitlines()[-1] == f"bundle   {tmp_path / 'a'}"
+    assert "building with tensorrt-rtx" in err
+    code, out, _ = edgekiln("build", bundle, "--variant", "rtx-fp16", "--out", tmp_path / "b", "--json", "-q")
+    document = json.loads(out)
+    assert (code, document["ok"], document["bundle"]) == (0, True, str(tmp_path / "b"))
+    assert document["variants"][0]["figures"]["audit"]["share"] == 1.0
+
+
+@pytest.mark.parametrize(
+    ("options", "complaint"),
+    [
+        (("--sm", "86;89"), "--sm 86;89: wanted whole numbers with commas between"),
+        (("--batch", "1,8"), "--batch 1,8: wanted three numbers"),
+        (("--batch", "8,4,1"), "1 <= min <= opt <= max, got 8, 4, 1"),
+        (("--variant", "no"), "has no variant 'no'; it has: fp32"),
+        (("--data", "/nowhere"), "There is no folder /nowhere"),
+    ],
+)
+def test_build_refuses_what_cannot_be_meant(tensorrt_run, edgekiln, tmp_path, options, complaint):
+    code, out, err = edgekiln("build", tensorrt_run[2].bundle, "--out", tmp_path / "out", *options)
+    assert (code, out) == (2, "")
+    assert complaint in err
+    assert not (tmp_path / "out").exists()
+
+
+def test_build_that_the_library_refuses_exits_5_with_its_words(tensorrt_run, edgekiln, tmp_path):
+    code, _, err = edgekiln(
+        "build", tensorrt_run[2].bundle, "--variant", "rtx-turing", "--out", tmp_path / "out"
+    )
+    assert code == 5
+    assert "FP32 GEMM is not supported" in err
+    assert "build an FP16 variant" in err
+
+
+def test_inspect_tells_what_an_engine_is_and_whether_it_would_load(tensorrt_run, edgekiln, tmp_path):
+    bundle = tensorrt_run[2].bundle
+    code, out, _ = edgekiln("inspect", bundle / "rtx-static.b1.engine", "--json")
+    document = json.loads(out)
+    assert code == 0
+    assert (document["flavour"], document["version"], document["capabilities"]) == (
+        "tensorrt-rtx",
+        "1.7.1.116",
+        "86",
+    )
+    plan = bytearray((bundle / "rtx-static.b1.engine").read_bytes())
+    plan[25] = 6
+    (tmp_path / "old.engine").write_bytes(plan)
+    _, out, _ = edgekiln("inspect", tmp_path / "old.engine")
+    assert "loads_here: no: it was built by TensorRT-RTX 1.6.1.116 and runs with exactly that" in out
+    (tmp_path / "no.engine").write_bytes(b"PK" + bytes(100))
+    code, _, err = edgekiln("inspect", tmp_path / "no.engine")
+    assert code == 4
+    assert "This is no TensorRT engine" in err
+
+
+def test_cache_lists_and_prunes(tensorrt_run, edgekiln, tmp_path, monkeypatch):
+    monkeypatch.setenv("EDGEKILN_CACHE", str(tmp_path / "cache"))
+    assert edgekiln("cache", "ls")[1] == f"0 engines in {tmp_path / 'cache'}\n"
+    edgekiln("build", tensorrt_run[2].bundle, "--variant", "rtx-fp16", "--out", tmp_path / "out")
+    code, out, _ = edgekiln("cache", "ls")
+    assert code == 0
+    assert "tensorrt-rtx 1.7.1.116  fp16  batch 1-8  any GPU" in out
+    assert len(json.loads(edgekiln("cache", "ls", "--json")[1])["engines"]) == 1
+    assert edgekiln("cache", "prune")[0] == 2
+    assert edgekiln("cache", "prune", "--older-than", "1")[1].startswith("0 engines removed")
+    assert edgekiln("cache", "prune", "--all")[1].startswith("1 engines removed")
+    assert edgekiln("cache", "ls")[1] == f"0 engines in {tmp_path / 'cache'}\n"

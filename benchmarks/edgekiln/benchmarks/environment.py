@@ -23,6 +23,12 @@ TOOLS = (
     "torch",
     "torchvision",
     "timm",
+    "tensorrt",
+    "tensorrt-rtx",
+    "tensorrt-lean",
+    "nvidia-modelopt",
+    "pycuda",
+    "cuda-bindings",
 )
 
 
@@ -36,10 +42,28 @@ def describe_machine() -> dict[str, Any]:
         "vnni": bool(flags & {"avx512_vnni", "avx_vnni"}),
         "governor": _read("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor"),
         "load_1min": round(os.getloadavg()[0], 2),
+        "gpus": _describe_gpus(),
         "system": f"{platform.system()} {platform.machine()}",
         "python": platform.python_version(),
         "versions": tool_versions(TOOLS),
     }
+
+
+def _describe_gpus() -> list[dict[str, Any]]:
+    """The GPUs that the driver shows, with its own version; empty without one."""
+    from edgekiln.runtime.cuda.driver import probe_driver
+
+    state = probe_driver()
+    return [
+        {
+            "name": device.name,
+            "compute_capability": ".".join(map(str, device.compute_capability)),
+            "multiprocessors": device.multiprocessors,
+            "memory_bytes": device.total_memory,
+            "driver_cuda": None if state.version is None else ".".join(map(str, state.version)),
+        }
+        for device in state.devices
+    ]
 
 
 def tool_versions(distributions: Iterable[str]) -> dict[str, str]:

@@ -112,7 +112,12 @@ def _batch(text: str | None) -> dict[str, int] | None:
 
 @click.group()
 def cache() -> None:
-    """The engines that were built on this machine ($EDGEKILN_CACHE, else ~/.cache/edgekiln/engines)."""
+    """The engines that were built on this machine ($EDGEKILN_CACHE, else ~/.cache/edgekiln/engines).
+
+    \b
+    edgekiln cache ls
+    edgekiln cache prune --older-than 30
+    """
 
 
 @cache.command(name="ls")

@@ -1,0 +1,239 @@
+"""`edgekiln build`: engines built and judged on the machine that will run them, from the bundle alone."""
+
+import json
+import shutil
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from tests_support import ROOT
+
+from edgekiln.pipeline import target
+from edgekiln.pipeline.progress import SilentProgress
+from edgekiln.pipeline.target import TargetRequest, build_on_target
+from edgekiln.runtime import load
+from edgekiln.runtime.backends.onnxruntime import OnnxRuntimeSession
+from edgekiln.runtime.bundle import open_bundle
+from edgekiln.runtime.cuda import probe_driver
+from edgekiln.runtime.errors import BundleError, DataError, EnvironmentProblem, PrecisionError, UsageError
+
+without_gpu = pytest.mark.skipif(
+    probe_driver().problem is None, reason="this machine has a GPU: engines run here"
+)
+
+
+@pytest.fixture
+def parent(tensorrt_run):
+    return tensorrt_run[2].bundle
+
+
+@pytest.fixture
+def pictures(tensorrt_run):
+    return tensorrt_run[0].parent / "pictures"
+
+
+@pytest.fixture
+def runs_here(parent, monkeypatch):
+    """As if the GPU were here: sessions answer what onnxruntime does for the engine's graph, plus ``shift``."""
+    shift = np.zeros(3, np.float32)
+
+    class Shifted:
+        def __init__(self):
+            self._session = OnnxRuntimeSession((parent / "fp32.onnx").read_bytes())
+
+        def run(self, frames):
+            return self._session.run(frames) + shift
+
+        def close(self):
+            self._session.close()
+
+    monkeypatch.setattr(target, "open_session", lambda backend, engines: Shifted())
+    return shift
+
+
+def build(parent, out, **wishes):
+    return build_on_target(TargetRequest(parent, out, **wishes), SilentProgress())
+
+
+def row(content, name):
+    return next(v for v in content["variants"] if v["name"] == name)
+
+
+def test_without_pictures_engines_are_unverified_and_load_refuses_them(parent, tmp_path):
+    content = build(parent, tmp_path / "out", variants=("rtx-fp16",))
+    bundle = open_bundle(tmp_path / "out")
+    assert bundle.variant("rtx-fp16").verdict == "unverified"
+    assert "--data FOLDER judges it" in row(content, "rtx-fp16")["reason"]
+    with pytest.raises(UsageError, match=r"not deployable \(verdict unverified\)"):
+        load(tmp_path / "out", variant="rtx-fp16")
+    with pytest.raises(EnvironmentProblem) if probe_driver().problem else pytest.raises(ZeroDivisionError):
+        load(tmp_path / "out", variant="rtx-fp16", allow_unverified=True)
+        raise ZeroDivisionError  # on a machine with a GPU it loads
+
+
+def test_derived_bundle_names_its_parent_and_keeps_what_runs_on_cpus(parent, tmp_path):
+    build(parent, tmp_path / "out", variants=("rtx-fp16",))
+    bundle, original = open_bundle(tmp_path / "out"), open_bundle(parent)
+    assert bundle.manifest["parent"]["digest"] == original.digest
+    assert bundle.contract == original.contract
+    assert {v.name: v.verdict for v in bundle.variants} == {
+        "rtx-fp16": "unverified",
+        "fp32": "pass",
+        "int8": "pass",
+    }
+    with load(tmp_path / "out") as classifier:
+        assert classifier.variant.name == "int8"
+
+
+def test_a_derived_bundle_can_be_built_from_again(parent, tmp_path):
+    build(parent, tmp_path / "a", variants=("rtx-fp16",))
+    build(tmp_path / "a", tmp_path / "b")
+    assert open_bundle(tmp_path / "b").manifest["parent"]["digest"] == open_bundle(tmp_path / "a").digest
+
+
+@without_gpu
+def test_built_and_not_run_is_no_verdict(parent, pictures, tmp_path):
+    content = build(parent, tmp_path / "out", variants=("rtx-fp16",), data=pictures)
+    assert row(content, "rtx-fp16")["verdict"] == "not-run"
+    assert row(content, "rtx-fp16")["reason"].startswith("built, not run, because: There is no NVIDIA driver")
+
+
+def test_judged_against_the_parents_answers_by_image_hash(parent, pictures, tmp_path, runs_here):
+    scattered = tmp_path / "scattered"
+    scattered.mkdir()
+    for number, path in enumerate(sorted(pictures.rglob("*.png"))):
+        shutil.copyfile(path, scattered / f"renamed-{number}.bin")  # neither name, ending nor folder matters
+    content = build(parent, tmp_path / "out", variants=("rtx-fp16",), data=scattered)
+    judged = row(content, "rtx-fp16")
+    assert judged["verdict"] == "pass"
+    assert judged["figures"]["judged_images"] == {"here": 30, "parent": 30}
+    assert judged["figures"]["counts"]["agreeing"] == 30
+    assert judged["figures"]["drop"]["value"] == 0
+
+
+def test_an_engine_that_answers_otherwise_fails(parent, pictures, tmp_path, runs_here):
+    runs_here[1] = 1e6
+    content = build(parent, tmp_path / "out", variants=("rtx-fp16",), data=pictures)
+    judged = row(content, "rtx-fp16")
+    assert judged["verdict"] == "fail"
+    assert judged["figures"]["drop"]["value"] > 0.5
+    with pytest.raises(UsageError, match="not deployable"):
+        load(tmp_path / "out", variant="rtx-fp16")
+
+
+def test_some_of_the_pictures_are_enough_to_judge_and_too_few_are_inconclusive(
+    parent, pictures, tmp_path, runs_here
+):
+    known = set(np.load(parent / "test_logits.npz")["image_sha256"])
+    part = tmp_path / "part"
+    part.mkdir()
+    import hashlib
+
+    tests = [
+        p for p in sorted(pictures.rglob("*.png")) if hashlib.sha256(p.read_bytes()).hexdigest() in known
+    ]
+    for path in tests[:5]:
+        shutil.copyfile(path, part / f"{path.parent.name}-{path.name}")
+    content = build(parent, tmp_path / "out", variants=("rtx-fp16",), data=part)
+    judged = row(content, "rtx-fp16")
+    assert judged["figures"]["judged_images"] == {"here": 5, "parent": 30}
+    assert judged["verdict"] == "inconclusive"  # Tango's interval over five images is wider than the gate
+
+
+def test_other_pictures_cannot_judge(parent, tmp_path):
+    (tmp_path / "others").mkdir()
+    (tmp_path / "others" / "a.png").write_bytes(b"not one of them")
+    with pytest.raises(DataError, match="None of the 1 files below"):
+        build(parent, tmp_path / "out", variants=("rtx-fp16",), data=tmp_path / "others")
+    assert not (tmp_path / "out").exists()
+
+
+def test_options_override_the_recipes(parent, tmp_path):
+    settings = {"capabilities": [86, 89], "batch": {"min": 1, "opt": 2, "max": 2}}
+    content = build(parent, tmp_path / "out", variants=("rtx-fp16",), settings=settings)
+    options = row(content, "rtx-fp16")["figures"]["build"]["builds"]["rtx-fp16.engine"]["options"]
+    assert list(options["capabilities"]) == [86, 89]
+    assert options["batch"] == {"min": 1, "opt": 2, "max": 2}
+
+
+def test_a_graph_made_for_tensorrt_builds_with_rtx_when_asked(parent, tmp_path):
+    content = build(parent, tmp_path / "out", variants=("trt-int8",), backend="tensorrt-rtx")
+    assert row(content, "trt-int8")["backend"] == "tensorrt-rtx"
+
+
+def test_fallen_back_or_not_the_audit_decides(parent, tmp_path, monkeypatch):
+    def refuse(request, folder, progress):
+        raise PrecisionError("Only 3% of the MACs run in FP16.", hint="Build it again.")
+
+    monkeypatch.setattr(target, "build_engines", refuse)
+    with pytest.raises(PrecisionError, match=r"rtx-fp16: Only 3% of the MACs"):
+        build(parent, tmp_path / "out", variants=("rtx-fp16",))
+    assert not list(tmp_path.iterdir())
+
+
+def test_tensorrt_without_a_library_or_gpu_is_an_environment_problem(parent, tmp_path):
+    if probe_driver().problem is None:
+        pytest.skip("this machine has a GPU")
+    with pytest.raises(EnvironmentProblem):
+        build(parent, tmp_path / "out", variants=("trt-int8",))
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("wishes", "complaint"),
+    [
+        ({"variants": ("int8",)}, "is run by onnxruntime-cpu: there is no engine to build"),
+        ({"variants": ("nine",)}, "has no variant 'nine'; it has: fp32"),
+        ({"data": ROOT / "nowhere"}, "There is no folder"),
+    ],
+)
+def test_wishes_that_cannot_be_meant(parent, tmp_path, wishes, complaint):
+    with pytest.raises(UsageError) as caught:
+        build(parent, tmp_path / "out", **wishes)
+    assert complaint in str(caught.value)
+
+
+def test_out_in_use_is_left_alone(parent, tmp_path):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "mine").write_text("x")
+    with pytest.raises(UsageError, match="is in use"):
+        build(parent, tmp_path / "out")
+    assert (tmp_path / "out" / "mine").read_text() == "x"
+
+
+def test_bundle_without_graphs_says_what_its_recipe_needs(tiny_run, tmp_path):
+    with pytest.raises(UsageError, match="holds no graph to build an engine from"):
+        build(tiny_run[2].bundle, tmp_path / "out")
+
+
+def test_changed_parent_is_refused(parent, tmp_path):
+    shutil.copytree(parent, tmp_path / "parent")
+    model = tmp_path / "parent" / "rtx-fp16.onnx"
+    model.write_bytes(model.read_bytes()[:-1] + b"\0")
+    with pytest.raises(BundleError, match="was changed"):
+        build(tmp_path / "parent", tmp_path / "out", variants=("rtx-fp16",))
+
+
+def test_works_where_neither_torch_nor_onnx_nor_pydantic_is(parent, pictures, tmp_path):
+    """A target has numpy, Pillow, click, rich and TensorRT."""
+    code = (
+        "import sys\n"
+        "class Block:\n"
+        "    def find_spec(self, name, path=None, target=None):\n"
+        "        if name.partition('.')[0] in {'torch', 'torchvision', 'timm', 'onnx', 'onnxruntime', 'pydantic',\n"
+        "                                      'modelopt', 'scipy', 'matplotlib', 'jinja2', 'safetensors'}:\n"
+        "            raise ModuleNotFoundError(f'No module named {name!r}', name=name)\n"
+        "sys.meta_path.insert(0, Block())\n"
+        "from edgekiln.pipeline.cli import main\n"
+        "main(sys.argv[1:])\n"
+    )
+    arguments = ["build", str(parent), "--out", str(tmp_path / "out"), "--variant", "rtx-fp16", "--json"]
+    done = subprocess.run(
+        [sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    document = json.loads(done.stdout)
+    assert document["ok"]
+    assert document["variants"][0]["verdict"] == "unverified"
+    assert open_bundle(tmp_path / "out").variant("rtx-fp16").files == ("rtx-fp16.engine",)
