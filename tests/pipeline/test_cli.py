@@ -332,5 +332,5 @@ def test_cache_lists_and_prunes(tensorrt_run, edgekiln, tmp_path, monkeypatch):
     assert len(json.loads(edgekiln("cache", "ls", "--json")[1])["engines"]) == 1
     assert edgekiln("cache", "prune")[0] == 2
     assert edgekiln("cache", "prune", "--older-than", "1")[1].startswith("0 engines removed")
-    assert edgekiln("cache", "prune", "--all")[1].startswith("1 engines removed")
+    assert edgekiln("cache", "prune", "--all")[1].startswith("1 engine removed")
     assert edgekiln("cache", "ls")[1] == f"0 engines in {tmp_path / 'cache'}\n"

@@ -376,7 +376,7 @@ def _benchmark_stage(recipe: Recipe, inputs: tuple[str, ...]) -> Stage:
             "benchmark": recipe.benchmark.model_dump(mode="json"),
             "backbone": recipe.backbone.model_dump(mode="json"),
             "variants": [v.name for v in recipe.variants],
-            "machine": {key: machine[key] for key in ("cpu", "cores", "avx2", "vnni")},
+            "machine": {key: machine[key] for key in ("cpu", "cores", "avx2", "vnni", "gpus")},
         },
         ("torch", "onnxruntime", "onnxruntime-gpu"),
         _benchmark,

@@ -137,7 +137,7 @@ def list_cache(as_json: bool) -> None:
             f"{row['key'][:12]}  {row['bytes'] / 1e6:8.2f} MB  {row['library']} {row['version']}  {row['precision']}"
             f"  batch {row['batch']}  {row['gpu'] or 'any GPU'}{capabilities}  used {row['used_hours_ago']:.1f} h ago"
         )
-    click.echo(f"{len(rows)} engines in {engines.root}")
+    click.echo(f"{_count(len(rows))} in {engines.root}")
 
 
 @cache.command()
@@ -157,7 +157,11 @@ def prune(older_than: float | None, everything: bool, as_json: bool) -> None:
     if as_json:
         print_document({"removed": [entry.key for entry in removed], "bytes": size})
         return
-    click.echo(f"{len(removed)} engines removed, {size / 1e6:.2f} MB freed")
+    click.echo(f"{_count(len(removed))} removed, {size / 1e6:.2f} MB freed")
+
+
+def _count(engines: int) -> str:
+    return f"{engines} engine{'' if engines == 1 else 's'}"
 
 
 def _describe_entry(entry: Any) -> dict[str, Any]:
