@@ -14,6 +14,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile
 
 import numpy as np
 
@@ -294,7 +295,7 @@ def _read_reference(parent: Bundle) -> tuple[list[str], Labels, Logits]:
         with np.load(io.BytesIO(parent.read(name)), allow_pickle=False) as arrays:
             digests = [str(digest) for digest in arrays["image_sha256"]]
             labels, logits = arrays["labels"].astype(np.int64), arrays["logits.baseline"].astype(np.float32)
-    except (ValueError, KeyError, OSError) as error:
+    except (ValueError, KeyError, OSError, BadZipFile) as error:
         raise BundleError(
             f"{parent.path} holds no test logits that can be read: {error}.", path=parent.path
         ) from error

@@ -9,6 +9,7 @@ from typing import Any
 
 import click
 
+from edgekiln.pipeline.cli.comparing import compare
 from edgekiln.pipeline.cli.engines import build, cache
 from edgekiln.pipeline.cli.options import json_option, print_document, quiet_option
 from edgekiln.runtime.errors import UsageError
@@ -261,4 +262,4 @@ def bench(
         click.echo(f"{key:32} {value}")
 
 
-COMMANDS = (run, predict, inspect, bench, build, cache)
+COMMANDS = (run, predict, inspect, bench, build, compare, cache)

@@ -1,0 +1,77 @@
+"""``compare``: did any engine become worse from one bundle to the next?"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from edgekiln.pipeline.cli.options import json_option, print_document
+
+if TYPE_CHECKING:
+    from edgekiln.benchmarks.compare import Change
+
+__all__ = ["compare"]
+
+
+@click.command()
+@click.argument("before", type=click.Path(path_type=Path))
+@click.argument("after", type=click.Path(path_type=Path))
+@click.option(
+    "--max-drop",
+    type=click.FloatRange(0, 1),
+    default=0.0,
+    show_default=True,
+    help="Share of top-1 that may be lost.",
+)
+@click.option(
+    "--max-slowdown",
+    type=click.FloatRange(0, 1),
+    default=0.05,
+    show_default=True,
+    help="Share of speed likewise.",
+)
+@click.option("--confidence", type=click.FloatRange(0.5, 1, True, True), default=0.95, show_default=True)
+@json_option
+def compare(
+    before: Path, after: Path, max_drop: float, max_slowdown: float, confidence: float, as_json: bool
+) -> None:
+    """Compare two bundles, engine by engine. Exits 3 when one became worse.
+
+    Accuracy is paired on the test pictures that both were judged on; speed is compared through each run's own PyTorch
+    baseline, on the same kind of machine only.
+
+    \b
+    edgekiln compare released/bundle runs/my-photos/bundle --max-drop 0.005
+    """
+    from edgekiln.benchmarks.compare import compare_bundles
+
+    result = compare_bundles(
+        before, after, confidence=confidence, max_drop=max_drop, max_slowdown=max_slowdown
+    )
+    if as_json:
+        print_document(result.to_dict(), ok=not result.regressions)
+    else:
+        for change in result.changes:
+            click.echo(_describe(change, confidence))
+        for word, names in (("only in the first", result.removed), ("only in the second", result.added)):
+            if names:
+                click.echo(f"{word}: {', '.join(names)}")
+        click.echo(f"{len(result.regressions)} regressions")
+    if result.regressions:
+        raise click.exceptions.Exit(3)
+
+
+def _describe(change: Change, confidence: float) -> str:
+    name = "PyTorch" if change.engine == "baseline" else change.engine
+    head = f"{name:20} {change.figure:6} {change.verdict:12}"
+    if change.change is None or change.low is None or change.high is None:
+        return f"{head} {change.reason}"
+    if change.figure == "top1":
+        figure = f"{100 * change.change:+.2f} points [{100 * change.low:+.2f}, {100 * change.high:+.2f}]"
+        span = f"{100 * (change.before or 0):.2f} % to {100 * (change.after or 0):.2f} %"
+    else:
+        figure = f"{change.change:.3f}x [{change.low:.3f}, {change.high:.3f}]"
+        span = f"{change.before or 0:.2f}x to {change.after or 0:.2f}x"
+    return f"{head} {figure} ({confidence:.0%}), {span}; {change.reason}"

@@ -1,0 +1,184 @@
+"""Comparing bundles: regressions are found, noise is not one, and unlike work is refused with the reason."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+
+from edgekiln.benchmarks.compare import compare_bundles
+from edgekiln.runtime.bundle import MANIFEST_NAME, write_manifest
+from edgekiln.runtime.errors import BundleError, UsageError
+
+
+@pytest.fixture
+def bundles(tiny_run, tmp_path):
+    """Two copies of one bundle, and a function that changes the second and signs it off again."""
+    for name in ("a", "b"):
+        shutil.copytree(tiny_run[2].bundle, tmp_path / name)
+
+    def change(manifest=None, report=None, **arrays):
+        folder = tmp_path / "b"
+        with np.load(folder / "test_logits.npz") as old:
+            np.savez(folder / "test_logits.npz", **({key: old[key] for key in old.files} | arrays))
+        document = json.loads((folder / MANIFEST_NAME).read_text())
+        document |= manifest or {}
+        if report is not None:
+            values = json.loads((folder / "report.json").read_text())
+            report(values)
+            (folder / "report.json").write_text(json.dumps(values))
+        write_manifest(folder, {k: v for k, v in document.items() if k not in {"files", "schema_version"}})
+
+    return tmp_path / "a", tmp_path / "b", change
+
+
+def find(comparison, engine, figure):
+    return next(c for c in comparison.changes if (c.engine, c.figure) == (engine, figure))
+
+
+def with_speedup(value, width=0.02):
+    def edit(report):
+        report["variants"][1]["speedup"] = {
+            "value": value, "low": value * (1 - width), "high": value * (1 + width),
+        }  # fmt: skip
+
+    return edit
+
+
+def test_the_same_bundle_has_no_regression(bundles):
+    before, after, _ = bundles
+    result = compare_bundles(before, after)
+    assert not result.regressions
+    change = find(result, "int8", "top1")
+    assert (change.change, change.before) == (0, change.after)
+    assert change.low < 0 < change.high
+
+
+def test_an_engine_that_lost_its_answers_is_a_regression_and_the_others_are_not(bundles):
+    before, after, change = bundles
+    logits = np.load(after / "test_logits.npz")["logits.int8"]
+    change(**{"logits.int8": np.roll(logits, 1, axis=1)})
+    result = compare_bundles(before, after)
+    assert [(c.engine, c.figure) for c in result.regressions] == [("int8", "top1")]
+    worse = result.regressions[0]
+    assert worse.change < -0.5
+    assert worse.high < 0
+    assert "30 broken" in worse.reason or "broken" in worse.reason
+
+
+def test_a_loss_inside_the_budget_is_none(bundles):
+    before, after, change = bundles
+    logits = np.load(after / "test_logits.npz")["logits.int8"].copy()
+    logits[:10] = np.roll(logits[:10], 1, axis=1)
+    change(**{"logits.int8": logits})
+    assert compare_bundles(before, after).regressions
+    assert not compare_bundles(before, after, max_drop=0.3).regressions
+
+
+def test_pictures_are_matched_by_content_not_by_order(bundles):
+    before, after, change = bundles
+    with np.load(after / "test_logits.npz") as arrays:
+        order = np.arange(30)[::-1]
+        change(**{key: arrays[key][order] for key in arrays.files})
+    assert find(compare_bundles(before, after), "fp32", "top1").change == 0
+
+
+def test_only_pictures_in_both_count(bundles):
+    before, after, change = bundles
+    with np.load(after / "test_logits.npz") as arrays:
+        change(**{key: arrays[key][:12] for key in arrays.files})
+    assert "of 12 pictures" in find(compare_bundles(before, after), "fp32", "top1").reason
+
+
+def test_nothing_in_common_is_refused(bundles):
+    before, after, change = bundles
+    change(image_sha256=np.array(["0" * 64] * 30))
+    with pytest.raises(UsageError, match="judged on different pictures: none of 30"):
+        compare_bundles(before, after)
+
+
+def test_other_labels_are_not_compared(bundles):
+    before, after, change = bundles
+    change(labels=(np.load(after / "test_logits.npz")["labels"] + 1) % 3)
+    change = find(compare_bundles(before, after), "fp32", "top1")
+    assert (change.verdict, change.reason) == (
+        "not compared", "the same pictures have other labels in the two bundles",
+    )  # fmt: skip
+
+
+def test_engines_in_one_bundle_only_are_named(bundles, tiny_run):
+    before, after, change = bundles
+    document = json.loads((after / MANIFEST_NAME).read_text())
+    change(manifest={"variants": document["variants"][:1]})
+    result = compare_bundles(before, after)
+    assert (result.added, result.removed) == ((), ("int8",))
+
+
+def test_speed_is_compared_with_both_intervals(bundles):
+    before, after, change = bundles
+    shutil.rmtree(before)
+    change(report=with_speedup(4.0))
+    shutil.copytree(after, before)
+    change(report=with_speedup(3.0))
+    worse = find(compare_bundles(before, after), "int8", "speed")
+    assert worse.verdict == "worse"
+    assert worse.change == pytest.approx(0.75)
+    # two errors of 2 % each: 2.8 % together
+    assert worse.high == pytest.approx(0.75 * 1.0285, rel=2e-3)
+    change(report=with_speedup(3.95))
+    assert find(compare_bundles(before, after), "int8", "speed").verdict == "same"
+    change(report=with_speedup(3.9, width=0.2))
+    assert find(compare_bundles(before, after), "int8", "speed").verdict == "undecided"
+    change(report=with_speedup(5.0))
+    assert find(compare_bundles(before, after), "int8", "speed").verdict == "better"
+
+
+def test_speed_on_another_machine_is_not_compared(bundles):
+    before, after, change = bundles
+    change(report=with_speedup(4.0))
+    shutil.rmtree(before)
+    shutil.copytree(after, before)
+
+    def elsewhere(report):
+        report["machine"]["cpu"] = "Another CPU"
+
+    change(report=elsewhere)
+    assert "timed on different machines (cpu" in find(compare_bundles(before, after), "int8", "speed").reason
+
+
+def test_speed_that_was_never_measured_is_not_compared(bundles):
+    before, after, _ = bundles
+    assert "has no valid speed-up" in find(compare_bundles(before, after), "int8", "speed").reason
+
+
+def test_a_bundle_of_a_newer_schema_is_refused(bundles):
+    before, after, _ = bundles
+    text = (after / MANIFEST_NAME).read_text().replace('"schema_version": "1.', '"schema_version": "2.')
+    (after / MANIFEST_NAME).write_text(text)
+    with pytest.raises(BundleError, match="schema version 2"):
+        compare_bundles(before, after)
+
+
+def test_unreadable_answers_are_one_line(bundles):
+    before, after, _change = bundles
+    (after / "test_logits.npz").write_bytes(b"PK\x03\x04 cut short")
+    document = json.loads((after / MANIFEST_NAME).read_text())
+    write_manifest(after, {k: v for k, v in document.items() if k not in {"files", "schema_version"}})
+    with pytest.raises(BundleError, match=r"The answers in .* cannot be read"):
+        compare_bundles(before, after)
+
+
+def test_command_exits_3_on_a_regression(bundles, capsys):
+    from edgekiln.pipeline.cli import main
+
+    before, after, change = bundles
+    with pytest.raises(SystemExit) as ended:
+        main(["compare", str(before), str(after)])
+    assert ended.value.code == 0
+    assert "0 regressions" in capsys.readouterr().out
+    logits = np.load(after / "test_logits.npz")["logits.int8"]
+    change(**{"logits.int8": np.roll(logits, 1, axis=1)})
+    with pytest.raises(SystemExit) as ended:
+        main(["compare", str(before), str(after), "--json"])
+    document = json.loads(capsys.readouterr().out)
+    assert (ended.value.code, document["ok"], document["regressions"]) == (3, False, 1)
