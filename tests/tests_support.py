@@ -91,3 +91,21 @@ def write_pictures(folder: Path, per_class: int = 40, size: int = 28) -> Path:
             pixels = np.clip(np.array(color) + noise, 0, 255).astype(np.uint8)
             Image.fromarray(pixels).save(folder / name / f"{i:03}.png")
     return folder
+
+
+def open_turncoat(path: str, threads: int):
+    """A benchmark contender whose answers are right for the first calls and wrong from then on."""
+    from edgekiln.runtime.backends import open_session
+
+    class Turncoat:
+        def __init__(self) -> None:
+            self._session, self._calls = open_session("onnxruntime-cpu", Path(path).read_bytes()), 0
+
+        def run(self, frames):
+            self._calls += 1
+            return self._session.run(frames) + (100 if self._calls > 50 else 0)
+
+        def close(self) -> None:
+            self._session.close()
+
+    return Turncoat()

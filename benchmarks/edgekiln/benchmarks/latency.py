@@ -14,16 +14,25 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
+from numpy.typing import NDArray
 
 from edgekiln.benchmarks.environment import describe_machine, measure_foreign_load, read_cpu_times
-from edgekiln.benchmarks.measurement import Block, Measurement, Ratio, Validity, assess, compare_speed
+from edgekiln.benchmarks.measurement import (
+    Block,
+    Boundary,
+    Measurement,
+    Ratio,
+    Validity,
+    assess,
+    compare_speed,
+)
 from edgekiln.runtime.errors import EngineError, GateError
-from edgekiln.runtime.spec import Logits
+from edgekiln.runtime.spec import Frames, Logits
 
 __all__ = [
     "BenchmarkPlan",
@@ -31,9 +40,14 @@ __all__ = [
     "Contender",
     "engine_contender",
     "run_benchmark",
+    "save_inputs",
     "thread_choices",
 ]
 
+Times: TypeAlias = NDArray[np.float64]
+
+SIDES: tuple[Boundary, ...] = ("engine", "image")
+"""Boundaries besides ``call``: the bare library call, and encoded picture to label."""
 _SEARCH_SECONDS = 0.4
 _LOGIT_TOLERANCE = 1e-3  # of the logit range: thread counts change the order of float sums, nothing more
 
@@ -59,19 +73,36 @@ class Contender:
 
 @dataclass(frozen=True, slots=True)
 class BenchmarkPlan:
-    """How long and how often; see the recipe's ``[benchmark]``."""
+    """How long and how often; see the recipe's ``[benchmark]``.
+
+    ``side_blocks`` are those of the other boundaries, and of one repeated image, per process.
+    """
 
     processes: int = 5
     blocks: int = 60
     block_seconds: float = 0.05
+    side_blocks: int = 4
 
 
 @dataclass(frozen=True, slots=True)
 class BenchmarkResult:
-    """Measurements in the order of contenders, the baseline first; ratios are missing where invalid."""
+    """Measurements in the order of contenders, the baseline first; ratios are missing where invalid.
+
+    Attributes:
+        measurements: of the boundary ``call``.
+        ratios: of those, to the baseline.
+        sides: the other boundaries, ``engine`` and ``image``, of the contenders that have them.
+        side_ratios: by boundary and contender.
+        cold: milliseconds by contender that loading and the first answer took, a median over fresh processes.
+        repeated: by contender, time of one repeated image over that of varying ones.
+    """
 
     measurements: tuple[Measurement, ...]
     ratios: Mapping[str, Ratio]
+    sides: tuple[Measurement, ...]
+    side_ratios: Mapping[str, Mapping[str, Ratio]]
+    cold: Mapping[str, Mapping[str, float]]
+    repeated: Mapping[str, float]
     validity: Validity
     machine: Mapping[str, Any]
 
@@ -79,7 +110,14 @@ class BenchmarkResult:
         """Plain JSON values."""
         return {
             "measurements": [m.to_dict() for m in self.measurements],
-            "ratios": {k: {"value": r.value, "low": r.low, "high": r.high} for k, r in self.ratios.items()},
+            "ratios": {name: asdict(ratio) for name, ratio in self.ratios.items()},
+            "sides": [m.to_dict() for m in self.sides],
+            "side_ratios": {
+                boundary: {name: asdict(ratio) for name, ratio in ratios.items()}
+                for boundary, ratios in self.side_ratios.items()
+            },
+            "cold_start": {name: dict(values) for name, values in self.cold.items()},
+            "repeated_image": dict(self.repeated),
             "validity": {
                 "state": self.validity.state,
                 "reasons": list(self.validity.reasons),
@@ -107,9 +145,25 @@ def engine_contender(name: str, paths: Sequence[Path], backend: str, logits: Log
     )
 
 
+def save_inputs(
+    path: Path, frames: Frames, pictures: Sequence[bytes] = (), contract: str | None = None
+) -> None:
+    """Write what the contenders are given.
+
+    Args:
+        path: ``.npz`` to write.
+        frames: uint8 (N, H, W, 3); they rotate.
+        pictures: encoded pictures, for the boundary ``image``; none leaves it out.
+        contract: JSON of the contract that prepares them.
+    """
+    joined = np.frombuffer(b"".join(pictures), np.uint8)
+    sizes = np.array([len(picture) for picture in pictures], np.int64)
+    np.savez(path, frames=frames, pictures=joined, picture_sizes=sizes, contract=np.array(contract or ""))
+
+
 def run_benchmark(
     contenders: Sequence[Contender],
-    frames_file: Path,
+    inputs: Path,
     plan: BenchmarkPlan,
     advance: Callable[[int, int, str], None] = lambda done, total, note: None,
 ) -> BenchmarkResult:
@@ -117,7 +171,7 @@ def run_benchmark(
 
     Args:
         contenders: the baseline first.
-        frames_file: ``.npy`` of uint8 (N, H, W, 3); they rotate.
+        inputs: file of ``save_inputs``.
         plan: processes, blocks and seconds.
         advance: told of progress.
 
@@ -132,77 +186,120 @@ def run_benchmark(
     searches = []
     for done, contender in enumerate(contenders):
         advance(done, total, f"best configuration of {contender.name}")
-        searches.append(_search(contender, frames_file))
+        searches.append(_search(contender, inputs))
     chosen = [min(search, key=lambda entry: entry["median_ms"])["config"] for search in searches]
-    blocks = _time_interleaved(contenders, chosen, frames_file, plan, advance)
+    timed = _time_interleaved(contenders, chosen, inputs, plan, advance)
     advance(total, total, "done")
-    measurements = tuple(
-        Measurement(c.name, "call", 1, config, search, measured)
-        for c, config, search, measured in zip(contenders, chosen, searches, blocks, strict=True)
-    )
+
+    def measurements(boundary: Boundary, blocks: Sequence[Sequence[Block]]) -> tuple[Measurement, ...]:
+        return tuple(
+            Measurement(c.name, boundary, 1, config, search, measured)
+            for c, config, search, measured in zip(contenders, chosen, searches, blocks, strict=True)
+            if measured
+        )
+
+    called = measurements("call", timed.blocks)
     steal = (read_cpu_times() - before).steal_share
-    validity = assess(measurements, steal=steal, foreign_load=foreign_load)
-    return BenchmarkResult(measurements, _ratios(measurements, validity), validity, machine)
+    repeated = _compare_repeated(called, timed.repeated)
+    validity = assess(called, steal=steal, foreign_load=foreign_load, repeated=repeated)
+    sides = tuple(m for boundary in SIDES for m in measurements(boundary, timed.sides[boundary]))
+    return BenchmarkResult(
+        measurements=called,
+        ratios=_ratios(called, validity),
+        sides=sides,
+        side_ratios={b: _ratios([m for m in sides if m.boundary == b], validity) for b in SIDES},
+        cold={c.name: _median_cold(cold) for c, cold in zip(contenders, timed.cold, strict=True)},
+        repeated=repeated,
+        validity=validity,
+        machine=machine,
+    )
+
+
+@dataclass(slots=True)
+class _Timed:
+    """What the workers measured, a list for each contender."""
+
+    blocks: list[list[Block]]
+    sides: dict[Boundary, list[list[Block]]]
+    repeated: list[list[float]]
+    cold: list[list[Mapping[str, float]]]
 
 
 def _time_interleaved(
     contenders: Sequence[Contender],
     configs: Sequence[Mapping[str, Any]],
-    frames_file: Path,
+    inputs: Path,
     plan: BenchmarkPlan,
     advance: Callable[[int, int, str], None],
-) -> list[list[Block]]:
+) -> _Timed:
     """Blocks of each contender in its chosen configuration; the first contender takes a second turn each round."""
+    empty: Callable[[], list[list[Any]]] = lambda: [[] for _ in contenders]  # noqa: E731 # four of them below
+    timed = _Timed(empty(), {boundary: empty() for boundary in SIDES}, empty(), empty())
     turns = [*((i, 0) for i in range(len(contenders))), (0, 1)]
-    blocks: list[list[Block]] = [[] for _ in contenders]
     total = len(contenders) + plan.processes * plan.blocks
     for process in range(plan.processes):
         with contextlib.ExitStack() as stack:
-            workers = [stack.enter_context(_worker(frames_file, contender.name)) for contender in contenders]
-            for worker, contender, config in zip(workers, contenders, configs, strict=True):
-                worker.open(contender, config)
-                _check_answers(worker, contender)
+            workers = [stack.enter_context(_worker(inputs, contender)) for contender in contenders]
+            for number, (worker, config) in enumerate(zip(workers, configs, strict=True)):
+                timed.cold[number].append(worker.open(config))
+                worker.check_all()
             for index in range(plan.blocks):
                 done = len(contenders) + process * plan.blocks + index
                 advance(done, total, f"round {process + 1} of {plan.processes}")
                 # Alternate who goes first: the one after another contender finds its caches cold.
-                for contender_index, turn in turns if index % 2 == 0 else turns[::-1]:
-                    times = workers[contender_index].time_ms(plan.block_seconds)
-                    blocks[contender_index].append(Block(process, index, turn, times))
-    return blocks
+                for number, turn in turns if index % 2 == 0 else turns[::-1]:
+                    times = workers[number].time_ms(plan.block_seconds)
+                    timed.blocks[number].append(Block(process, index, turn, times))
+            _time_sides(workers, process, plan, timed)
+    return timed
+
+
+def _time_sides(workers: Sequence[_WorkerProcess], process: int, plan: BenchmarkPlan, timed: _Timed) -> None:
+    """The other boundaries, and one image again and again, interleaved likewise."""
+    for index in range(plan.side_blocks):
+        for number, worker in enumerate(workers):
+            for boundary in SIDES:
+                times = worker.time_ms(plan.block_seconds, boundary=boundary)
+                if len(times):
+                    timed.sides[boundary][number].append(Block(process, index, 0, times))
+            # Beside each other, since the machine's speed wanders.
+            varying = worker.time_ms(plan.block_seconds)
+            same = worker.time_ms(plan.block_seconds, repeat=True)
+            timed.repeated[number].append(float(np.median(same) / np.median(varying)))
+
+
+def _compare_repeated(
+    measurements: Sequence[Measurement], ratios: Sequence[Sequence[float]]
+) -> dict[str, float]:
+    """Median over blocks of (one repeated image / varying images), by contender."""
+    return {m.name: float(np.median(r)) for m, r in zip(measurements, ratios, strict=True) if r}
+
+
+def _median_cold(runs: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    return {key: round(float(np.median([run[key] for run in runs])), 3) for key in runs[0]}
 
 
 def _ratios(measurements: Sequence[Measurement], validity: Validity) -> dict[str, Ratio]:
-    if validity.state == "invalid":
+    if validity.state == "invalid" or not measurements:
         return {}
     return {m.name: compare_speed(measurements[0], m) for m in measurements[1:]}
 
 
-def _search(contender: Contender, frames_file: Path) -> list[dict[str, Any]]:
+def _search(contender: Contender, inputs: Path) -> list[dict[str, Any]]:
     found = []
-    with _worker(frames_file, contender.name) as worker:
+    with _worker(inputs, contender) as worker:
         for config in contender.configs:
-            worker.open(contender, config)
+            worker.open(config)
             median = float(np.median(worker.time_ms(_SEARCH_SECONDS)))
             found.append({"config": dict(config), "median_ms": round(median, 4)})
     return found
 
 
-def _check_answers(worker: _WorkerProcess, contender: Contender) -> None:
-    got = np.asarray(worker.ask("check")["logits"], np.float32)
-    difference = float(np.abs(got - contender.logits).max())
-    if difference > _LOGIT_TOLERANCE * float(np.ptp(contender.logits)):
-        raise GateError(
-            f"{contender.name} answers otherwise when timed than when judged: a logit differs by {difference:.3g}.",
-            hint="Its speed would be that of another computation.",
-        )
-
-
 class _WorkerProcess:
     """Requests to one worker."""
 
-    def __init__(self, process: subprocess.Popen[str], name: str) -> None:
-        self._process, self._name = process, name
+    def __init__(self, process: subprocess.Popen[str], contender: Contender) -> None:
+        self._process, self._contender, self._name = process, contender, contender.name
 
     def ask(self, operation: str, **arguments: Any) -> dict[str, Any]:
         """One request, one answer."""
@@ -223,21 +320,43 @@ class _WorkerProcess:
             raise EngineError(f"{self._name}: {answer['error']}")
         return answer
 
-    def open(self, contender: Contender, config: Mapping[str, Any]) -> None:
-        """Load the contender in one configuration."""
-        self.ask("open", factory=contender.factory, arguments={**contender.arguments, **config})
+    def open(self, config: Mapping[str, Any]) -> dict[str, float]:
+        """Load the contender in one configuration; milliseconds of loading and of the first answer."""
+        arguments = {**self._contender.arguments, **config}
+        return self.ask("open", factory=self._contender.factory, arguments=arguments)
 
-    def time_ms(self, seconds: float) -> np.ndarray[Any, np.dtype[np.float64]]:
-        """Milliseconds of single calls, float64 (calls,)."""
-        return np.asarray(self.ask("time", seconds=seconds)["times_ns"], np.float64) / 1e6
+    def check_all(self) -> None:
+        """Compare every answer with the accuracy run's."""
+        self._compare(np.asarray(self.ask("check")["logits"], np.float32), self._contender.logits)
+
+    def time_ms(self, seconds: float, *, boundary: Boundary = "call", repeat: bool = False) -> Times:
+        """Milliseconds of single calls, float64 (calls,); empty where it has no such boundary.
+
+        One answer out of every block is compared with the accuracy run's, as MLPerf's TEST01 does.
+        """
+        answer = self.ask("time", seconds=seconds, boundary=boundary, repeat=repeat)
+        sample = answer.get("sample")
+        if sample:
+            logits = np.asarray([sample["logits"]], np.float32)
+            self._compare(logits, self._contender.logits[sample["index"]][None])
+        return np.asarray(answer["times_ns"], np.float64) / 1e6
+
+    def _compare(self, got: Logits, wanted: Logits) -> None:
+        difference = float(np.abs(got - wanted).max())
+        # Not <=: NaN must not pass.
+        if not difference <= _LOGIT_TOLERANCE * float(np.ptp(self._contender.logits)):
+            raise GateError(
+                f"{self._name} answers otherwise when timed than when judged: a logit differs by {difference:.3g}.",
+                hint="Its speed would be that of another computation.",
+            )
 
 
 @contextlib.contextmanager
-def _worker(frames_file: Path, name: str) -> Iterator[_WorkerProcess]:
+def _worker(inputs: Path, contender: Contender) -> Iterator[_WorkerProcess]:
     # Waiting policies of OpenMP belong to the caller's own work; a contender runs at its library's best.
     environment = {k: v for k, v in os.environ.items() if k != "OMP_WAIT_POLICY"}
     process = subprocess.Popen(
-        [sys.executable, "-m", "edgekiln.benchmarks.worker", str(frames_file)],
+        [sys.executable, "-m", "edgekiln.benchmarks.worker", str(inputs)],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
@@ -245,7 +364,7 @@ def _worker(frames_file: Path, name: str) -> Iterator[_WorkerProcess]:
         start_new_session=True,  # Ctrl-C is for the parent; a worker ends when its pipe closes
     )
     try:
-        yield _WorkerProcess(process, name)
+        yield _WorkerProcess(process, contender)
     finally:
         for pipe in (process.stdin, process.stdout):
             if pipe is not None:

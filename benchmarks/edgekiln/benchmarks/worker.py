@@ -11,6 +11,8 @@ import importlib
 import json
 import os
 import sys
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from time import perf_counter_ns
 from typing import Any, TextIO
@@ -18,6 +20,8 @@ from typing import Any, TextIO
 import numpy as np
 
 from edgekiln.runtime.backends import open_session
+from edgekiln.runtime.classifier import Classifier, Selection
+from edgekiln.runtime.contract import Contract
 from edgekiln.runtime.errors import EdgekilnError
 from edgekiln.runtime.session import Session
 from edgekiln.runtime.spec import Frames
@@ -31,51 +35,85 @@ def open_engine(*, paths: list[str], backend: Any, threads: int | None) -> Sessi
 
 
 class Worker:
-    """Holds one session and the frames that rotate through it."""
+    """Holds one session and the inputs that rotate through it."""
 
-    def __init__(self, frames: Frames) -> None:
+    def __init__(self, frames: Frames, pictures: Sequence[bytes], contract: str | None) -> None:
         # Separate arrays of batch 1: slicing is not part of what is timed.
         self._inputs = [np.ascontiguousarray(frames[i : i + 1]) for i in range(len(frames))]
+        self._pictures, self._contract = pictures, contract
         self._session: Session | None = None
 
     def open(self, factory: str, arguments: dict[str, Any]) -> dict[str, Any]:
-        """Load the engine, closing an earlier one."""
+        """Load the engine, closing an earlier one; tells what loading and the first answer took."""
         if self._session is not None:
             self._session.close()
         module, _, name = factory.partition(":")
-        self._session = getattr(importlib.import_module(module), name)(**arguments)
-        return {}
+        start = perf_counter_ns()
+        session: Session = getattr(importlib.import_module(module), name)(**arguments)
+        loaded = perf_counter_ns()
+        session.run(self._inputs[0])
+        answered = perf_counter_ns()
+        self._session = session
+        return {"load_ms": (loaded - start) / 1e6, "first_result_ms": (answered - loaded) / 1e6}
 
     def check(self) -> dict[str, Any]:
         """Logits of every frame, to be compared with those of the accuracy run."""
         assert self._session is not None
         return {"logits": [self._session.run(frame)[0].tolist() for frame in self._inputs]}
 
-    def time(self, seconds: float) -> dict[str, Any]:
-        """Time single calls for about ``seconds``, after a warm-up that is not counted."""
-        assert self._session is not None
-        run, inputs, count = self._session.run, self._inputs, len(self._inputs)
+    def time(self, seconds: float, boundary: str = "call", repeat: bool = False) -> dict[str, Any]:
+        """Time single calls for about ``seconds``, after a warm-up that is not counted.
+
+        ``repeat`` gives the same input every time. An empty list of times: this contender has no such boundary.
+        """
+        calls = self._calls(boundary)
+        if calls is None:
+            return {"times_ns": []}
+        if repeat:
+            calls = calls[:1]
         for i in range(_WARM_UP_CALLS):
-            run(inputs[i % count])
+            calls[i % len(calls)]()
         times: list[int] = []
         gc.disable()
         try:
-            end = perf_counter_ns() + int(seconds * 1e9)
-            now = 0
-            while now < end:
-                frame = inputs[len(times) % count]
-                start = perf_counter_ns()
-                run(frame)
-                now = perf_counter_ns()
-                times.append(now - start)
+            answer = _time_calls(calls, seconds, times)
         finally:
             gc.enable()
-        return {"times_ns": times}
+        sample = None
+        if boundary == "call":
+            sample = {"index": (len(times) - 1) % len(calls), "logits": answer[0].tolist()}
+        return {"times_ns": times, "sample": sample}
+
+    def _calls(self, boundary: str) -> list[Callable[[], Any]] | None:
+        """What is timed, one callable for each input."""
+        session: Any = self._session
+        if boundary == "call":
+            return [partial(session.run, frame) for frame in self._inputs]
+        if boundary == "engine":
+            bare = getattr(session, "bare_call", None)
+            return None if bare is None else [bare(frame) for frame in self._inputs]
+        if self._contract is None or not self._pictures:
+            return None
+        classifier = Classifier(session, Contract.from_json(self._contract), Selection("", "", "", ""))
+        return [partial(classifier.predict, picture) for picture in self._pictures]
 
 
-def serve(requests: TextIO, answers: TextIO, frames: Frames) -> None:
+def _time_calls(calls: Sequence[Callable[[], Any]], seconds: float, times: list[int]) -> Any:
+    """Append the nanoseconds of every call; returns the last answer."""
+    count, answer = len(calls), None
+    end = perf_counter_ns() + int(seconds * 1e9)
+    now = 0
+    while now < end:
+        call = calls[len(times) % count]
+        start = perf_counter_ns()
+        answer = call()
+        now = perf_counter_ns()
+        times.append(now - start)
+    return answer
+
+
+def serve(requests: TextIO, answers: TextIO, worker: Worker) -> None:
     """Answer requests until the pipe closes."""
-    worker = Worker(frames)
     for line in requests:
         request = json.loads(line)
         operation = request.pop("op")
@@ -88,10 +126,14 @@ def serve(requests: TextIO, answers: TextIO, frames: Frames) -> None:
 
 
 def main() -> None:
-    """Entry point: ``python -m edgekiln.benchmarks.worker FRAMES.npy``."""
+    """Entry point: ``python -m edgekiln.benchmarks.worker INPUTS.npz``, as ``latency.save_inputs`` wrote it."""
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
-    serve(sys.stdin, answers, np.load(sys.argv[1], allow_pickle=False))
+    with np.load(sys.argv[1], allow_pickle=False) as inputs:
+        ends = np.cumsum(inputs["picture_sizes"])
+        pictures = [part.tobytes() for part in np.split(inputs["pictures"], ends[:-1])] if len(ends) else []
+        worker = Worker(inputs["frames"], pictures, str(inputs["contract"]) or None)
+    serve(sys.stdin, answers, worker)
 
 
 if __name__ == "__main__":

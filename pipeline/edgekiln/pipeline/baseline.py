@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -62,6 +63,20 @@ class TorchSession:
         logits: Logits = output.float().numpy()
         check_finite(logits, self.backend)
         return logits
+
+    def bare_call(self, frames: Frames) -> Callable[[], object]:
+        """The network alone, its input ready: what a benchmark's boundary ``engine`` times."""
+        model = self._model
+        if model is None:
+            raise UsageError("This session is closed.")
+        pixels = torch.from_numpy(frames).float().permute(0, 3, 1, 2).contiguous(memory_format=self._layout)
+        values = normalize(pixels, model.scale, model.offset)
+
+        @torch.inference_mode()
+        def call() -> object:
+            return model.network(values)
+
+        return call
 
     def close(self) -> None:
         """See Session."""

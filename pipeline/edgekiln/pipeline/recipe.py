@@ -267,6 +267,11 @@ class BenchmarkSettings(_Section):
     blocks: int = Field(60, ge=2, description="timed blocks per process, contenders alternating")
     block_seconds: float = Field(0.05, gt=0)
     images: int = Field(64, ge=2, description="real images that rotate")
+    side_blocks: int = Field(
+        4,
+        ge=1,
+        description="blocks per process of the boundaries engine and image, and of one repeated image",
+    )
 
 
 class Recipe(_Section):

@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -37,11 +37,12 @@ from edgekiln.pipeline.stage_files import (
 )
 from edgekiln.pipeline.variants import make_variant
 from edgekiln.runtime.backends import open_session
+from edgekiln.runtime.contract import Contract
 from edgekiln.runtime.spec import Precision
 
 __all__ = ["Stage", "plan_stages", "stage_names"]
 
-_FRAMES_NAME = "frames.npy"
+_INPUTS_NAME = "inputs.npz"
 
 
 @dataclass(frozen=True, slots=True)
@@ -384,14 +385,18 @@ def _benchmark_stage(recipe: Recipe, inputs: tuple[str, ...]) -> Stage:
 
 
 def _benchmark(context: StageContext) -> None:
-    from edgekiln.benchmarks.latency import BenchmarkPlan, engine_contender, run_benchmark
+    from edgekiln.benchmarks.latency import BenchmarkPlan, engine_contender, run_benchmark, save_inputs
 
     settings = context.recipe.benchmark
     test = load_split(context.inputs["data"], "test")
     count = min(settings.images, len(test))
-    frames = np.array(test.frames[:count])
-    frames_file = context.folder / _FRAMES_NAME
-    np.save(frames_file, frames)
+    inputs = context.folder / _INPUTS_NAME
+    save_inputs(
+        inputs,
+        np.array(test.frames[:count]),
+        _encoded_pictures(context.recipe, test.keys[:count]),
+        _read_contract(context).to_json(),
+    )
     contenders = [_baseline_contender(context, test, count)]
     contenders += [
         engine_contender(
@@ -403,10 +408,26 @@ def _benchmark(context: StageContext) -> None:
         for variant in context.recipe.variants
         if (context.inputs[f"evaluate.{variant.name}"] / LOGITS_NAME).exists()
     ]
-    plan = BenchmarkPlan(settings.processes, settings.blocks, settings.block_seconds)
-    result = run_benchmark(contenders, frames_file, plan, context.progress.advance)
-    frames_file.unlink()
+    plan = BenchmarkPlan(settings.processes, settings.blocks, settings.block_seconds, settings.side_blocks)
+    result = run_benchmark(contenders, inputs, plan, context.progress.advance)
+    inputs.unlink()
     write_json(context.folder / "benchmark.json", result.to_dict())
+
+
+def _encoded_pictures(recipe: Recipe, keys: Sequence[str]) -> list[bytes]:
+    """The files that the keys stand for; none where the source has arrays instead of files."""
+    source = read_source(recipe.data)
+    samples = {s.key: s.picture for part in (source.train, source.val or (), source.test or ()) for s in part}
+    pictures = [samples.get(key) for key in keys]
+    if not all(isinstance(picture, str | os.PathLike) for picture in pictures):
+        return []
+    return [Path(str(picture)).read_bytes() for picture in pictures]
+
+
+def _read_contract(context: StageContext) -> Contract:
+    from edgekiln.pipeline.checkpoint import CHECKPOINT_NAME, load_tensors
+
+    return Contract.from_json(load_tensors(context.inputs["finetune"] / CHECKPOINT_NAME)[1]["contract"])
 
 
 def _baseline_contender(context: StageContext, test: PreparedSplit, count: int) -> Any:

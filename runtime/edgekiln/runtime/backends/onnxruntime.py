@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 import os
+from collections.abc import Callable
+from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from types import ModuleType
 from typing import Any
@@ -117,6 +119,10 @@ class OnnxRuntimeSession:
         except Exception as error:  # the library's errors share no base class
             raise EngineError(f"onnxruntime failed while running: {error}") from error
         return logits
+
+    def bare_call(self, frames: Frames) -> Callable[[], object]:
+        """The library's call alone: what a benchmark's boundary ``engine`` times."""
+        return partial(self._session.run, self._outputs, {self._input: frames})
 
     def close(self) -> None:
         self._session = self._bound = None
