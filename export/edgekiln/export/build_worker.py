@@ -262,7 +262,9 @@ def _timing_cache(config: Any, file: str | None) -> Iterator[list[str]]:
     with _alone(path.with_suffix(".lock")):
         timing_cache = config.get_timing_cache()
         if path.exists():  # another build may have added to it meanwhile
-            timing_cache.combine(config.create_timing_cache(path.read_bytes()), ignore_mismatch=False)
+            other = config.create_timing_cache(path.read_bytes())
+            if other is not None:  # damaged meanwhile: what this build measured is kept instead
+                timing_cache.combine(other, ignore_mismatch=False)
         beside = path.with_suffix(f".{os.getpid()}")
         beside.write_bytes(timing_cache.serialize())
         beside.rename(path)
