@@ -199,6 +199,29 @@ def test_entropy_narrows_the_ranges_and_keeps_the_answers(quantized, tmp_path, c
     assert np.abs(got - reference).max() / np.ptp(reference) < 0.1
 
 
+def test_library_sees_every_picture_and_no_plain_one_first(tmp_path, monkeypatch):
+    import modelopt.onnx.quantization as library
+
+    seen = []
+
+    def capture(*_, calibration_data, **__):
+        seen.append(calibration_data["image"])
+        raise RuntimeError("seen")
+
+    monkeypatch.setattr(library, "quantize", capture)
+    frames = make_frames(32)
+    frames[0] = 128  # the histogram's bins would be those of 1/128, and take entropy many times as long
+    with pytest.raises(PrecisionError, match="seen"):
+        quantize_for_tensorrt(
+            export_residual(tmp_path / "m.onnx"),
+            tmp_path / "q.onnx",
+            choose_calibration(frames, 32, 0),
+            "entropy",
+        )
+    assert seen[0][0].std() > 10
+    assert sorted(frame.tobytes() for frame in seen[0]) == sorted(frame.tobytes() for frame in frames)
+
+
 def test_ranges_are_those_of_the_pictures_given(quantized, tmp_path):
     source, target, _ = quantized
     darker = choose_calibration(make_frames(32) // 4 + 96, 32, 0)

@@ -447,7 +447,7 @@ def _lint_zero_points(index: _Index) -> Iterator[Finding]:
 def _is_symmetric_int8(index: _Index, node: Any) -> bool:
     zero_point = index.value(_input(node, 2))
     if zero_point is not None:
-        return zero_point.dtype.kind != "u" and not np.any(zero_point)
+        return bool(zero_point.dtype.kind != "u" and not np.any(zero_point))
     if _input(node, 2):
         return True  # it is no constant: nothing to judge
     if node.op_type == _QUANTIZE:  # ONNX's default is uint8; TensorRT would read int8, other engines not
