@@ -260,12 +260,18 @@ def _timing_cache(config: Any, file: str | None) -> Iterator[list[str]]:
         config.set_timing_cache(timing_cache, ignore_mismatch=False)
     yield notes
     with _alone(path.with_suffix(".lock")):
-        timing_cache = config.get_timing_cache()
         if path.exists():  # another build may have added to it meanwhile
-            timing_cache.combine(config.create_timing_cache(path.read_bytes()), ignore_mismatch=False)
+            _add_timings(config, path.read_bytes())
+        timing_cache = config.get_timing_cache()
         beside = path.with_suffix(f".{os.getpid()}")
         beside.write_bytes(timing_cache.serialize())
         beside.rename(path)
+
+
+def _add_timings(config: Any, others: bytes) -> None:
+    timing_cache = config.create_timing_cache(others)
+    if timing_cache is not None:  # else damaged meanwhile: what this build measured is kept instead
+        config.get_timing_cache().combine(timing_cache, ignore_mismatch=False)
 
 
 @contextmanager

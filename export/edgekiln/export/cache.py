@@ -32,7 +32,7 @@ def default_cache_folder() -> Path:
     """``$EDGEKILN_CACHE``, or ``edgekiln/engines`` below ``$XDG_CACHE_HOME`` (``~/.cache``)."""
     chosen = os.environ.get("EDGEKILN_CACHE")
     if chosen:
-        return Path(chosen)
+        return Path(chosen).expanduser()
     base = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
     return Path(base).expanduser() / "edgekiln" / "engines"
 
@@ -74,24 +74,41 @@ class EngineCache:
             ResourceError: it cannot be written.
         """
         self._prepare()
+        try:
+            with self._lock(key, tell):
+                return self._find(key, tell) or self._add(key, build)
+        except (BlockingIOError, ConnectionError):
+            raise  # of who builds or listens, not of the disk
+        except OSError as error:
+            raise self._unwritable(error) from error
+
+    def _find(self, key: str, tell: Callable[[str], None]) -> tuple[Path, bool] | None:
+        """The entry of ``key``, checked; a damaged one is removed."""
         folder = self.root / key
-        with self._lock(key, tell):
-            if folder.exists():
-                problem = self._check(folder, key)
-                if problem is None:
-                    os.utime(folder)  # for `prune`
-                    return folder, True
-                tell(f"the cached engine {key[:12]} {problem}: it is built again")
-                shutil.rmtree(folder)
-            beside = self.root / f".{key}"
-            shutil.rmtree(beside, ignore_errors=True)  # of a builder that was killed
-            beside.mkdir(mode=0o700)
+        if not folder.exists():
+            return None
+        problem = self._check(folder, key)
+        if problem is None:
+            os.utime(folder)  # for `prune`
+            return folder, True
+        tell(f"the cached engine {key[:12]} {problem}: it is built again")
+        _remove(folder)
+        return None
+
+    def _add(self, key: str, build: Callable[[Path], Mapping[str, Any]]) -> tuple[Path, bool]:
+        folder, beside = self.root / key, self.root / f".{key}"
+        _remove(beside)  # of a builder that was killed
+        beside.mkdir(mode=0o700)
+        try:
             about = build(beside)
             files = {entry.name: hash_file(entry)[0] for entry in sorted(beside.iterdir())}
             document = {"key": key, "files": files, "about": about, "built": time.time()}
             (beside / _ABOUT).write_text(json.dumps(document, sort_keys=True), "utf-8")
             beside.rename(folder)
-            return folder, False
+        except BaseException:
+            shutil.rmtree(beside, ignore_errors=True)
+            raise
+        return folder, False
 
     def about(self, key: str) -> Mapping[str, Any]:
         """What ``build`` returned when the entry was made."""
@@ -102,18 +119,22 @@ class EngineCache:
         """All complete entries, the last used first."""
         found = []
         for folder in self.root.iterdir() if self.root.is_dir() else ():
+            if folder.name.startswith("."):
+                continue  # being built
             try:
                 document = json.loads((folder / _ABOUT).read_text("utf-8"))
                 size = sum(entry.stat().st_size for entry in folder.iterdir())
-                found.append(
-                    CacheEntry(document["key"], folder, size, folder.stat().st_mtime, document["about"])
-                )
+                found.append(CacheEntry(folder.name, folder, size, folder.stat().st_mtime, document["about"]))
             except (OSError, ValueError, KeyError, TypeError):
                 continue  # a lock, a timing cache, or a damaged entry that `fetch` will tell of
         return sorted(found, key=lambda entry: -entry.used)
 
     def prune(self, *, older_than_seconds: float = 0.0) -> list[CacheEntry]:
-        """Remove entries last used longer ago than that, with their locks; entries in use are left. Returns them."""
+        """Remove entries last used longer ago than that, and what killed builders left. Returns the entries.
+
+        What another process is building or taking out is left, and so are locks: they are empty, and removing one
+        while somebody waits for it would let two in.
+        """
         now, removed = time.time(), []
         for entry in self.entries():
             if now - entry.used < older_than_seconds:
@@ -121,6 +142,9 @@ class EngineCache:
             with contextlib.suppress(BlockingIOError), self._try_lock(entry.key):
                 shutil.rmtree(entry.folder)
                 removed.append(entry)
+        for folder in self.root.glob(".*/"):
+            with contextlib.suppress(BlockingIOError), self._try_lock(folder.name[1:]):
+                shutil.rmtree(folder)
         return removed
 
     def _prepare(self) -> None:
@@ -128,17 +152,20 @@ class EngineCache:
             self.root.mkdir(mode=0o700, parents=True, exist_ok=True)
             status = self.root.stat()
         except OSError as error:
-            raise ResourceError(
-                f"The engine cache {self.root} cannot be written: {error.strerror}.",
-                hint="Set EDGEKILN_CACHE to a folder of your own.",
-                path=self.root,
-            ) from error
+            raise self._unwritable(error) from error
         if status.st_uid != os.getuid() or status.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
             raise UntrustedError(
                 f"The engine cache {self.root} belongs to, or can be written by, somebody else: an engine is code.",
                 hint=f"Run: chmod 700 {self.root} - or set EDGEKILN_CACHE to a folder of your own.",
                 path=self.root,
             )
+
+    def _unwritable(self, error: OSError) -> ResourceError:
+        return ResourceError(
+            f"The engine cache {self.root} cannot be written: {error.strerror or error}.",
+            hint="Set EDGEKILN_CACHE to a folder of your own, on a disk with room.",
+            path=self.root,
+        )
 
     def _check(self, folder: Path, key: str) -> str | None:
         """What is wrong with an entry, or ``None``."""
@@ -158,13 +185,13 @@ class EngineCache:
 
     @contextlib.contextmanager
     def _lock(self, key: str, tell: Callable[[str], None]) -> Iterator[None]:
-        try:
-            with self._try_lock(key):
-                yield
-        except BlockingIOError:
-            tell("another process is building this engine: waiting for it")
-            with self._try_lock(key, wait=True):
-                yield
+        with contextlib.ExitStack() as stack:
+            try:
+                stack.enter_context(self._try_lock(key))
+            except BlockingIOError:
+                tell("another process is building this engine: waiting for it")
+                stack.enter_context(self._try_lock(key, wait=True))
+            yield
 
     @contextlib.contextmanager
     def _try_lock(self, key: str, *, wait: bool = False) -> Iterator[None]:
@@ -174,3 +201,11 @@ class EngineCache:
             yield
         finally:
             os.close(descriptor)
+
+
+def _remove(path: Path) -> None:
+    """Remove a folder, or whatever else stands in its place."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)

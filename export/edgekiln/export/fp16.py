@@ -18,7 +18,13 @@ from onnx import TensorProto
 
 from edgekiln.export.calibration import CalibrationSet
 from edgekiln.export.modelopt import finish_model, import_modelopt, quiet_modelopt
-from edgekiln.export.ranges import FP16_MAX, ActivationPeak, measure_peaks, vanishing_weights
+from edgekiln.export.ranges import (
+    FP16_MAX,
+    ActivationPeak,
+    measure_peaks,
+    refuse_non_finite,
+    vanishing_weights,
+)
 from edgekiln.runtime.errors import PrecisionError
 from edgekiln.runtime.spec import INPUT_NAME
 
@@ -37,7 +43,7 @@ class Fp16Report:
     Attributes:
         peak: the largest activation on the calibration pictures.
         near_overflow: tensors within a factor of four of FP16's largest number.
-        kept_fp32: nodes left in float32 for their magnitude.
+        kept_fp32: nodes left in float32, since they make or read something too large.
         vanishing: share of each weight tensor that FP16 turns into zero.
     """
 
@@ -73,11 +79,10 @@ def convert_to_fp16(source: Path, target: Path, calibration: CalibrationSet) -> 
     autocast = import_modelopt("modelopt.onnx.autocast")
     original = source.read_bytes()
     peaks = measure_peaks(original, calibration.frames)
-    if not np.isfinite(peaks[0].value):
-        raise PrecisionError(
-            f"The FP32 model gives NaN or infinity at {peaks[0].node} for calibration image {peaks[0].image}."
-        )
-    large = [peak.node for peak in peaks if peak.value > MAX_MAGNITUDE]
+    refuse_non_finite(peaks[0])
+    large = _nodes_at(
+        onnx.load_from_string(original).graph, {p.tensor for p in peaks if p.value > MAX_MAGNITUDE}
+    )
     with tempfile.TemporaryDirectory(prefix="edgekiln-") as folder, quiet_modelopt():
         reference = Path(folder) / "reference.npz"
         extremes: dict[str, Any] = {INPUT_NAME: calibration.frames[_extreme_images(peaks)]}
@@ -86,7 +91,7 @@ def convert_to_fp16(source: Path, target: Path, calibration: CalibrationSet) -> 
             converted = autocast.convert_to_mixed_precision(
                 str(source),
                 low_precision_type="fp16",
-                nodes_to_exclude=[f"^{re.escape(name)}$" for name in dict.fromkeys(large)],
+                nodes_to_exclude=[f"^{re.escape(name)}$" for name in large],
                 data_max=MAX_MAGNITUDE,
                 keep_io_types=True,
                 calibration_data=str(reference),
@@ -105,6 +110,11 @@ def convert_to_fp16(source: Path, target: Path, calibration: CalibrationSet) -> 
         kept_fp32=_nodes_in_fp32(converted),
         vanishing=vanishing_weights(original),
     )
+
+
+def _nodes_at(graph: Any, tensors: set[str]) -> list[str]:
+    """Nodes that make or read one of the tensors: who reads a large one in FP16 may read infinity."""
+    return [node.name for node in graph.node if tensors & {*node.input, *node.output}]
 
 
 def _extreme_images(peaks: tuple[ActivationPeak, ...]) -> list[int]:

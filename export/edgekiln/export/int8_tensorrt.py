@@ -18,14 +18,17 @@ from onnx import numpy_helper
 from edgekiln.export.calibration import CalibrationSet
 from edgekiln.export.modelopt import finish_model, import_modelopt, quiet_modelopt
 from edgekiln.export.qdq_lint import SMALLEST_FP16_SCALE, Finding, lint_qdq
-from edgekiln.export.ranges import FP16_MAX, measure_peaks
+from edgekiln.export.ranges import FP16_MAX, ActivationPeak, measure_peaks, refuse_non_finite
 from edgekiln.runtime.errors import PrecisionError
-from edgekiln.runtime.spec import INPUT_NAME
+from edgekiln.runtime.spec import INPUT_NAME, Frames
 
 __all__ = ["Int8Report", "TensorRTCalibration", "quantize_for_tensorrt"]
 
 TensorRTCalibration = Literal["max", "entropy"]
 
+_UNQUANTIZED = frozenset({"HardSwish"})
+"""ModelOpt would put a pair between a convolution and this activation, where TensorRT then cannot fuse the two."""
+_PAIR = frozenset({"QuantizeLinear", "DequantizeLinear"})
 _HEADROOM = 2.0  # other pictures than the calibration's reach further
 
 
@@ -68,13 +71,16 @@ def quantize_for_tensorrt(
         method: how activation ranges are taken from them.
 
     Raises:
-        PrecisionError: ModelOpt cannot take the graph, nothing was quantized, or the lint found an error.
+        PrecisionError: ModelOpt cannot take the graph, nothing was quantized, the lint found an error, or
+            activations are not finite in FP32 already.
         MissingExtraError: nvidia-modelopt is not installed.
     """
     quantization = import_modelopt("modelopt.onnx.quantization")
     original = source.read_bytes()
-    peak = measure_peaks(original, calibration.frames)[0]
-    rest: Literal["fp16", "fp32"] = "fp16" if peak.value * _HEADROOM < FP16_MAX else "fp32"
+    model = onnx.load_from_string(original)
+    peaks = measure_peaks(original, calibration.frames)
+    refuse_non_finite(peaks[0])
+    rest: Literal["fp16", "fp32"] = "fp16" if peaks[0].value * _HEADROOM < FP16_MAX else "fp32"
     with tempfile.TemporaryDirectory(prefix="edgekiln-") as folder, quiet_modelopt():
         raw = Path(folder) / "quantized.onnx"
         # Beside a copy: the library writes its intermediate files next to its input.
@@ -84,10 +90,11 @@ def quantize_for_tensorrt(
             quantization.quantize(
                 str(copy),
                 quantize_mode="int8",
-                calibration_data={INPUT_NAME: calibration.frames},
+                calibration_data={INPUT_NAME: _widest_first(calibration.frames, peaks)},
                 calibration_shapes=f"{INPUT_NAME}:1x{'x'.join(map(str, calibration.frames.shape[1:]))}",
                 calibration_method=method,
                 calibration_eps=["cpu"],
+                op_types_to_exclude=list(_UNQUANTIZED & {node.op_type for node in model.graph.node}),
                 high_precision_dtype=rest,
                 output_path=str(raw),
                 log_level="ERROR",
@@ -103,8 +110,19 @@ def quantize_for_tensorrt(
     raised = _raise_tiny_scales(quantized.graph)
     report = Int8Report(rest, _count_quantized(quantized.graph), raised, lint_qdq(quantized.graph))
     _check(report)
-    target.write_bytes(finish_model(quantized, onnx.load_from_string(original)))
+    target.write_bytes(finish_model(quantized, model))
     return report
+
+
+def _widest_first(frames: Frames, peaks: tuple[ActivationPeak, ...]) -> Frames:
+    """The picture that drives most tensors to their peaks, then the others.
+
+    The bins of an entropy histogram are those of the first picture: after a plain grey one, thousands would be needed.
+    """
+    images, counts = np.unique([peak.image for peak in peaks], return_counts=True)
+    first = int(images[counts.argmax()])
+    ordered: Frames = frames[[first, *(i for i in range(len(frames)) if i != first)]]
+    return ordered
 
 
 def _raise_tiny_scales(graph: Any) -> int:
@@ -115,13 +133,14 @@ def _raise_tiny_scales(graph: Any) -> int:
     """
     smallest = np.float16(SMALLEST_FP16_SCALE)
     tensors = {tensor.name: tensor for tensor in graph.initializer}
-    scales = {node.input[1] for node in graph.node if node.op_type in {"QuantizeLinear", "DequantizeLinear"}}
+    # Q and DQ of one weight have a scale tensor each: both are raised, and the channel is counted once.
+    users = {node.input[1]: node.op_type for node in graph.node if node.op_type in _PAIR}
     raised = 0
-    for name in scales & tensors.keys():
+    for name in users.keys() & tensors.keys():
         values = numpy_helper.to_array(tensors[name])
         tiny = (values >= 0) & (values < smallest)
         if values.dtype == np.float16 and values.ndim and tiny.any():
-            raised += int(tiny.sum())
+            raised += int(tiny.sum()) if users[name] == "DequantizeLinear" else 0
             changed = np.where(tiny, smallest, values)
             tensors[name].CopyFrom(numpy_helper.from_array(changed, name))
     return raised

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib
 import io
 import logging
 import warnings
@@ -13,7 +14,7 @@ from typing import Any
 import onnx
 
 from edgekiln.export.onnx import MAX_IR_VERSION
-from edgekiln.runtime.errors import PrecisionError
+from edgekiln.runtime.errors import MissingExtraError, PrecisionError
 from edgekiln.runtime.extras import import_extra
 
 __all__ = ["finish_model", "import_modelopt", "quiet_modelopt"]
@@ -23,10 +24,20 @@ MAX_OPSET = 20
 
 
 def import_modelopt(module: str) -> ModuleType:
-    """Import a part of nvidia-modelopt; raises MissingExtraError with the install line."""
+    """Import a part of nvidia-modelopt.
+
+    Raises:
+        MissingExtraError: it, or a package that this part imports, is absent; nvidia-modelopt requires few of them.
+    """
     import_extra("modelopt", "modelopt")
-    with quiet_modelopt():
-        return import_extra(module, "modelopt")
+    try:
+        with quiet_modelopt():
+            return importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        raise MissingExtraError(
+            f"nvidia-modelopt is installed without the package {error.name!r}, which {module} needs.",
+            hint="Run: pip install 'edgekiln[modelopt]'",
+        ) from error
 
 
 @contextlib.contextmanager
@@ -58,11 +69,13 @@ def finish_model(converted: Any, original: Any) -> bytes:
     Raises:
         PrecisionError: an input or output changed its name, type or shape, or the file is too new for TensorRT 10.3.
     """
-    for ours, theirs in zip(
-        (*original.graph.input, *original.graph.output),
-        (*converted.graph.input, *converted.graph.output),
-        strict=True,
-    ):
+    interface, converted_interface = (
+        (*model.graph.input, *model.graph.output) for model in (original, converted)
+    )
+    if len(interface) != len(converted_interface):
+        names = ", ".join(value.name for value in converted_interface)
+        raise PrecisionError(f"The conversion changed the interface, which is now {names}.")
+    for ours, theirs in zip(interface, converted_interface, strict=True):
         if ours.name != theirs.name or ours.type.tensor_type.elem_type != theirs.type.tensor_type.elem_type:
             raise PrecisionError(f"The conversion changed the interface: {ours.name} became {theirs.name}.")
         theirs.CopyFrom(ours)  # the batch stays dynamic, and keeps its name

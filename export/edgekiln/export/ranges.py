@@ -10,12 +10,14 @@ from dataclasses import dataclass
 
 import numpy as np
 import onnx
+from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
 from edgekiln.runtime.backends.onnxruntime import import_onnxruntime
+from edgekiln.runtime.errors import PrecisionError
 from edgekiln.runtime.spec import INPUT_NAME, Frames
 
-__all__ = ["FP16_MAX", "ActivationPeak", "measure_peaks", "vanishing_weights"]
+__all__ = ["FP16_MAX", "ActivationPeak", "measure_peaks", "refuse_non_finite", "vanishing_weights"]
 
 FP16_MAX = 65504.0
 FP16_TINY = 2.0**-24
@@ -52,8 +54,9 @@ def measure_peaks(source: bytes, frames: Frames) -> tuple[ActivationPeak, ...]:
     names = [output.name for output in session.get_outputs()]
     best, where = np.full(len(makers), -1.0), np.zeros(len(makers), np.int64)
     for start in range(0, len(frames), _BATCH):
-        values = session.run(names, {INPUT_NAME: np.ascontiguousarray(frames[start : start + _BATCH])})
-        peaks = np.array([_peak(value) for value in values])  # (tensors, 2): value, image within the batch
+        batch = np.array(frames[start : start + _BATCH])
+        values = session.run(names, {INPUT_NAME: batch})
+        peaks = np.array([_peak(value, len(batch)) for value in values])  # (tensors, 2)
         better = peaks[:, 0] > best
         best[better], where[better] = peaks[better, 0], start + peaks[better, 1].astype(np.int64)
     found = [
@@ -63,10 +66,24 @@ def measure_peaks(source: bytes, frames: Frames) -> tuple[ActivationPeak, ...]:
     return tuple(sorted(found, key=lambda peak: -peak.value))
 
 
-def _peak(per_image: np.ndarray[tuple[int, ...], np.dtype[np.float32]]) -> tuple[float, int]:
+def refuse_non_finite(peak: ActivationPeak) -> None:
+    """Stop where the largest activation is no number: no other precision would mend that.
+
+    Raises:
+        PrecisionError: it is NaN or infinity.
+    """
+    if not np.isfinite(peak.value):
+        raise PrecisionError(
+            f"The FP32 model gives NaN or infinity at {peak.node} for calibration image {peak.image}."
+        )
+
+
+def _peak(per_row: NDArray[np.float32], images: int) -> tuple[float, int]:
+    """Largest value, and the image within the batch that made it."""
     # NaN and infinity are the worst peaks of all.
-    cleaned = np.where(np.isfinite(per_image), per_image, np.inf)
-    return float(cleaned.max()), int(cleaned.argmax())
+    cleaned = np.where(np.isfinite(per_row), per_row, np.inf)
+    # Windows and heads multiply the leading axis: rows of one image then lie together.
+    return float(cleaned.max()), int(cleaned.argmax()) * images // len(cleaned)
 
 
 def _float_tensors(graph: onnx.GraphProto) -> dict[str, str]:
@@ -102,12 +119,21 @@ def _with_peak_outputs(model: onnx.ModelProto, tensors: list[str]) -> bytes:
     graph.initializer.append(numpy_helper.from_array(np.array([1], np.int64), "peaks.axes"))
     attributes = {} if axes_inputs else {"axes": [1]}
     del graph.output[:]
+    graph.initializer.append(numpy_helper.from_array(np.array(0.0, np.float32), "peaks.zero"))
     for tensor in tensors:
-        flat, size, peak = f"{tensor}.flat", f"{tensor}.abs", f"{tensor}.peak"
-        graph.node.append(helper.make_node("Reshape", [tensor, "peaks.shape"], [flat]))
-        graph.node.append(helper.make_node("Abs", [flat], [size]))
-        graph.node.append(
-            helper.make_node("ReduceMax", [size, *axes_inputs], [peak], keepdims=0, **attributes)
+        flat, size, largest, nothing, total, peak = (
+            f"{tensor}.peaks.{part}" for part in ("flat", "size", "largest", "nothing", "total", "peak")
+        )
+        graph.node.extend(
+            [
+                helper.make_node("Reshape", [tensor, "peaks.shape"], [flat]),
+                helper.make_node("Abs", [flat], [size]),
+                helper.make_node("ReduceMax", [size, *axes_inputs], [largest], keepdims=0, **attributes),
+                # onnxruntime's ReduceMax overlooks NaN; a sum does not: x * 0 is 0, or NaN where x is not finite.
+                helper.make_node("Mul", [flat, "peaks.zero"], [nothing]),
+                helper.make_node("ReduceSum", [nothing, "peaks.axes"], [total], keepdims=0),
+                helper.make_node("Add", [largest, total], [peak]),
+            ]
         )
         graph.output.append(helper.make_tensor_value_info(peak, TensorProto.FLOAT, [None]))
     data: bytes = copy.SerializeToString()
@@ -122,7 +148,7 @@ def vanishing_weights(source: bytes) -> dict[str, float]:
             continue
         weights = np.abs(numpy_helper.to_array(tensor))
         nonzero = weights > 0
-        lost = nonzero & (weights < FP16_TINY / 2)  # rounds to zero
+        lost = nonzero & (weights <= FP16_TINY / 2)  # rounds to zero, halfway to even
         if lost.any():
             shares[tensor.name] = float(lost.sum() / nonzero.sum())
     return shares

@@ -36,6 +36,7 @@ Advance = Callable[[int, int, str], None]
 
 ENGINE_NAME, LAYERS_NAME, RESULT_NAME = "engine", "layers.json", "result.json"
 _STOP_SECONDS = 10.0
+_WORKER = "edgekiln.export.build_worker"
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,6 +84,10 @@ class BuildOptions:
         rtx = self.flavour == "tensorrt-rtx"
         if self.capabilities and not rtx:
             raise UsageError("capabilities are for tensorrt-rtx; TensorRT builds for the GPU that is here.")
+        if self.workspace_bytes is not None and self.workspace_bytes < 1:
+            raise UsageError(f"workspace_bytes must be positive, got {self.workspace_bytes}.")
+        if self.optimization_level is not None and not 0 <= self.optimization_level <= 5:
+            raise UsageError(f"optimization_level is 0 to 5, got {self.optimization_level}.")
         if rtx and (
             self.version_compatible or self.hardware_compatibility != "none" or self.typing == "weak"
         ):
@@ -260,32 +265,35 @@ def _request(options: BuildOptions, device: DeviceProperties | None, cache: Path
 
 def _watch(folder: Path, advance: Advance) -> tuple[int, str]:
     """Run the child to its end; returns its exit code and the end of what it wrote to stderr."""
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
+    paths = [str(Path(path).absolute()) for path in sys.path]  # the child works elsewhere; "" means here
     with (folder / "stderr").open("wb") as stderr:
         child = subprocess.Popen(
-            [sys.executable, "-m", "edgekiln.export.build_worker", str(folder)],
+            [sys.executable, "-m", _WORKER, str(folder)],
+            stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=stderr,
-            env=environment,
+            env=os.environ | {"PYTHONPATH": os.pathsep.join(paths)},
             cwd=folder,
         )
-    try:
-        assert child.stdout is not None
-        for line in child.stdout:
-            _pass_on(line, advance)
-        code = child.wait()
-    except BaseException:  # Ctrl-C above all: the child must not go on building for nobody
-        _stop(child)
-        raise
+    assert child.stdout is not None
+    with child.stdout:
+        try:
+            for line in child.stdout:
+                _pass_on(line, advance)
+            code = child.wait()
+        except BaseException:  # Ctrl-C above all: the child must not go on building for nobody
+            _stop(child)
+            raise
     return code, (folder / "stderr").read_text("utf-8", errors="replace")[-4000:]
 
 
 def _pass_on(line: bytes, advance: Advance) -> None:
     try:
         values = json.loads(line)
-        advance(int(values["step"]), max(1, int(values["steps"])), str(values["phase"]))
+        done, total, phase = int(values["step"]), max(1, int(values["steps"])), str(values["phase"])
     except (ValueError, KeyError, TypeError):
         return  # a library that prints
+    advance(done, total, phase)
 
 
 def _stop(child: subprocess.Popen[bytes]) -> None:
@@ -293,6 +301,8 @@ def _stop(child: subprocess.Popen[bytes]) -> None:
     try:
         child.wait(_STOP_SECONDS)
     except subprocess.TimeoutExpired:
+        pass
+    finally:  # also where a second Ctrl-C ends the waiting
         child.kill()
         child.wait()
 
@@ -305,7 +315,8 @@ def _explain_death(code: int, complaints: str) -> Exception:
             hint="Lower workspace_bytes, the largest batch or the optimization level, or close other programs.",
         )
     if code < 0:
-        name = signal.Signals(-code).name
+        known = -code in signal.valid_signals()
+        name = signal.Signals(-code).name if known else f"signal {-code}"
         return BuildError(
             f"The engine library crashed while building ({name}). {last}".rstrip(),
             hint="Build again with --debug; a newer driver or library usually mends it.",
@@ -357,7 +368,7 @@ def _explain_failure(
     node = result["node"] or next((match[1] for text in errors if (match := _NODE.search(text))), None)
     cause, hint = _likely_cause(words) or (
         result["failure"],
-        "The words after the colon are the library's own.",
+        "The words after the colon are the library's own." if errors else None,
     )
     where = f"for {device.name}" if device is not None and options.flavour == "tensorrt" else "without a GPU"
     return BuildError(
@@ -369,5 +380,5 @@ def _explain_failure(
     )
 
 
-def _likely_cause(words: str) -> tuple[str, str] | None:
+def _likely_cause(words: str) -> tuple[str, str | None] | None:
     return next(((cause, hint) for pattern, cause, hint in _CAUSES if pattern.search(words)), None)
