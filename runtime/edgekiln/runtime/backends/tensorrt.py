@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import contextlib
 import queue
-from collections.abc import Sequence
+import threading
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from types import ModuleType
 from typing import Any
@@ -19,15 +20,30 @@ import numpy as np
 
 from edgekiln.runtime.backends.kernel_cache import KernelCache
 from edgekiln.runtime.backends.tensorrt_library import LibraryLog, import_tensorrt, library_log
-from edgekiln.runtime.cuda import CudaApi, DeviceMemory, Graph, PinnedMemory, Wait, open_cuda
-from edgekiln.runtime.engine_header import EngineHeader, Flavour, explain_refusal, read_engine_header
-from edgekiln.runtime.errors import DeviceError, EdgekilnError, EngineError, UsageError
+from edgekiln.runtime.cuda import CudaApi, DeviceMemory, Graph, PinnedMemory, Stream, Wait, open_cuda
+from edgekiln.runtime.engine_header import (
+    HEADER_BYTES,
+    EngineHeader,
+    Flavour,
+    explain_refusal,
+    read_engine_header,
+)
+from edgekiln.runtime.errors import (
+    DeviceError,
+    EdgekilnError,
+    EngineError,
+    EnvironmentProblem,
+    ResourceError,
+    UsageError,
+)
 from edgekiln.runtime.spec import Frames, Logits, check_finite, check_frames
 
 __all__ = ["TensorRTSession"]
 
 DEFAULT_SLOTS = 2
 """One call copies on the host while another runs on the GPU; more only cost memory."""
+
+_REBUILD = "Build it here from the bundle's ONNX file: edgekiln build BUNDLE --data FOLDER --out DIR"
 
 
 class TensorRTSession:
@@ -50,7 +66,7 @@ class TensorRTSession:
             flavour: the library that built them.
             slots: calls that may run at once.
             wait: ``spin`` for the lowest latency, ``blocking`` to leave the core to others.
-            cuda: CUDA to use; opened and owned by the session where ``None``.
+            cuda: CUDA to use, which the caller closes after the session; the session's own where ``None``.
             trt: the library; found where ``None``.
 
         Raises:
@@ -58,16 +74,22 @@ class TensorRTSession:
             MissingExtraError: the library, or both of PyCUDA and cuda-bindings, are not installed.
             EngineError: the library refused the engine, or it is no classifier of edgekiln's.
             ResourceError: GPU memory ran out.
+            UsageError: no engine, or no slot.
         """
-        headers = [read_engine_header(data[:64]) for data in engines]
+        headers = [read_engine_header(data[:HEADER_BYTES]) for data in engines]
+        if not headers:
+            raise UsageError("A session needs at least one engine, got none.")
         if slots < 1:
             raise UsageError(f"slots must be at least 1, got {slots}.")
         self._owns_cuda = cuda is None
         # The driver is asked first: without one, the library's own objects wrap null pointers and crash.
         self._cuda = open_cuda() if cuda is None else cuda
-        self._slots: queue.LifoQueue[_Slot | None] = queue.LifoQueue()
+        self._idle: queue.LifoQueue[_Slot | None] = queue.LifoQueue()  # None: the session is closed
         self._all_slots: list[_Slot] = []
+        self._models: list[_Loaded] = []
+        self._runtime: Any = None
         self._closed = False
+        self._closing = threading.Lock()
         self._flavour = flavour
         try:
             self._trt = import_tensorrt(flavour, to_build=False) if trt is None else trt
@@ -75,7 +97,8 @@ class TensorRTSession:
                 self._refuse_foreign(header)
             self._open(engines, slots, wait)
         except BaseException:
-            self.close()
+            with contextlib.suppress(EdgekilnError):  # the first failure is the one to tell
+                self._release()
             raise
 
     def _refuse_foreign(self, header: EngineHeader) -> None:
@@ -84,30 +107,32 @@ class TensorRTSession:
         if reason is not None:
             raise DeviceError(
                 f"This engine will not load here, because {reason}.",
-                hint="Build it here from the bundle's ONNX file: edgekiln build BUNDLE --data FOLDER --out DIR",
+                hint=_REBUILD,
             )
 
     def _open(self, engines: Sequence[bytes], slots: int, wait: Wait) -> None:
         log = library_log(self._trt)
         with self._cuda.activate():
-            self._runtime = self._trt.Runtime(log.logger)
-            models = [_Loaded(self._trt, log, self._runtime, data) for data in engines]
-            self._interface = models[0].interface
-            if any(other.interface != self._interface for other in models):
+            self._runtime = _create_runtime(self._trt, log)
+            for data in engines:
+                self._models.append(_Loaded(self._trt, log, self._runtime, data))
+            self._interface = self._models[0].interface
+            if any(other.interface != self._interface for other in self._models):
                 raise EngineError("These engines differ in their input or output: they are not of one model.")
-            plan = _plan_buckets(models)
+            plan = _plan_buckets(self._models)
+            self._buckets = tuple(sorted(plan))
             caches = [
                 KernelCache(data, self._cuda.properties.name).attach(loaded.runtime_config)
-                for data, loaded in zip(engines, models, strict=True)
+                for data, loaded in zip(engines, self._models, strict=True)
+                if loaded.captures_graphs
             ]
             for _ in range(slots):
-                slot = _Slot(self._cuda, models, plan, wait)
+                slot = _Slot(self._cuda, self._interface, plan, wait)
                 self._all_slots.append(slot)
                 slot.open()
-                self._slots.put(slot)
+                self._idle.put(slot)
             for cache in caches:
                 cache.save()
-        self._models = models
 
     @property
     def backend(self) -> str:
@@ -132,7 +157,7 @@ class TensorRTSession:
     @property
     def buckets(self) -> tuple[int, ...]:
         """Batch sizes that are run as they are; others are padded up or split."""
-        return tuple(sorted(self._all_slots[0].buckets))
+        return self._buckets
 
     def run(self, frames: Frames) -> Logits:
         check_frames(frames, *self.frame_shape)
@@ -144,36 +169,65 @@ class TensorRTSession:
         return logits
 
     def measure_device_ms(self, frames: Frames, calls: int) -> list[float]:
-        """Milliseconds of GPU time of ``calls`` runs of one batch, copies included, between CUDA events."""
+        """Milliseconds of GPU time of ``calls`` runs of one batch, copies included, between CUDA events.
+
+        Raises:
+            UsageError: no frames, or more than the largest batch size.
+        """
         check_frames(frames, *self.frame_shape)
+        if not 1 <= len(frames) <= self._buckets[-1]:
+            raise UsageError(f"One batch has 1 to {self._buckets[-1]} frames, got {len(frames)}.")
         with self._borrow() as slot:
             return [slot.measure_ms(frames) for _ in range(calls)]
 
     @contextlib.contextmanager
-    def _borrow(self) -> Any:
-        slot = self._slots.get() if not self._closed else None
-        if slot is None:
-            self._slots.put(None)  # wakes the next one that waits
+    def _borrow(self) -> Iterator[_Slot]:
+        """A slot that no other call has, with CUDA active."""
+        self._refuse_closed()
+        # Activated first: a forked child is told so before it touches memory of its parent's, or waits for threads
+        # that it does not have.
+        with self._cuda.activate():
+            slot = self._idle.get()
+            if slot is None:
+                self._idle.put(None)  # wakes the next one that waits
+                self._refuse_closed()
+            assert slot is not None
+            try:
+                yield slot
+            finally:
+                self._idle.put(slot)
+
+    def _refuse_closed(self) -> None:
+        if self._closed:
             raise UsageError("This session is closed.", hint="Load the bundle again.")
-        try:
-            yield slot
-        finally:
-            self._slots.put(slot)
 
     def close(self) -> None:
-        if self._closed:
-            return
-        self._closed = True
-        for _ in range(self._slots.qsize() if not self._all_slots else len(self._all_slots)):
-            if self._slots.empty() and not hasattr(self, "_models"):
-                break  # it failed while opening: no call can be under way
-            self._slots.get()  # calls under way are finished first
-        self._slots.put(None)
-        for slot in self._all_slots:
-            slot.close()
-        self._all_slots, self._models, self._runtime = self._all_slots[:0], [], None
-        if self._owns_cuda:
-            self._cuda.close()
+        """Wait for the calls under way, refuse later ones, free everything. Closing twice does nothing."""
+        with self._closing:
+            if self._closed:
+                return
+            with self._cuda.activate():  # as in `_borrow`
+                self._closed = True
+                for _ in self._all_slots:
+                    self._idle.get()
+            self._idle.put(None)
+            self._release()
+
+    def _release(self) -> None:
+        """Free the slots, then the engines, then what they ran on; a failure stops none of it."""
+        with contextlib.ExitStack() as last_first:
+            if self._owns_cuda:
+                last_first.callback(self._cuda.close)
+            last_first.enter_context(self._cuda.activate())
+            last_first.callback(self._drop_engines)
+            for slot in self._all_slots:
+                last_first.callback(slot.close)
+
+    def _drop_engines(self) -> None:
+        self._all_slots.clear()
+        while self._models:
+            self._models.pop().close()
+        self._runtime = None
 
 
 # --------------------------------------------------------------------------------------------------------------
@@ -199,6 +253,17 @@ class _Interface:
         return self.classes * 4
 
 
+def _create_runtime(trt: ModuleType, log: LibraryLog) -> Any:
+    mark = log.mark()
+    try:
+        return trt.Runtime(log.logger)
+    except TypeError as error:  # what the bindings make of a null pointer
+        raise EnvironmentProblem(
+            f"{trt.__name__} {trt.__version__} does not start: {error}: {log.errors_since(mark)}",
+            hint="Its libraries may be newer than the driver allows; nvidia-smi tells what that is.",
+        ) from error
+
+
 class _Loaded:
     """One deserialized engine, what it takes and gives, and how its contexts are made."""
 
@@ -207,10 +272,7 @@ class _Loaded:
         mark = log.mark()
         engine = runtime.deserialize_cuda_engine(data)
         if engine is None:
-            raise EngineError(
-                f"{trt.__name__} {trt.__version__} refused this engine: {log.errors_since(mark)}",
-                hint="Build it here from the bundle's ONNX file: edgekiln build BUNDLE --data FOLDER --out DIR",
-            )
+            raise self._refusal(f"{trt.__name__} {trt.__version__} refused this engine", mark, _REBUILD)
         self.engine = engine
         self.interface = self._read_interface()
         self.min_batch, self.max_batch = self._read_batches()
@@ -235,6 +297,9 @@ class _Loaded:
         )
 
     def _read_batches(self) -> tuple[int, int]:
+        batch = int(self.engine.get_tensor_shape(self.interface.input)[0])
+        if batch > 0:  # a static engine needs no profile, and may have none
+            return batch, batch
         low, _, high = self.engine.get_tensor_profile_shape(self.interface.input, 0)
         return int(low[0]), int(high[0])
 
@@ -243,7 +308,10 @@ class _Loaded:
         engine, trt = self.engine, self._trt
         if not hasattr(engine, "create_runtime_config"):
             return None
+        mark = self._log.mark()
         runtime_config = engine.create_runtime_config()
+        if runtime_config is None:
+            raise self._refusal("The engine gave no configuration for its contexts", mark)
         if hasattr(runtime_config, "cuda_graph_strategy"):
             runtime_config.cuda_graph_strategy = trt.CudaGraphStrategy.WHOLE_GRAPH_CAPTURE
             # Lazy specialization would compile in the background while a product serves.
@@ -272,7 +340,7 @@ class _Loaded:
             managed = self._trt.ExecutionContextAllocationStrategy.USER_MANAGED
             context = engine.create_execution_context(strategy=managed)
         if context is None:
-            raise EngineError(f"No execution context for batch {batch}: {self._log.errors_since(mark)}")
+            raise self._refusal(f"No execution context for batch {batch}", mark)
         interface = self.interface
         shape = (batch, interface.height, interface.width, 3)
         self.demand(context.set_input_shape(interface.input, shape), f"batch {batch}", mark)
@@ -293,7 +361,19 @@ class _Loaded:
     def demand(self, granted: bool, what: str, mark: int) -> None:
         """TensorRT tells of failure by ``False``, and of its reason in its log."""
         if not granted:
-            raise EngineError(f"The engine refused {what}: {self._log.errors_since(mark)}")
+            raise self._refusal(f"The engine refused {what}", mark)
+
+    def _refusal(self, told: str, mark: int, hint: str | None = None) -> EdgekilnError:
+        """The error for what the library said since ``mark``; that memory ran out is only in its words."""
+        words = self._log.errors_since(mark)
+        if "outofmemory" in words.lower().replace(" ", ""):
+            hint = "Fewer slots, or an engine for smaller batches, need less memory of the GPU."
+            return ResourceError(f"{told}: {words}", hint=hint)
+        return EngineError(f"{told}: {words}", hint=hint)
+
+    def close(self) -> None:
+        """Let the engine go; its contexts are gone before."""
+        self.runtime_config = self.engine = None
 
 
 def _plan_buckets(models: Sequence[_Loaded]) -> dict[int, _Loaded]:
@@ -326,14 +406,10 @@ class _Bucket:
 class _Slot:
     """One stream with its buffers and contexts. One call at a time."""
 
-    def __init__(
-        self, cuda: CudaApi, models: Sequence[_Loaded], plan: dict[int, _Loaded], wait: Wait
-    ) -> None:
-        self._cuda, self._plan, self._wait = cuda, plan, wait
-        self._interface = models[0].interface
-        self._workspace_bytes = max(loaded.workspace_bytes for loaded in models)
+    def __init__(self, cuda: CudaApi, interface: _Interface, plan: dict[int, _Loaded], wait: Wait) -> None:
+        self._cuda, self._interface, self._engines, self._wait = cuda, interface, plan, wait
         self.max_batch = max(plan)
-        self.buckets: dict[int, _Bucket] = {}
+        self._buckets: dict[int, _Bucket] = {}
         self._sizes = sorted(plan)
         self._closers = contextlib.ExitStack()
 
@@ -341,8 +417,8 @@ class _Slot:
         """Allocate everything, warm every batch size up and capture its graph."""
         cuda, interface = self._cuda, self._interface
         # Where CPU and GPU share their memory (Jetson), a copy would move bytes from one place to the same place.
-        mapped = cuda.properties.integrated
-        self._stream = self._keep(cuda.create_stream())
+        mapped = cuda.properties.integrated and cuda.properties.can_map_host_memory
+        self._stream: Stream = self._keep(cuda.create_stream())
         self._begin = self._keep(cuda.create_event(timing=True))
         self._end = self._keep(cuda.create_event(timing=True))
         in_bytes, out_bytes = self.max_batch * interface.frame_bytes, self.max_batch * interface.row_bytes
@@ -350,14 +426,15 @@ class _Slot:
         self._host_out: PinnedMemory = self._keep(cuda.allocate_pinned(out_bytes, mapped=mapped))
         self._device_in = None if mapped else self._keep(cuda.allocate_device(in_bytes))
         self._device_out = None if mapped else self._keep(cuda.allocate_device(out_bytes))
-        size = self._workspace_bytes
+        size = max(loaded.workspace_bytes for loaded in self._engines.values())
         self._workspace = self._keep(cuda.allocate_device(size)) if size else None
         shape = (self.max_batch, interface.height, interface.width, 3)
         self._host_in.array[:] = 0
         self._frames = self._host_in.array.reshape(shape)
         self._logits = self._host_out.array.view(np.float32).reshape(self.max_batch, interface.classes)
-        for batch in self._sizes:
-            self.buckets[batch] = self._prepare(batch, self._plan[batch])
+        with self._settled():
+            for batch in self._sizes:
+                self._prepare(batch, self._engines[batch])
 
     def _keep(self, resource: Any) -> Any:
         self._closers.callback(getattr(resource, "free", None) or resource.close)
@@ -371,26 +448,27 @@ class _Slot:
             return into, out
         return self._device_in.address, self._device_out.address
 
-    def _prepare(self, batch: int, loaded: _Loaded) -> _Bucket:
-        bucket = _Bucket(loaded, loaded.create_context(batch))
+    def _prepare(self, batch: int, loaded: _Loaded) -> None:
+        bucket = self._buckets[batch] = _Bucket(loaded, loaded.create_context(batch))
+        self._closers.callback(setattr, bucket, "context", None)  # after its graph, before its memory
         loaded.bind(bucket.context, self._addresses(), self._workspace)
         self._enqueue(batch, bucket)  # the first run does work that cannot be captured
         self._stream.synchronize(self._wait)
         if not loaded.captures_graphs:
             bucket.graph = self._keep(self._cuda.capture(self._stream, lambda: self._enqueue(batch, bucket)))
-        return bucket
+        self._launch(batch)  # a graph is uploaded, or captured by the library, when it first runs
+        self._stream.synchronize(self._wait)
 
     def _enqueue(self, batch: int, bucket: _Bucket) -> None:
         cuda, interface = self._cuda, self._interface
         if self._device_in is not None:
             cuda.copy_to_device(self._device_in, self._host_in, batch * interface.frame_bytes, self._stream)
-        with cuda.activate():
-            bucket.loaded.enqueue(bucket.context, self._stream.handle)
+        bucket.loaded.enqueue(bucket.context, self._stream.handle)
         if self._device_out is not None:
             cuda.copy_to_host(self._host_out, self._device_out, batch * interface.row_bytes, self._stream)
 
     def _launch(self, batch: int) -> None:
-        bucket = self.buckets[batch]
+        bucket = self._buckets[batch]
         if bucket.graph is None:
             self._enqueue(batch, bucket)
         else:
@@ -403,28 +481,34 @@ class _Slot:
         """Classify 1 to ``max_batch`` frames into ``logits``."""
         count = len(frames)
         self._frames[:count] = frames  # rows behind it hold an older batch: their answers are not read
-        try:
+        with self._settled():
             self._launch(self._bucket_for(count))
             self._stream.synchronize(self._wait)
-        except EdgekilnError:
-            with contextlib.suppress(EdgekilnError):
-                self._stream.synchronize(self._wait)  # a copy may still read what the next call overwrites
-            raise
         logits[:] = self._logits[:count]
 
     def measure_ms(self, frames: Frames) -> float:
         """GPU time of one call, from before its copy in to after its copy out."""
         self._frames[: len(frames)] = frames
-        self._begin.record(self._stream)
-        self._launch(self._bucket_for(len(frames)))
-        self._end.record(self._stream)
-        self._end.synchronize()
+        with self._settled():
+            self._begin.record(self._stream)
+            self._launch(self._bucket_for(len(frames)))
+            self._end.record(self._stream)
+            self._end.synchronize()
         return float(self._end.elapsed_ms(self._begin))
 
+    @contextlib.contextmanager
+    def _settled(self) -> Iterator[None]:
+        """Leave nothing under way behind a failure: it may still use what is overwritten or freed next."""
+        try:
+            yield
+        except BaseException:
+            with contextlib.suppress(EdgekilnError):
+                self._stream.synchronize(self._wait)
+            raise
+
     def close(self) -> None:
-        """Free the graphs, then the contexts, then the memory that both use."""
-        with contextlib.suppress(EdgekilnError, AttributeError):
-            self._stream.synchronize(self._wait)
-        for bucket in self.buckets.values():
-            bucket.context = None
+        """Free the graphs, then the contexts, then the memory that both use; a failure stops none of it.
+
+        Every call has waited for its work, so none is under way.
+        """
         self._closers.close()

@@ -57,9 +57,7 @@ def import_tensorrt(flavour: Flavour, *, to_build: bool) -> ModuleType:
             continue
         try:
             return importlib.import_module(name)
-        except (
-            Exception
-        ) as error:  # a missing shared library is any of ImportError, OSError, RuntimeError here
+        except Exception as error:  # a missing shared library is an ImportError, OSError or RuntimeError here
             raise EnvironmentProblem(
                 f"{name} is installed and cannot be imported: {type(error).__name__}: {error}",
                 hint="Its shared libraries are missing or of another version: install it again.",
@@ -122,7 +120,11 @@ def _make_logger(trt: ModuleType, add: Callable[[str, str], None]) -> Any:
     return Logger()
 
 
-@cache
 def library_log(trt: ModuleType) -> LibraryLog:
     """The one log of a library in this process."""
-    return LibraryLog(trt)
+    with _making:  # the library keeps the first logger it is given: a second one would hear nothing
+        return _make_log(trt)
+
+
+_make_log = cache(LibraryLog)
+_making = threading.Lock()

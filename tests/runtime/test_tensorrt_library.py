@@ -1,0 +1,202 @@
+"""Finding TensorRT: which of its distributions, what is said where there is none, and the log of the library."""
+
+import contextlib
+import importlib
+import sys
+import threading
+from types import ModuleType
+
+import pytest
+from fake_cuda import FakeCuda
+from fake_tensorrt import FakeTensorRT, Severity
+
+from edgekiln.runtime.backends import tensorrt_library
+from edgekiln.runtime.backends.tensorrt_library import LibraryLog, import_tensorrt, library_log
+from edgekiln.runtime.errors import EnvironmentProblem, ExitCode, MissingExtraError
+
+NAMES = ("tensorrt", "tensorrt_lean", "tensorrt_rtx")
+
+
+@pytest.fixture
+def install(tmp_path, monkeypatch):
+    """Puts packages on the path, in place of all that are installed."""
+    real = importlib.util.find_spec
+    placed = set()
+    monkeypatch.setattr(
+        tensorrt_library.importlib.util,
+        "find_spec",
+        lambda name: real(name) if name not in NAMES or name in placed else None,
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    for name in NAMES:
+        monkeypatch.delitem(sys.modules, name, raising=False)
+
+    def place(name, source="__version__ = '10.3.0'\n"):
+        (tmp_path / f"{name}.py").write_text(source)
+        placed.add(name)
+        importlib.invalidate_caches()
+
+    yield place
+    for name in placed:
+        sys.modules.pop(name, None)
+
+
+@pytest.mark.parametrize(
+    ("there", "flavour", "to_build", "found"),
+    [
+        (("tensorrt",), "tensorrt", True, "tensorrt"),
+        (("tensorrt", "tensorrt_lean"), "tensorrt", False, "tensorrt"),
+        (("tensorrt_lean",), "tensorrt", False, "tensorrt_lean"),
+        (("tensorrt", "tensorrt_rtx"), "tensorrt-rtx", True, "tensorrt_rtx"),
+        (("tensorrt", "tensorrt_rtx"), "tensorrt-rtx", False, "tensorrt_rtx"),
+    ],
+)
+def test_the_right_distribution_is_imported(install, there, flavour, to_build, found):
+    for name in there:
+        install(name)
+    module = import_tensorrt(flavour, to_build=to_build)
+    assert (module.__name__, module.__version__) == (found, "10.3.0")
+
+
+@pytest.mark.parametrize(
+    ("there", "flavour", "to_build", "message", "hint"),
+    [
+        ((), "tensorrt", True, r"tensorrt is not installed \(tensorrt\)", "sudo apt install nvidia-jetpack"),
+        ((), "tensorrt", False, r"not installed \(tensorrt, tensorrt_lean\)", "pip install 'edgekiln[lean]'"),
+        (
+            ("tensorrt_lean",),
+            "tensorrt",
+            True,
+            r"tensorrt is not installed \(tensorrt\)",
+            "'edgekiln[tensorrt]'",
+        ),
+        (
+            ("tensorrt",),
+            "tensorrt-rtx",
+            False,
+            r"tensorrt-rtx is not installed \(tensorrt_rtx\)",
+            "edgekiln[rtx]",
+        ),
+    ],
+)
+def test_what_is_missing_is_told_with_the_remedy(install, there, flavour, to_build, message, hint):
+    for name in there:
+        install(name)
+    with pytest.raises(MissingExtraError, match=message) as caught:
+        import_tensorrt(flavour, to_build=to_build)
+    assert caught.value.exit_code == ExitCode.ENVIRONMENT
+    assert hint.replace("pip install ", "") in caught.value.hint
+
+
+@pytest.mark.parametrize(
+    ("source", "told"),
+    [
+        (
+            "raise OSError('libnvinfer.so.10: cannot open shared object file')",
+            "OSError: libnvinfer.so.10: cannot",
+        ),
+        ("raise RuntimeError('no CUDA runtime')", "RuntimeError: no CUDA runtime"),
+        ("import no_such_module_of_tensorrt", "ModuleNotFoundError: No module named 'no_such_module"),
+    ],
+)
+def test_a_distribution_that_does_not_import_is_told_and_no_other_is_taken(install, source, told):
+    install("tensorrt", source)
+    install("tensorrt_lean")
+    with pytest.raises(
+        EnvironmentProblem, match="tensorrt is installed and cannot be imported: " + told
+    ) as caught:
+        import_tensorrt("tensorrt", to_build=False)
+    assert not isinstance(caught.value, MissingExtraError)
+    assert "install it again" in caught.value.hint
+    assert caught.value.__cause__ is not None
+
+
+# -------------------------------------------------------------------------------------------------- the log
+
+
+@pytest.fixture
+def trt():
+    return FakeTensorRT(FakeCuda(), "10.3").module
+
+
+def test_the_log_keeps_everything_but_verbose_in_order(trt):
+    log = LibraryLog(trt)
+    log.logger.log(Severity.ERROR, "before")
+    mark = log.mark()
+    for severity in (
+        Severity.INFO,
+        Severity.VERBOSE,
+        Severity.WARNING,
+        Severity.INTERNAL_ERROR,
+        Severity.ERROR,
+    ):
+        log.logger.log(severity, f"a text of {severity.name}")
+    assert log.since(mark) == [
+        (name, f"a text of {name}") for name in ("INFO", "WARNING", "INTERNAL_ERROR", "ERROR")
+    ]
+    assert log.errors_since(mark) == "a text of INTERNAL_ERROR | a text of ERROR"
+    assert log.since(0)[0] == ("ERROR", "before")
+
+
+def test_silence_of_the_library_is_told_as_such(trt):
+    log = LibraryLog(trt)
+    log.logger.log(Severity.WARNING, "no error")
+    assert log.errors_since(0) == "the library gave no reason"
+
+
+def test_the_log_forgets_the_oldest_and_marks_stay_right(trt, monkeypatch):
+    monkeypatch.setattr(tensorrt_library, "_KEPT_LINES", 3)
+    log = LibraryLog(trt)
+    for number in range(5):
+        log.logger.log(Severity.INFO, str(number))
+    mark = log.mark()
+    log.logger.log(Severity.ERROR, "5")
+    assert [text for _, text in log.since(0)] == ["3", "4", "5"]
+    assert log.since(mark) == [("ERROR", "5")]
+
+
+def test_threads_lose_no_line(trt):
+    log = LibraryLog(trt)
+
+    def write():
+        for number in range(500):
+            log.logger.log(Severity.INFO, str(number))
+
+    threads = [threading.Thread(target=write) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert log.mark() == len(log.since(0)) == 2000
+
+
+def test_a_library_has_one_log_however_many_threads_ask(trt, monkeypatch):
+    barrier, together, found, made = threading.Barrier(8), threading.Barrier(2), [], []
+    original = LibraryLog.__init__
+
+    def count(self, module):
+        made.append(module)
+        with contextlib.suppress(threading.BrokenBarrierError):
+            together.wait(0.1)  # long enough for a second maker, where one is let in
+        original(self, module)
+
+    def ask():
+        barrier.wait(20)
+        found.append(library_log(trt))
+
+    monkeypatch.setattr(LibraryLog, "__init__", count)
+    threads = [threading.Thread(target=ask) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert made == [trt]
+    assert len(found) == 8
+    assert len(set(map(id, found))) == 1
+    assert library_log(trt) is found[0]
+    assert library_log(FakeTensorRT(FakeCuda(), "rtx").module) is not found[0]
+
+
+def test_the_logger_is_one_of_the_librarys_own(trt):
+    assert isinstance(trt, ModuleType)
+    assert isinstance(LibraryLog(trt).logger, trt.ILogger)
