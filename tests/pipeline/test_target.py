@@ -16,7 +16,14 @@ from edgekiln.runtime import load
 from edgekiln.runtime.backends.onnxruntime import OnnxRuntimeSession
 from edgekiln.runtime.bundle import open_bundle
 from edgekiln.runtime.cuda import probe_driver
-from edgekiln.runtime.errors import BundleError, DataError, EnvironmentProblem, PrecisionError, UsageError
+from edgekiln.runtime.errors import (
+    BuildError,
+    BundleError,
+    DataError,
+    EnvironmentProblem,
+    PrecisionError,
+    UsageError,
+)
 
 without_gpu = pytest.mark.skipif(
     probe_driver().problem is None, reason="this machine has a GPU: engines run here"
@@ -162,14 +169,50 @@ def test_a_graph_made_for_tensorrt_builds_with_rtx_when_asked(parent, tmp_path):
     assert row(content, "trt-int8")["backend"] == "tensorrt-rtx"
 
 
-def test_fallen_back_or_not_the_audit_decides(parent, tmp_path, monkeypatch):
-    def refuse(request, folder, progress):
-        raise PrecisionError("Only 3% of the MACs run in FP16.", hint="Build it again.")
+def test_engine_that_fails_its_audit_fails_whatever_it_answers(
+    parent, pictures, tmp_path, monkeypatch, runs_here
+):
+    from edgekiln.pipeline import building
 
-    monkeypatch.setattr(target, "build_engines", refuse)
-    with pytest.raises(PrecisionError, match=r"rtx-fp16: Only 3% of the MACs"):
-        build(parent, tmp_path / "out", variants=("rtx-fp16",))
-    assert not list(tmp_path.iterdir())
+    def refuse(*arguments):
+        raise PrecisionError("Only 3% of the MACs run in FP16.")
+
+    monkeypatch.setattr(building, "audit_rtx_plan", refuse)
+    content = build(parent, tmp_path / "out", variants=("rtx-fp16",), data=pictures)
+    assert row(content, "rtx-fp16")["verdict"] == "fail"
+    assert row(content, "rtx-fp16")["reason"] == "Only 3% of the MACs run in FP16."
+    assert row(content, "rtx-fp16")["figures"]["counts"]["agreeing"] == 30
+
+
+def test_int8_that_does_not_build_here_falls_back_where_the_recipe_allows(parent, tmp_path, monkeypatch):
+    from edgekiln.export import tensorrt
+    from edgekiln.pipeline import building
+
+    def refuse_int8(model, options, cache, **callbacks):
+        if options.precision.value == "int8":
+            raise BuildError("tensorrt-rtx could not build the int8 engine: no kernel")
+        return tensorrt.build_engine(model, options, cache, **callbacks)
+
+    monkeypatch.setattr(building, "build_engine", refuse_int8)
+    content = build(parent, tmp_path / "out", variants=("rtx-int8",))
+    assert row(content, "rtx-int8")["precision"] == "fp16"
+    assert "not in the INT8 that was asked for" in row(content, "rtx-int8")["figures"]["build"]["notices"][0]
+    with pytest.raises(BuildError, match="no kernel"):
+        build(parent, tmp_path / "none", variants=("trt-int8",), backend="tensorrt-rtx")
+    assert not (tmp_path / "none").exists()
+
+
+def test_one_that_cannot_be_built_leaves_the_others_alone(parent, tmp_path):
+    content = build(parent, tmp_path / "out", variants=("rtx-turing", "rtx-fp16"))
+    assert row(content, "rtx-turing")["verdict"] == "not-run"
+    assert "FP32 GEMM is not supported" in row(content, "rtx-turing")["reason"]
+    assert open_bundle(tmp_path / "out").variant("rtx-fp16").files == ("rtx-fp16.engine",)
+
+
+def test_a_batch_range_replaces_the_recipes_static_sizes(parent, tmp_path):
+    settings = {"batch": {"min": 1, "opt": 2, "max": 4}}
+    content = build(parent, tmp_path / "out", variants=("rtx-static",), settings=settings)
+    assert row(content, "rtx-static")["files"] == ["rtx-static.engine"]
 
 
 def test_tensorrt_without_a_library_or_gpu_is_an_environment_problem(parent, tmp_path):

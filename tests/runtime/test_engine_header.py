@@ -127,8 +127,6 @@ def test_a_refusal_says_why(header, flavour, library, capability, reason):
 
 
 # build_engine leaves the closing of its worker's pipe to the garbage collector.
-@pytest.mark.filterwarnings("ignore:unclosed file:ResourceWarning")
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 @pytest.mark.parametrize(
     ("asked", "built"), [((), (80, 86, 89, 120, 121)), ((86,), (86,)), ((75, 89), (75, 89))]
 )

@@ -16,12 +16,7 @@ from edgekiln.runtime.cuda import open_cuda, probe_driver
 from edgekiln.runtime.errors import DeviceError, MissingExtraError, UsageError
 from edgekiln.runtime.spec import Precision
 
-pytestmark = [
-    pytest.mark.gpu,
-    # build_engine leaves the closing of its worker's pipe to the garbage collector.
-    pytest.mark.filterwarnings("ignore:unclosed file:ResourceWarning"),
-    pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
-]
+pytestmark = pytest.mark.gpu
 
 HEIGHT, WIDTH, CLASSES = 32, 32, 5
 LARGEST = 8

@@ -586,10 +586,7 @@ def test_each_failure_of_the_library_while_opening_is_told_and_frees_everything(
 
 @pytest.mark.parametrize("name", CUDA_CALLS)
 @pytest.mark.parametrize("flavour", ALL)
-def test_each_failure_of_cuda_while_opening_is_told_and_frees_everything(mean_model, flavour, name, request):
-    if name == "create_stream":
-        reason = "CudaBase.create_stream keeps its event where the stream itself fails"
-        request.applymarker(pytest.mark.xfail(reason=reason, raises=AssertionError, strict=True))
+def test_each_failure_of_cuda_while_opening_is_told_and_frees_everything(mean_model, flavour, name):
     times = opening_calls(flavour, mean_model)[0][name]
     assert bool(times) == (flavour != "rtx" or name not in ("capture", "launch"))
     for ordinal in range(1, times + 1):

@@ -165,8 +165,8 @@ def _set_options(trt: ModuleType, config: Any, request: dict[str, Any]) -> None:
     config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED  # else the inspector tells names only
     if not request["tf32"]:
         config.clear_flag(trt.BuilderFlag.TF32)
-    if request["workspace_bytes"] is not None:
-        limit = _clamp_workspace(request["workspace_bytes"], request["flavour"])
+    limit = _clamp_workspace(request["workspace_bytes"], request["flavour"])
+    if limit is not None:
         config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, limit)
     if request["optimization_level"] is not None:
         config.builder_optimization_level = request["optimization_level"]
@@ -183,13 +183,14 @@ def _set_options(trt: ModuleType, config: Any, request: dict[str, Any]) -> None:
         _set_weak_precision(trt, config, request["precision"])
 
 
-def _clamp_workspace(wanted: int, flavour: str) -> int:
-    """A limit above what is free makes small boards run out of memory in the middle of a build."""
+def _clamp_workspace(wanted: int | None, flavour: str) -> int | None:
+    """A limit above what is free, as the library's own is, makes small boards run out of memory in mid-build."""
     if flavour == "tensorrt-rtx":  # builds without a GPU, so no memory of one is used
         return wanted
     from edgekiln.runtime.cuda.driver import free_memory
 
-    return min(wanted, int(free_memory() * _SHARE_OF_FREE_MEMORY))
+    available = int(free_memory() * _SHARE_OF_FREE_MEMORY)
+    return available if wanted is None else min(wanted, available)
 
 
 def _set_same_compute_capability(trt: ModuleType, config: Any) -> None:

@@ -16,7 +16,7 @@ import onnx
 from onnx import numpy_helper
 
 from edgekiln.export.calibration import CalibrationSet
-from edgekiln.export.modelopt import finish_model, import_modelopt, quiet_modelopt
+from edgekiln.export.modelopt import finish_model, import_modelopt, quiet_modelopt, restored_onnxruntime
 from edgekiln.export.qdq_lint import SMALLEST_FP16_SCALE, Finding, lint_qdq
 from edgekiln.export.ranges import FP16_MAX, ActivationPeak, measure_peaks, refuse_non_finite
 from edgekiln.runtime.errors import PrecisionError
@@ -81,7 +81,7 @@ def quantize_for_tensorrt(
     peaks = measure_peaks(original, calibration.frames)
     refuse_non_finite(peaks[0])
     rest: Literal["fp16", "fp32"] = "fp16" if peaks[0].value * _HEADROOM < FP16_MAX else "fp32"
-    with tempfile.TemporaryDirectory(prefix="edgekiln-") as folder, quiet_modelopt():
+    with tempfile.TemporaryDirectory(prefix="edgekiln-") as folder, quiet_modelopt(), restored_onnxruntime():
         raw = Path(folder) / "quantized.onnx"
         # Beside a copy: the library writes its intermediate files next to its input.
         copy = Path(folder) / "model.onnx"

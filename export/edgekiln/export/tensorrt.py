@@ -312,7 +312,7 @@ def _explain_death(code: int, complaints: str) -> Exception:
     if code == -signal.SIGKILL:
         return ResourceError(
             "The process that builds the engine was killed, which is what the system does when memory runs out.",
-            hint="Lower workspace_bytes, the largest batch or the optimization level, or close other programs.",
+            hint="Lower build.workspace_mib (--workspace), the largest batch or the optimization level.",
         )
     if code < 0:
         known = -code in signal.valid_signals()
@@ -337,7 +337,7 @@ _CAUSES: tuple[tuple[re.Pattern[str], str, str], ...] = (
             re.I,
         ),
         "memory",
-        "Memory, most likely: lower workspace_bytes or the largest batch, or close other programs.",
+        "Memory, most likely: lower build.workspace_mib (--workspace) or the largest batch, or close other programs.",
     ),
     (
         re.compile(

@@ -16,6 +16,7 @@ from edgekiln.export.cache import EngineCache
 from edgekiln.export.tensorrt import BatchProfile, BuildOptions, BuiltEngine, build_engine
 from edgekiln.pipeline.progress import Progress
 from edgekiln.runtime.engine_header import Flavour
+from edgekiln.runtime.errors import PrecisionError
 from edgekiln.runtime.spec import Precision
 
 __all__ = ["EngineRequest", "build_engines", "plan_builds"]
@@ -73,12 +74,12 @@ def build_engines(request: EngineRequest, folder: Path, progress: Progress) -> d
     """Build all engines of a request into ``folder``, and audit them.
 
     Returns:
-        JSON values: ``files``, ``builds``, ``precision``, ``audit`` and ``notices``.
+        JSON values: ``files``, ``builds``, ``precision``, ``audit``, ``notices``, and ``failure``, which tells where
+        they compute with too little of the precision that was asked for.
 
     Raises:
         MissingExtraError, DeviceError: it cannot be tried here.
         BuildError, ResourceError: it was tried, and failed.
-        PrecisionError: it computes with too little of the precision that was asked for.
     """
     builds, cache = plan_builds(request), EngineCache()
     engines: list[BuiltEngine] = []
@@ -92,13 +93,19 @@ def build_engines(request: EngineRequest, folder: Path, progress: Progress) -> d
         )
         shutil.copyfile(engine.path, folder / name)
         engines.append(engine)
-    # Static engines are of one graph and one set of options: the first tells for all.
-    audit = _audit(engines[0], request)
+    audit: dict[str, Any] | None = None
+    failure = None
+    try:
+        # Static engines are of one graph and one set of options: the first tells for all.
+        audit = _audit(engines[0], request)
+    except PrecisionError as error:
+        failure = str(error)  # the engines are kept for a look
     return {
         "files": list(builds),
         "builds": {name: engine.to_dict() for name, engine in zip(builds, engines, strict=True)},
         "precision": request.precision.value,
         "audit": audit,
+        "failure": failure,
         "notices": _notices(request, engines[0], audit),
     }
 
@@ -116,9 +123,13 @@ def _audit(engine: BuiltEngine, request: EngineRequest) -> dict[str, Any]:
     return declared.to_dict()
 
 
-def _notices(request: EngineRequest, engine: BuiltEngine, audit: Mapping[str, Any]) -> list[str]:
+def _notices(request: EngineRequest, engine: BuiltEngine, audit: Mapping[str, Any] | None) -> list[str]:
     """What the first line of a report must say."""
-    notices = [f"{request.name}: {note}" for note in audit["notes"] if note.startswith("Warning")]
+    warnings = [note for note in (audit or {}).get("notes", ()) if note.startswith("Warning")]
+    if request.flavour == "tensorrt-rtx" and request.precision is Precision.INT8 and not warnings:
+        # With a GPU the inspector is asked, and the plan's text, which tells of it, is not.
+        warnings = ["Warning: TensorRT-RTX has no fused INT8 convolutions: FP16 is likely faster; measure."]
+    notices = [f"{request.name}: {warning}" for warning in warnings]
     if engine.options.typing == "weak":
         notices.append(
             f"{request.name} is weakly typed: the library was free to compute in FP32; the audit says what it chose."

@@ -33,7 +33,6 @@ from edgekiln.runtime.errors import (
     EngineError,
     EnvironmentProblem,
     NonFiniteError,
-    PrecisionError,
     ResourceError,
 )
 from edgekiln.runtime.spec import Frames, Logits, Precision
@@ -64,8 +63,6 @@ def build_variant(context: StageContext, variant: VariantSettings) -> None:
             record["reason"] = f"could not be built here: {error}"
         except EnvironmentProblem as error:
             record["reason"] = f"not tried here, because: {error}"
-        except PrecisionError as error:
-            record["failure"] = str(error)
     if record["reason"] or record["failure"]:
         context.progress.message(f"  {variant.name}: {record['reason'] or record['failure']}")
     write_json(context.folder / BUILD_NAME, record)

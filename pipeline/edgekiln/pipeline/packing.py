@@ -21,6 +21,7 @@ from edgekiln.pipeline.stage_files import (
     ABOUT_NAME,
     BASELINE,
     BUILD_NAME,
+    FALLBACK_NAME,
     LOGITS_NAME,
     MODEL_NAME,
     NOT_RUN_NAME,
@@ -56,9 +57,8 @@ def pack_bundle(context: StageContext) -> None:
     for variant in context.recipe.variants:
         for name, source in _packed_files(context, variant).items():
             shutil.copyfile(source, folder / name)
-        graph = _graph(context, variant)
-        if variant.builds_engine and graph.exists():
-            shutil.copyfile(graph, folder / f"{variant.name}.onnx")
+        for name, source in _packed_graphs(context, variant).items():
+            shutil.copyfile(source, folder / name)
     _save_logits(context, folder / LOGITS_FILE)
     (folder / REPORT_NAME).write_text(json.dumps(report, sort_keys=True, ensure_ascii=False), "utf-8")
     (folder / "report.html").write_text(render_page(report), "utf-8")
@@ -72,7 +72,26 @@ def _packed_files(context: StageContext, variant: VariantSettings) -> dict[str, 
     return {f"{variant.name}.onnx" if path.name == MODEL_NAME else path.name: path for path in files}
 
 
-_TOP_LEVEL = ("name", "backend", "precision", "verdict", "reason", "required", "files", "source")
+def _packed_graphs(context: StageContext, variant: VariantSettings) -> dict[str, Path]:
+    """The graphs that engines are built from elsewhere, by their names in the bundle."""
+    if not variant.builds_engine:
+        return {}
+    graph = _graph(context, variant)
+    graphs = {f"{variant.name}.onnx": graph, f"{variant.name}.fallback.onnx": graph.with_name(FALLBACK_NAME)}
+    return {name: path for name, path in graphs.items() if path.exists()}
+
+
+_TOP_LEVEL = (
+    "name",
+    "backend",
+    "precision",
+    "verdict",
+    "reason",
+    "required",
+    "files",
+    "source",
+    "fallback_source",
+)
 
 
 def _manifest(report: Mapping[str, Any]) -> dict[str, Any]:
@@ -147,16 +166,15 @@ def _judge_variant(
 ) -> dict[str, Any]:
     """One row of the report: accuracy, paired difference, latency, audit and verdict."""
     evaluated = context.inputs[f"evaluate.{variant.name}"]
-    files = _packed_files(context, variant)
+    files, graphs = _packed_files(context, variant), _packed_graphs(context, variant)
     row: dict[str, Any] = {
         "name": variant.name,
         "backend": variant.backend,
         "precision": variant.precision.value,
         "required": variant.required,
         "files": list(files),
-        "source": f"{variant.name}.onnx"
-        if variant.builds_engine and _graph(context, variant).exists()
-        else None,
+        "source": name if (name := f"{variant.name}.onnx") in graphs else None,
+        "fallback_source": name if (name := f"{variant.name}.fallback.onnx") in graphs else None,
         "size": max((path.stat().st_size for path in files.values()), default=None),
         "flips": [],
         "notices": [],

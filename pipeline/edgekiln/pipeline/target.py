@@ -11,7 +11,7 @@ import hashlib
 import os
 import shutil
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 from zipfile import BadZipFile
@@ -28,11 +28,13 @@ from edgekiln.runtime.bundle import Bundle, VariantRecord, open_bundle, write_ma
 from edgekiln.runtime.contract import Contract
 from edgekiln.runtime.engine_header import Flavour
 from edgekiln.runtime.errors import (
+    BuildError,
     BundleError,
     DataError,
+    EdgekilnError,
     EnvironmentProblem,
     ImageError,
-    PrecisionError,
+    ResourceError,
     UsageError,
 )
 from edgekiln.runtime.image import prepare
@@ -72,8 +74,7 @@ def build_on_target(request: TargetRequest, progress: Progress) -> dict[str, Any
         UsageError: ``out`` is in use, or there is no such variant.
         BundleError: the parent was altered.
         DataError: none of the pictures is one of the parent's test pictures.
-        EnvironmentProblem: the library or GPU is missing, or the build failed.
-        PrecisionError: an engine is not what its graph asks for.
+        EnvironmentProblem: no engine could be built: the library or GPU is missing, or the build failed.
     """
     if request.out.exists() and (not request.out.is_dir() or any(request.out.iterdir())):
         raise UsageError(
@@ -86,7 +87,7 @@ def build_on_target(request: TargetRequest, progress: Progress) -> dict[str, Any
     shutil.rmtree(beside, ignore_errors=True)
     beside.mkdir(parents=True)
     try:
-        rows = [_make_variant(parent, variant, request, pictures, beside, progress) for variant in chosen]
+        rows = _make_variants(parent, chosen, request, pictures, beside, progress)
         content = _write(parent, rows, beside)
         if request.out.exists():
             request.out.rmdir()  # an empty folder that the caller made
@@ -94,6 +95,44 @@ def build_on_target(request: TargetRequest, progress: Progress) -> dict[str, Any
     finally:
         shutil.rmtree(beside, ignore_errors=True)
     return content
+
+
+def _make_variants(
+    parent: Bundle,
+    chosen: Sequence[VariantRecord],
+    request: TargetRequest,
+    pictures: _Pictures | None,
+    folder: Path,
+    progress: Progress,
+) -> list[dict[str, Any]]:
+    """All of them; one that cannot be built leaves the others alone, and raises only where it would be the last."""
+    rows: list[dict[str, Any]] = []
+    failures: list[EdgekilnError] = []
+    for variant in chosen:
+        try:
+            rows.append(_make_variant(parent, variant, request, pictures, folder, progress))
+        except (EnvironmentProblem, ResourceError) as error:
+            failures.append(error)
+            progress.message(f"{variant.name} could not be built here: {error}")
+            rows.append(_not_built(variant, request, error))
+    if len(failures) == len(chosen):
+        raise failures[0]
+    return rows
+
+
+def _not_built(variant: VariantRecord, request: TargetRequest, error: EdgekilnError) -> dict[str, Any]:
+    return {
+        "name": variant.name,
+        "backend": request.backend or variant.backend,
+        "precision": variant.precision.value,
+        "required": variant.required,
+        "file": None,
+        "files": [],
+        "source": variant.source,
+        "verdict": "not-run",
+        "reason": f"could not be built here: {error}",
+        "figures": {"products": variant.figures.get("products") or {}},
+    }
 
 
 def _choose(parent: Bundle, request: TargetRequest) -> list[VariantRecord]:
@@ -137,22 +176,19 @@ def _make_variant(
         model=folder / variant.source,
         flavour=flavour,
         precision=graph_precision,
-        settings={**_settings_for(flavour, wish.get("build") or {}), **(request.settings or {})},
+        settings=_merge_settings(flavour, wish.get("build") or {}, request.settings or {}),
         products=variant.figures.get("products") or {},
         minimum_share=_DEFAULT_SHARE if (share := wish.get("min_precision_share")) is None else share,
     )
     with progress.stage(variant.name):
         progress.message(f"{variant.name}: building with {flavour} ...")
-        failure = None
-        try:
-            built = build_engines(build, folder, progress)
-        except PrecisionError as error:
-            raise PrecisionError(f"{variant.name}: {error.message}", hint=error.hint) from error
+        built = _build_or_fall_back(build, parent, variant, folder, progress)
+        precision = Precision(built["precision"])
         progress.message(f"{variant.name}: {_tell_build(built)}")
         row = {
             "name": variant.name,
             "backend": flavour,
-            "precision": graph_precision.value,
+            "precision": precision.value,
             "required": variant.required,
             "file": built["files"][0],
             "files": built["files"],
@@ -161,7 +197,8 @@ def _make_variant(
         max_drop = wish.get("max_drop")
         gate = {**_DEFAULT_GATE, **(parent.manifest.get("gate") or {})}
         gate |= {} if max_drop is None else {"max_drop": max_drop}
-        judged = _judge(parent, flavour, [folder / f for f in built["files"]], pictures, gate, failure)
+        engines = [folder / file for file in built["files"]]
+        judged = _judge(flavour, engines, pictures, gate, built["failure"])
         figures = {key: value for key, value in judged.items() if key not in {"verdict", "reason", "flips"}}
         figures |= {"build": built, "audit": built["audit"], "products": dict(build.products)}
     return {**row, "verdict": judged["verdict"], "reason": judged["reason"], "figures": figures}
@@ -173,13 +210,35 @@ def _wish(parent: Bundle, name: str) -> Mapping[str, Any]:
     return next((v for v in recipe.get("variants") or () if v.get("name") == name), {})
 
 
-def _settings_for(flavour: Flavour, settings: Mapping[str, Any]) -> dict[str, Any]:
-    """A recipe's settings without those that another flavour alone knows."""
+def _merge_settings(
+    flavour: Flavour, settings: Mapping[str, Any], wishes: Mapping[str, Any]
+) -> dict[str, Any]:
+    """A recipe's settings without those that another flavour alone knows, and the caller's own over them."""
     foreign = {
         "tensorrt": {"capabilities"},
         "tensorrt-rtx": {"version_compatible", "hardware_compatibility", "typing"},
     }[flavour]
-    return {key: value for key, value in settings.items() if key not in foreign}
+    known = {key: value for key, value in settings.items() if key not in foreign}
+    if "batch" in wishes:
+        known.pop("static_batches", None)  # a range instead of the recipe's sizes
+    return known | dict(wishes)
+
+
+def _build_or_fall_back(
+    build: EngineRequest, parent: Bundle, variant: VariantRecord, folder: Path, progress: Progress
+) -> dict[str, Any]:
+    """Build; an INT8 graph that does not is replaced by its FP16 one, where the recipe allows and the parent has it."""
+    try:
+        return build_engines(build, folder, progress)
+    except BuildError as error:
+        if variant.fallback_source is None:
+            raise
+        wanted = "not in the INT8 that was asked for, as fallback = 'fp16' allows"
+        notice = f"{variant.name} runs in FP16, {wanted}: {error}"
+        graph = folder / variant.fallback_source
+        graph.write_bytes(parent.read(variant.fallback_source))
+        built = build_engines(replace(build, model=graph, precision=Precision.FP16), folder, progress)
+        return {**built, "notices": [notice, *built["notices"]]}
 
 
 def _tell_build(built: Mapping[str, Any]) -> str:
@@ -189,7 +248,6 @@ def _tell_build(built: Mapping[str, Any]) -> str:
 
 
 def _judge(
-    parent: Bundle,
     flavour: Any,
     engines: Sequence[Path],
     pictures: _Pictures | None,
@@ -198,8 +256,9 @@ def _judge(
 ) -> dict[str, Any]:
     if pictures is None:
         return {
-            "verdict": "unverified",
-            "reason": "built on this machine without pictures to judge it on; --data FOLDER judges it",
+            "verdict": "fail" if failure else "unverified",
+            "reason": failure
+            or "built on this machine without pictures to judge it on; --data FOLDER judges it",
         }
     try:
         session = open_session(flavour, [engine.read_bytes() for engine in engines])

@@ -21,7 +21,14 @@ from typing import Any, BinaryIO, Literal, get_args
 from edgekiln.runtime.backends import Backend, open_session
 from edgekiln.runtime.classifier import Classifier, Selection
 from edgekiln.runtime.contract import Contract
-from edgekiln.runtime.errors import BundleError, ContractError, EdgekilnError, EnvironmentProblem, UsageError
+from edgekiln.runtime.errors import (
+    BundleError,
+    ContractError,
+    EdgekilnError,
+    EnvironmentProblem,
+    ResourceError,
+    UsageError,
+)
 from edgekiln.runtime.session import Session
 from edgekiln.runtime.spec import Precision
 
@@ -81,6 +88,7 @@ class VariantRecord:
         file: its name in the bundle, the first of ``files``; ``None`` where it could not be made here.
         files: all its files; several where there is one static engine for each batch size.
         source: the ONNX file that ``edgekiln build`` makes its engine from, for TensorRT variants.
+        fallback_source: the FP16 graph that may stand in for an INT8 one that does not build, where the recipe allows.
         verdict: of the gate; only ``pass`` is deployable.
         reason: the verdict in a sentence.
         figures: accuracy, difference to the baseline, latency, audit and machine, as in report.json.
@@ -96,6 +104,7 @@ class VariantRecord:
     figures: Mapping[str, Any] = field(repr=False)
     files: tuple[str, ...] = ()
     source: str | None = None
+    fallback_source: str | None = None
 
     @property
     def device(self) -> Literal["cpu", "cuda"]:
@@ -225,7 +234,7 @@ def _load_preferred(bundle: Bundle, device: str | None, threads: int | None) -> 
     for candidate in sorted(passed, key=lambda v: PREFERENCE.index((v.backend, v.precision))):
         try:
             session = _open(bundle, candidate, threads)
-        except EnvironmentProblem as problem:
+        except (EnvironmentProblem, ResourceError) as problem:
             _log.info("variant %s cannot run here: %s", candidate.name, problem)
             skipped.append(f"{candidate.name} cannot run here ({problem.message})")
             continue
@@ -369,9 +378,9 @@ def _parse_variant(values: Mapping[str, Any], files: Mapping[str, FileRecord]) -
     if verdict not in get_args(Verdict):
         raise ValueError(f"variant {name!r} has unknown verdict {verdict!r}")
     engines = tuple(values.get("files") or ([] if file is None else [file]))
-    source = values.get("source")
-    for listed in (*engines, *([file] if file else []), *([source] if source else [])):
-        if listed not in files:
+    source, fallback = values.get("source"), values.get("fallback_source")
+    for listed in (*engines, file, source, fallback):
+        if listed is not None and listed not in files:
             raise ValueError(f"variant {name!r} has file {listed!r}, which is not listed")
     if (engines[0] if engines else None) != file:
         raise ValueError(f"variant {name!r} has file {file!r}, which is not the first of its files")
@@ -388,6 +397,7 @@ def _parse_variant(values: Mapping[str, Any], files: Mapping[str, FileRecord]) -
         figures=dict(values["figures"]),
         files=engines,
         source=source,
+        fallback_source=fallback,
     )
 
 

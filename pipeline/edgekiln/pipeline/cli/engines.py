@@ -77,7 +77,9 @@ def build(  # noqa: PLR0913 # one argument for each option
     )
     content = build_on_target(request, make_progress(quiet))
     built = [v for v in content["variants"] if v.get("source")]
-    failed = [v for v in built if v["verdict"] in {"fail", "inconclusive"} and v["required"]]
+    undecided_fails = (content.get("gate") or {}).get("inconclusive", "fail") == "fail"
+    bad = {"fail", "not-run", *(["inconclusive"] if undecided_fails else [])}
+    failed = [v for v in built if v["verdict"] in bad and v["required"]]
     if as_json:
         print_document(
             {"bundle": str(out), "parent": content["parent"]["digest"], "variants": built}, ok=not failed
@@ -85,7 +87,7 @@ def build(  # noqa: PLR0913 # one argument for each option
     else:
         for variant in built:
             click.echo(f"{variant['name']}: {variant['verdict']}. {variant['reason']}")
-            for notice in variant["figures"]["build"]["notices"]:
+            for notice in variant["figures"].get("build", {}).get("notices", ()):
                 click.echo(notice)
         click.echo(f"bundle   {out}")
     if failed:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import queue
+import re
 import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -43,6 +44,10 @@ __all__ = ["TensorRTSession"]
 DEFAULT_SLOTS = 2
 """One call copies on the host while another runs on the GPU; more only cost memory."""
 
+# What TensorRT says of an engine of another version or GPU (texts of its plan reader, 10.x to 11.x and RTX).
+_FOREIGN = re.compile(
+    r"not compatible with this version|incompatible device|compute capability", re.IGNORECASE
+)
 _REBUILD = "Build it here from the bundle's ONNX file: edgekiln build BUNDLE --data FOLDER --out DIR"
 
 
@@ -369,6 +374,10 @@ class _Loaded:
         if "outofmemory" in words.lower().replace(" ", ""):
             hint = "Fewer slots, or an engine for smaller batches, need less memory of the GPU."
             return ResourceError(f"{told}: {words}", hint=hint)
+        if _FOREIGN.search(
+            words
+        ):  # the file is right, and of another machine: `load` may try the next variant
+            return DeviceError(f"{told}: {words}", hint=_REBUILD)
         return EngineError(f"{told}: {words}", hint=hint)
 
     def close(self) -> None:

@@ -293,8 +293,12 @@ class CudaBase(ABC):
     def create_stream(self) -> Stream:
         """See ``CudaApi``."""
         done = self.create_event(blocking=True)
-        with self.activate():
-            token, handle = self._create_stream()
+        try:
+            with self.activate():
+                token, handle = self._create_stream()
+        except BaseException:
+            done.close()
+            raise
         return Stream(self, token, handle, done)
 
     def create_event(self, *, timing: bool = False, blocking: bool = False) -> Event:
