@@ -4,7 +4,14 @@ import re
 
 import pytest
 
-from edgekiln.benchmarks.report import format_markdown, format_text, render_card, render_page, table_rows
+from edgekiln.benchmarks.report import (
+    format_markdown,
+    format_text,
+    render_card,
+    render_page,
+    table_headings,
+    table_rows,
+)
 
 
 @pytest.fixture
@@ -17,6 +24,26 @@ def test_table_has_the_baseline_first_and_a_dash_where_nothing_was_measured(repo
     assert [row[0] for row in rows] == ["PyTorch", "fp32", "int8"]
     assert rows[0][-1] == "baseline"
     assert rows[1][7:10] == ("-", "-", "-")
+
+
+@pytest.mark.parametrize(("confidence", "written"), [(0.95, "95%"), (0.975, "97.5%")])
+def test_confidence_stands_wherever_the_gates_interval_does(report, confidence, written):
+    report["recipe"]["gate"]["confidence"] = confidence
+    headings = table_headings(report)
+    assert headings[4] == f"top-1 drop, points [{written} CI]"
+    assert headings[6] == f"balanced drop [{written} CI]"
+    assert headings[9] == "speed-up [95% CI]"
+    assert len(headings) == len(table_rows(report)[0])
+    for text in (render_page(report), render_card(report)):
+        assert f"both at {written} confidence" in text
+        assert headings[4] in text
+
+
+def test_page_and_card_say_which_drop_decides(report):
+    for metric, words in (("top1", "by the drop of top-1"), ("balanced", "by the drop of balanced accuracy")):
+        report["recipe"]["gate"]["metric"] = metric
+        for text in (render_page(report), render_card(report)):
+            assert words in " ".join(text.split())
 
 
 def test_text_table_lines_up():

@@ -36,6 +36,7 @@ def test_shipped_recipes_are_valid(path):
         ("weights = \"none\"", "weights = \"package:x\"", "are for timm models, not for edgekiln/tiny-cnn"),
         ("precision = \"int8\"", "precision = \"int4\"", "precision = 'int4'"),
         ("precision = \"int8\"", "precision = \"fp16\"", "onnxruntime-cpu has no fp16 variant"),
+        ("max_drop = 0.2", 'metric = "f1"', "gate.metric = 'f1'"),
         ("calibration_images = 48", "calibration_images = 3", "greater than or equal to 32"),
     ],
 )  # fmt: skip

@@ -6,6 +6,7 @@ import pytest
 from PIL import Image
 from tests_support import write_pictures
 
+from edgekiln.benchmarks.report import render_page
 from edgekiln.pipeline.progress import SilentProgress
 from edgekiln.pipeline.recipe import load_recipe
 from edgekiln.pipeline.run import check_gate, run_recipe
@@ -180,6 +181,24 @@ def test_gate_policy(policy, verdict, required, raises):
             check_gate(report)
     else:
         check_gate(report)
+
+
+def test_gate_on_balanced_accuracy_reaches_row_and_manifest(tiny_run, tmp_path):
+    result = again(tiny_run, tmp_path, "gate.metric=balanced", "gate.max_drop=0.3")
+    assert ran(result) == {"bundle"}
+    manifest = open_bundle(result.bundle).manifest
+    assert manifest["gate"]["metric"] == "balanced"
+    for row in result.report["variants"]:
+        assert row["metric"] == "balanced"
+        assert row["reason"].startswith("balanced accuracy drop ")
+        assert row["warnings"] == row["notices"] == []
+
+
+def test_collapse_is_a_notice_of_the_report(tiny_run, tmp_path, monkeypatch):
+    monkeypatch.setattr("edgekiln.benchmarks.judging.warn_of_collapse", lambda own, _: f"collapsed: {own}")
+    report = again(tiny_run, tmp_path, "gate.max_drop=0.25").report
+    assert report["notices"] == ["fp32: collapsed: 30.", "int8: collapsed: 30."]
+    assert "int8: collapsed: 30." in render_page(report)
 
 
 def test_logits_in_the_bundle_are_keyed_by_image_hash(tiny_run):

@@ -146,6 +146,7 @@ def test_some_of_the_pictures_are_enough_to_judge_and_too_few_are_inconclusive(
     judged = row(content, "rtx-fp16")
     assert judged["figures"]["judged_images"] == {"here": 5, "parent": 30}
     assert judged["verdict"] == "inconclusive"  # Tango's interval over five images is wider than the gate
+    assert judged["figures"]["metric"] == "top1"  # the parent's
 
 
 def test_other_pictures_cannot_judge(parent, tmp_path):

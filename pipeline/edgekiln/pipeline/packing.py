@@ -195,11 +195,13 @@ def _judge_variant(
         read_logits(evaluated),
         max_drop=gate.max_drop if variant.max_drop is None else variant.max_drop,
         confidence=gate.confidence,
+        metric=gate.metric,
         failure=row["failure"],
     )
     return {
         **row,
         **judged,
+        "notices": [*row["notices"], *(f"{variant.name}: {warning}." for warning in judged["warnings"])],
         "latency": _latency(benchmark, variant.name),
         "speedup": None if benchmark is None else benchmark["ratios"].get(variant.name),
     }

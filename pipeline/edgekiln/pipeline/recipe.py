@@ -251,8 +251,8 @@ class VariantSettings(_Section):
 class GateSettings(_Section):
     """What is good enough: the accuracy an engine may lose against PyTorch FP32 on the same test images."""
 
-    metric: Literal["top1"] = "top1"
-    max_drop: float = Field(0.01, ge=0, lt=1, description="a share: 0.01 is one point of top-1")
+    metric: Literal["top1", "balanced"] = Field("top1", description="what may not drop by more than max_drop")
+    max_drop: float = Field(0.01, ge=0, lt=1, description="a share: 0.01 is one point of the metric")
     confidence: float = Field(0.95, gt=0.5, lt=1)
     inconclusive: Literal["fail", "warn"] = Field(
         "fail", description="what an undecided required variant does"

@@ -14,13 +14,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
-from zipfile import BadZipFile
 
 import numpy as np
 
-from edgekiln.benchmarks.accuracy import Labels
 from edgekiln.benchmarks.environment import describe_machine
-from edgekiln.benchmarks.judging import Reference, judge_answers
+from edgekiln.benchmarks.judging import Reference, judge_answers, read_answers
 from edgekiln.pipeline.building import EngineRequest, build_engines
 from edgekiln.pipeline.progress import Progress
 from edgekiln.runtime.backends import open_session
@@ -29,7 +27,6 @@ from edgekiln.runtime.contract import Contract
 from edgekiln.runtime.engine_header import Flavour
 from edgekiln.runtime.errors import (
     BuildError,
-    BundleError,
     DataError,
     EdgekilnError,
     EnvironmentProblem,
@@ -44,7 +41,7 @@ __all__ = ["TargetRequest", "build_on_target"]
 
 _BATCH = 64
 _MAX_PICTURE_BYTES = 64 * 2**20
-_DEFAULT_GATE = {"max_drop": 0.01, "confidence": 0.95}
+_DEFAULT_GATE = {"metric": "top1", "max_drop": 0.01, "confidence": 0.95}
 _DEFAULT_SHARE = 0.8
 
 
@@ -272,7 +269,12 @@ def _judge(
         session.close()
     logits: Logits = np.concatenate(batches)
     judged = judge_answers(
-        pictures.reference, logits, max_drop=gate["max_drop"], confidence=gate["confidence"], failure=failure
+        pictures.reference,
+        logits,
+        max_drop=gate["max_drop"],
+        confidence=gate["confidence"],
+        metric=gate["metric"],
+        failure=failure,
     )
     judged["judged_images"] = {"here": len(logits), "parent": pictures.known}
     return judged
@@ -298,8 +300,8 @@ def _collect(parent: Bundle, folder: Path, progress: Progress) -> _Pictures:
     """Find the parent's test pictures below ``folder`` by the sha256 of their bytes."""
     if not folder.is_dir():
         raise UsageError(f"There is no folder {folder}.", path=folder)
-    digests, labels, baseline = _read_reference(parent)
-    index = {digest: i for i, digest in enumerate(digests)}
+    answers = read_answers(parent)
+    index = {digest: i for i, digest in enumerate(answers.digests)}
     found: dict[int, Path] = {}
     others = 0
     with progress.stage("pictures"):
@@ -312,11 +314,11 @@ def _collect(parent: Bundle, folder: Path, progress: Progress) -> _Pictures:
                 found.setdefault(position, path)
             progress.advance(number, len(paths), "looking for the parent's test pictures")
     progress.message(
-        f"pictures: {len(found)} of the parent's {len(digests)} test pictures found, {others} other files"
+        f"pictures: {len(found)} of the parent's {len(index)} test pictures found, {others} other files"
     )
     if not found:
         raise DataError(
-            f"None of the {others} files below {folder} is one of the {len(digests)} pictures that the parent was "
+            f"None of the {others} files below {folder} is one of the {len(index)} pictures that the parent was "
             "judged on.",
             hint="Copy the original files of its test split here, byte for byte; or leave --data out.",
             path=folder,
@@ -324,8 +326,10 @@ def _collect(parent: Bundle, folder: Path, progress: Progress) -> _Pictures:
     positions = sorted(found)
     frames = _prepare_all(parent.contract, [found[i] for i in positions])
     keys = [str(found[i].relative_to(folder)) for i in positions]
-    reference = Reference(baseline[positions], labels[positions], keys, parent.contract.classes)
-    return _Pictures(frames, reference, len(digests))
+    reference = Reference(
+        answers.baseline[positions], answers.labels[positions], keys, parent.contract.classes
+    )
+    return _Pictures(frames, reference, len(answers.digests))
 
 
 def _digest(path: Path) -> str:
@@ -343,24 +347,6 @@ def _prepare_all(contract: Contract, paths: Iterable[Path]) -> Frames:
             hint="Its bytes are right, so this machine's Pillow lacks its format.",
             path=error.path,
         ) from error
-
-
-def _read_reference(parent: Bundle) -> tuple[list[str], Labels, Logits]:
-    """sha256, label and PyTorch's logits of every picture that the parent was judged on."""
-    import io
-
-    name = str(parent.manifest.get("logits") or "")
-    try:
-        with np.load(io.BytesIO(parent.read(name)), allow_pickle=False) as arrays:
-            digests = [str(digest) for digest in arrays["image_sha256"]]
-            labels, logits = arrays["labels"].astype(np.int64), arrays["logits.baseline"].astype(np.float32)
-    except (ValueError, KeyError, OSError, BadZipFile) as error:
-        raise BundleError(
-            f"{parent.path} holds no test logits that can be read: {error}.", path=parent.path
-        ) from error
-    if not len(digests) == len(labels) == len(logits):
-        raise BundleError(f"The test logits of {parent.path} do not match one another.", path=parent.path)
-    return digests, labels, logits
 
 
 # --------------------------------------------------------------------------------------------------------------

@@ -2,21 +2,21 @@
 
 from edgekiln.benchmarks.report.page import render_card, render_page
 from edgekiln.benchmarks.report.table import (
-    HEADINGS,
     describe_config,
     describe_simulation,
     format_markdown,
     format_text,
+    table_headings,
     table_rows,
 )
 
 __all__ = [
-    "HEADINGS",
     "describe_config",
     "describe_simulation",
     "format_markdown",
     "format_text",
     "render_card",
     "render_page",
+    "table_headings",
     "table_rows",
 ]

@@ -9,12 +9,13 @@ from typing import Any
 
 import numpy as np
 
+from edgekiln.benchmarks.gate import format_confidence
 from edgekiln.benchmarks.report.table import (
-    HEADINGS,
     describe_audit,
     describe_config,
     describe_simulation,
     format_markdown,
+    table_headings,
     table_rows,
 )
 from edgekiln.runtime.extras import import_extra
@@ -33,7 +34,9 @@ def render_page(report: Mapping[str, Any]) -> str:
 
 def render_card(report: Mapping[str, Any]) -> str:
     """The report as a Markdown model card."""
-    return _render("card.md", report, markdown_table=format_markdown(table_rows(report)))
+    return _render(
+        "card.md", report, markdown_table=format_markdown(table_rows(report), table_headings(report))
+    )
 
 
 def _render(template: str, report: Mapping[str, Any], **extra: Any) -> str:
@@ -48,11 +51,12 @@ def _render(template: str, report: Mapping[str, Any], **extra: Any) -> str:
     )
     environment.filters |= {
         "config": describe_config,
+        "confidence": format_confidence,
         "audit": describe_audit,
         "simulation": describe_simulation,
     }
     text: str = environment.get_template(template).render(
-        report=report, headings=HEADINGS, rows=table_rows(report), **extra
+        report=report, headings=table_headings(report), rows=table_rows(report), **extra
     )
     return text
 

@@ -5,33 +5,39 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from edgekiln.benchmarks.gate import format_confidence
+
 __all__ = [
-    "HEADINGS",
     "describe_audit",
     "describe_config",
     "describe_simulation",
     "format_markdown",
     "format_text",
+    "table_headings",
     "table_rows",
 ]
 
-HEADINGS = (
-    "engine",
-    "precision",
-    "MB",
-    "top-1 %",
-    "top-1 drop, points [CI]",
-    "balanced %",
-    "balanced drop [CI]",
-    "p50 ms",
-    "p99 ms",
-    "speed-up [CI]",
-    "verdict",
-)
+
+def table_headings(report: Mapping[str, Any]) -> tuple[str, ...]:
+    """What the columns of ``table_rows`` hold, with the confidence of each interval."""
+    gate = format_confidence(report["recipe"]["gate"]["confidence"])
+    return (
+        "engine",
+        "precision",
+        "MB",
+        "top-1 %",
+        f"top-1 drop, points [{gate} CI]",
+        "balanced %",
+        f"balanced drop [{gate} CI]",
+        "p50 ms",
+        "p99 ms",
+        "speed-up [95% CI]",  # always: benchmarks/measurement.py
+        "verdict",
+    )
 
 
 def table_rows(report: Mapping[str, Any]) -> list[tuple[str, ...]]:
-    """One tuple of strings per engine, in the order of ``HEADINGS``; what was not measured is a dash."""
+    """One tuple of strings per engine, in the order of ``table_headings``; what was not measured is a dash."""
     rows = [_row(report["baseline"], verdict="baseline")]
     rows += [_row(variant, verdict=variant["verdict"]) for variant in report["variants"]]
     return rows
@@ -61,7 +67,7 @@ def _interval(values: Mapping[str, float] | None, factor: float, form: str, unit
     return f"{value}{unit} [{low}, {high}]"
 
 
-def format_text(rows: Sequence[Sequence[str]], headings: Sequence[str] = HEADINGS) -> str:
+def format_text(rows: Sequence[Sequence[str]], headings: Sequence[str]) -> str:
     """Columns padded with spaces, numbers to the right; nothing but text, so that it can be pasted anywhere."""
     widths = [max(len(row[i]) for row in (headings, *rows)) for i in range(len(headings))]
     lines = [headings, ["-" * width for width in widths], *rows]
@@ -74,7 +80,7 @@ def format_text(rows: Sequence[Sequence[str]], headings: Sequence[str] = HEADING
     )
 
 
-def format_markdown(rows: Sequence[Sequence[str]], headings: Sequence[str] = HEADINGS) -> str:
+def format_markdown(rows: Sequence[Sequence[str]], headings: Sequence[str]) -> str:
     """A Markdown table; a bar or backtick in a name cannot break it."""
     escaped = [[cell.replace("\\", "\\\\").replace("|", "\\|") for cell in row] for row in rows]
     lines = [headings, ["---"] * len(headings), *escaped]

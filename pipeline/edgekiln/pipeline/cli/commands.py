@@ -99,11 +99,17 @@ def _run_and_print(
 
 
 def _print_report(report: Mapping[str, Any], bundle: Path) -> None:
-    from edgekiln.benchmarks.report import describe_config, describe_simulation, format_text, table_rows
+    from edgekiln.benchmarks.report import (
+        describe_config,
+        describe_simulation,
+        format_text,
+        table_headings,
+        table_rows,
+    )
 
     for notice in report["notices"]:
         click.echo(notice)
-    click.echo(format_text(table_rows(report)))
+    click.echo(format_text(table_rows(report), table_headings(report)))
     click.echo("")
     for variant in report["variants"]:
         if variant["verdict"] == "not-run":
