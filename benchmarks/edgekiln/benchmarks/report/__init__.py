@@ -4,6 +4,7 @@ from edgekiln.benchmarks.report.page import render_card, render_page
 from edgekiln.benchmarks.report.table import (
     HEADINGS,
     describe_config,
+    describe_floor,
     describe_simulation,
     format_markdown,
     format_text,
@@ -13,6 +14,7 @@ from edgekiln.benchmarks.report.table import (
 __all__ = [
     "HEADINGS",
     "describe_config",
+    "describe_floor",
     "describe_simulation",
     "format_markdown",
     "format_text",

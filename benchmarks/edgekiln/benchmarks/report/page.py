@@ -13,6 +13,7 @@ from edgekiln.benchmarks.report.table import (
     HEADINGS,
     describe_audit,
     describe_config,
+    describe_limits,
     describe_simulation,
     format_markdown,
     table_rows,
@@ -48,6 +49,7 @@ def _render(template: str, report: Mapping[str, Any], **extra: Any) -> str:
     )
     environment.filters |= {
         "config": describe_config,
+        "limits": describe_limits,
         "audit": describe_audit,
         "simulation": describe_simulation,
     }
