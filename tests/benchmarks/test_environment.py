@@ -1,4 +1,29 @@
-from edgekiln.benchmarks.environment import CpuTimes, describe_machine, measure_foreign_load, tool_versions
+import os
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+
+from edgekiln.benchmarks import environment
+from edgekiln.benchmarks.environment import (
+    CpuTimes,
+    describe_machine,
+    measure_foreign_load,
+    parse_gpu_state,
+    parse_power_mode,
+    read_commit,
+    read_cpu_mhz,
+    read_cpu_quota,
+    read_gpu_state,
+    read_jetson,
+    tool_versions,
+)
+
+
+def write(path, text):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(f"{text}\n")
 
 
 def test_machine_names_cpu_versions_and_load_but_no_host_or_path():
@@ -7,6 +32,17 @@ def test_machine_names_cpu_versions_and_load_but_no_host_or_path():
     assert machine["cores"] >= 1
     assert {"edgekiln", "numpy", "onnxruntime", "torch"} <= set(machine["versions"])
     assert not any("/" in str(value) for key, value in machine.items() if key != "system")
+
+
+def test_machine_is_described_in_half_a_second():
+    if describe_machine()["gpus"]:
+        pytest.skip("nvidia-smi takes what it takes")
+    times = []
+    for _ in range(3):
+        start = time.monotonic()
+        describe_machine()
+        times.append(time.monotonic() - start)
+    assert min(times) < 0.5
 
 
 def test_absent_tools_are_left_out():
@@ -21,3 +57,105 @@ def test_steal_is_a_share_of_the_time_between_two_readings():
 
 def test_foreign_load_is_a_number_of_cores():
     assert 0 <= measure_foreign_load(0.05) < 1000
+
+
+def test_thread_settings_of_the_environment_are_told(monkeypatch):
+    monkeypatch.setenv("OMP_NUM_THREADS", "3")
+    monkeypatch.setenv("HOME_OF_SOMEBODY", "/home/somebody")
+    settings = describe_machine()["thread_settings"]
+    assert settings["OMP_NUM_THREADS"] == "3"
+    assert "HOME_OF_SOMEBODY" not in settings
+
+
+@pytest.mark.parametrize(
+    ("line", "expected"),
+    [
+        (
+            "1980, 1980, 2619, 31, 121.45, 700.00, P0, 0x0000000000000024",
+            {"sm_mhz": 1980, "temperature_c": 31, "power_state": "P0",
+             "throttled_by": ["software power cap", "software thermal slowdown"]},
+        ),
+        (
+            "[N/A], [N/A], [N/A], 40, [Not Supported], N/A, P8, 0x0000000000000000",
+            {"sm_mhz": None, "power_w": None, "power_limit_w": None, "throttled_by": []},
+        ),
+        ("1, 2, 3, 4, 5, 6, P0, [N/A]", {"throttled_by": None}),
+    ],
+)  # fmt: skip
+def test_gpu_state(line, expected):
+    assert expected.items() <= parse_gpu_state(line).items()
+
+
+def test_older_driver_is_asked_by_the_older_name(monkeypatch):
+    def ask(command, seconds=5):
+        assert command[0] == "nvidia-smi"
+        return (
+            None if "clocks_event" in command[1] else "1, 2, 3, 4, 5, 6, P0, 0x1\n1, 2, 3, 4, 5, 6, P0, 0x0"
+        )
+
+    monkeypatch.setattr(environment, "_ask", ask)
+    assert [state["throttled_by"] for state in read_gpu_state()] == [["idle"], []]
+
+
+def test_program_that_is_absent_fails_or_hangs_tells_nothing():
+    assert environment._ask(["no-such-program"]) is None
+    assert environment._ask(["false"]) is None
+    assert environment._ask(["sleep", "5"], seconds=0.05) is None
+    assert environment._ask(["echo", "yes"]) == "yes"
+
+
+def test_jetson_power_mode_and_gpu_clock(tmp_path, monkeypatch):
+    assert read_jetson(tmp_path) is None
+    write(tmp_path / "etc" / "nv_tegra_release", "# R36 (release), REVISION: 4.3, GCID: 1, BOARD: generic")
+    write(tmp_path / "sys" / "class" / "devfreq" / "17000000.gpu" / "cur_freq", 624750000)
+    monkeypatch.setattr(environment, "_ask", lambda command: "NV Power Mode: 15W\n0")
+    assert read_jetson(tmp_path) == {
+        "release": "R36 (release), REVISION: 4.3, GCID: 1, BOARD: generic",
+        "power_mode": "15W",
+        "gpu_mhz": 624.75,
+        "gpu_max_mhz": None,
+    }
+    assert parse_power_mode("") is None
+
+
+def test_cpu_clock(tmp_path):
+    core = tmp_path / f"cpu{min(os.sched_getaffinity(0))}" / "cpufreq"
+    write(core / "scaling_cur_freq", 2944000)
+    assert read_cpu_mhz(tmp_path) == {"current": 2944.0, "max": None}
+
+
+@pytest.mark.parametrize(
+    ("files", "cores"),
+    [
+        ({}, None),
+        ({"a/b/cpu.max": "max 100000", "cpu.max": "max 100000"}, None),
+        ({"a/b/cpu.max": "max 100000", "a/cpu.max": "150000 100000"}, 1.5),
+        ({"a/b/cpu.max": "50000 100000", "a/cpu.max": "150000 100000"}, 0.5),
+        ({"cpu/cpu.cfs_quota_us": "200000", "cpu/cpu.cfs_period_us": "100000"}, 2.0),
+        ({"cpu/cpu.cfs_quota_us": "-1", "cpu/cpu.cfs_period_us": "100000"}, None),
+    ],
+)
+def test_cpu_quota_is_the_least_of_the_groups_above(tmp_path, files, cores):
+    write(tmp_path / "own", "0::/a/b")
+    for name, text in files.items():
+        write(tmp_path / "cgroup" / name, text)
+    assert read_cpu_quota(tmp_path / "cgroup", tmp_path / "own") == cores
+
+
+def test_commit_of_a_working_tree_and_none_of_an_installed_package(tmp_path):
+    source = tmp_path / "tree" / "benchmarks" / "edgekiln" / "benchmarks" / "environment.py"
+    write(source, "")
+    assert read_commit(source) is None
+    installed = (
+        tmp_path / "tree" / "lib" / "python3" / "site-packages" / "edgekiln" / "benchmarks" / "environment.py"
+    )
+    git = ["git", "-C", str(tmp_path / "tree"), "-c", "user.name=a", "-c", "user.email=a@b"]
+    for command in (["init", "-q"], ["add", "."], ["commit", "-q", "-m", "first"]):
+        subprocess.run([*git, *command], check=True)
+    commit = read_commit(source)
+    assert commit is not None
+    assert len(commit) == 40
+    source.write_text("changed\n")
+    assert read_commit(source) == f"{commit}-dirty"
+    assert read_commit(installed) is None
+    assert read_commit(Path("/nowhere/benchmarks/edgekiln/benchmarks/environment.py")) is None

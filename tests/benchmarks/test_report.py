@@ -5,6 +5,7 @@ import re
 import pytest
 
 from edgekiln.benchmarks.report import (
+    describe_floor,
     format_markdown,
     format_text,
     render_card,
@@ -104,6 +105,30 @@ def test_latency_drawing_is_inside_the_page_and_reproducible(report):
     assert "<svg" in page
     assert "the neighbours are loud" in page
     assert page == render_page(report)
+
+
+def test_share_of_the_floor_is_told_per_engine_and_only_where_it_is_known(report):
+    assert describe_floor(report) == ""
+    report["baseline"]["latency"] = {"share_of_floor": 0.31, "floor_ms": 1.0}
+    report["variants"][0]["latency"] = {"share_of_floor": 0.512, "floor_ms": 1.0}
+    report["variants"][1]["latency"] = {"share_of_floor": None, "floor_ms": None}
+    assert describe_floor(report).startswith("share of the floor: PyTorch 31%, fp32 51% (100% is")
+
+
+def test_page_tells_floor_and_memory_of_an_engine(report):
+    blocks = [{"process": 0, "index": 0, "turn": 0, "times_us": [1000, 1100, 1200]}]
+    report["benchmark"] = {
+        "measurements": [{
+            "name": "baseline", "calls": 3, "config": {"threads": 1}, "search": [], "blocks": blocks,
+            "p50_ms": 2.0, "p99_ms": None, "floor_ms": 0.5, "share_of_floor": 0.25, "peak_rss_mb": 85.3,
+            "device_mb": 120.0,
+        }],
+        "ratios": {},
+        "validity": {"state": "valid", "reasons": [], "self_ratio": [0.9, 1.1]},
+    }  # fmt: skip
+    page = render_page(report)
+    assert "25% of what the machine could do: the floor is 0.5 ms, the median 2 ms" in page
+    assert "peak memory of its process 85 MB; 120 MB of the GPU." in page
 
 
 def test_report_is_plain_json(report):

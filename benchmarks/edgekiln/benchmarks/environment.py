@@ -1,17 +1,32 @@
-"""What a figure was measured on: CPU, versions, load. Read from the operating system, nothing is guessed."""
+"""What a figure was measured on: CPU, GPU, versions, load, and what held them back. Read, never guessed."""
 
 from __future__ import annotations
 
+import contextlib
 import os
 import platform
+import subprocess
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-__all__ = ["CpuTimes", "describe_machine", "measure_foreign_load", "read_cpu_times", "tool_versions"]
+__all__ = [
+    "CpuTimes",
+    "describe_machine",
+    "measure_foreign_load",
+    "parse_gpu_state",
+    "parse_power_mode",
+    "read_commit",
+    "read_cpu_mhz",
+    "read_cpu_quota",
+    "read_cpu_times",
+    "read_gpu_state",
+    "read_jetson",
+    "tool_versions",
+]
 
 TOOLS = (
     "edgekiln",
@@ -20,6 +35,7 @@ TOOLS = (
     "onnxruntime",
     "onnxruntime-gpu",
     "onnx",
+    "nvidia-ml-py",
     "torch",
     "torchvision",
     "timm",
@@ -32,20 +48,61 @@ TOOLS = (
 )
 
 
+_THREAD_VARIABLES = (
+    "OMP_NUM_THREADS",
+    "OMP_WAIT_POLICY",
+    "OMP_PROC_BIND",
+    "OMP_PLACES",
+    "OPENBLAS_NUM_THREADS",
+    "MKL_NUM_THREADS",
+    "KMP_AFFINITY",
+    "KMP_BLOCKTIME",
+    "GOMP_CPU_AFFINITY",
+)
+_SMI_FIELDS = {
+    "sm_mhz": "clocks.sm",
+    "sm_max_mhz": "clocks.max.sm",
+    "memory_mhz": "clocks.mem",
+    "temperature_c": "temperature.gpu",
+    "power_w": "power.draw",
+    "power_limit_w": "power.limit",
+    "power_state": "pstate",
+}
+# Bits of nvmlClocksEventReasons, nvml.h of CUDA 13.
+_THROTTLE_REASONS = {
+    0x1: "idle",
+    0x2: "application clocks",
+    0x4: "software power cap",
+    0x8: "hardware slowdown",
+    0x10: "sync boost",
+    0x20: "software thermal slowdown",
+    0x40: "hardware thermal slowdown",
+    0x80: "hardware power brake",
+    0x100: "display clocks",
+}
+
+
 def describe_machine() -> dict[str, Any]:
     """Machine and load as plain JSON values; names no host, user or path."""
     model, flags = _cpu_info()
+    gpus = _describe_gpus()
     return {
         "cpu": model,
         "cores": len(os.sched_getaffinity(0)),
         "avx2": "avx2" in flags,
         "vnni": bool(flags & {"avx512_vnni", "avx_vnni"}),
         "governor": _read("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor"),
+        "cpu_mhz": read_cpu_mhz(),
+        "cpu_quota_cores": read_cpu_quota(),
+        "thread_settings": {key: os.environ[key] for key in _THREAD_VARIABLES if key in os.environ},
         "load_1min": round(os.getloadavg()[0], 2),
-        "gpus": _describe_gpus(),
+        "gpus": gpus,
+        "gpu_state": read_gpu_state() if gpus else [],
+        "jetson": read_jetson(),
         "system": f"{platform.system()} {platform.machine()}",
         "python": platform.python_version(),
         "versions": tool_versions(TOOLS),
+        "commit": read_commit(),
     }
 
 
@@ -64,6 +121,108 @@ def _describe_gpus() -> list[dict[str, Any]]:
         }
         for device in state.devices
     ]
+
+
+def read_gpu_state() -> list[dict[str, Any]]:
+    """Clocks, temperature, power and what throttles each GPU now, as nvidia-smi tells; empty where it does not."""
+    for reasons in ("clocks_event_reasons.active", "clocks_throttle_reasons.active"):  # since 535, before it
+        query = f"--query-gpu={','.join([*_SMI_FIELDS.values(), reasons])}"
+        text = _ask(["nvidia-smi", query, "--format=csv,noheader,nounits"])
+        if text:
+            return [parse_gpu_state(line) for line in text.splitlines()]
+    return []
+
+
+def parse_gpu_state(line: str) -> dict[str, Any]:
+    """One line of nvidia-smi's CSV as JSON values; what the GPU does not support is ``None``."""
+    *cells, reasons = (cell.strip() for cell in line.split(","))
+    state: dict[str, Any] = dict(zip(_SMI_FIELDS, map(_number_or_text, cells), strict=True))
+    bits = int(reasons, 16) if reasons.startswith("0x") else None
+    names = [name for bit, name in _THROTTLE_REASONS.items() if bits is not None and bits & bit]
+    return {**state, "throttled_by": None if bits is None else names}
+
+
+def _number_or_text(cell: str) -> float | str | None:
+    with contextlib.suppress(ValueError):
+        return float(cell)
+    return None if cell.startswith("[") or cell == "N/A" else cell
+
+
+def read_jetson(root: Path = Path("/")) -> dict[str, Any] | None:
+    """Power mode and GPU clock of a Jetson; ``None`` on anything else."""
+    release = _read(root / "etc" / "nv_tegra_release")
+    if release is None:
+        return None
+    mode = _ask(["nvpmodel", "-q"]) or ""
+    clock = next(iter(sorted((root / "sys" / "class" / "devfreq").glob("*gpu*"))), None)
+    return {
+        "release": release.splitlines()[0].lstrip("# "),
+        "power_mode": parse_power_mode(mode),
+        "gpu_mhz": None if clock is None else _megahertz(clock / "cur_freq", 1e6),
+        "gpu_max_mhz": None if clock is None else _megahertz(clock / "max_freq", 1e6),
+    }
+
+
+def parse_power_mode(text: str) -> str | None:
+    """``MAXN`` of nvpmodel's ``NV Power Mode: MAXN``."""
+    names = [line.partition(":")[2].strip() for line in text.splitlines() if "Power Mode" in line]
+    return names[0] if names else None
+
+
+def read_cpu_mhz(folder: Path = Path("/sys/devices/system/cpu")) -> dict[str, float | None]:
+    """Clock of the first usable core now, and at most; ``None`` where it is not told, as in most virtual machines."""
+    core = folder / f"cpu{min(os.sched_getaffinity(0))}" / "cpufreq"
+    return {
+        "current": _megahertz(core / "scaling_cur_freq", 1e3),
+        "max": _megahertz(core / "cpuinfo_max_freq", 1e3),
+    }
+
+
+def _megahertz(path: Path, per_mhz: float) -> float | None:
+    text = _read(path)
+    return float(text) / per_mhz if text and text.isdigit() else None
+
+
+def read_cpu_quota(
+    cgroups: Path = Path("/sys/fs/cgroup"), own: Path = Path("/proc/self/cgroup")
+) -> float | None:
+    """Cores that the container's quota allows, or ``None`` without one. A quota stalls threads for part of a period.
+
+    cgroup v2: the least of cpu.max of this group and those above it; v1: cpu.cfs_quota_us.
+    """
+    lines = (_read(own) or "").splitlines()
+    group = next((line[3:].strip("/") for line in lines if line.startswith("0::")), "")
+    folders = [cgroups / group, *(cgroups / group).parents]
+    shares = [
+        text.split()
+        for folder in folders
+        if folder.is_relative_to(cgroups) and (text := _read(folder / "cpu.max"))
+    ]
+    v1 = [_read(cgroups / "cpu" / f"cpu.cfs_{name}_us") for name in ("quota", "period")]
+    if not shares and v1[0] and v1[1] and not v1[0].startswith("-"):
+        shares = [[v1[0], v1[1]]]
+    quotas = [int(quota) / int(period) for quota, period in shares if quota != "max"]
+    return round(min(quotas), 2) if quotas else None
+
+
+def read_commit(source: Path = Path(__file__)) -> str | None:
+    """The git commit that this package runs from, ``-dirty`` where files differ; ``None`` where it is installed."""
+    root = source.resolve().parents[3]
+    # An installed package may lie in a virtual environment inside somebody else's repository.
+    if not (root / ".git").exists() or not (root / "benchmarks" / "edgekiln").is_dir():
+        return None
+    return _ask(
+        ["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"], seconds=2
+    )
+
+
+def _ask(command: Sequence[str], seconds: float = 5) -> str | None:
+    """What a program prints, or ``None`` where it is absent, fails or takes too long."""
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=seconds, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout.strip() or None
 
 
 def tool_versions(distributions: Iterable[str]) -> dict[str, str]:
@@ -123,7 +282,7 @@ def _cpu_info() -> tuple[str, set[str]]:
     return name, set((fields.get("flags") or fields.get("Features") or "").split())
 
 
-def _read(path: str) -> str | None:
+def _read(path: str | Path) -> str | None:
     try:
         return Path(path).read_text().strip()
     except OSError:

@@ -10,6 +10,7 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
+from zipfile import BadZipFile
 
 import numpy as np
 
@@ -156,7 +157,7 @@ def read_answers(bundle: Bundle) -> StoredAnswers:
                     if key.startswith(_PREFIX) and key != _BASELINE
                 },
             )
-    except (ValueError, KeyError, OSError) as error:
+    except (ValueError, KeyError, OSError, BadZipFile) as error:
         raise BundleError(
             f"{bundle.path} holds no test logits that can be read: {error}.", path=bundle.path
         ) from error

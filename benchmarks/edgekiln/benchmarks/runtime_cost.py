@@ -28,11 +28,12 @@ _ROUNDS, _CALLS = 40, 500
 
 _IMPORT = "import time; t = time.perf_counter(); {}; print(time.perf_counter() - t)"
 _FIRST = """
-import sys, resource
+import sys
 import edgekiln.runtime as runtime
 with runtime.load(sys.argv[1]) as classifier:
     classifier.predict(sys.argv[2])
-print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
+from edgekiln.benchmarks.memory import read_peak_rss_mb
+print(read_peak_rss_mb())
 """
 
 

@@ -10,9 +10,9 @@ from math import prod
 
 import onnx
 
-__all__ = ["MacCounts", "count_macs"]
+__all__ = ["PRODUCTS", "MacCounts", "count_macs", "infer_one_image", "known_shapes"]
 
-_PRODUCTS = {"Conv", "ConvTranspose", "Gemm", "MatMul"}
+PRODUCTS = {"Conv", "ConvTranspose", "Gemm", "MatMul"}
 _Shapes = dict[str, tuple[int, ...]]
 
 
@@ -36,12 +36,12 @@ def count_macs(model: onnx.ModelProto) -> MacCounts:
     Returns:
         Node names to MACs. A node without a name is called ``node_of_`` and its output, as TensorRT's parser does.
     """
-    single, batch = _with_one_image(model)
-    shapes = _known_shapes(onnx.shape_inference.infer_shapes(single, data_prop=True).graph)
+    single, batch = infer_one_image(model)
+    shapes = known_shapes(single.graph)
     counts = MacCounts()
     unknown = []
     for node in single.graph.node:
-        if node.op_type not in _PRODUCTS:
+        if node.op_type not in PRODUCTS:
             continue
         name = node.name or f"node_of_{node.output[0]}"
         macs = _count_node(node, shapes)
@@ -51,6 +51,12 @@ def count_macs(model: onnx.ModelProto) -> MacCounts:
             counts[name] = macs // batch
     counts.unknown = tuple(unknown)
     return counts
+
+
+def infer_one_image(model: onnx.ModelProto) -> tuple[onnx.ModelProto, int]:
+    """A copy with shapes and types inferred for a batch of 1, and its fixed batch, or 1 where that is dynamic."""
+    single, batch = _with_one_image(model)
+    return onnx.shape_inference.infer_shapes(single, data_prop=True), batch
 
 
 def _with_one_image(model: onnx.ModelProto) -> tuple[onnx.ModelProto, int]:
@@ -75,7 +81,7 @@ def _with_one_image(model: onnx.ModelProto) -> tuple[onnx.ModelProto, int]:
     return single, batch
 
 
-def _known_shapes(graph: onnx.GraphProto) -> _Shapes:
+def known_shapes(graph: onnx.GraphProto) -> dict[str, tuple[int, ...]]:
     """Shapes of all tensors of which every dimension is known."""
     shapes: _Shapes = {tensor.name: tuple(tensor.dims) for tensor in graph.initializer}
     for value in (*graph.input, *graph.value_info, *graph.output):

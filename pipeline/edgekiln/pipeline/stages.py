@@ -304,7 +304,7 @@ def _variant_stage(recipe: Recipe, variant: VariantSettings) -> Stage:
         relevant,
         ("onnx", "onnxruntime", "onnxruntime-gpu", "nvidia-modelopt"),
         lambda context: make_variant(context, variant),
-        revision=2,
+        revision=3,
     )
 
 
@@ -381,11 +381,13 @@ def _benchmark_stage(recipe: Recipe, inputs: tuple[str, ...]) -> Stage:
         },
         ("torch", "onnxruntime", "onnxruntime-gpu"),
         _benchmark,
+        revision=2,
     )
 
 
 def _benchmark(context: StageContext) -> None:
     from edgekiln.benchmarks.latency import BenchmarkPlan, engine_contender, run_benchmark, save_inputs
+    from edgekiln.pipeline.limits import add_limits, read_products
 
     settings = context.recipe.benchmark
     test = load_split(context.inputs["data"], "test")
@@ -409,9 +411,10 @@ def _benchmark(context: StageContext) -> None:
         if (context.inputs[f"evaluate.{variant.name}"] / LOGITS_NAME).exists()
     ]
     plan = BenchmarkPlan(settings.processes, settings.blocks, settings.block_seconds, settings.side_blocks)
-    result = run_benchmark(contenders, inputs, plan, context.progress.advance)
+    values = run_benchmark(contenders, inputs, plan, context.progress.advance).to_dict()
+    add_limits(values, contenders, read_products(context), inputs)
     inputs.unlink()
-    write_json(context.folder / "benchmark.json", result.to_dict())
+    write_json(context.folder / "benchmark.json", values)
 
 
 def _encoded_pictures(recipe: Recipe, keys: Sequence[str]) -> list[bytes]:

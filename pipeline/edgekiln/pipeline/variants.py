@@ -25,6 +25,7 @@ def make_variant(context: StageContext, variant: VariantSettings) -> None:
         _make_graph(context, variant, (source, target), about)
         if variant.builds_engine:
             about["products"] = _count_macs(target)
+        about["costs"] = _count_costs(target)
     except (GateError, DataError, EngineError) as error:
         about["failure"] = str(error)
         context.progress.message(f"  {variant.name}: {error}")
@@ -123,3 +124,9 @@ def _count_macs(model: Path) -> dict[str, int]:
     from edgekiln.export.macs import count_macs
 
     return dict(count_macs(onnx.load(model, load_external_data=False)))
+
+
+def _count_costs(model: Path) -> dict[str, Any]:
+    from edgekiln.export.costs import count_costs
+
+    return count_costs(model.read_bytes()).to_dict()

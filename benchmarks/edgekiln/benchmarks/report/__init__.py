@@ -3,6 +3,7 @@
 from edgekiln.benchmarks.report.page import render_card, render_page
 from edgekiln.benchmarks.report.table import (
     describe_config,
+    describe_floor,
     describe_simulation,
     format_markdown,
     format_text,
@@ -12,6 +13,7 @@ from edgekiln.benchmarks.report.table import (
 
 __all__ = [
     "describe_config",
+    "describe_floor",
     "describe_simulation",
     "format_markdown",
     "format_text",

@@ -13,6 +13,7 @@ from edgekiln.benchmarks.gate import format_confidence
 from edgekiln.benchmarks.report.table import (
     describe_audit,
     describe_config,
+    describe_limits,
     describe_simulation,
     format_markdown,
     table_headings,
@@ -52,6 +53,7 @@ def _render(template: str, report: Mapping[str, Any], **extra: Any) -> str:
     environment.filters |= {
         "config": describe_config,
         "confidence": format_confidence,
+        "limits": describe_limits,
         "audit": describe_audit,
         "simulation": describe_simulation,
     }

@@ -10,6 +10,8 @@ from edgekiln.benchmarks.gate import format_confidence
 __all__ = [
     "describe_audit",
     "describe_config",
+    "describe_floor",
+    "describe_limits",
     "describe_simulation",
     "format_markdown",
     "format_text",
@@ -121,3 +123,32 @@ def describe_config(config: Mapping[str, Any]) -> str:
     if "channels_last" in config:
         words.append("channels_last" if config["channels_last"] else "contiguous")
     return ", ".join(words)
+
+
+def describe_floor(report: Mapping[str, Any]) -> str:
+    """How near each engine is to what the machine could do, in a line; empty where no floor is known."""
+    engines = [{**report["baseline"], "name": "PyTorch"}, *report["variants"]]
+    latencies = [(engine["name"], engine.get("latency") or {}) for engine in engines]
+    shares = [
+        f"{name} {latency['share_of_floor']:.0%}"
+        for name, latency in latencies
+        if latency.get("share_of_floor")
+    ]
+    return (
+        f"share of the floor: {', '.join(shares)} (100% is the machine's measured ceiling)" if shares else ""
+    )
+
+
+def describe_limits(measurement: Mapping[str, Any]) -> str:
+    """Floor and memory of one engine, in a sentence; empty where neither is known."""
+    words = []
+    if measurement.get("share_of_floor"):
+        words.append(
+            f"{measurement['share_of_floor']:.0%} of what the machine could do: the floor is "
+            f"{measurement['floor_ms']:.3g} ms, the median {measurement['p50_ms']:.3g} ms"
+        )
+    if measurement.get("peak_rss_mb"):
+        words.append(f"peak memory of its process {measurement['peak_rss_mb']:.0f} MB")
+    if measurement.get("device_mb"):
+        words.append(f"{measurement['device_mb']:.0f} MB of the GPU")
+    return f"{'; '.join(words)}." if words else ""

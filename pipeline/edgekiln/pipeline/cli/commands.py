@@ -101,6 +101,7 @@ def _run_and_print(
 def _print_report(report: Mapping[str, Any], bundle: Path) -> None:
     from edgekiln.benchmarks.report import (
         describe_config,
+        describe_floor,
         describe_simulation,
         format_text,
         table_headings,
@@ -121,6 +122,8 @@ def _print_report(report: Mapping[str, Any], bundle: Path) -> None:
         configs = "; ".join(f"{m['name']} {describe_config(m['config'])}" for m in benchmark["measurements"])
         click.echo(f"latency  {validity['state']}{reasons}")
         click.echo(f"         batch 1; {configs}")
+        if floor := describe_floor(report):
+            click.echo(f"         {floor}")
     click.echo(f"images   {report['data']['counts']['test']} in the test split")
     click.echo(f"bundle   {bundle}")
     click.echo(f"report   {bundle / 'report.html'}")

@@ -1,0 +1,102 @@
+"""Puts physical limits beside the timings of a benchmark: ceilings, floors, shares of them, and memory."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from edgekiln.pipeline.engines import built_files
+from edgekiln.pipeline.stage_files import (
+    ABOUT_NAME,
+    BASELINE,
+    BUILD_NAME,
+    MODEL_NAME,
+    StageContext,
+    read_json,
+)
+from edgekiln.runtime.errors import EngineError
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from edgekiln.benchmarks.latency import Contender
+    from edgekiln.benchmarks.roofline import Ceilings
+
+__all__ = ["add_limits", "read_products"]
+
+
+def read_products(context: StageContext) -> dict[str, tuple[Mapping[str, Any], str]]:
+    """Costs and precision by contender. The baseline computes what the exported graph says, in FP32."""
+    from edgekiln.export.costs import count_costs
+
+    exported = (context.inputs["export"] / MODEL_NAME).read_bytes()
+    found: dict[str, tuple[Mapping[str, Any], str]] = {BASELINE: (count_costs(exported).to_dict(), "fp32")}
+    for variant in context.recipe.variants:
+        about = read_json(context.inputs[f"variant.{variant.name}"] / ABOUT_NAME)
+        precision = variant.precision.value
+        if variant.builds_engine and built_files(context, variant):
+            # What was built may differ from what was asked; the costs of a fallback's graph were not counted.
+            built = read_json(context.inputs[f"engine.{variant.name}"] / BUILD_NAME)
+            if built.get("precision", precision) != precision:
+                continue
+        if "costs" in about:
+            found[variant.name] = about["costs"], precision
+    return found
+
+
+def add_limits(
+    values: dict[str, Any],
+    contenders: Sequence[Contender],
+    products: Mapping[str, tuple[Mapping[str, Any], str]],
+    frames_file: Path,
+) -> None:
+    """Add ``ceilings`` to a benchmark's JSON values, and to each measurement its floor, share and memory.
+
+    Measured after the timings, in processes of their own: neither disturbs the other. Ceilings are those of the
+    thread count that a contender was timed with, or of the GPU for one that has no threads. What cannot be measured
+    is ``None``, and why stands in ``limits_problems``: finished timings are not lost for it.
+    """
+    problems: list[str] = []
+    ceilings: dict[int | None, Ceilings | None] = {}
+    for measurement, contender in zip(values["measurements"], contenders, strict=True):
+        threads = measurement["config"].get("threads")
+        if threads not in ceilings:
+            ceilings[threads] = _measure_ceilings(threads, problems)
+        limits, product = ceilings[threads], products.get(measurement["name"])
+        measurement.update(_find_floor(measurement["p50_ms"], limits, product))
+        measurement.update(_measure_memory(contender, measurement["config"], frames_file, problems))
+    values["ceilings"] = [found.to_dict() for found in ceilings.values() if found]
+    values["limits_problems"] = problems
+
+
+def _find_floor(
+    median_ms: float, limits: Ceilings | None, product: tuple[Mapping[str, Any], str] | None
+) -> dict[str, float | None]:
+    from edgekiln.benchmarks.roofline import floor_ms, share_of_floor
+
+    floor = floor_ms(product[0], limits, product[1]) if limits and product else None
+    return {"floor_ms": floor, "share_of_floor": None if floor is None else share_of_floor(median_ms, floor)}
+
+
+def _measure_memory(
+    contender: Contender, config: Mapping[str, Any], frames_file: Path, problems: list[str]
+) -> dict[str, float | None]:
+    from edgekiln.benchmarks.memory import measure_memory
+
+    arguments, on_gpu = {**contender.arguments, **config}, config.get("threads") is None
+    try:
+        used = measure_memory(contender.factory, arguments, frames_file, on_gpu=on_gpu)
+    except EngineError as error:
+        problems.append(f"{contender.name}: {error}")
+        return {"peak_rss_mb": None, "device_mb": None}
+    return {"peak_rss_mb": used.peak_rss_mb, "device_mb": used.device_mb}
+
+
+def _measure_ceilings(threads: int | None, problems: list[str]) -> Ceilings | None:
+    from edgekiln.benchmarks.roofline import measure_ceilings, measure_gpu_ceilings
+
+    try:
+        return measure_gpu_ceilings() if threads is None else measure_ceilings(threads)
+    except EngineError as error:
+        problems.append(str(error))
+        return None

@@ -1,0 +1,85 @@
+import numpy as np
+import pytest
+
+from edgekiln.benchmarks import memory, roofline
+from edgekiln.benchmarks.latency import Contender
+from edgekiln.benchmarks.memory import MemoryUse
+from edgekiln.benchmarks.roofline import Ceilings
+from edgekiln.pipeline.limits import add_limits, read_products
+from edgekiln.pipeline.recipe import load_recipe
+from edgekiln.pipeline.stage_files import BASELINE, StageContext
+from edgekiln.runtime.errors import EngineError
+
+COSTS = {"macs": 50_000_000, "weight_bytes": 10, "input_bytes": 0, "output_bytes": 0}
+
+
+def contender(name):
+    return Contender(name, "module:open", {"path": name}, [{}], np.zeros((1, 3), np.float32))
+
+
+def timed(name, threads):
+    return {"name": name, "config": {"threads": threads}, "p50_ms": 4.0}
+
+
+@pytest.fixture
+def measured(monkeypatch):
+    """What was asked of the machine: thread counts and memory requests."""
+    asked = []
+
+    def ceilings(threads):
+        asked.append(threads)
+        return Ceilings(fp32_gflops=100.0 * threads, int8_gops=None, copy_gb_per_s=10, threads=threads)
+
+    def use(factory, arguments, frames_file, *, on_gpu=False):
+        if arguments["path"] == "broken":
+            raise EngineError("it broke")
+        asked.append((arguments, on_gpu))
+        return MemoryUse(80.0, 30.0, None)
+
+    monkeypatch.setattr(roofline, "measure_ceilings", ceilings)
+    monkeypatch.setattr(roofline, "measure_gpu_ceilings", lambda: None)
+    monkeypatch.setattr(memory, "measure_memory", use)
+    return asked
+
+
+def test_each_engine_gets_the_floor_of_its_threads(measured, tmp_path):
+    values = {"measurements": [timed("baseline", 1), timed("a", 2), timed("int8", 2), timed("gpu", None)]}
+    products = {
+        "baseline": (COSTS, "fp32"),
+        "a": (COSTS, "fp32"),
+        "int8": (COSTS, "int8"),
+        "gpu": (COSTS, "fp16"),
+    }
+    add_limits(values, [contender(m["name"]) for m in values["measurements"]], products, tmp_path)
+    assert [m["floor_ms"] for m in values["measurements"]] == [1.0, 0.5, None, None]
+    assert [m["share_of_floor"] for m in values["measurements"]] == [0.25, 0.125, None, None]
+    assert [m["peak_rss_mb"] for m in values["measurements"]] == [80.0] * 4
+    assert [entry["threads"] for entry in values["ceilings"]] == [1, 2]
+    assert values["limits_problems"] == []
+    assert [entry for entry in measured if isinstance(entry, int)] == [1, 2]
+    assert ({"path": "gpu", "threads": None}, True) in measured
+
+
+def test_finished_timings_are_kept_where_limits_cannot_be_measured(measured, monkeypatch, tmp_path):
+    def fail(threads):
+        raise EngineError("no ceilings")
+
+    monkeypatch.setattr(roofline, "measure_ceilings", fail)
+    values = {"measurements": [timed("broken", 1)]}
+    add_limits(values, [contender("broken")], {"broken": (COSTS, "fp32")}, tmp_path)
+    assert values["measurements"][0]["p50_ms"] == 4.0
+    assert values["measurements"][0]["floor_ms"] is values["measurements"][0]["peak_rss_mb"] is None
+    assert values["limits_problems"] == ["no ceilings", "broken: it broke"]
+
+
+def test_baseline_costs_what_the_exported_graph_costs(tiny_run):
+    recipe, runs, _ = tiny_run
+    inputs = {"export": next(runs.rglob("parity.json")).parent}
+    inputs |= {
+        f"variant.{name}": next(runs.rglob(f"variant.{name}*/**/about.json")).parent
+        for name in ("fp32", "int8")
+    }
+    products = read_products(StageContext(load_recipe(recipe), runs, inputs, None))
+    assert products[BASELINE] == products["fp32"]
+    assert products["int8"][1] == "int8"
+    assert products["int8"][0]["macs"] == products["fp32"][0]["macs"]
