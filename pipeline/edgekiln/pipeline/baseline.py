@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
+from torch import nn
 
 from edgekiln.export.onnx import PixelModel, normalize
 from edgekiln.pipeline.checkpoint import load_checkpoint
@@ -13,7 +14,7 @@ from edgekiln.pipeline.recipe import BackboneSettings
 from edgekiln.runtime.errors import UsageError
 from edgekiln.runtime.spec import Frames, Logits, check_finite, check_frames
 
-__all__ = ["TorchSession", "open_baseline"]
+__all__ = ["TorchSession", "fold_batchnorm", "open_baseline"]
 
 
 class TorchSession:
@@ -84,11 +85,28 @@ class TorchSession:
 
 
 def open_baseline(
-    *, checkpoint: str, backbone: dict[str, str], threads: int, channels_last: bool
+    *,
+    checkpoint: str,
+    backbone: dict[str, str],
+    threads: int,
+    channels_last: bool,
+    folded: bool = False,
+    compiled: bool = False,
 ) -> TorchSession:
-    """The factory that benchmark workers call; all arguments are JSON values."""
+    """The factory that benchmark workers call; all arguments are JSON values.
+
+    ``folded`` folds BatchNorm into the convolutions before it, ``compiled`` passes the network through torch.compile
+    with frozen weights.
+    """
     settings = BackboneSettings.model_validate(backbone)
     model, contract = load_checkpoint(Path(checkpoint), settings)
+    if folded:
+        fold_batchnorm(model.eval().network, torch.zeros(1, 3, contract.height, contract.width))
+    if compiled:
+        import torch._inductor.config as inductor
+
+        inductor.freezing = True  # weights are constants, so layouts and BatchNorm are folded
+        model.network = torch.compile(model.eval().network)  # type: ignore[assignment] # it wraps the module
     return TorchSession(
         model,
         (contract.height, contract.width),
@@ -96,3 +114,63 @@ def open_baseline(
         threads=threads,
         channels_last=channels_last,
     )
+
+
+def fold_batchnorm(network: nn.Module, example: torch.Tensor) -> int:
+    """Fold every BatchNorm that follows a convolution directly into it, in place; returns how many.
+
+    w' = w g / sqrt(v + e), b' = (b - m) g / sqrt(v + e) + beta (Jacob et al. 2018, section 3.2). What follows what is
+    seen by running ``example`` float32 (1, 3, H, W) once, so it works for any module tree; a convolution whose output
+    has other readers besides is left alone.
+    """
+    made_by: dict[int, nn.Conv2d] = {}
+    kept: list[torch.Tensor] = []  # so that no tensor's id is used twice
+    pairs: list[tuple[nn.Conv2d, nn.BatchNorm2d]] = []
+
+    def after_conv(module: nn.Module, _: object, output: torch.Tensor) -> None:
+        assert isinstance(module, nn.Conv2d)
+        made_by[id(output)] = module
+        kept.append(output)
+
+    def before_norm(module: nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
+        assert isinstance(module, nn.BatchNorm2d)
+        conv = made_by.pop(id(inputs[0]), None)
+        if conv is not None:
+            pairs.append((conv, module))
+
+    hooks = [
+        *(m.register_forward_hook(after_conv) for m in network.modules() if isinstance(m, nn.Conv2d)),
+        *(
+            m.register_forward_pre_hook(before_norm)
+            for m in network.modules()
+            if isinstance(m, nn.BatchNorm2d)
+        ),
+    ]
+    try:
+        with torch.inference_mode():
+            network(example)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    once = {conv for conv, _ in pairs if sum(other is conv for other, _ in pairs) == 1}
+    folded = {norm: conv for conv, norm in pairs if conv in once}
+    for norm, conv in folded.items():
+        _fold_pair(conv, norm)
+    for parent in list(network.modules()):
+        for name, child in list(parent.named_children()):
+            if child in folded:
+                # timm's BatchNormAct2d holds the activation that follows it.
+                setattr(parent, name, getattr(child, "act", None) or nn.Identity())
+    return len(folded)
+
+
+@torch.no_grad()
+def _fold_pair(conv: nn.Conv2d, norm: nn.BatchNorm2d) -> None:
+    assert norm.running_mean is not None
+    assert norm.running_var is not None
+    gain = torch.rsqrt(norm.running_var + norm.eps)
+    gain = gain if norm.weight is None else gain * norm.weight
+    shift = torch.zeros_like(gain) if norm.bias is None else norm.bias
+    bias = torch.zeros_like(gain) if conv.bias is None else conv.bias
+    conv.weight.copy_(conv.weight * gain.reshape(-1, 1, 1, 1))
+    conv.bias = nn.Parameter((bias - norm.running_mean) * gain + shift)

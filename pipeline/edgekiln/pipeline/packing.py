@@ -150,6 +150,16 @@ def _build_report(context: StageContext) -> dict[str, Any]:
             "accuracy": measure_accuracy(baseline, test.labels).to_dict(),
             "latency": _latency(benchmark, BASELINE),
         },
+        "peers": [
+            {
+                "name": name,
+                "precision": "fp32",
+                "latency": _latency(benchmark, name),
+                "speedup": (benchmark or {"ratios": {}})["ratios"].get(name),
+            }
+            for name in context.recipe.benchmark.peers
+            if benchmark is not None
+        ],
         "variants": variants,
         "notices": [notice for variant in variants for notice in variant["notices"]],
         "benchmark": benchmark,

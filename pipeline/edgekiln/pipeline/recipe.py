@@ -267,6 +267,10 @@ class BenchmarkSettings(_Section):
     blocks: int = Field(60, ge=2, description="timed blocks per process, contenders alternating")
     block_seconds: float = Field(0.05, gt=0)
     images: int = Field(64, ge=2, description="real images that rotate")
+    peers: tuple[Literal["pytorch-tuned", "pytorch-compile"], ...] = Field(
+        (),
+        description="also time PyTorch with BatchNorm folded, and with torch.compile; each costs a start per process",
+    )
     side_blocks: int = Field(
         4,
         ge=1,
@@ -293,8 +297,8 @@ class Recipe(_Section):
         names = [v.name for v in variants]
         if len(set(names)) != len(names):
             raise ValueError(f"variant names must differ, got {', '.join(names)}")
-        if "baseline" in names:
-            raise ValueError("'baseline' is the PyTorch model's own name")
+        if taken := {"baseline", "pytorch-tuned", "pytorch-compile"} & set(names):
+            raise ValueError(f"{sorted(taken)[0]!r} is the PyTorch model's own name")
         return variants
 
 

@@ -17,7 +17,6 @@ import numpy as np
 
 from edgekiln.pipeline.data import (
     LabelledImages,
-    PreparedSplit,
     load_split,
     make_contract,
     prepare_splits,
@@ -399,7 +398,8 @@ def _benchmark(context: StageContext) -> None:
         _encoded_pictures(context.recipe, test.keys[:count]),
         _read_contract(context).to_json(),
     )
-    contenders = [_baseline_contender(context, test, count)]
+    contenders = [_torch_contender(context, BASELINE, count)]
+    contenders += [_torch_contender(context, peer, count) for peer in settings.peers]
     contenders += [
         engine_contender(
             variant.name,
@@ -433,22 +433,30 @@ def _read_contract(context: StageContext) -> Contract:
     return Contract.from_json(load_tensors(context.inputs["finetune"] / CHECKPOINT_NAME)[1]["contract"])
 
 
-def _baseline_contender(context: StageContext, test: PreparedSplit, count: int) -> Any:
+_PEERS: dict[str, dict[str, bool]] = {
+    BASELINE: {},
+    "pytorch-tuned": {"folded": True},
+    "pytorch-compile": {"compiled": True},
+}
+
+
+def _torch_contender(context: StageContext, name: str, count: int) -> Any:
+    """The baseline, or the same weights under a faster way to run PyTorch."""
     from edgekiln.benchmarks.latency import Contender, thread_choices
     from edgekiln.pipeline.checkpoint import CHECKPOINT_NAME
 
+    # torch.compile chooses layouts itself, and each of its configurations costs a compilation.
+    layouts = (False,) if name == "pytorch-compile" else (False, True)
+    threads = thread_choices()[-1:] if name == "pytorch-compile" else thread_choices()
     return Contender(
-        name=BASELINE,
+        name=name,
         factory="edgekiln.pipeline.baseline:open_baseline",
         arguments={
             "checkpoint": str(context.inputs["finetune"] / CHECKPOINT_NAME),
             "backbone": context.recipe.backbone.model_dump(mode="json"),
+            **_PEERS[name],
         },
-        configs=[
-            {"threads": threads, "channels_last": channels_last}
-            for threads in thread_choices()
-            for channels_last in (False, True)
-        ],
+        configs=[{"threads": t, "channels_last": layout} for t in threads for layout in layouts],
         logits=read_logits(context.inputs[f"evaluate.{BASELINE}"])[:count],
     )
 

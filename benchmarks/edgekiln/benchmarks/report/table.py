@@ -41,6 +41,7 @@ def table_headings(report: Mapping[str, Any]) -> tuple[str, ...]:
 def table_rows(report: Mapping[str, Any]) -> list[tuple[str, ...]]:
     """One tuple of strings per engine, in the order of ``table_headings``; what was not measured is a dash."""
     rows = [_row(report["baseline"], verdict="baseline")]
+    rows += [_row(peer, verdict="peer") for peer in report.get("peers", ())]
     rows += [_row(variant, verdict=variant["verdict"]) for variant in report["variants"]]
     return rows
 
