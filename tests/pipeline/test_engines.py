@@ -51,6 +51,11 @@ def rows(run):
             "did you mean 'workspace_mib'?",
         ),
         ('backend = "tensorrt-rxt"\nprecision = "fp16"', "'tensorrt-rtx'"),
+        (
+            'backend = "tensorrt-rtx"\nprecision = "fp16"\nbuild = {static_batches = [8]}\n'
+            '[[variants]]\nname = "x.b8"\nbackend = "tensorrt-rtx"\nprecision = "fp32"',
+            "two variants would write x.b8.engine",
+        ),
     ],
 )
 def test_recipe_refuses_what_cannot_be_meant(tmp_path, variant, complaint):
@@ -246,3 +251,20 @@ def test_missing_modelopt_leaves_the_others_alone(tensorrt_run, tmp_path, monkey
     assert row["verdict"] == "not-run"
     assert row["reason"].startswith("not tried here, because: The package 'modelopt' is needed")
     assert next(v for v in result.report["variants"] if v["name"] == "int8")["verdict"] == "pass"
+
+
+def test_trouble_that_may_pass_is_tried_again_by_the_next_run(tensorrt_run, tmp_path, monkeypatch):
+    import shutil
+
+    path, runs, _ = tensorrt_run
+    shutil.copytree(runs, tmp_path / "runs")
+    with monkeypatch.context() as patch:
+        patch.setenv("EDGEKILN_CACHE", "/dev/null/cache")
+        recipe = load_recipe(path)
+        broken = run_recipe(recipe, tmp_path / "runs", SilentProgress(), force=["engine.rtx-fp16"])
+    row = next(v for v in broken.report["variants"] if v["name"] == "rtx-fp16")
+    assert "could not be built here: The engine cache /dev/null/cache cannot be written" in row["reason"]
+    mended = run_recipe(recipe, tmp_path / "runs", SilentProgress())
+    assert not mended.stages["engine.rtx-fp16"].cached
+    row = next(v for v in mended.report["variants"] if v["name"] == "rtx-fp16")
+    assert row["files"] == ["rtx-fp16.engine"]

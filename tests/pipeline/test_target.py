@@ -20,8 +20,11 @@ from edgekiln.runtime.errors import (
     BuildError,
     BundleError,
     DataError,
+    EngineError,
     EnvironmentProblem,
+    NonFiniteError,
     PrecisionError,
+    ResourceError,
     UsageError,
 )
 
@@ -281,3 +284,101 @@ def test_works_where_neither_torch_nor_onnx_nor_pydantic_is(parent, pictures, tm
     assert document["ok"]
     assert document["variants"][0]["verdict"] == "unverified"
     assert open_bundle(tmp_path / "out").variant("rtx-fp16").files == ("rtx-fp16.engine",)
+
+
+def test_compare_sees_the_engine_that_was_built_here_not_the_parents(parent, pictures, tmp_path, runs_here):
+    from edgekiln.benchmarks.compare import compare_bundles
+
+    build(parent, tmp_path / "good", variants=("rtx-fp16",), data=pictures)
+    runs_here[1] = 1e6
+    build(parent, tmp_path / "bad", variants=("rtx-fp16",), data=pictures)
+    regressions = compare_bundles(tmp_path / "good", tmp_path / "bad").regressions
+    assert [(c.engine, c.figure) for c in regressions] == [("rtx-fp16", "top1")]
+    build(parent, tmp_path / "unjudged", variants=("rtx-fp16",))
+    changes = compare_bundles(tmp_path / "good", tmp_path / "unjudged").changes
+    assert "it was not run in" in next(
+        c.reason for c in changes if (c.engine, c.figure) == ("rtx-fp16", "top1")
+    )
+
+
+def test_the_same_variant_twice_is_built_once(parent, tmp_path):
+    build(parent, tmp_path / "out", variants=("rtx-fp16", "rtx-fp16"))
+    assert [v.name for v in open_bundle(tmp_path / "out").variants] == ["rtx-fp16", "fp32", "int8"]
+
+
+def test_out_inside_the_bundle_is_refused(parent, tmp_path):
+    shutil.copytree(parent, tmp_path / "parent")
+    with pytest.raises(UsageError, match="lies inside the bundle"):
+        build(tmp_path / "parent", tmp_path / "parent" / "derived")
+    open_bundle(tmp_path / "parent")
+
+
+def test_fallback_survives_a_second_build(parent, tmp_path, monkeypatch):
+    from edgekiln.export import tensorrt
+    from edgekiln.pipeline import building
+
+    def refuse_int8(model, options, cache, **callbacks):
+        if options.precision.value == "int8":
+            raise BuildError("tensorrt-rtx could not build the int8 engine: no kernel")
+        return tensorrt.build_engine(model, options, cache, **callbacks)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(building, "build_engine", refuse_int8)
+        build(parent, tmp_path / "a", variants=("rtx-int8",))
+        again = build(tmp_path / "a", tmp_path / "b")
+        assert row(again, "rtx-int8")["precision"] == "fp16"
+    free = build(tmp_path / "b", tmp_path / "c")
+    assert row(free, "rtx-int8")["precision"] == "int8"
+
+
+@pytest.mark.parametrize("failing", ["nan", "engine", "memory"])
+def test_engine_that_fails_while_it_runs_is_told_and_the_bundle_is_written(
+    parent, pictures, tmp_path, monkeypatch, failing
+):
+    class Failing:
+        def run(self, frames):
+            raise {
+                "nan": NonFiniteError("gave NaN"),
+                "engine": EngineError("refused to run"),
+                "memory": ResourceError("out of memory"),
+            }[failing]
+
+        def close(self):
+            pass
+
+    monkeypatch.setattr(target, "open_session", lambda backend, engines: Failing())
+    content = build(parent, tmp_path / "out", variants=("rtx-fp16",), data=pictures)
+    assert row(content, "rtx-fp16")["verdict"] == ("not-run" if failing == "memory" else "fail")
+    open_bundle(tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+    "edit",
+    [
+        lambda m: m["variants"][2]["figures"].__setitem__("products", [1]),
+        lambda m: m["variants"][2]["figures"].__setitem__("asked_precision", "int9"),
+        lambda m: m.__setitem__("provenance", [1]),
+        lambda m: m.__setitem__("gate", [1]),
+        lambda m: m["provenance"]["recipe"]["variants"][2].__setitem__("build", {"batch": {"maxi": 3}}),
+        lambda m: m["provenance"]["recipe"]["variants"][2].__setitem__("build", {"workspace_mib": "big"}),
+        lambda m: m["provenance"]["recipe"]["variants"][2].__setitem__("min_precision_share", "x"),
+    ],
+)
+def test_manifest_that_makes_no_sense_is_one_clear_error(parent, tmp_path, edit):
+    shutil.copytree(parent, tmp_path / "parent")
+    path = tmp_path / "parent" / "manifest.json"
+    manifest = json.loads(path.read_text())
+    edit(manifest)
+    path.write_text(json.dumps(manifest))
+    with pytest.raises(BundleError, match="the settings of 'rtx-fp16' cannot be used"):
+        build(tmp_path / "parent", tmp_path / "out", variants=("rtx-fp16",))
+
+
+def test_pictures_behind_links_are_found_and_odd_files_are_passed_over(parent, pictures, tmp_path, runs_here):
+    folder = tmp_path / "mixed"
+    folder.mkdir()
+    (folder / "linked").symlink_to(pictures)
+    (folder / "back").symlink_to(folder)
+    (folder / "dangling").symlink_to(tmp_path / "nowhere")
+    content = build(parent, tmp_path / "out", variants=("rtx-fp16",), data=folder)
+    assert row(content, "rtx-fp16")["figures"]["judged_images"]["here"] == 30

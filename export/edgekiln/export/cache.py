@@ -60,7 +60,11 @@ class EngineCache:
         self.root = root or default_cache_folder()
 
     def fetch(
-        self, key: str, build: Callable[[Path], Mapping[str, Any]], tell: Callable[[str], None]
+        self,
+        key: str,
+        build: Callable[[Path], Mapping[str, Any]],
+        tell: Callable[[str], None],
+        use: Callable[[Path], None] = lambda folder: None,
     ) -> tuple[Path, bool]:
         """The folder of ``key``, built by ``build`` where it is not there; and whether it was there.
 
@@ -68,6 +72,7 @@ class EngineCache:
             key: of ``engine_key``.
             build: writes files into the empty folder that it is given, and returns JSON values about them.
             tell: is told once where an entry was damaged, and where another process is building.
+            use: reads what it needs from the entry's folder, before anybody may remove it.
 
         Raises:
             UntrustedError: the cache's folder belongs to, or can be written by, somebody else.
@@ -76,7 +81,9 @@ class EngineCache:
         self._prepare()
         try:
             with self._lock(key, tell):
-                return self._find(key, tell) or self._add(key, build)
+                found = self._find(key, tell) or self._add(key, build)
+                use(found[0])
+                return found
         except (BlockingIOError, ConnectionError):
             raise  # of who builds or listens, not of the disk
         except OSError as error:
@@ -112,7 +119,12 @@ class EngineCache:
 
     def about(self, key: str) -> Mapping[str, Any]:
         """What ``build`` returned when the entry was made."""
-        values: Mapping[str, Any] = json.loads((self.root / key / _ABOUT).read_text("utf-8"))["about"]
+        return self.read_about(self.root / key)
+
+    @staticmethod
+    def read_about(folder: Path) -> Mapping[str, Any]:
+        """The same, by the entry's folder."""
+        values: Mapping[str, Any] = json.loads((folder / _ABOUT).read_text("utf-8"))["about"]
         return values
 
     def entries(self) -> list[CacheEntry]:

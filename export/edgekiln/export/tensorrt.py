@@ -17,7 +17,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -34,6 +34,7 @@ HardwareCompatibility = Literal["none", "ampere-plus", "same-compute-capability"
 Typing = Literal["strong", "weak"]
 Advance = Callable[[int, int, str], None]
 
+MAX_BATCH = 1024
 ENGINE_NAME, LAYERS_NAME, RESULT_NAME = "engine", "layers.json", "result.json"
 _STOP_SECONDS = 10.0
 _WORKER = "edgekiln.export.build_worker"
@@ -48,9 +49,9 @@ class BatchProfile:
     max: int = 32
 
     def __post_init__(self) -> None:
-        if not 1 <= self.min <= self.opt <= self.max:
+        if not 1 <= self.min <= self.opt <= self.max <= MAX_BATCH:
             raise UsageError(
-                f"A batch profile needs 1 <= min <= opt <= max, got {self.min}, {self.opt}, {self.max}."
+                f"A batch profile needs 1 <= min <= opt <= max <= {MAX_BATCH}, got {self.min}, {self.opt}, {self.max}."
             )
 
 
@@ -99,7 +100,8 @@ class BuiltEngine:
     """An engine and how it came to be.
 
     Attributes:
-        path: the file in the cache.
+        path: the file in the cache, which somebody may prune.
+        data: its bytes.
         version: of the library that built it.
         gpu: name of the GPU that it was built on; ``None`` where none was needed.
         declared: datatype that the network declares, by ONNX node.
@@ -109,6 +111,7 @@ class BuiltEngine:
     """
 
     path: Path
+    data: bytes = field(repr=False)
     sha256: str
     version: str
     gpu: str | None
@@ -172,26 +175,46 @@ def build_engine(
 
     def build(folder: Path) -> Mapping[str, Any]:
         started = time.monotonic()
-        result = _run_worker(model, options, device, folder, cache.root, advance)
+        try:
+            result = _run_worker(model, options, device, folder, cache.root, advance)
+        except OSError as error:
+            if str(error.filename or "").startswith(str(cache.root)):
+                raise  # the cache tells of its own
+            raise ResourceError(
+                f"The engine could not be built: {error.filename or tempfile.gettempdir()}: {error.strerror}.",
+                hint="Free space there, or set TMPDIR to a folder with room.",
+            ) from error
         (folder / RESULT_NAME).write_text(json.dumps(result), "utf-8")
         return {**identity, "version": result["version"], "seconds": time.monotonic() - started}
 
-    folder, cached = cache.fetch(key, build, tell)
-    result = json.loads((folder / RESULT_NAME).read_text("utf-8"))
-    about = cache.about(key)
+    read: dict[str, Any] = {}
+    folder, cached = cache.fetch(key, build, tell, lambda entry: read.update(_read_entry(entry)))
+    result = read["result"]
     return BuiltEngine(
         path=folder / ENGINE_NAME,
-        sha256=hashlib.sha256((folder / ENGINE_NAME).read_bytes()).hexdigest(),
+        data=read["data"],
+        sha256=hashlib.sha256(read["data"]).hexdigest(),
         version=result["version"],
         gpu=None if device is None else device.name,
         options=options,
         declared=result["declared"],
-        layers=(folder / LAYERS_NAME).read_text("utf-8") if (folder / LAYERS_NAME).exists() else None,
+        layers=read["layers"],
         log=tuple((severity, text) for severity, text in result["log"]),
         notes=tuple(result["notes"]),
-        seconds=about["seconds"],
+        seconds=read["seconds"],
         cached=cached,
     )
+
+
+def _read_entry(folder: Path) -> dict[str, Any]:
+    """All of a cache entry, read at once: a moment later it may be pruned."""
+    layers = folder / LAYERS_NAME
+    return {
+        "data": (folder / ENGINE_NAME).read_bytes(),
+        "result": json.loads((folder / RESULT_NAME).read_text("utf-8")),
+        "layers": layers.read_text("utf-8") if layers.exists() else None,
+        "seconds": EngineCache.read_about(folder)["seconds"],
+    }
 
 
 def _device_for(flavour: Flavour) -> DeviceProperties | None:

@@ -5,7 +5,6 @@ Needs neither torch, onnx nor pydantic: settings are plain JSON values, as a rec
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -91,7 +90,7 @@ def build_engines(request: EngineRequest, folder: Path, progress: Progress) -> d
             advance=progress.advance,
             tell=lambda text: progress.message(f"  {text}"),
         )
-        shutil.copyfile(engine.path, folder / name)
+        (folder / name).write_bytes(engine.data)
         engines.append(engine)
     audit: dict[str, Any] | None = None
     failure = None
@@ -117,7 +116,7 @@ def _audit(engine: BuiltEngine, request: EngineRequest) -> dict[str, Any]:
     if engine.layers is not None:
         return audit_engine(parse_inspector(engine.layers), *judged).to_dict()
     if request.flavour == "tensorrt-rtx":
-        achieved = audit_rtx_plan(engine.path.read_bytes(), *judged)
+        achieved = audit_rtx_plan(engine.data, *judged)
         if achieved.evidence != "none":
             return achieved.to_dict()
     return declared.to_dict()

@@ -17,9 +17,11 @@ from edgekiln.pipeline.recipe import VariantSettings
 from edgekiln.pipeline.stage_files import (
     ABOUT_NAME,
     BUILD_NAME,
+    FAILURE_NAME,
     FALLBACK_NAME,
     MODEL_NAME,
     NOT_RUN_NAME,
+    RETRY_NAME,
     SIMULATED_NAME,
     StageContext,
     read_json,
@@ -29,9 +31,11 @@ from edgekiln.pipeline.stage_files import (
 from edgekiln.runtime.backends import open_session
 from edgekiln.runtime.errors import (
     BuildError,
+    DeviceError,
     EdgekilnError,
     EngineError,
     EnvironmentProblem,
+    MissingExtraError,
     NonFiniteError,
     ResourceError,
 )
@@ -61,11 +65,20 @@ def build_variant(context: StageContext, variant: VariantSettings) -> None:
             _build_or_fall_back(context, variant, made, record)
         except (BuildError, ResourceError) as error:
             record["reason"] = f"could not be built here: {error}"
+            _retry_next_time(context, error)
         except EnvironmentProblem as error:
             record["reason"] = f"not tried here, because: {error}"
+            _retry_next_time(context, error)
     if record["reason"] or record["failure"]:
         context.progress.message(f"  {variant.name}: {record['reason'] or record['failure']}")
     write_json(context.folder / BUILD_NAME, record)
+
+
+def _retry_next_time(context: StageContext, error: EdgekilnError) -> None:
+    """Memory, disk and a builder that died are nothing that the stage's key knows of."""
+    known = isinstance(error, BuildError | MissingExtraError | DeviceError)
+    if not known:
+        (context.folder / RETRY_NAME).write_text(str(error), "utf-8")
 
 
 def _build_or_fall_back(
@@ -123,6 +136,13 @@ def evaluate_variant(context: StageContext, variant: VariantSettings) -> None:
             built = "built, not run" if variant.builds_engine else "not tried here"
             reason = f"{built}, because: {problem}"
             context.progress.message(f"  {variant.name} was not run here: {problem}")
+        except ResourceError as error:
+            reason = f"could not run here: {error}"
+            _retry_next_time(context, error)
+        except (NonFiniteError, EngineError) as error:
+            reason = f"failed while running: {error}"
+            write_json(context.folder / FAILURE_NAME, {"failure": reason})
+            context.progress.message(f"  {variant.name} {reason}")
     write_json(context.folder / NOT_RUN_NAME, {"reason": reason})
     _simulate(context, variant)
 

@@ -21,6 +21,7 @@ from edgekiln.pipeline.stage_files import (
     ABOUT_NAME,
     BASELINE,
     BUILD_NAME,
+    FAILURE_NAME,
     FALLBACK_NAME,
     LOGITS_NAME,
     MODEL_NAME,
@@ -191,10 +192,11 @@ def _judge_variant(
         **_read_making(context, variant),
     }
     if not _is_judged(context, variant):
-        reason = read_json(evaluated / NOT_RUN_NAME)["reason"]
-        verdict = {"verdict": "fail", "reason": row["failure"]} if row["failure"] and files else {
-            "verdict": "not-run", "reason": reason
-        }  # fmt: skip
+        failure = row["failure"] if files else None
+        if (evaluated / FAILURE_NAME).exists():
+            failure = row["failure"] = read_json(evaluated / FAILURE_NAME)["failure"]
+        reason = failure or read_json(evaluated / NOT_RUN_NAME)["reason"]
+        verdict = {"verdict": "fail" if failure else "not-run", "reason": reason}
         simulated = None
         if (evaluated / SIMULATED_NAME).exists():
             simulated = summarize_simulation(reference, read_logits(evaluated, SIMULATED_NAME))

@@ -41,6 +41,7 @@ __all__ = [
 ]
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
+MAX_FILE_NAME = 64  # of a bundle
 Fraction = Annotated[float, Field(gt=0, lt=1)]
 
 
@@ -207,6 +208,15 @@ class VariantSettings(_Section):
         return self.backend in {"tensorrt", "tensorrt-rtx"}
 
     @property
+    def files(self) -> tuple[str, ...]:
+        """Every name that its files may have in a bundle."""
+        if not self.builds_engine:
+            return (f"{self.name}.onnx",)
+        sizes = tuple(f"{self.name}.b{size}.engine" for size in self.build.static_batches)
+        graphs = (f"{self.name}.onnx", *([f"{self.name}.fallback.onnx"] if self.fallback != "none" else []))
+        return (*graphs, *(sizes or (f"{self.name}.engine",)))
+
+    @property
     def calibration(self) -> Any:
         """The calibration method, or the backend's default."""
         return self.calibration_method or ("max" if self.builds_engine else "minmax")
@@ -229,6 +239,11 @@ class VariantSettings(_Section):
         if self.calibration not in known:
             raise ValueError(
                 f"{self.backend} calibrates by {' or '.join(sorted(known))}, not {self.calibration}"
+            )
+        longest = max(map(len, self.files))
+        if longest > MAX_FILE_NAME:
+            raise ValueError(
+                f"the name is {longest - MAX_FILE_NAME} characters too long for the files of its engines"
             )
         if self.fallback == "fp16" and not (self.builds_engine and self.precision is Precision.INT8):
             raise ValueError("fallback = 'fp16' is for INT8 variants of tensorrt and tensorrt-rtx")
@@ -297,6 +312,9 @@ class Recipe(_Section):
         names = [v.name for v in variants]
         if len(set(names)) != len(names):
             raise ValueError(f"variant names must differ, got {', '.join(names)}")
+        files = [file for v in variants for file in v.files]
+        if repeated := sorted({file for file in files if files.count(file) > 1}):
+            raise ValueError(f"two variants would write {repeated[0]}: name one of them otherwise")
         if taken := {"baseline", "pytorch-tuned", "pytorch-compile"} & set(names):
             raise ValueError(f"{sorted(taken)[0]!r} is the PyTorch model's own name")
         return variants

@@ -13,7 +13,7 @@ from typing import Any
 
 from edgekiln.pipeline.progress import Progress
 from edgekiln.pipeline.recipe import Recipe
-from edgekiln.pipeline.stage_files import StageContext
+from edgekiln.pipeline.stage_files import RETRY_NAME, StageContext
 from edgekiln.pipeline.stages import Stage, plan_stages, stage_names
 from edgekiln.pipeline.store import StageRecord, StageStore, stage_key
 from edgekiln.runtime.errors import GateError, UsageError
@@ -90,6 +90,8 @@ def _run_stage(
     }
     key = stage_key(stage.name, **about)
     found = None if forced else store.find(stage.name, key)
+    if found is not None and (found.folder / RETRY_NAME).exists():
+        found = None
     if found is not None:
         progress.message(f"{label}: done before ({found.seconds:.1f} s then)")
         return found

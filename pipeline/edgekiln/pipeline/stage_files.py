@@ -18,10 +18,12 @@ __all__ = [
     "ABOUT_NAME",
     "BASELINE",
     "BUILD_NAME",
+    "FAILURE_NAME",
     "FALLBACK_NAME",
     "LOGITS_NAME",
     "MODEL_NAME",
     "NOT_RUN_NAME",
+    "RETRY_NAME",
     "SIMULATED_NAME",
     "StageContext",
     "read_json",
@@ -40,6 +42,8 @@ SIMULATED_NAME = (
     "simulated.npz"  # what onnxruntime on the CPU answers for a graph whose engine cannot run here
 )
 NOT_RUN_NAME = "not-run.json"
+FAILURE_NAME = "failure.json"  # of an evaluate stage: the engine ran, and failed
+RETRY_NAME = "retry"  # this stage met trouble that may pass (memory, disk): the next run does it again
 
 
 @dataclass(frozen=True, slots=True)

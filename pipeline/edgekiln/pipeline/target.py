@@ -8,9 +8,10 @@ numpy, Pillow and TensorRT: neither torch, onnx nor pydantic.
 from __future__ import annotations
 
 import hashlib
+import io
 import os
 import shutil
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ import numpy as np
 
 from edgekiln.benchmarks.environment import describe_machine
 from edgekiln.benchmarks.judging import Reference, judge_answers, read_answers
-from edgekiln.pipeline.building import EngineRequest, build_engines
+from edgekiln.pipeline.building import EngineRequest, build_engines, plan_builds
 from edgekiln.pipeline.progress import Progress
 from edgekiln.runtime.backends import open_session
 from edgekiln.runtime.bundle import Bundle, VariantRecord, open_bundle, write_manifest
@@ -27,10 +28,13 @@ from edgekiln.runtime.contract import Contract
 from edgekiln.runtime.engine_header import Flavour
 from edgekiln.runtime.errors import (
     BuildError,
+    BundleError,
     DataError,
     EdgekilnError,
+    EngineError,
     EnvironmentProblem,
     ImageError,
+    NonFiniteError,
     ResourceError,
     UsageError,
 )
@@ -73,25 +77,35 @@ def build_on_target(request: TargetRequest, progress: Progress) -> dict[str, Any
         DataError: none of the pictures is one of the parent's test pictures.
         EnvironmentProblem: no engine could be built: the library or GPU is missing, or the build failed.
     """
-    if request.out.exists() and (not request.out.is_dir() or any(request.out.iterdir())):
+    out = request.out.resolve()
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise _in_use(out)
+    if request.bundle.resolve() in (out, *out.parents):
         raise UsageError(
-            f"{request.out} is in use.", hint="Give --out a folder that does not exist.", path=request.out
+            f"{out} lies inside the bundle that it is built from.", hint="Give --out another place.", path=out
         )
     parent = open_bundle(request.bundle)
     chosen = _choose(parent, request)
     pictures = None if request.data is None else _collect(parent, request.data, progress)
-    beside = request.out.with_name(f".{request.out.name}-{os.getpid()}")
+    beside = out.with_name(f".{out.name}-{os.getpid()}")
     shutil.rmtree(beside, ignore_errors=True)
     beside.mkdir(parents=True)
     try:
         rows = _make_variants(parent, chosen, request, pictures, beside, progress)
         content = _write(parent, rows, beside)
-        if request.out.exists():
-            request.out.rmdir()  # an empty folder that the caller made
-        beside.rename(request.out)
+        try:
+            if out.exists():
+                out.rmdir()  # an empty folder that the caller made
+            beside.rename(out)
+        except OSError as error:  # another build was faster
+            raise _in_use(out) from error
     finally:
         shutil.rmtree(beside, ignore_errors=True)
     return content
+
+
+def _in_use(out: Path) -> UsageError:
+    return UsageError(f"{out} is in use.", hint="Give --out a folder that does not exist.", path=out)
 
 
 def _make_variants(
@@ -119,23 +133,43 @@ def _make_variants(
 
 def _not_built(variant: VariantRecord, request: TargetRequest, error: EdgekilnError) -> dict[str, Any]:
     return {
-        "name": variant.name,
-        "backend": request.backend or variant.backend,
-        "precision": variant.precision.value,
-        "required": variant.required,
+        **_identity(variant, request),
         "file": None,
         "files": [],
-        "source": variant.source,
         "verdict": "not-run",
         "reason": f"could not be built here: {error}",
-        "figures": {"products": variant.figures.get("products") or {}},
+        "figures": _inherited(variant),
     }
+
+
+def _identity(variant: VariantRecord, request: TargetRequest) -> dict[str, Any]:
+    """What a row takes from the parent's; another build may begin from it."""
+    return {
+        "name": variant.name,
+        "backend": request.backend or variant.backend,
+        "precision": _graph_precision(variant).value,
+        "required": variant.required,
+        "source": variant.source,
+        "fallback_source": variant.fallback_source,
+    }
+
+
+def _inherited(variant: VariantRecord) -> dict[str, Any]:
+    return {
+        "products": variant.figures.get("products") or {},
+        "asked_precision": _graph_precision(variant).value,
+    }
+
+
+def _graph_precision(variant: VariantRecord) -> Precision:
+    """Of ``source``; an engine of the parent may have fallen back to another."""
+    return Precision(variant.figures.get("asked_precision", variant.precision.value))
 
 
 def _choose(parent: Bundle, request: TargetRequest) -> list[VariantRecord]:
     buildable = [v for v in parent.variants if v.source is not None]
     if request.variants:
-        buildable = [parent.variant(name) for name in request.variants]
+        buildable = [parent.variant(name) for name in dict.fromkeys(request.variants)]
     if not buildable:
         raise UsageError(
             f"{parent.path} holds no graph to build an engine from.",
@@ -162,43 +196,59 @@ def _make_variant(
     folder: Path,
     progress: Progress,
 ) -> dict[str, Any]:
-    """Build one variant's engines into ``folder``; returns its entry of the manifest."""
+    """Build one variant's engines into ``folder``; returns its entry of the manifest, with ``logits`` for `_write`."""
     assert variant.source is not None  # only such were chosen
-    (folder / variant.source).write_bytes(parent.read(variant.source))
-    wish = _wish(parent, variant.name)
-    flavour: Any = request.backend or variant.backend
-    graph_precision = Precision(variant.figures.get("asked_precision", variant.precision.value))
-    build = EngineRequest(
-        name=variant.name,
-        model=folder / variant.source,
-        flavour=flavour,
-        precision=graph_precision,
-        settings=_merge_settings(flavour, wish.get("build") or {}, request.settings or {}),
-        products=variant.figures.get("products") or {},
-        minimum_share=_DEFAULT_SHARE if (share := wish.get("min_precision_share")) is None else share,
-    )
+    for name in (variant.source, variant.fallback_source):
+        if name is not None:
+            (folder / name).write_bytes(parent.read(name))
+    build, gate = _read_wishes(parent, variant, request, folder)
     with progress.stage(variant.name):
-        progress.message(f"{variant.name}: building with {flavour} ...")
-        built = _build_or_fall_back(build, parent, variant, folder, progress)
-        precision = Precision(built["precision"])
+        progress.message(f"{variant.name}: building with {build.flavour} ...")
+        built = _build_or_fall_back(build, variant, folder, progress)
         progress.message(f"{variant.name}: {_tell_build(built)}")
-        row = {
-            "name": variant.name,
-            "backend": flavour,
-            "precision": precision.value,
-            "required": variant.required,
-            "file": built["files"][0],
-            "files": built["files"],
-            "source": variant.source,
-        }
-        max_drop = wish.get("max_drop")
-        gate = {**_DEFAULT_GATE, **(parent.manifest.get("gate") or {})}
-        gate |= {} if max_drop is None else {"max_drop": max_drop}
         engines = [folder / file for file in built["files"]]
-        judged = _judge(flavour, engines, pictures, gate, built["failure"])
-        figures = {key: value for key, value in judged.items() if key not in {"verdict", "reason", "flips"}}
-        figures |= {"build": built, "audit": built["audit"], "products": dict(build.products)}
-    return {**row, "verdict": judged["verdict"], "reason": judged["reason"], "figures": figures}
+        judged, logits = _judge(build.flavour, engines, pictures, gate, built["failure"])
+    figures = {key: value for key, value in judged.items() if key not in {"verdict", "reason", "flips"}}
+    return {
+        **_identity(variant, request),
+        "precision": built["precision"],
+        "file": built["files"][0],
+        "files": built["files"],
+        "verdict": judged["verdict"],
+        "reason": judged["reason"],
+        "figures": {**figures, **_inherited(variant), "build": built, "audit": built["audit"]},
+        "logits": logits,
+    }
+
+
+def _read_wishes(
+    parent: Bundle, variant: VariantRecord, request: TargetRequest, folder: Path
+) -> tuple[EngineRequest, dict[str, Any]]:
+    """What the parent's manifest and the caller wish for; raises BundleError where the manifest makes no sense."""
+    assert variant.source is not None
+    flavour: Any = request.backend or variant.backend
+    try:
+        wish = _wish(parent, variant.name)
+        share = wish.get("min_precision_share")
+        build = EngineRequest(
+            name=variant.name,
+            model=folder / variant.source,
+            flavour=flavour,
+            precision=_graph_precision(variant),
+            settings=_merge_settings(flavour, wish.get("build") or {}, request.settings or {}),
+            products={str(k): int(v) for k, v in _inherited(variant)["products"].items()},
+            minimum_share=_DEFAULT_SHARE if share is None else float(share),
+        )
+        plan_builds(build)
+        gate = {**_DEFAULT_GATE, **(parent.manifest.get("gate") or {})}
+        if wish.get("max_drop") is not None:
+            gate["max_drop"] = float(wish["max_drop"])
+        return build, gate
+    except (TypeError, ValueError, KeyError, AttributeError) as error:
+        raise BundleError(
+            f"{parent.path / 'manifest.json'}: the settings of {variant.name!r} cannot be used: {error}.",
+            path=parent.path,
+        ) from error
 
 
 def _wish(parent: Bundle, name: str) -> Mapping[str, Any]:
@@ -222,7 +272,7 @@ def _merge_settings(
 
 
 def _build_or_fall_back(
-    build: EngineRequest, parent: Bundle, variant: VariantRecord, folder: Path, progress: Progress
+    build: EngineRequest, variant: VariantRecord, folder: Path, progress: Progress
 ) -> dict[str, Any]:
     """Build; an INT8 graph that does not is replaced by its FP16 one, where the recipe allows and the parent has it."""
     try:
@@ -233,7 +283,6 @@ def _build_or_fall_back(
         wanted = "not in the INT8 that was asked for, as fallback = 'fp16' allows"
         notice = f"{variant.name} runs in FP16, {wanted}: {error}"
         graph = folder / variant.fallback_source
-        graph.write_bytes(parent.read(variant.fallback_source))
         built = build_engines(replace(build, model=graph, precision=Precision.FP16), folder, progress)
         return {**built, "notices": [notice, *built["notices"]]}
 
@@ -250,24 +299,17 @@ def _judge(
     pictures: _Pictures | None,
     gate: Mapping[str, Any],
     failure: str | None,
-) -> dict[str, Any]:
+) -> tuple[dict[str, Any], Logits | None]:
+    """The verdict and its figures; and the logits, where they are of all the parent's test pictures."""
     if pictures is None:
-        return {
-            "verdict": "fail" if failure else "unverified",
-            "reason": failure
-            or "built on this machine without pictures to judge it on; --data FOLDER judges it",
-        }
+        reason = failure or "built on this machine without pictures to judge it on; --data FOLDER judges it"
+        return {"verdict": "fail" if failure else "unverified", "reason": reason}, None
     try:
-        session = open_session(flavour, [engine.read_bytes() for engine in engines])
-    except EnvironmentProblem as problem:
-        return {"verdict": "not-run", "reason": f"built, not run, because: {problem}"}
-    try:
-        batches = [
-            session.run(pictures.frames[i : i + _BATCH]) for i in range(0, len(pictures.frames), _BATCH)
-        ]
-    finally:
-        session.close()
-    logits: Logits = np.concatenate(batches)
+        logits = _run(flavour, engines, pictures.frames)
+    except (EnvironmentProblem, ResourceError) as problem:
+        return {"verdict": "not-run", "reason": f"built, not run, because: {problem}"}, None
+    except (NonFiniteError, EngineError) as error:
+        return {"verdict": "fail", "reason": f"failed while running: {error}"}, None
     judged = judge_answers(
         pictures.reference,
         logits,
@@ -277,7 +319,15 @@ def _judge(
         failure=failure,
     )
     judged["judged_images"] = {"here": len(logits), "parent": pictures.known}
-    return judged
+    return judged, logits if len(logits) == pictures.known else None
+
+
+def _run(flavour: Any, engines: Sequence[Path], frames: Frames) -> Logits:
+    session = open_session(flavour, [engine.read_bytes() for engine in engines])
+    try:
+        return np.concatenate([session.run(frames[i : i + _BATCH]) for i in range(0, len(frames), _BATCH)])
+    finally:
+        session.close()
 
 
 # --------------------------------------------------------------------------------------------------------------
@@ -305,7 +355,7 @@ def _collect(parent: Bundle, folder: Path, progress: Progress) -> _Pictures:
     found: dict[int, Path] = {}
     others = 0
     with progress.stage("pictures"):
-        paths = sorted(path for path in folder.rglob("*") if path.is_file())
+        paths = sorted(_walk(folder))
         for number, path in enumerate(paths, start=1):
             position = index.get(_digest(path))
             if position is None:
@@ -332,10 +382,26 @@ def _collect(parent: Bundle, folder: Path, progress: Progress) -> _Pictures:
     return _Pictures(frames, reference, len(answers.digests))
 
 
+def _walk(folder: Path) -> Iterator[Path]:
+    """All files below, through linked folders too; a link that leads back is followed once."""
+    seen: set[tuple[int, int]] = set()
+    for place, folders, files in os.walk(folder, followlinks=True):
+        status = Path(place).stat()
+        if (status.st_dev, status.st_ino) in seen:
+            folders.clear()
+            continue
+        seen.add((status.st_dev, status.st_ino))
+        yield from (Path(place) / file for file in files)
+
+
 def _digest(path: Path) -> str:
-    if path.stat().st_size > _MAX_PICTURE_BYTES:
+    """sha256 of a file; empty for what cannot be one of the pictures: too large, unreadable, a pipe."""
+    try:
+        if not path.is_file() or path.stat().st_size > _MAX_PICTURE_BYTES:
+            return ""
+        return hashlib.sha256(path.read_bytes()).hexdigest()
+    except OSError:
         return ""
-    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def _prepare_all(contract: Contract, paths: Iterable[Path]) -> Frames:
@@ -361,9 +427,11 @@ def _write(parent: Bundle, rows: list[dict[str, Any]], folder: Path) -> dict[str
         for entry, variant in zip(parent.manifest["variants"], parent.variants, strict=True)
         if variant.device == "cpu" and variant.name not in built
     ]
-    names = {name for entry in carried for name in parent.variant(entry["name"]).files}
-    for name in sorted(names | {parent.manifest["logits"]}):
+    for name in sorted({name for entry in carried for name in parent.variant(entry["name"]).files}):
         (folder / name).write_bytes(parent.read(name))
+    answers = {f"logits.{row['name']}": row.pop("logits", None) for row in rows}
+    _write_answers(parent, answers, {entry["name"] for entry in carried}, folder)
+    _remove_leftovers(rows, carried, folder, parent.manifest["logits"])
     content = {
         "name": parent.name,
         "contract": parent.manifest["contract"],
@@ -378,3 +446,27 @@ def _write(parent: Bundle, rows: list[dict[str, Any]], folder: Path) -> dict[str
     }
     write_manifest(folder, content)
     return content
+
+
+def _write_answers(
+    parent: Bundle, answers: Mapping[str, Logits | None], carried: set[str], folder: Path
+) -> None:
+    """The parent's recorded answers without those of engines that were built anew, whose own take their place."""
+    kept = {"image_sha256", "labels", "logits.baseline", *(f"logits.{name}" for name in carried)}
+    name = parent.manifest["logits"]
+    with np.load(io.BytesIO(parent.read(name)), allow_pickle=False) as arrays:
+        values: dict[str, Any] = {key: arrays[key] for key in arrays.files if key in kept}
+    values |= {key: own for key, own in answers.items() if own is not None}
+    np.savez(folder / name, **values)
+
+
+def _remove_leftovers(
+    rows: Sequence[Mapping[str, Any]], carried: Sequence[Mapping[str, Any]], folder: Path, logits: str
+) -> None:
+    """Files of a build that failed half-way belong to no row."""
+    named: set[Any] = {logits}
+    for row in (*rows, *carried):
+        named |= {*(row.get("files") or ()), row.get("file"), row.get("source"), row.get("fallback_source")}
+    for entry in folder.iterdir():
+        if entry.name not in named:
+            entry.unlink()

@@ -29,7 +29,7 @@ __all__ = ["build", "cache"]
 @click.option("--sm", metavar="86,89", help="tensorrt-rtx: compute capabilities to build for; 86 is 8.6.")
 @click.option("--batch", metavar="MIN,OPT,MAX", help="Batch sizes that the engine takes, for example 1,8,32.")
 @click.option(
-    "--workspace", type=click.IntRange(min=1), metavar="MIB", help="Most memory that a kernel may use."
+    "--workspace", type=click.IntRange(1, 2**20), metavar="MIB", help="Most memory that a kernel may use."
 )
 @click.option(
     "--level", type=click.IntRange(0, 5), help="Builder optimization level; more is slower to build."
