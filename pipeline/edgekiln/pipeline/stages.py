@@ -303,7 +303,7 @@ def _variant_stage(recipe: Recipe, variant: VariantSettings) -> Stage:
         relevant,
         ("onnx", "onnxruntime", "onnxruntime-gpu", "nvidia-modelopt"),
         lambda context: make_variant(context, variant),
-        revision=2,
+        revision=3,
     )
 
 

@@ -6,7 +6,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from edgekiln.pipeline.data import load_split
+from edgekiln.pipeline.data import SplitName, load_split, read_classes
 from edgekiln.pipeline.recipe import VariantSettings
 from edgekiln.pipeline.stage_files import ABOUT_NAME, FALLBACK_NAME, MODEL_NAME, StageContext, write_json
 from edgekiln.runtime.errors import DataError, EngineError, GateError, MissingExtraError
@@ -52,11 +52,31 @@ def _make_graph(
 
 
 def _choose_calibration(context: StageContext, variant: VariantSettings, about: dict[str, Any]) -> Any:
-    from edgekiln.export.calibration import choose_calibration
+    from edgekiln.export.calibration import choose_calibration, hash_frames
+    from edgekiln.export.calibration_doctor import describe_training, examine_calibration
 
-    train = load_split(context.inputs["data"], "train")
-    calibration = choose_calibration(train.frames, variant.calibration_images, context.recipe.seed)
-    about["calibration"] = {"images": len(calibration.frames), "digest": calibration.digest}
+    data = context.inputs["data"]
+    train = load_split(data, "train")
+    judging: set[str] = set()
+    judges: tuple[SplitName, ...] = ("val", "test")
+    for name in judges:  # hashes of frames, to keep them out; nothing else of test is looked at
+        judging.update(hash_frames(load_split(data, name).frames))
+    calibration = choose_calibration(train.frames, variant.calibration_images, context.recipe.seed, judging)
+    # An FP16 fallback comes second: what was found for INT8 stays.
+    about.setdefault("calibration", {"images": len(calibration.frames), "digest": calibration.digest})
+    if variant.precision is Precision.INT8 and "doctor" not in about["calibration"]:
+        context.progress.advance(0, 1, "looking at the calibration images")
+        found = examine_calibration(
+            calibration.frames,
+            train.labels[calibration.indices],
+            training=describe_training(train.frames, train.labels, read_classes(data)),
+            judging=judging,
+            source=(context.inputs["export"] / MODEL_NAME).read_bytes(),
+            left_out=calibration.left_out,
+        )
+        about["calibration"]["doctor"] = found.to_dict()
+        for warning in found.warnings:
+            context.progress.message(f"  {variant.name}, calibration: {warning}")
     return calibration
 
 
