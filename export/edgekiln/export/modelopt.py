@@ -16,7 +16,7 @@ from edgekiln.export.onnx import MAX_IR_VERSION
 from edgekiln.runtime.errors import PrecisionError
 from edgekiln.runtime.extras import import_extra
 
-__all__ = ["finish_model", "import_modelopt", "quiet_modelopt"]
+__all__ = ["finish_model", "import_modelopt", "quiet_modelopt", "restored_onnxruntime"]
 
 MAX_OPSET = 20
 """The newest that TensorRT 10.3's parser documents (JetPack 6)."""
@@ -46,6 +46,34 @@ def quiet_modelopt() -> Iterator[None]:
             yield
     finally:
         logger.propagate = propagates
+
+
+@contextlib.contextmanager
+def restored_onnxruntime() -> Iterator[None]:
+    """ModelOpt replaces methods of onnxruntime's quantizer for the whole process; here they are put back.
+
+    Otherwise the INT8 variant for CPUs, made after one for TensorRT, gets other ranges or none at all.
+    """
+    names = ("calibrate", "qdq_quantizer", "base_quantizer", "registry")
+    modules = [import_extra(f"onnxruntime.quantization.{name}", "onnx") for name in names]
+    classes = {v for module in modules for v in vars(module).values() if isinstance(v, type)
+               and v.__module__.startswith("onnxruntime.quantization")}  # fmt: skip
+    owners: list[Any] = [*modules, *sorted(classes, key=lambda c: (c.__module__, c.__qualname__))]
+    before = [dict(vars(owner)) for owner in owners]
+    registries = [v for name, v in vars(modules[-1]).items() if name.endswith("Registry")]
+    entries = [dict(registry) for registry in registries]
+    try:
+        yield
+    finally:
+        for owner, known in zip(owners, before, strict=True):
+            for name, value in dict(vars(owner)).items():
+                if name not in known:
+                    delattr(owner, name)
+                elif value is not known[name]:
+                    setattr(owner, name, known[name])
+        for registry, known in zip(registries, entries, strict=True):
+            registry.clear()
+            registry.update(known)
 
 
 def finish_model(converted: Any, original: Any) -> bytes:
