@@ -3,8 +3,12 @@
 import itertools
 
 import numpy as np
+import onnx
 import torch
 from torch import nn
+
+from edgekiln.export.onnx import PixelModel, export_onnx
+from edgekiln.runtime.contract import SHARED_NORMALIZATION, Contract
 
 SIZE = 16
 CLASSES = ("blue", "green", "red")
@@ -62,3 +66,21 @@ def make_hostile(num_classes):
     """The network with its third convolution hostile, for a recipe: ``hostile:make_hostile``."""
     assert num_classes == len(CLASSES)
     return HostileNet((2,))
+
+
+def export_networks(folder):
+    """FOLDER/NAME/model.onnx: ``benign``, ``hostile`` (the third convolution) and ``hopeless`` (all but the first)."""
+    contract = Contract(height=SIZE, width=SIZE, classes=CLASSES)
+    benign = folder / "benign" / "model.onnx"
+    benign.parent.mkdir(parents=True)
+    export_onnx(PixelModel(HostileNet(), SHARED_NORMALIZATION), contract, benign)
+    for name, hostile in (("hostile", (2,)), ("hopeless", (1, 2, 3))):
+        model = onnx.load(benign)  # exporting takes seconds; the graph is the same
+        weights = {f"network.{key}": value.numpy() for key, value in HostileNet(hostile).state_dict().items()}
+        for tensor in model.graph.initializer:
+            if tensor.name in weights:
+                tensor.CopyFrom(onnx.numpy_helper.from_array(weights.pop(tensor.name), tensor.name))
+        assert not weights
+        (folder / name).mkdir()
+        onnx.save(model, folder / name / "model.onnx")
+    return folder

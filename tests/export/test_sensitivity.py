@@ -3,7 +3,7 @@
 import numpy as np
 import onnx
 import pytest
-from hostile import CLASSES, SIZE, HostileNet, colored_frames
+from hostile import colored_frames
 from onnx import TensorProto, helper, numpy_helper
 
 from edgekiln.export.audit_onnxruntime import audit_int8
@@ -17,25 +17,13 @@ from edgekiln.export.blocks import (
 from edgekiln.export.calibration import choose_calibration
 from edgekiln.export.int8_cpu import largest_pair_sums, measure_ranges, quantize_for_cpu
 from edgekiln.export.macs import count_macs
-from edgekiln.export.onnx import PixelModel, export_onnx
 from edgekiln.export.sensitivity import SearchProblem, search_precision
 from edgekiln.export.simulation import simulate
 from edgekiln.pipeline.searching import answer
-from edgekiln.runtime.contract import SHARED_NORMALIZATION, Contract
 from edgekiln.runtime.errors import PrecisionError
 
 VAL = colored_frames(90, 5)
 CALIBRATION = choose_calibration(colored_frames(48, 6)[0], 48, 0)
-
-
-@pytest.fixture(scope="module")
-def exported(tmp_path_factory):
-    """Paths of the network without a hostile product, and with its third convolution hostile."""
-    folder = tmp_path_factory.mktemp("hostile")
-    for name, hostile in (("benign", ()), ("hostile", (2,))):
-        contract = Contract(height=SIZE, width=SIZE, classes=CLASSES)
-        export_onnx(PixelModel(HostileNet(hostile), SHARED_NORMALIZATION), contract, folder / f"{name}.onnx")
-    return folder
 
 
 class Cpu:
@@ -92,10 +80,10 @@ def pose(maker, max_drop=0.05, **more):
 
 
 @pytest.mark.parametrize("kind", [Cpu, TensorRT])
-def test_exactly_the_hostile_product_is_kept_in_float(exported, tmp_path, kind):
+def test_exactly_the_hostile_product_is_kept_in_float(hostile_networks, tmp_path, kind):
     if kind is TensorRT:
         pytest.importorskip("modelopt", reason="nvidia-modelopt is not installed")
-    maker = kind(exported / "hostile.onnx", tmp_path)
+    maker = kind(hostile_networks / "hostile" / "model.onnx", tmp_path)
     problem = pose(maker)
     result = search_precision(problem)
     assert (result.verdict, result.fewest) == ("found", True)
@@ -110,16 +98,16 @@ def test_exactly_the_hostile_product_is_kept_in_float(exported, tmp_path, kind):
     assert result.evaluations == len(maker.made) == 1 + len(problem.blocks) + 1
 
 
-def test_benign_network_needs_no_search(exported, tmp_path):
-    maker = Cpu(exported / "benign.onnx", tmp_path)
+def test_benign_network_needs_no_search(hostile_networks, tmp_path):
+    maker = Cpu(hostile_networks / "benign" / "model.onnx", tmp_path)
     result = search_precision(pose(maker))
     assert (result.verdict, result.kept, result.evaluations) == ("not-needed", (), 1)
     assert maker.made == [()]
 
 
-def test_kept_product_really_computes_in_float(exported, tmp_path):
+def test_kept_product_really_computes_in_float(hostile_networks, tmp_path):
     """onnxruntime would quantize the float weights after all, per tensor: 0 % instead of 100 % right here."""
-    source, target = exported / "hostile.onnx", tmp_path / "q.onnx"
+    source, target = hostile_networks / "hostile" / "model.onnx", tmp_path / "q.onnx"
     assert quantize_for_cpu(
         source, target, CALIBRATION, keep_float=["node_conv2d_2"]
     )  # pixels still feed directly
@@ -136,8 +124,8 @@ def test_kept_product_really_computes_in_float(exported, tmp_path):
     }  # fmt: skip
 
 
-def test_audit_notices_a_kept_product_that_runs_in_int8(exported, tmp_path):
-    source, target = exported / "benign.onnx", tmp_path / "q.onnx"
+def test_audit_notices_a_kept_product_that_runs_in_int8(hostile_networks, tmp_path):
+    source, target = hostile_networks / "benign" / "model.onnx", tmp_path / "q.onnx"
     quantize_for_cpu(source, target, CALIBRATION)
     with pytest.raises(
         PrecisionError, match="computes 5 products in INT8 although 1 of 5 were to stay in float"
@@ -146,31 +134,36 @@ def test_audit_notices_a_kept_product_that_runs_in_int8(exported, tmp_path):
 
 
 @pytest.mark.parametrize("keep", [["node_conv2d"], ["node_linear"], ["node_conv2d_3", "node_linear"]])
-def test_first_and_last_products_can_be_kept(exported, tmp_path, keep):
-    source, target = exported / "benign.onnx", tmp_path / "q.onnx"
+def test_first_and_last_products_can_be_kept(hostile_networks, tmp_path, keep):
+    source, target = hostile_networks / "benign" / "model.onnx", tmp_path / "q.onnx"
     pixels = quantize_for_cpu(source, target, CALIBRATION, keep_float=keep)
     assert pixels == ("node_conv2d" not in keep)
     assert (answer(target.read_bytes(), VAL[0]).argmax(axis=1) == VAL[1]).all()
     audit_int8(source.read_bytes(), target.read_bytes(), 0.95, keep_float=keep)
 
 
-def test_measured_ranges_give_the_same_file(exported, tmp_path):
-    source = exported / "benign.onnx"
+def test_measured_ranges_give_the_same_file(hostile_networks, tmp_path):
+    source = hostile_networks / "benign" / "model.onnx"
     ranges = measure_ranges(source, CALIBRATION)
     for name, more in (("a", {}), ("b", {"ranges": ranges}), ("c", {"ranges": ranges})):
         quantize_for_cpu(source, tmp_path / name, CALIBRATION, **more)
     assert len({(tmp_path / name).read_bytes() for name in "abc"}) == 1
 
 
-def test_unknown_name_is_refused(exported, tmp_path):
+def test_unknown_name_is_refused(hostile_networks, tmp_path):
     with pytest.raises(PrecisionError, match="cannot be kept in float: node_conv2d_9"):
-        quantize_for_cpu(exported / "benign.onnx", tmp_path / "q", CALIBRATION, keep_float=["node_conv2d_9"])
+        quantize_for_cpu(
+            hostile_networks / "benign" / "model.onnx",
+            tmp_path / "q",
+            CALIBRATION,
+            keep_float=["node_conv2d_9"],
+        )
 
 
-def test_tensorrt_quantizer_leaves_the_cpu_quantizer_as_it_was(exported, tmp_path):
+def test_tensorrt_quantizer_leaves_the_cpu_quantizer_as_it_was(hostile_networks, tmp_path):
     """ModelOpt replaces methods of onnxruntime's quantizer for the whole process."""
     pytest.importorskip("modelopt", reason="nvidia-modelopt is not installed")
-    source = exported / "benign.onnx"
+    source = hostile_networks / "benign" / "model.onnx"
     quantize_for_cpu(source, tmp_path / "before", CALIBRATION)
     TensorRT(source, tmp_path).make(())
     quantize_for_cpu(source, tmp_path / "after", CALIBRATION)

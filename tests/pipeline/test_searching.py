@@ -5,12 +5,11 @@ import json
 import numpy as np
 import onnx
 import pytest
-from hostile import CLASSES, SIZE, HostileNet, colored_frames
+from hostile import CLASSES, SIZE, colored_frames
 from tests_support import TINY_RECIPE, write_pictures
 
 from edgekiln.export import int8_cpu
 from edgekiln.export.blocks import quantized_products
-from edgekiln.export.onnx import PixelModel, export_onnx
 from edgekiln.pipeline import searching
 from edgekiln.pipeline.data import load_split
 from edgekiln.pipeline.progress import SilentProgress
@@ -20,7 +19,6 @@ from edgekiln.pipeline.searching import CANDIDATES_NAME, make_rule
 from edgekiln.pipeline.stage_files import ABOUT_NAME, MODEL_NAME, StageContext, read_json
 from edgekiln.pipeline.stages import plan_stages
 from edgekiln.pipeline.variants import make_variant
-from edgekiln.runtime.contract import SHARED_NORMALIZATION, Contract
 from edgekiln.runtime.errors import GateError, RecipeError
 from edgekiln.runtime.spec import Precision
 
@@ -28,7 +26,7 @@ COUNTS = {"train": 60, "val": 90, "test": 30}
 
 
 @pytest.fixture(scope="module")
-def made(tmp_path_factory):
+def made(tmp_path_factory, hostile_networks):
     """A finished data folder whose test labels are poison, and export folders by what is hostile."""
     root = tmp_path_factory.mktemp("made")
     index = {"classes": list(CLASSES), "splits": {}}
@@ -43,11 +41,8 @@ def made(tmp_path_factory):
             "sha256": ["0" * 64] * count,
         }
     (root / "data" / "index.json").write_text(json.dumps(index))
-    for name, hostile in (("benign", ()), ("hostile", (2,)), ("hopeless", (1, 2, 3))):
-        (root / name).mkdir()
-        contract = Contract(height=SIZE, width=SIZE, classes=CLASSES)
-        model = PixelModel(HostileNet(hostile), SHARED_NORMALIZATION)
-        export_onnx(model, contract, root / name / MODEL_NAME)
+    for name in ("benign", "hostile", "hopeless"):
+        (root / name).symlink_to(hostile_networks / name)
     return root
 
 
@@ -261,6 +256,7 @@ def test_engines_are_not_asked_for_what_the_search_left_in_float(tmp_path):
 # -- a whole run
 
 
+@pytest.mark.slow
 def test_report_tells_what_was_kept_and_what_was_impossible(tmp_path):
     write_pictures(tmp_path / "pictures")
     text = TINY_RECIPE.replace("edgekiln/tiny-cnn", "hostile:make_hostile").replace("size = 32", "size = 16")
