@@ -42,6 +42,14 @@ def tiny_run(tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
+def hostile_networks(tmp_path_factory) -> Path:
+    """Exported networks with no, one and three products that INT8 cannot bear; see ``hostile``. Read-only."""
+    from hostile import export_networks
+
+    return export_networks(tmp_path_factory.mktemp("hostile"))
+
+
+@pytest.fixture(scope="session")
 def tensorrt_run(tmp_path_factory):
     """The tiny recipe with TensorRT, RTX and CUDA variants: (recipe path, runs folder, RunResult). Read-only.
 

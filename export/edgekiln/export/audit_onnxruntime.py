@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import tempfile
 from collections import Counter
+from collections.abc import Collection
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import onnx
 
+from edgekiln.export.blocks import float_neighbours
 from edgekiln.runtime.backends.onnxruntime import import_onnxruntime
 from edgekiln.runtime.errors import PrecisionError
 
@@ -29,11 +31,16 @@ class PrecisionAudit:
         quantized: INT8 nodes by kind: Conv, Gemm, MatMul, Add (residual ones only).
         expected: the same kinds in the FP32 source.
         floating: names of nodes of these kinds that still compute in floating point.
+        minimum: smallest share that was accepted.
+        kept_float: products, and residual Adds between them, that were left in float on purpose; they count as
+            floating, and ``minimum`` is lowered by their share.
     """
 
     quantized: dict[str, int]
     expected: dict[str, int]
     floating: tuple[str, ...]
+    minimum: float = 0.0
+    kept_float: tuple[str, ...] = ()
 
     @property
     def share(self) -> float:
@@ -45,16 +52,24 @@ class PrecisionAudit:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values."""
-        return {**asdict(self), "floating": list(self.floating), "share": self.share}
+        return {
+            **asdict(self),
+            "floating": list(self.floating),
+            "kept_float": list(self.kept_float),
+            "share": self.share,
+        }
 
 
-def audit_int8(source: bytes, quantized: bytes, minimum_share: float) -> PrecisionAudit:
+def audit_int8(
+    source: bytes, quantized: bytes, minimum_share: float, *, keep_float: Collection[str] = ()
+) -> PrecisionAudit:
     """Audit an INT8 file against the FP32 file that it was made from.
 
     Args:
         source: the FP32 ONNX file.
         quantized: the INT8 ONNX file.
-        minimum_share: below it the variant fails.
+        minimum_share: of what was not left in float on purpose; below it the variant fails.
+        keep_float: products that were.
 
     Raises:
         PrecisionError: too much stayed in floating point; the nodes are named.
@@ -70,11 +85,19 @@ def audit_int8(source: bytes, quantized: bytes, minimum_share: float) -> Precisi
         node.name for node in optimized.node if node.op_type in _PRODUCTS or node.name in left_adds
     )
     wanted = {kind: count for kind, count in expected.items() if count}
-    audit = PrecisionAudit(dict(got), wanted, floating)
-    if audit.share < minimum_share:
+    kept = (*sorted(keep_float), *sorted(float_neighbours(graph, keep_float) & set(adds)))
+    products = sum(count for kind, count in got.items() if kind != "Add")
+    if keep_float and products + len(set(keep_float)) > sum(expected.values()) - expected["Add"]:
+        raise PrecisionError(
+            f"onnxruntime computes {products} products in INT8 although {len(set(keep_float))} of "
+            f"{sum(expected.values()) - expected['Add']} were to stay in float."
+        )
+    minimum = minimum_share * (1 - len(kept) / max(1, sum(wanted.values())))
+    audit = PrecisionAudit(dict(got), wanted, floating, minimum, kept)
+    if audit.share < minimum:
         raise PrecisionError(
             f"Only {audit.share:.0%} of the {sum(wanted.values())} products and residual adds run in INT8, "
-            f"wanted {minimum_share:.0%}. In floating point: {', '.join(floating[:8]) or 'not attributable'}"
+            f"wanted {minimum:.0%}. In floating point: {', '.join(floating[:8]) or 'not attributable'}"
             f"{f' and {len(floating) - 8} more' if len(floating) > 8 else ''}.",
             hint="Lower min_precision_share only where that is acceptable: the variant would be INT8 in name.",
         )

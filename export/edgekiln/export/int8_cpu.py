@@ -10,10 +10,11 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import io
 import logging
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any, Literal
 
@@ -22,6 +23,7 @@ import onnx
 from numpy.typing import NDArray
 from onnx import helper, numpy_helper
 
+from edgekiln.export.blocks import check_kept, float_neighbours
 from edgekiln.export.calibration import CalibrationSet
 from edgekiln.export.onnx import entry_chain, read_contract
 from edgekiln.runtime.backends.onnxruntime import import_onnxruntime
@@ -30,9 +32,12 @@ from edgekiln.runtime.errors import PrecisionError
 from edgekiln.runtime.extras import import_extra
 from edgekiln.runtime.spec import INPUT_NAME, OUTPUT_NAME, Frames
 
-__all__ = ["CalibrationMethod", "largest_pair_sums", "quantize_for_cpu", "saturation_safe_scales"]
+__all__ = ["ActivationRanges", "CalibrationMethod", "largest_pair_sums", "measure_ranges", "quantize_for_cpu",
+           "saturation_safe_scales"]  # fmt: skip
 
 CalibrationMethod = Literal["minmax", "entropy", "percentile"]
+ActivationRanges = dict[str, list[dict[str, Any]]]
+"""(rmin, rmax) of every activation, as onnxruntime's TensorQuantOverrides."""
 MAX_PAIR_SUM = 128
 """255 * 128 = 32,640 is the largest product sum that fits 16 signed bits."""
 _SIXTEEN_BITS = 2**15 - 1
@@ -41,7 +46,13 @@ _BATCH = 8  # calibration images per call: bounds the memory of all activations 
 
 
 def quantize_for_cpu(
-    source: Path, target: Path, calibration: CalibrationSet, method: CalibrationMethod = "minmax"
+    source: Path,
+    target: Path,
+    calibration: CalibrationSet,
+    method: CalibrationMethod = "minmax",
+    *,
+    keep_float: Collection[str] = (),
+    ranges: ActivationRanges | None = None,
 ) -> bool:
     """Quantize an exported FP32 file: explicit Q/DQ, uint8 activations, int8 weights per output channel.
 
@@ -50,10 +61,13 @@ def quantize_for_cpu(
         target: file to write.
         calibration: real training pictures.
         method: how activation ranges are taken from them.
+        keep_float: names of products (Conv, Gemm, MatMul) that keep float weights and compute in float. A tensor
+            between two products stays in float where both do.
+        ranges: what ``measure_ranges`` gave for the same pictures and method; measured where absent.
 
     Returns:
         Whether pixels feed the first layer directly. They do not where the normalization is the backbone's own,
-        or where the first layer is none that the quantizer knows; the graph then normalizes in float.
+        or where the first layer stays in float; the graph then normalizes in float.
 
     Raises:
         PrecisionError: the file was not exported by edgekiln, or onnxruntime's quantizer cannot take it.
@@ -71,7 +85,9 @@ def quantize_for_cpu(
             }
         ]
     try:
-        quantized = _run_quantizer(model, calibration, method, entry, overrides)
+        overrides = copy.deepcopy(ranges or _measure(model, calibration, method)) | overrides
+        excluded = [*(node.name for node in entry), *keep_float, *float_neighbours(model.graph, keep_float)]
+        quantized = _run_quantizer(model, calibration, overrides, excluded)
     except (MemoryError, OSError):  # the machine's fault, not the graph's
         raise
     except Exception as error:  # the library raises whatever its parts raise
@@ -79,6 +95,8 @@ def quantize_for_cpu(
             f"onnxruntime's quantizer cannot take this graph: {type(error).__name__}: {error}",
             hint="Leave the INT8 variant out, or take another backbone.",
         ) from error
+    check_kept(quantized.graph, model.graph, keep_float)
+    _shield_kept(quantized.graph, keep_float)
     pixels_feed_directly = pixel_is_input and _feed_pixels(quantized.graph)
     _keep_float_logits(quantized.graph, model.graph)
     _finish(quantized, model)
@@ -87,29 +105,51 @@ def quantize_for_cpu(
     return pixels_feed_directly
 
 
+def measure_ranges(
+    source: Path, calibration: CalibrationSet, method: CalibrationMethod = "minmax"
+) -> ActivationRanges:
+    """Activation ranges of an exported FP32 file, for several calls of ``quantize_for_cpu``.
+
+    Raises:
+        PrecisionError: onnxruntime's calibrator cannot take the file.
+    """
+    import_onnxruntime("cpu")
+    try:
+        return _measure(onnx.shape_inference.infer_shapes(onnx.load(source)), calibration, method)
+    except (MemoryError, OSError):
+        raise
+    except Exception as error:  # the library raises whatever its parts raise
+        raise PrecisionError(
+            f"onnxruntime's calibrator cannot take this graph: {type(error).__name__}: {error}"
+        ) from error
+
+
+def _measure(model: Any, calibration: CalibrationSet, method: CalibrationMethod) -> ActivationRanges:
+    quantization = import_extra("onnxruntime.quantization", "onnx")
+    with tempfile.TemporaryDirectory(prefix="edgekiln-") as folder, _quiet_quantizer():
+        inferred = Path(folder) / "inferred.onnx"
+        onnx.save(model, inferred)
+        return _activation_ranges(quantization, inferred, calibration, method)
+
+
 def _run_quantizer(
-    model: Any,
-    calibration: CalibrationSet,
-    method: CalibrationMethod,
-    entry: list[Any],
-    overrides: dict[str, list[dict[str, Any]]],
+    model: Any, calibration: CalibrationSet, overrides: ActivationRanges, excluded: list[str]
 ) -> Any:
-    """onnxruntime's own quantizer, with our ranges and weight scales; the nodes of ``entry`` stay in float."""
+    """onnxruntime's own quantizer, with our ranges and weight scales; the nodes ``excluded`` stay in float."""
     quantization = import_extra("onnxruntime.quantization", "onnx")
     with tempfile.TemporaryDirectory(prefix="edgekiln-") as folder, _quiet_quantizer():
         inferred, raw = Path(folder) / "inferred.onnx", Path(folder) / "raw.onnx"
         onnx.save(model, inferred)
-        ranges = _activation_ranges(quantization, inferred, calibration, method)
         quantization.quantize_static(
             inferred,
             raw,
-            _reader(quantization, calibration.frames[:1]),  # every range is given below
+            _reader(quantization, calibration.frames[:1]),  # every range is given in the overrides
             quant_format=quantization.QuantFormat.QDQ,
             activation_type=quantization.QuantType.QUInt8,  # int8 would leave a third of Lite0 in float
             weight_type=quantization.QuantType.QInt8,
             per_channel=True,
-            nodes_to_exclude=[node.name for node in entry],
-            extra_options={"TensorQuantOverrides": ranges | overrides},
+            nodes_to_exclude=excluded,
+            extra_options={"TensorQuantOverrides": overrides},
         )
         return onnx.load(raw)
 
@@ -131,8 +171,8 @@ def _quiet_quantizer() -> Iterator[None]:
 
 def _activation_ranges(
     quantization: Any, model: Path, calibration: CalibrationSet, method: CalibrationMethod
-) -> dict[str, list[dict[str, Any]]]:
-    """(rmin, rmax) of every activation, as onnxruntime's TensorQuantOverrides.
+) -> ActivationRanges:
+    """(rmin, rmax) of every activation.
 
     Pictures pass in small groups, since the calibrators keep all activations of what they are given at once. The
     histograms keep the library's number of bins: four times as many made its entropy search clip Lite0 from 0.997
@@ -298,6 +338,45 @@ def _feed_pixels(graph: Any) -> bool:
         graph.node.remove(node)
     graph.node.insert(0, pixels)
     return True
+
+
+def _shield_kept(graph: Any, keep_float: Collection[str]) -> None:
+    """Keep onnxruntime from quantizing float weights after all.
+
+    Between a DequantizeLinear and a QuantizeLinear its WeightBiasQuantization transformer puts the float weights of
+    Conv and Gemm into int8 with one scale for the whole tensor (onnxruntime 1.31, qdq_transformer): worse than what
+    the file was spared, and neither saturation-safe. It asks for a scalar input scale, so these nodes read the
+    same 8-bit values through a DequantizeLinear that repeats scale and zero point for every channel.
+    """
+    constants = {tensor.name: numpy_helper.to_array(tensor) for tensor in graph.initializer}
+    made_by = {name: node for node in graph.node for name in node.output}
+    for node in [n for n in graph.node if n.name in keep_float and n.op_type in {"Conv", "Gemm"}]:
+        dequantize = made_by.get(node.input[0])
+        if dequantize is None or dequantize.op_type != "DequantizeLinear":
+            continue
+        names = [f"{node.name}.input_{part}" for part in ("scale", "zero_point")]
+        for name, old in zip(names, dequantize.input[1:], strict=True):
+            repeated = np.full(_input_channels(node, constants), constants[old], constants[old].dtype)
+            graph.initializer.append(numpy_helper.from_array(repeated, name))
+        shielded = helper.make_node(
+            "DequantizeLinear",
+            [dequantize.input[0], *names],
+            [f"{node.name}.input"],
+            f"{node.name}.shield",
+            axis=1,
+        )
+        graph.node.insert(list(graph.node).index(node), shielded)
+        node.input[0] = shielded.output[0]
+        if not any(dequantize.output[0] in other.input for other in graph.node):
+            graph.node.remove(dequantize)
+
+
+def _input_channels(node: Any, constants: dict[str, NDArray[Any]]) -> int:
+    attributes = {a.name: a.i for a in node.attribute}
+    shape = constants[node.input[1]].shape
+    if node.op_type == "Conv":
+        return int(shape[1]) * int(attributes.get("group", 1))
+    return int(shape[1] if attributes.get("transB") else shape[0])
 
 
 def _keep_float_logits(graph: Any, float_graph: Any) -> None:

@@ -6,7 +6,9 @@ quantized: what TensorRT 10.3 to 11 fuse. The result is linted, since one pair i
 
 from __future__ import annotations
 
+import re
 import tempfile
+from collections.abc import Collection
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -15,6 +17,7 @@ import numpy as np
 import onnx
 from onnx import numpy_helper
 
+from edgekiln.export.blocks import check_kept
 from edgekiln.export.calibration import CalibrationSet
 from edgekiln.export.modelopt import finish_model, import_modelopt, quiet_modelopt, restored_onnxruntime
 from edgekiln.export.qdq_lint import SMALLEST_FP16_SCALE, Finding, lint_qdq
@@ -41,12 +44,14 @@ class Int8Report:
         quantized: products (Conv, Gemm, MatMul) with INT8 inputs, of how many.
         raised_scales: weight channels so small that their scale was no normal FP16 number; it was raised.
         findings: of the lint; none of them is an error.
+        kept_float: products that were left in ``rest`` on purpose.
     """
 
     rest: Literal["fp16", "fp32"]
     quantized: tuple[int, int]
     raised_scales: int
     findings: tuple[Finding, ...]
+    kept_float: tuple[str, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values."""
@@ -54,13 +59,20 @@ class Int8Report:
             "rest": self.rest,
             "quantized_products": self.quantized[0],
             "products": self.quantized[1],
+            "kept_float": list(self.kept_float),
             "raised_scales": self.raised_scales,
             "lint": [asdict(finding) for finding in self.findings],
         }
 
 
 def quantize_for_tensorrt(
-    source: Path, target: Path, calibration: CalibrationSet, method: TensorRTCalibration = "max"
+    source: Path,
+    target: Path,
+    calibration: CalibrationSet,
+    method: TensorRTCalibration = "max",
+    *,
+    keep_float: Collection[str] = (),
+    rest: Literal["fp16", "fp32"] | None = None,
 ) -> Int8Report:
     """Quantize an exported FP32 file with explicit Q/DQ.
 
@@ -69,6 +81,8 @@ def quantize_for_tensorrt(
         target: file to write: uint8 in, float32 logits out.
         calibration: real training pictures.
         method: how activation ranges are taken from them.
+        keep_float: names of products (Conv, Gemm, MatMul) that get no Q/DQ and compute in ``rest``.
+        rest: precision of what is not quantized; taken from the activations' magnitudes where absent.
 
     Raises:
         PrecisionError: ModelOpt cannot take the graph, nothing was quantized, the lint found an error, or
@@ -80,7 +94,8 @@ def quantize_for_tensorrt(
     model = onnx.load_from_string(original)
     peaks = measure_peaks(original, calibration.frames)
     refuse_non_finite(peaks[0])
-    rest: Literal["fp16", "fp32"] = "fp16" if peaks[0].value * _HEADROOM < FP16_MAX else "fp32"
+    if rest is None:
+        rest = "fp16" if peaks[0].value * _HEADROOM < FP16_MAX else "fp32"
     with tempfile.TemporaryDirectory(prefix="edgekiln-") as folder, quiet_modelopt(), restored_onnxruntime():
         raw = Path(folder) / "quantized.onnx"
         # Beside a copy: the library writes its intermediate files next to its input.
@@ -95,6 +110,7 @@ def quantize_for_tensorrt(
                 calibration_method=method,
                 calibration_eps=["cpu"],
                 op_types_to_exclude=list(_UNQUANTIZED & {node.op_type for node in model.graph.node}),
+                nodes_to_exclude=[rf"{re.escape(name)}\Z" for name in keep_float] or None,  # it takes regexes
                 high_precision_dtype=rest,
                 output_path=str(raw),
                 log_level="ERROR",
@@ -108,7 +124,9 @@ def quantize_for_tensorrt(
                 hint="Leave the INT8 variant out, or take another backbone.",
             ) from error
     raised = _raise_tiny_scales(quantized.graph)
-    report = Int8Report(rest, _count_quantized(quantized.graph), raised, lint_qdq(quantized.graph))
+    check_kept(quantized.graph, onnx.load_from_string(original).graph, keep_float)
+    kept = tuple(sorted(keep_float))
+    report = Int8Report(rest, _count_quantized(quantized.graph), raised, lint_qdq(quantized.graph), kept)
     _check(report)
     target.write_bytes(finish_model(quantized, model))
     return report

@@ -226,9 +226,10 @@ def _read_making(context: StageContext, variant: VariantSettings) -> dict[str, A
         return about
     built = read_json(context.inputs[f"engine.{variant.name}"] / BUILD_NAME)
     values = {**about, "build": {key: built[key] for key in ("builds", "graph") if key in built}}
-    values |= {key: built[key] for key in ("audit", "precision", "notices") if key in built}
+    values |= {key: built[key] for key in ("audit", "precision") if key in built}
     if built.get("precision", variant.precision.value) != variant.precision.value:
         values["asked_precision"] = variant.precision.value
+    values["notices"] = [*about.get("notices", ()), *built.get("notices", ())]
     return {**values, "failure": about["failure"] or built["failure"]}
 
 

@@ -200,7 +200,18 @@ class VariantSettings(_Section):
         "none",
         description="an INT8 engine that does not build is built in FP16 instead, and the report says so",
     )
+    search: bool | None = Field(
+        None,
+        description="int8 that loses too much on val keeps its worst blocks in float; default: with own max_drop",
+    )
+    search_seconds: float = Field(600.0, gt=0, description="after which that search stops, and says so")
     build: BuildSettings = BuildSettings()
+
+    @property
+    def searches(self) -> bool:
+        """Whether blocks may be kept in float to hold the budget."""
+        wanted = self.max_drop is not None if self.search is None else self.search
+        return wanted and self.precision is Precision.INT8
 
     @property
     def builds_engine(self) -> bool:
@@ -247,6 +258,8 @@ class VariantSettings(_Section):
             )
         if self.fallback == "fp16" and not (self.builds_engine and self.precision is Precision.INT8):
             raise ValueError("fallback = 'fp16' is for INT8 variants of tensorrt and tensorrt-rtx")
+        if self.search and self.precision is not Precision.INT8:
+            raise ValueError(f"search = true is for int8 variants, not for {self.precision.value}")
         if "build" in self.model_fields_set:
             self._check_build()
         return self

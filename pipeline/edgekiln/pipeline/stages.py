@@ -297,12 +297,16 @@ def _variant_stage(recipe: Recipe, variant: VariantSettings) -> Stage:
             "fp16_tolerance": recipe.export.fp16_tolerance,
             "seed": recipe.seed,
         }
+    if variant.searches:
+        budget = recipe.gate.max_drop if variant.max_drop is None else variant.max_drop
+        relevant["search"] = [budget, recipe.gate.confidence, variant.search_seconds]
     return Stage(
         f"variant.{variant.name}",
         ("data", "export"),
         relevant,
         ("onnx", "onnxruntime", "onnxruntime-gpu", "nvidia-modelopt"),
         lambda context: make_variant(context, variant),
+        resumable=variant.searches,  # judged candidates are kept
         revision=3,
     )
 

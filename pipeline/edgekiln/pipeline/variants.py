@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
-from edgekiln.pipeline.data import load_split
+from edgekiln.pipeline.data import SplitName, load_split, read_classes
 from edgekiln.pipeline.recipe import VariantSettings
+from edgekiln.pipeline.searching import Loop, answer, hold_budget
 from edgekiln.pipeline.stage_files import ABOUT_NAME, FALLBACK_NAME, MODEL_NAME, StageContext, write_json
 from edgekiln.runtime.errors import DataError, EngineError, GateError, MissingExtraError
 from edgekiln.runtime.spec import Precision
@@ -15,6 +17,7 @@ from edgekiln.runtime.spec import Precision
 __all__ = ["make_variant"]
 
 _PARITY_IMAGES = 64
+_CANDIDATE_NAME = "candidate.part"  # the store takes such files away
 
 
 def make_variant(context: StageContext, variant: VariantSettings) -> None:
@@ -23,15 +26,16 @@ def make_variant(context: StageContext, variant: VariantSettings) -> None:
     about: dict[str, Any] = {"failure": None, "unavailable": None}
     try:
         _make_graph(context, variant, (source, target), about)
-        if variant.builds_engine:
-            about["products"] = _count_macs(target)
-        about["costs"] = _count_costs(target)
     except (GateError, DataError, EngineError) as error:
         about["failure"] = str(error)
         context.progress.message(f"  {variant.name}: {error}")
     except MissingExtraError as error:
         about["unavailable"] = str(error)
         context.progress.message(f"  {variant.name} is not tried here: {error}")
+    if target.exists():  # also of a graph that failed: its engine is evidence
+        if variant.builds_engine:
+            about["products"] = _count_macs(target)
+        about["costs"] = _count_costs(target)
     write_json(context.folder / ABOUT_NAME, about)
 
 
@@ -53,12 +57,31 @@ def _make_graph(
 
 
 def _choose_calibration(context: StageContext, variant: VariantSettings, about: dict[str, Any]) -> Any:
-    from edgekiln.export.calibration import choose_calibration
+    from edgekiln.export.calibration import choose_calibration, hash_frames
+    from edgekiln.export.calibration_doctor import describe_training, examine_calibration
 
-    train = load_split(context.inputs["data"], "train")
-    calibration = choose_calibration(train.frames, variant.calibration_images, context.recipe.seed)
-    # A fallback graph is made from the same pictures as the graph that it stands in for.
+    data = context.inputs["data"]
+    train = load_split(data, "train")
+    judging: set[str] = set()
+    judges: tuple[SplitName, ...] = ("val", "test")
+    for name in judges:  # hashes of frames, to keep them out; nothing else of test is looked at
+        judging.update(hash_frames(load_split(data, name).frames))
+    calibration = choose_calibration(train.frames, variant.calibration_images, context.recipe.seed, judging)
+    # An FP16 fallback comes second: what was found for INT8 stays.
     about.setdefault("calibration", {"images": len(calibration.frames), "digest": calibration.digest})
+    if variant.precision is Precision.INT8 and "doctor" not in about["calibration"]:
+        context.progress.advance(0, 1, "looking at the calibration images")
+        found = examine_calibration(
+            calibration.frames,
+            train.labels[calibration.indices],
+            training=describe_training(train.frames, train.labels, read_classes(data)),
+            judging=judging,
+            source=(context.inputs["export"] / MODEL_NAME).read_bytes(),
+            left_out=calibration.left_out,
+        )
+        about["calibration"]["doctor"] = found.to_dict()
+        for warning in found.warnings:
+            context.progress.message(f"  {variant.name}, calibration: {warning}")
     return calibration
 
 
@@ -98,7 +121,22 @@ def _quantize_for_tensorrt(
     method = variant.calibration
     about["calibration"]["method"] = method
     context.progress.advance(0, 2, f"calibrating on {len(calibration.frames)} images")
-    about["int8"] = quantize_for_tensorrt(source, target, calibration, method).to_dict()
+    report = quantize_for_tensorrt(source, target, calibration, method)
+    if variant.searches:
+
+        def make(keep_float: Collection[str]) -> bytes:
+            part = context.folder / _CANDIDATE_NAME
+            quantize_for_tensorrt(source, part, calibration, method, keep_float=keep_float, rest=report.rest)
+            return part.read_bytes()
+
+        judged_by = "a simulation of the graph on the CPU, not by an engine"
+        loop = Loop(target.read_bytes(), make, simulate, judged_by, report.rest.upper())
+        kept = hold_budget(context, variant, loop, about)
+        if kept:
+            report = quantize_for_tensorrt(
+                source, target, calibration, method, keep_float=kept, rest=report.rest
+            )
+    about["int8"] = report.to_dict()
     context.progress.advance(1, 2, "NaN and infinity on real images")
     simulate(target.read_bytes(), calibration.frames[:_PARITY_IMAGES])
 
@@ -107,14 +145,28 @@ def _quantize_for_cpu(
     context: StageContext, variant: VariantSettings, source: Path, target: Path, about: dict[str, Any]
 ) -> None:
     from edgekiln.export.audit_onnxruntime import audit_int8
-    from edgekiln.export.int8_cpu import quantize_for_cpu
+    from edgekiln.export.int8_cpu import measure_ranges, quantize_for_cpu
 
     calibration = _choose_calibration(context, variant, about)
     method = variant.calibration
     about["calibration"]["method"] = method
     context.progress.advance(0, 1, f"calibrating on {len(calibration.frames)} images")
-    about["pixels_feed_directly"] = quantize_for_cpu(source, target, calibration, method)
-    audit = audit_int8(source.read_bytes(), target.read_bytes(), variant.precision_share)
+    ranges = measure_ranges(source, calibration, method)
+    kept: tuple[str, ...] = ()
+    pixels = quantize_for_cpu(source, target, calibration, method, ranges=ranges)
+    if variant.searches:
+
+        def make(keep_float: Collection[str]) -> bytes:
+            part = context.folder / _CANDIDATE_NAME
+            quantize_for_cpu(source, part, calibration, method, keep_float=keep_float, ranges=ranges)
+            return part.read_bytes()
+
+        loop = Loop(target.read_bytes(), make, answer, "onnxruntime on this CPU", "FP32")
+        kept = hold_budget(context, variant, loop, about)
+        if kept:
+            pixels = quantize_for_cpu(source, target, calibration, method, keep_float=kept, ranges=ranges)
+    about["pixels_feed_directly"] = pixels
+    audit = audit_int8(source.read_bytes(), target.read_bytes(), variant.precision_share, keep_float=kept)
     about["audit"] = audit.to_dict()
 
 

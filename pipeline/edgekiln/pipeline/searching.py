@@ -1,0 +1,205 @@
+"""The closed loop of a variant stage: an INT8 graph that loses too much on val keeps its worst blocks in float.
+
+Judged on val, next to the FP32 graph (whose parity with PyTorch the export stage has proven); test is not opened here.
+Every candidate is kept on disk as it comes, so that an interrupted stage goes on where it was.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from edgekiln.benchmarks.gate import tango_interval
+from edgekiln.pipeline.data import load_split
+from edgekiln.pipeline.recipe import VariantSettings
+from edgekiln.pipeline.stage_files import MODEL_NAME, StageContext
+from edgekiln.runtime.backends import open_session
+from edgekiln.runtime.spec import Frames, Logits
+
+__all__ = ["CANDIDATES_NAME", "Loop", "allowed_drop", "answer", "hold_budget", "make_rule"]
+
+CANDIDATES_NAME = (
+    "candidates.json"  # in the stage's folder while it works; the finished about.json holds the curve
+)
+_BATCH = 64
+
+
+@dataclass(frozen=True, slots=True)
+class Loop:
+    """What the search works with.
+
+    Attributes:
+        plain: the graph with everything quantized.
+        make: a graph's bytes with these products left in float.
+        evaluate: its logits for uint8 (N, H, W, 3).
+        judged_by: what ``evaluate`` is, for the report.
+        rest: precision of what is not quantized, for the report.
+    """
+
+    plain: bytes
+    make: Callable[[Collection[str]], bytes]
+    evaluate: Callable[[bytes, Frames], Logits]
+    judged_by: str
+    rest: str
+
+
+def allowed_drop(context: StageContext, variant: VariantSettings) -> float:
+    """The variant's own budget, or the gate's."""
+    return context.recipe.gate.max_drop if variant.max_drop is None else variant.max_drop
+
+
+def make_rule(max_drop: float, confidence: float, images: int) -> tuple[Callable[[int, int, int], bool], str]:
+    """Whether (broken, mended, images) hold the budget, and the rule by name: ``interval`` or ``estimate``.
+
+    Where val is so large that an engine without a flip would need half of the budget at most, the whole of Tango's
+    interval must lie inside, as the gate will ask on test; on a smaller val that would refuse sound engines, and
+    the estimate of the drop decides.
+    """
+    by_interval = tango_interval(0, 0, images, confidence)[1] <= max_drop / 2
+
+    def accepts(broken: int, mended: int, judged: int) -> bool:
+        if by_interval:
+            return tango_interval(broken, mended, judged, confidence)[1] < max_drop
+        return (broken - mended) / judged <= max_drop
+
+    return accepts, "interval" if by_interval else "estimate"
+
+
+def answer(model: bytes, frames: Frames) -> Logits:
+    """float32 (N, C) logits of a graph as onnxruntime runs it on the CPU; frames may be memory-mapped."""
+    session = open_session("onnxruntime-cpu", model)
+    try:
+        return np.concatenate(
+            [session.run(np.array(frames[i : i + _BATCH])) for i in range(0, len(frames), _BATCH)]
+        )
+    finally:
+        session.close()
+
+
+def hold_budget(
+    context: StageContext, variant: VariantSettings, loop: Loop, about: dict[str, Any]
+) -> tuple[str, ...]:
+    """Names of the products that must stay in float for the budget to hold on val; empty where none need to.
+
+    Writes ``search`` into ``about``, with ``kept_share`` and ``notices`` where something was kept, and ``failure``
+    where INT8 cannot hold the budget: the plain graph then stands as evidence.
+    """
+    import onnx
+
+    from edgekiln.export.blocks import group_products, quantized_products
+    from edgekiln.export.macs import count_macs
+    from edgekiln.export.sensitivity import SearchProblem, search_precision
+
+    source = (context.inputs["export"] / MODEL_NAME).read_bytes()
+    val = load_split(context.inputs["data"], "val")
+    graph, max_drop = onnx.load_from_string(source), allowed_drop(context, variant)
+    macs = count_macs(graph)
+    accepts, rule = make_rule(max_drop, context.recipe.gate.confidence, len(val))
+    problem = SearchProblem(
+        blocks=group_products(graph.graph, quantized_products(onnx.load_from_string(loop.plain).graph), macs),
+        macs=macs,
+        make=lambda keep_float: loop.make(keep_float) if keep_float else loop.plain,
+        evaluate=lambda model: loop.evaluate(model, val.frames),
+        baseline=answer(source, val.frames),
+        labels=val.labels,
+        accepts=accepts,
+        seconds=variant.search_seconds,
+    )
+    notebook = _Notebook(context.folder / CANDIDATES_NAME, loop.plain)
+    result = search_precision(
+        problem, known=notebook.read(), remember=notebook.write, advance=context.progress.advance
+    )
+    notebook.path.unlink(missing_ok=True)
+    about["search"] = {
+        **result.to_dict(),
+        "max_drop": max_drop,
+        "rule": rule,
+        "split": "val",
+        "images": len(val),
+        "judged_by": loop.judged_by,
+        "reference": "the FP32 graph in onnxruntime on the CPU",
+        "share_quantized": problem.share_quantized(result.keep_float),
+        "seconds_allowed": variant.search_seconds,
+    }
+    kept = sum(macs.get(name, 0) for name in result.keep_float)
+    about["kept_share"] = kept / max(1, sum(macs.values()))
+    _tell(context, variant, loop, about)
+    return result.keep_float
+
+
+def _tell(context: StageContext, variant: VariantSettings, loop: Loop, about: dict[str, Any]) -> None:
+    """The result in a sentence: a notice where it was found, the variant's failure where it was not."""
+    search = about["search"]
+    match search["verdict"]:
+        case "found":
+            sentence = _tell_found(variant, loop, search)
+            about["notices"] = [sentence]
+            context.progress.message(f"  {sentence}")
+        case "impossible" | "stopped":
+            about["failure"] = _tell_failure(variant, search)
+            context.progress.message(f"  {variant.name}: {about['failure']}")
+
+
+def _tell_found(variant: VariantSettings, loop: Loop, search: Mapping[str, Any]) -> str:
+    names = [block["name"] for block in search["kept"]]
+    drop = next(point["drop"] for point in search["curve"] if point["kept"] == names
+                and point["products"] == sum(len(b["products"]) for b in search["kept"]))  # fmt: skip
+    more = "" if search["fewest"] else "; the search ran out of time, fewer may do"
+    return (
+        f"{variant.name} keeps {len(names)} of {search['blocks']} blocks in {loop.rest} to hold its budget: "
+        f"{', '.join(names)}. {search['share_quantized']:.0%} of the MACs stay in INT8; top-1 drop on val "
+        f"{_points(drop)} instead of {_points(search['curve'][0]['drop'])} points, allowed "
+        f"{100 * search['max_drop']:.2f}; judged by {loop.judged_by}{more}"
+    )
+
+
+def _tell_failure(variant: VariantSettings, search: Mapping[str, Any]) -> str:
+    plain, budget = search["curve"][0], 100 * search["max_drop"]
+    lost = f"plain INT8 loses {_points(plain['drop'])} points on val, allowed {budget:.2f}"
+    if search["verdict"] == "stopped":
+        return (
+            f"The search for blocks to keep in float stopped for time after {search['evaluations']} evaluations "
+            f"(search_seconds = {variant.search_seconds:g}): {lost}. It is neither possible nor impossible yet."
+        )
+    instead = "FP16" if variant.builds_engine else "FP32"
+    best = min((p for p in search["curve"] if p["drop"] is not None), key=lambda p: p["drop"], default=plain)
+    return (
+        f"INT8 cannot hold its budget: {lost}; the best of {len(search['curve'])} sets, with {len(best['kept'])} of "
+        f"{search['blocks']} blocks in float and {best['share_quantized']:.0%} of the MACs in INT8, loses "
+        f"{_points(best['drop'])}. At least half of the MACs must be in INT8; take {instead} instead."
+    )
+
+
+def _points(drop: float | None) -> str:
+    return "everything in" if drop is None else f"{100 * drop:+.2f}"
+
+
+class _Notebook:
+    """Candidates on disk, of one plain graph: those of another are not read."""
+
+    def __init__(self, path: Path, plain: bytes) -> None:
+        self.path = path
+        self._digest = hashlib.sha256(plain).hexdigest()
+
+    def read(self) -> dict[str, Any]:
+        from edgekiln.export.sensitivity import Candidate
+
+        try:
+            values = json.loads(self.path.read_text("utf-8"))
+            if values["plain"] != self._digest:
+                return {}
+            return {key: Candidate(**candidate) for key, candidate in values["candidates"].items()}
+        except (OSError, ValueError, KeyError, TypeError):
+            return {}  # none yet, or not ours: everything is judged again
+
+    def write(self, known: Mapping[str, Any]) -> None:
+        values = {"plain": self._digest, "candidates": {key: asdict(c) for key, c in known.items()}}
+        beside = self.path.with_name(f"{self.path.name}.part")
+        beside.write_text(json.dumps(values), "utf-8")
+        beside.replace(self.path)
