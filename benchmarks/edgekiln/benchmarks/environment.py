@@ -45,6 +45,7 @@ TOOLS = (
     "nvidia-modelopt",
     "pycuda",
     "cuda-bindings",
+    "mlcommons-loadgen",
 )
 
 

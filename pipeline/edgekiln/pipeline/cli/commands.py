@@ -234,14 +234,29 @@ def _one_line(item: Mapping[str, Any]) -> str:
 @click.argument("target", type=click.Path(path_type=Path))
 @click.option("--runtime", is_flag=True, help="What the runtime itself costs; TARGET is a bundle.")
 @click.option("--again", is_flag=True, help="Measure again although it was measured before.")
+@click.option("--mlperf", is_flag=True, help="Let MLPerf LoadGen drive an engine; TARGET is a bundle.")
+@click.option(
+    "--images", type=click.Path(path_type=Path), help="With --mlperf: folder of 64 pictures or more."
+)
+@click.option("--variant", help="With --mlperf: this engine instead of the preferred one.")
+@click.option("--threads", type=click.IntRange(min=1), help="With --mlperf: CPU threads.")
+@click.option(
+    "--seconds", type=click.FloatRange(min=1), default=10, show_default=True,
+    help="With --mlperf: for each scenario, at least; its own rules ask for 600.",
+)  # fmt: skip
 @_set_option
 @_runs_option
 @quiet_option
 @json_option
-def bench(
+def bench(  # noqa: PLR0913 # one argument for each option
     target: Path,
     runtime: bool,
     again: bool,
+    mlperf: bool,
+    images: Path | None,
+    variant: str | None,
+    threads: int | None,
+    seconds: float,
     overrides: Sequence[str],
     runs: Path,
     quiet: bool,
@@ -252,12 +267,18 @@ def bench(
     \b
     edgekiln bench recipes/traffic-lights-224.toml --again
     edgekiln bench runs/traffic-lights/bundle --runtime
+    edgekiln bench runs/traffic-lights/bundle --mlperf --images photos
     """
+    if mlperf:
+        from edgekiln.pipeline.cli.mlperf import run_and_print
+
+        run_and_print(target, images, variant=variant, threads=threads, seconds=seconds, as_json=as_json)
+        return
     if not runtime:
         if target.is_dir():
             raise UsageError(
                 f"{target} is a folder; bench takes a recipe.",
-                hint="--runtime measures the runtime with a bundle.",
+                hint="--runtime and --mlperf measure with a bundle.",
             )
         _run_and_print(target, overrides, runs, quiet, as_json, force=["benchmark"] if again else [])
         return
