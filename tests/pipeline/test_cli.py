@@ -10,7 +10,7 @@ from tests_support import ROOT, TINY_RECIPE
 from edgekiln.pipeline.cli import main
 from edgekiln.runtime.bundle import MANIFEST_NAME
 
-COMMANDS = ("run", "predict", "inspect", "bench", "build", "compare", "cache")
+COMMANDS = ("run", "predict", "inspect", "bench", "build", "compare", "report", "cache")
 
 
 @pytest.fixture
