@@ -120,7 +120,7 @@ def draw_distributions(report: Mapping[str, Any]) -> str:
         axes.set_xlim(left=0)
         axes.set_xlabel("milliseconds per call")
 
-    return _save("latency", (_WIDTH, 0.7 + 0.4 * len(times)), lambda f: draw(f.subplots()))
+    return _save("latency", (_WIDTH, 0.9 + 0.4 * len(times)), lambda f: draw(f.subplots()))
 
 
 def draw_series(report: Mapping[str, Any]) -> str:
@@ -135,7 +135,7 @@ def draw_series(report: Mapping[str, Any]) -> str:
         rows[-1].set_xlabel("block, in order; upright lines: a fresh process")
         figure.supylabel("milliseconds", fontsize=9)
 
-    return _save("series", (_WIDTH, 0.6 + 0.75 * len(measurements)), draw)
+    return _save("series", (_WIDTH, 0.8 + 0.85 * len(measurements)), draw)
 
 
 def _draw_series_row(axes: Any, measurement: Mapping[str, Any], color: str) -> None:
