@@ -24,7 +24,11 @@ def make_report(images: int, classes: list[str], *, processes: int = 5, blocks: 
     reference = Reference(logits, labels, [f"{classes[i]}/{n:05}.png" for n, i in enumerate(labels)], classes)
     timed = _time({"baseline": 2.3, **{name: ms for name, (ms, _) in ENGINES.items()}}, processes, blocks)
     validity = assess(timed, steal=0.0, foreign_load=0.0)
-    validity_dict = {"state": "noisy", "reasons": ["int8 varies by 12% between blocks"], "self_ratio": [0.98, 1.02]}
+    validity_dict = {
+        "state": "noisy",
+        "reasons": ["int8 varies by 12% between blocks"],
+        "self_ratio": [0.98, 1.02],
+    }
     assert validity.state != "invalid"
     limits = {"floor_ms": 0.4, "share_of_floor": 0.31, "peak_rss_mb": 210.0, "device_mb": None}
     latencies = {m.name: {k: v for k, v in m.to_dict().items() if k != "blocks"} | limits for m in timed}
@@ -41,7 +45,12 @@ def make_report(images: int, classes: list[str], *, processes: int = 5, blocks: 
                 "speedup": asdict(compare_speed(timed[0], measurement)),
             }
         )  # fmt: skip
-    variants[1]["audit"] = {"share": 0.93, "quantized": {"Conv": 20}, "expected": {"Conv": 21}, "floating": ["c"]}
+    variants[1]["audit"] = {
+        "share": 0.93,
+        "quantized": {"Conv": 20},
+        "expected": {"Conv": 21},
+        "floating": ["c"],
+    }
     variants[2]["audit"] = {
         "share": 0.8, "evidence": "inspector", "precision": "int8", "reformats": 3,
         "macs": {"int8": 800, "fp16": 150, "fp32": 40, "unknown": 10},

@@ -39,9 +39,6 @@ _WIDTH = 4.8  # inches: at 390 pixels letters keep their size, so the page reads
 _MAX_NAME = 22
 MOST_LOSSES = 12
 
-Draw = Callable[[Any], None]
-
-
 # --------------------------------------------------------------------------------------------------------------
 # Latency and accuracy
 
@@ -152,8 +149,9 @@ def _draw_series_row(axes: Any, measurement: Mapping[str, Any], color: str) -> N
     # One stalled block must not press all others flat: a point above twice the median stands on the upper edge.
     top = 2 * float(np.median(medians))
     above = np.flatnonzero(medians > top)
-    axes.plot(above, np.full(len(above), top), "^", color=_WORSE, markersize=4, clip_on=False)
-    axes.set_ylim(0, max(1.15 * float(medians[medians <= top].max()), top if len(above) else 0))
+    if len(above):
+        axes.plot(above, np.full(len(above), top), "^", color=_INK, markersize=4, clip_on=False)
+    axes.set_ylim(0, top if len(above) else 1.15 * float(medians.max()))
 
 
 # --------------------------------------------------------------------------------------------------------------
@@ -194,7 +192,7 @@ def draw_confusion(
             axes.text(column, row, f"{value:+d}", ha="center", va="center", fontsize=9 if count <= 10 else 6)
         axes.set(xlim=(-0.5, count - 0.5), ylim=(count - 0.5, -0.5), aspect="equal")
         names = [_short(name, 12) for name in classes]
-        axes.set_xticks(range(count), names, rotation=90 if count > 4 else 0)
+        axes.set_xticks(range(count), names, rotation=90 if count > 4 or max(map(len, names)) > 6 else 0)
         axes.set_yticks(range(count), names)
         axes.set_xlabel("answer")
         axes.set_ylabel("label")
@@ -303,6 +301,8 @@ def _save(name: str, size: tuple[float, float], draw: Callable[[Any], None]) -> 
     with matplotlib.rc_context(style), warnings.catch_warnings():
         # Letters are drawn by the browser; matplotlib's own font, which only measures them, may lack some.
         warnings.filterwarnings("ignore", "Glyph", UserWarning)
+        # Names too long for a layout leave the default one: a crowded drawing must not cost the run its report.
+        warnings.filterwarnings("ignore", "constrained_layout not applied", UserWarning)
         figure = figure_module.Figure(figsize=size, layout="constrained")
         draw(figure)
         buffer = io.StringIO()

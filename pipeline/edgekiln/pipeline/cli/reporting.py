@@ -9,7 +9,7 @@ from typing import Any, Literal
 import click
 
 from edgekiln.pipeline.cli.options import json_option, print_document
-from edgekiln.runtime.errors import UsageError
+from edgekiln.runtime.errors import UntrustedError, UsageError
 
 __all__ = ["report"]
 
@@ -33,12 +33,26 @@ def report(target: Path, out: Path | None, form: Format, as_json: bool) -> None:
     edgekiln report runs/traffic-lights/bundle --format markdown
     """
     from edgekiln.benchmarks.report import read_report, render_card, render_page, render_summary
+    from edgekiln.runtime.extras import import_extra
 
     path = _find_report(target)
     if out is not None:
         _check_out(out)
     values = read_report(path)
-    text = {"html": render_page, "markdown": render_summary, "card": render_card}[form](values)
+    render = {"html": render_page, "markdown": render_summary, "card": render_card}[form]
+    try:
+        text = render(values)
+    except (
+        LookupError,
+        TypeError,
+        ValueError,
+        AttributeError,
+        import_extra("jinja2", "build").UndefinedError,
+    ) as error:
+        # Deep inside, a report has hundreds of values: rendering is what checks them. --debug shows where.
+        raise UntrustedError(
+            f"{path} cannot be rendered, it lacks something: {error!r}.", path=path
+        ) from error
     if out is not None:
         out.write_text(text, "utf-8")
     if as_json:
