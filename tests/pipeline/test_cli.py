@@ -10,7 +10,7 @@ from tests_support import ROOT, TINY_RECIPE
 from edgekiln.pipeline.cli import main
 from edgekiln.runtime.bundle import MANIFEST_NAME
 
-COMMANDS = ("run", "predict", "inspect", "bench", "build", "compare", "cache")
+COMMANDS = ("run", "predict", "inspect", "bench", "build", "compare", "report", "cache")
 
 
 @pytest.fixture
@@ -334,3 +334,73 @@ def test_cache_lists_and_prunes(tensorrt_run, edgekiln, tmp_path, monkeypatch):
     assert edgekiln("cache", "prune", "--older-than", "1")[1].startswith("0 engines removed")
     assert edgekiln("cache", "prune", "--all")[1].startswith("1 engine removed")
     assert edgekiln("cache", "ls")[1] == f"0 engines in {tmp_path / 'cache'}\n"
+
+
+# -- report
+
+
+def test_report_renders_again_what_the_run_wrote(tiny_run, edgekiln, tmp_path):
+    bundle = tiny_run[2].bundle
+    before = {path.name: path.read_bytes() for path in bundle.iterdir()}
+    for target in (bundle, bundle.parent, bundle / "report.json"):
+        code, out, err = edgekiln("report", target)
+        assert (code, err) == (0, "")
+        assert out == before["report.html"].decode()
+    code, out, _ = edgekiln("report", bundle, "--format", "card", "--out", tmp_path / "card.md")
+    assert (code, out.strip()) == (0, str(tmp_path / "card.md"))
+    assert (tmp_path / "card.md").read_bytes() == before["MODEL_CARD.md"]
+    assert {path.name: path.read_bytes() for path in bundle.iterdir()} == before
+
+
+def test_report_as_json_and_markdown(tiny_run, edgekiln):
+    code, out, _ = edgekiln("report", tiny_run[2].bundle, "--format", "markdown", "--json")
+    document = json.loads(out)
+    assert (code, document["ok"], document["format"], document["out"]) == (0, True, "markdown", None)
+    assert [v["name"] for v in document["variants"]] == ["fp32", "int8"]
+    assert document["text"].startswith("### tiny: All 2 required engines pass.")
+    assert "](" not in document["text"]  # no links
+
+
+def test_report_refuses_to_write_into_a_bundle_or_nowhere(tiny_run, edgekiln, tmp_path):
+    bundle = tiny_run[2].bundle
+    for out in (bundle / "new.html", tmp_path, tmp_path / "missing" / "report.html"):
+        code, _, err = edgekiln("report", bundle, "--out", out)
+        assert code == 2
+        assert len(err.splitlines()) == 1
+    assert not (bundle / "new.html").exists()
+
+
+@pytest.mark.parametrize(
+    ("edit", "code", "words"),
+    [
+        (lambda text: text[: len(text) // 2], 4, "cut off"),
+        (
+            lambda text: text.replace('"schema_version": "1.0"', '"schema_version": "2.0"'),
+            4,
+            "Update edgekiln",
+        ),
+        (lambda text: "[" * 100_000, 4, "no JSON that can be read"),
+        (lambda text: "[]", 4, "is no report"),
+        (lambda text: '{"schema_version": "1.0", "name": "x"}', 4, "is no whole report"),
+        (lambda text: text.replace('"recall"', '"memory"'), 4, "cannot be rendered"),
+        (lambda text: text.replace('"schema_version": "1.0"', '"schema_version": "1.9", "new": 1'), 0, ""),
+    ],
+)
+def test_report_that_cannot_be_read_is_told_in_one_line(tiny_run, edgekiln, tmp_path, edit, code, words):
+    text = (tiny_run[2].bundle / "report.json").read_text("utf-8")
+    path = tmp_path / "report.json"
+    path.write_text(edit(text), "utf-8")
+    got, _, err = edgekiln("report", path)
+    assert got == code
+    assert words in err
+    assert len(err.splitlines()) == (1 if code else 0)
+
+
+def test_report_of_a_changed_bundle_or_of_nothing_is_refused(tiny_run, edgekiln, tmp_path):
+    bundle = tmp_path / "bundle"
+    shutil.copytree(tiny_run[2].bundle, bundle)
+    (bundle / "report.json").write_text((bundle / "report.json").read_text("utf-8").replace("pass", "fail"))
+    assert edgekiln("report", bundle)[0] == 4
+    assert edgekiln("report", tmp_path / "missing")[0] == 2
+    (tmp_path / "empty").mkdir()
+    assert edgekiln("report", tmp_path / "empty")[0] == 2

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import base64
+import io
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +16,7 @@ from edgekiln.benchmarks.accuracy import measure_accuracy
 from edgekiln.benchmarks.environment import describe_machine
 from edgekiln.benchmarks.judging import Reference, judge_answers, summarize_simulation
 from edgekiln.benchmarks.report import render_card, render_page
-from edgekiln.pipeline.data import INDEX_NAME, load_split
+from edgekiln.pipeline.data import INDEX_NAME, PreparedSplit, load_split
 from edgekiln.pipeline.engines import built_files
 from edgekiln.pipeline.recipe import Recipe, VariantSettings
 from edgekiln.pipeline.stage_files import (
@@ -39,6 +41,9 @@ __all__ = ["LOGITS_FILE", "REPORT_NAME", "pack_bundle", "public_recipe"]
 REPORT_NAME = "report.json"
 LOGITS_FILE = "test_logits.npz"
 REPORT_SCHEMA = "1.0"
+_THUMBNAIL_PIXELS = 80
+_MAX_THUMBNAILS = 24  # of one engine
+_THUMBNAIL_BYTES = 1_000_000  # of all engines together, as they stand in the report
 
 
 def public_recipe(recipe: Recipe) -> dict[str, Any]:
@@ -132,6 +137,7 @@ def _build_report(context: StageContext) -> dict[str, Any]:
     data = json.loads((context.inputs["data"] / INDEX_NAME).read_text("utf-8"))
     reference = Reference(baseline, test.labels, test.keys, contract.classes)
     variants = [_judge_variant(context, variant, reference, benchmark) for variant in context.recipe.variants]
+    _add_thumbnails(variants, test)
     return {
         "schema_version": REPORT_SCHEMA,
         "name": context.recipe.name,
@@ -167,6 +173,30 @@ def _build_report(context: StageContext) -> dict[str, Any]:
         "machine": benchmark["machine"] if benchmark else describe_machine(),
         "parents": {name: folder.parent.name for name, folder in sorted(context.inputs.items())},
     }
+
+
+def _add_thumbnails(variants: Sequence[dict[str, Any]], test: PreparedSplit) -> None:
+    """Put small JPEGs, base64, at the worst flips of each engine, within one budget for the whole report."""
+    places = {key: i for i, key in enumerate(test.keys)}
+    budget = _THUMBNAIL_BYTES // max(1, sum(bool(variant["flips"]) for variant in variants))
+    for variant in variants:
+        left = budget
+        for flip in variant["flips"][:_MAX_THUMBNAILS]:
+            thumbnail = _draw_thumbnail(test.frames[places[flip["key"]]])
+            left -= len(thumbnail)
+            if left < 0:
+                break
+            flip["thumbnail"] = thumbnail
+
+
+def _draw_thumbnail(frame: Any) -> str:
+    from PIL import Image
+
+    picture = Image.fromarray(np.asarray(frame))
+    picture.thumbnail((_THUMBNAIL_PIXELS, _THUMBNAIL_PIXELS))
+    buffer = io.BytesIO()
+    picture.save(buffer, "JPEG", quality=80)
+    return base64.b64encode(buffer.getvalue()).decode()
 
 
 def _judge_variant(

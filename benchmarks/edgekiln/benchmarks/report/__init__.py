@@ -1,6 +1,7 @@
-"""Renders a report, a plain JSON document, as a text table, an HTML page and a model card. Computes nothing."""
+"""Renders a report, a plain JSON document, as text, an HTML page, a summary and a model card. Measures nothing."""
 
-from edgekiln.benchmarks.report.page import render_card, render_page
+from edgekiln.benchmarks.report.page import render_card, render_page, render_summary
+from edgekiln.benchmarks.report.reading import read_report
 from edgekiln.benchmarks.report.table import (
     describe_config,
     describe_floor,
@@ -17,8 +18,10 @@ __all__ = [
     "describe_simulation",
     "format_markdown",
     "format_text",
+    "read_report",
     "render_card",
     "render_page",
+    "render_summary",
     "table_headings",
     "table_rows",
 ]

@@ -12,6 +12,7 @@ import click
 from edgekiln.pipeline.cli.comparing import compare
 from edgekiln.pipeline.cli.engines import build, cache
 from edgekiln.pipeline.cli.options import json_option, print_document, quiet_option
+from edgekiln.pipeline.cli.reporting import report
 from edgekiln.runtime.errors import UsageError
 
 __all__ = ["COMMANDS"]
@@ -292,4 +293,4 @@ def bench(  # noqa: PLR0913 # one argument for each option
         click.echo(f"{key:32} {value}")
 
 
-COMMANDS = (run, predict, inspect, bench, build, compare, cache)
+COMMANDS = (run, predict, inspect, bench, build, compare, report, cache)
