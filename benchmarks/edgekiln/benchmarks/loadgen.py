@@ -21,10 +21,9 @@ import subprocess
 import sys
 import tempfile
 import threading
-import time
 from array import array
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from time import perf_counter, perf_counter_ns
@@ -135,7 +134,7 @@ def _parse_reasons(text: str) -> Iterator[str]:
         yield " ".join(item.split())
 
 
-def run_loadgen(  # noqa: PLR0913 # one argument for each option of the command
+def run_loadgen(  # one argument for each option of the command
     bundle: Path,
     variant: str | None,
     scenario: Scenario,
