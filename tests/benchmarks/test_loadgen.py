@@ -117,8 +117,8 @@ def test_single_stream_agrees_with_our_own_clock(loadgen, slow_bundle, images, t
     assert list(tmp_path.iterdir()) == []  # its logs lie elsewhere, and are gone
     assert (result["result"], result["valid"], result["variant"]) == ("VALID", True, "fp32")
     assert result["ours"]["calls"] == result["ours"]["samples"] >= 100
-    # The same calls under two clocks: LoadGen's also holds its callback into Python and the answer, 20 to 50 us. Of a
-    # call of milliseconds that is a hundredth or less, whatever else the machine does; of a faster one it is not.
+    # The same calls under two clocks: LoadGen's also holds its callback into Python and the answer. Of a
+    # call of milliseconds that is a hundredth or so, also on a loaded machine; of a faster one it may be over 5 %.
     assert result["ours"]["p50_ms"] > 2
     assert 0.95 < result["ours_over_loadgen_p50"] <= 1
     assert 0.95 < result["ours_over_loadgen_p90"] <= 1.05
