@@ -2,7 +2,9 @@ import copy
 import json
 import re
 
+import numpy as np
 import pytest
+from report_support import make_report
 
 from edgekiln.benchmarks.report import (
     describe_floor,
@@ -10,8 +12,15 @@ from edgekiln.benchmarks.report import (
     format_text,
     render_card,
     render_page,
+    render_summary,
     table_headings,
     table_rows,
+)
+from edgekiln.benchmarks.report.drawings import (
+    confusion_matrix,
+    draw_accuracy_latency,
+    draw_confusion,
+    pareto_front,
 )
 
 
@@ -133,3 +142,47 @@ def test_page_tells_floor_and_memory_of_an_engine(report):
 
 def test_report_is_plain_json(report):
     assert json.loads(json.dumps(report)) == report
+
+
+@pytest.mark.parametrize(
+    ("points", "front"),
+    [
+        ([(1, 90), (2, 95), (3, 95), (1, 80), (4, 99)], [0, 1, 4]),
+        ([(2, 90), (2, 90)], [0]),
+        ([(1, 99), (2, 98)], [0]),
+    ],
+)
+def test_pareto_front_holds_what_nothing_beats(points, front):
+    assert pareto_front(points) == front
+
+
+def test_confusion_is_read_whole_or_sparse():
+    whole = {"confusion": [[3, 1], [0, 2]]}
+    sparse = {"confusion": {"diagonal": [3, 2], "off_diagonal": [[0, 1, 1]]}}
+    assert confusion_matrix(whole).tolist() == confusion_matrix(sparse).tolist() == [[3, 1], [0, 2]]
+
+
+def test_invalid_timings_are_not_compared():
+    report = make_report(60, ["a", "b", "c"], processes=2, blocks=4)
+    assert draw_accuracy_latency(report)
+    report["benchmark"]["validity"]["state"] = "invalid"
+    assert draw_accuracy_latency(report) == ""
+    assert "the timings of this run are invalid" in render_page(report)
+
+
+def test_names_in_drawings_are_escaped_and_ids_stand_in_tags_only():
+    before, now = np.array([[3, 0], [0, 3]]), np.array([[3, 0], [1, 2]])
+    drawing = draw_confusion(before, now, ['id="x', "<b>"], "one")
+    assert 'id="x' in drawing
+    assert "&lt;b&gt;" in drawing
+    assert re.findall(r"<[^<>]*\bid=\"(?!one-)", drawing) == []
+    assert draw_confusion(before, before, ["a", "b"], "two") == ""
+
+
+def test_summary_is_short_and_lets_no_html_through():
+    report = make_report(60, ["a", "b", "c"], processes=2, blocks=4)
+    report["variants"][1]["reason"] = "<img src=x> lost"
+    text = render_summary(report)
+    assert "&lt;img src=x> lost" in text
+    assert "made-up: " in text.splitlines()[0]
+    assert len(text.splitlines()) < 30

@@ -66,9 +66,13 @@ def pack_bundle(context: StageContext) -> None:
         for name, source in _packed_graphs(context, variant).items():
             shutil.copyfile(source, folder / name)
     _save_logits(context, folder / LOGITS_FILE)
-    (folder / REPORT_NAME).write_text(json.dumps(report, sort_keys=True, ensure_ascii=False), "utf-8")
-    (folder / "report.html").write_text(render_page(report), "utf-8")
-    (folder / "MODEL_CARD.md").write_text(render_card(report), "utf-8")
+    text = json.dumps(report, sort_keys=True, ensure_ascii=False)
+    (folder / REPORT_NAME).write_text(text, "utf-8")
+    stored = json.loads(
+        text
+    )  # as `edgekiln report` will read it, keys in order, so that both render the same
+    (folder / "report.html").write_text(render_page(stored), "utf-8")
+    (folder / "MODEL_CARD.md").write_text(render_card(stored), "utf-8")
     write_manifest(folder, _manifest(report))
 
 

@@ -265,7 +265,8 @@ def _names(measurements: Sequence[Mapping[str, Any]]) -> list[str]:
 def _short(name: str, length: int = _MAX_NAME) -> str:
     """A name that leaves room for the drawing; line breaks and other controls are no part of it."""
     name = "".join(letter if letter.isprintable() else " " for letter in name)
-    return name if len(name) <= length else f"{name[: length - 1]}…"
+    end = length // 2  # the middle goes: names often differ in their last letters only
+    return name if len(name) <= length else f"{name[: length - end - 1]}…{name[-end:]}"
 
 
 def _color(number: int) -> str:
