@@ -116,7 +116,7 @@ def test_audit_failure_fails_the_variant_and_keeps_the_rest(tiny_run, tmp_path, 
     from edgekiln.export import audit_onnxruntime
     from edgekiln.runtime.errors import PrecisionError
 
-    def refuse(*arguments):
+    def refuse(*arguments, **options):
         raise PrecisionError("Only 10% run in INT8. In floating point: conv1")
 
     monkeypatch.setattr(audit_onnxruntime, "audit_int8", refuse)
