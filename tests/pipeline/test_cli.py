@@ -280,7 +280,7 @@ def test_build_prints_what_came_of_it_and_its_json_is_one_document(tensorrt_run,
     [
         (("--sm", "86;89"), "--sm 86;89: wanted whole numbers with commas between"),
         (("--batch", "1,8"), "--batch 1,8: wanted three numbers"),
-        (("--batch", "8,4,1"), "1 <= min <= opt <= max, got 8, 4, 1"),
+        (("--batch", "8,4,1"), "1 <= min <= opt <= max <= 1024, got 8, 4, 1"),
         (("--variant", "no"), "has no variant 'no'; it has: fp32"),
         (("--data", "/nowhere"), "There is no folder /nowhere"),
     ],
