@@ -106,6 +106,7 @@ def test_report_is_json(quantized):
         "rest": "fp16",
         "quantized_products": 3,
         "products": 4,
+        "kept_float": [],
         "raised_scales": 0,
         "lint": [],
     }
