@@ -20,6 +20,7 @@ MODULES: dict[str, tuple[str, ...]] = {
     "runtime/edgekiln/runtime/backends/tensorrt_library.py": RUNNERS,
     "runtime/edgekiln/runtime/backends/kernel_cache.py": RUNNERS,
     "runtime/edgekiln/runtime/backends/tensorrt.py": RUNNERS,
+    "pipeline/edgekiln/pipeline/gpu_suite/engines.py": RUNNERS,
 }
 
 ROOT = Path(__file__).parents[1]

@@ -91,15 +91,15 @@ def build_all(arguments: Mapping[str, Any], tell: Tell) -> dict[str, Any]:
     return built
 
 
-def _build(engine: EngineFile, folders: Sequence[str | None], work: Path) -> dict[str, Any]:
-    source = find_file(onnx_name(engine.model, engine.precision), folders)
+def _build(file: EngineFile, folders: Sequence[str | None], work: Path) -> dict[str, Any]:
+    source = find_file(onnx_name(file.model, file.precision), folders)
     if source is None:
-        return {"state": "skipped", "reason": f"there is no {onnx_name(engine.model, engine.precision)}"}
+        return {"state": "skipped", "reason": f"there is no {onnx_name(file.model, file.precision)}"}
     options = BuildOptions(
-        flavour=engine.flavour,
-        precision=Precision(engine.precision),
-        batch=BatchProfile(engine.batch, engine.batch, engine.batch),
-        capabilities=engine.capabilities,
+        flavour=file.flavour,
+        precision=Precision(file.precision),
+        batch=BatchProfile(file.batch, file.batch, file.batch),
+        capabilities=file.capabilities,
     )
     try:
         built = build_engine(source.read_bytes(), options, EngineCache())
@@ -107,14 +107,14 @@ def _build(engine: EngineFile, folders: Sequence[str | None], work: Path) -> dic
         # A BuildError is an EnvironmentProblem too, and yet something that was tried and failed.
         untried = isinstance(error, EnvironmentProblem) and error.code != "build"
         return {"state": "skipped" if untried else "failed", "reason": str(error)}
-    data = built.path.read_bytes()
-    partial = work / f"{engine.name}.partial"
+    data = built.data
+    partial = work / f"{file.name}.partial"
     partial.write_bytes(data)
-    partial.replace(work / engine.name)
+    partial.replace(work / file.name)
     return {
         "state": "done",
         "reason": None,
-        "made_by": f"{engine.flavour} {built.version}",
+        "made_by": f"{file.flavour} {built.version}",
         "bytes": len(data),
         "sha256": hashlib.sha256(data).hexdigest(),
         "seconds": round(built.seconds, 2),
