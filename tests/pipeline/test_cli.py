@@ -404,3 +404,17 @@ def test_report_of_a_changed_bundle_or_of_nothing_is_refused(tiny_run, edgekiln,
     assert edgekiln("report", tmp_path / "missing")[0] == 2
     (tmp_path / "empty").mkdir()
     assert edgekiln("report", tmp_path / "empty")[0] == 2
+
+
+@pytest.mark.parametrize(
+    ("options", "complaint"),
+    [
+        (("--mlperf", "--runtime"), "give one of them"),
+        (("--images", "photos"), "belong to --mlperf"),
+        (("--runtime", "--threads", "2"), "belong to --mlperf"),
+    ],
+)
+def test_bench_ignores_no_option(edgekiln, tiny_run, options, complaint):
+    code, out, err = edgekiln("bench", tiny_run[2].bundle, *options)
+    assert (code, out) == (2, "")
+    assert complaint in err

@@ -270,6 +270,10 @@ def bench(  # noqa: PLR0913 # one argument for each option
     edgekiln bench runs/traffic-lights/bundle --runtime
     edgekiln bench runs/traffic-lights/bundle --mlperf --images photos
     """
+    if mlperf and runtime:
+        raise UsageError("--mlperf and --runtime are two measurements: give one of them.")
+    if not mlperf and (images or variant or threads):
+        raise UsageError("--images, --variant and --threads belong to --mlperf.")
     if mlperf:
         from edgekiln.pipeline.cli.mlperf import run_and_print
 

@@ -120,6 +120,7 @@ class GraphCaller(TorchCaller):
         with torch.cuda.graph(graph):
             self._work()
         self._graph: Any = graph
+        # The ignore: from here on the work is the replay of what was captured.
         self._work = graph.replay  # type: ignore[method-assign]
 
     def device_ms(self, frames: Frames, calls: int) -> list[float] | None:
@@ -127,6 +128,7 @@ class GraphCaller(TorchCaller):
         self._host_in.numpy()[:] = frames
         times = []
         for _ in range(calls):
+            # The ignore: torch leaves its Event untyped.
             begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
             begin.record()
             self._graph.replay()
