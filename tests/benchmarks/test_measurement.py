@@ -1,7 +1,15 @@
 import numpy as np
 import pytest
 
-from edgekiln.benchmarks.measurement import Block, Measurement, assess, compare_speed
+from edgekiln.benchmarks.latency import BenchmarkPlan
+from edgekiln.benchmarks.measurement import (
+    Block,
+    Measurement,
+    assess,
+    compare_speed,
+    interval_width,
+    is_narrow,
+)
 
 
 def measurement(name, medians, *, second_turn=None, calls=20, jitter=0.0):

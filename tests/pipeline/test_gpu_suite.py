@@ -255,7 +255,8 @@ def test_it_runs_without_what_may_be_missing(lean, tmp_path):
 def test_its_parts_run_without_what_may_be_missing(lean, tmp_path):
     code = f"""
 import importlib.util, json, sys
-from edgekiln.pipeline.gpu_suite import engines, gpu_tests, models, suite, table, torch_callers
+from edgekiln.pipeline import torch_callers
+from edgekiln.pipeline.gpu_suite import engines, gpu_tests, models, suite, table
 from edgekiln.pipeline.gpu_suite.bench import bench
 from edgekiln.pipeline.gpu_suite.isolation import SkippedPart
 told = {{}}

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from edgekiln.benchmarks import memory, roofline
-from edgekiln.benchmarks.latency import Contender
+from edgekiln.benchmarks.contender import Contender
 from edgekiln.benchmarks.memory import MemoryUse
 from edgekiln.benchmarks.roofline import Ceilings
 from edgekiln.pipeline.limits import add_limits, read_products
@@ -18,7 +18,8 @@ def contender(name):
 
 
 def timed(name, threads):
-    return {"name": name, "config": {"threads": threads}, "p50_ms": 4.0}
+    device = "cuda:0" if name == "gpu" else "cpu"
+    return {"name": name, "config": {"threads": threads}, "device": device, "p50_ms": 4.0}
 
 
 @pytest.fixture
@@ -58,6 +59,13 @@ def test_each_engine_gets_the_floor_of_its_threads(measured, tmp_path):
     assert values["limits_problems"] == []
     assert [entry for entry in measured if isinstance(entry, int)] == [1, 2]
     assert ({"path": "gpu", "threads": None}, True) in measured
+
+
+def test_threads_left_to_a_library_are_all_cores_and_no_gpu(measured, monkeypatch, tmp_path):
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: {0, 1, 2})
+    values = {"measurements": [timed("onnxruntime:a", None)]}
+    add_limits(values, [contender("onnxruntime:a"), contender("left out")], {}, tmp_path)
+    assert measured == [3, ({"path": "onnxruntime:a", "threads": None}, False)]
 
 
 def test_finished_timings_are_kept_where_limits_cannot_be_measured(measured, monkeypatch, tmp_path):

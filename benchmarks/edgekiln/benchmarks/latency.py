@@ -1,28 +1,34 @@
 """Interleaved latency of several contenders, each in fresh processes and at its best configuration.
 
 Contenders take turns in blocks of a twentieth of a second: on shared machines a core's speed wanders by 30 % and
-stays for about half a second where it went, so longer blocks would time the neighbours. A contender is named by a
-factory, so this module knows neither PyTorch nor any engine library.
+stays for about half a second where it went, so longer blocks would time the neighbours.
+
+A benchmark is a search for each contender, then rounds. A round has one fresh process for each contender, and all that
+is compared is compared within a round; so one that was interrupted may go on with the next round, later and under other
+conditions, and stays sound. What the conditions were is kept for every stretch of work, and the worst is judged.
 """
 
 from __future__ import annotations
 
 import contextlib
-import json
-import os
-import subprocess
-import sys
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
 
 import numpy as np
-from numpy.typing import NDArray
 
-from edgekiln.benchmarks.environment import describe_machine, measure_foreign_load, read_cpu_times
+from edgekiln.benchmarks.contender import Contender, WorkerProcess, open_worker
+from edgekiln.benchmarks.environment import (
+    CpuTimes,
+    describe_machine,
+    measure_foreign_load,
+    read_cpu_times,
+)
+from edgekiln.benchmarks.journal import Journal, plan_digest
 from edgekiln.benchmarks.measurement import (
+    P99_FROM_CALLS,
     Block,
     Boundary,
     Measurement,
@@ -30,51 +36,27 @@ from edgekiln.benchmarks.measurement import (
     Validity,
     assess,
     compare_speed,
+    is_narrow,
 )
-from edgekiln.runtime.errors import EngineError, GateError
-from edgekiln.runtime.spec import Frames, Logits
+from edgekiln.runtime.errors import EdgekilnError
 
-__all__ = [
-    "BenchmarkPlan",
-    "BenchmarkResult",
-    "Contender",
-    "engine_contender",
-    "run_benchmark",
-    "save_inputs",
-    "thread_choices",
-]
+__all__ = ["BenchmarkPlan", "BenchmarkResult", "run_benchmark"]
 
-Times: TypeAlias = NDArray[np.float64]
+Advance: TypeAlias = Callable[[int, int, str], None]
 
 SIDES: tuple[Boundary, ...] = ("engine", "image")
 """Boundaries besides ``call``: the bare library call, and encoded picture to label."""
 _SEARCH_SECONDS = 0.4
-_LOGIT_TOLERANCE = 1e-3  # of the logit range: thread counts change the order of float sums, nothing more
-
-
-@dataclass(frozen=True, slots=True)
-class Contender:
-    """Something to time.
-
-    Attributes:
-        name: shown in tables.
-        factory: ``module:function`` that opens a Session from keyword arguments.
-        arguments: fixed keyword arguments, JSON values.
-        configs: keyword arguments to choose from; the fastest is timed.
-        logits: what it must answer for the frames, float32 (N, C).
-    """
-
-    name: str
-    factory: str
-    arguments: Mapping[str, Any]
-    configs: Sequence[Mapping[str, Any]]
-    logits: Logits
+_LOOK_EVERY_BLOCKS = 4  # even, so that whoever went first went last as often
+_CONDITIONS = ("cpu", "cores", "governor", "thread_settings", "cpu_quota_cores", "gpus", "versions")
 
 
 @dataclass(frozen=True, slots=True)
 class BenchmarkPlan:
     """How long and how often; see the recipe's ``[benchmark]``.
 
+    A round ends after ``blocks`` blocks of each contender, or from ``min_blocks`` on as soon as they tell every ratio
+    to ``target_width`` and every contender has its share of the calls that a 99th percentile needs.
     ``side_blocks`` are those of the other boundaries, and of one repeated image, per process.
     """
 
@@ -82,6 +64,25 @@ class BenchmarkPlan:
     blocks: int = 60
     block_seconds: float = 0.05
     side_blocks: int = 4
+    min_blocks: int = 20
+    target_width: float = 0.03
+
+    def count_units(self, contenders: int) -> int:
+        """Units of progress: searches, and per round the starts, blocks and other boundaries."""
+        return self.units_before(self.processes, contenders)
+
+    def units_before(self, number: int, contenders: int) -> int:
+        """Units that are done when round ``number``, counted from 0, begins."""
+        return contenders + number * (contenders + self.blocks + self.side_blocks)
+
+    def is_enough(self, blocks: Sequence[Sequence[Block]]) -> bool:
+        """Whether a round may stop here; looks at widths and counts only."""
+        count = len(blocks[-1])
+        if count < self.min_blocks or count % _LOOK_EVERY_BLOCKS:
+            return False
+        share = math.ceil(P99_FROM_CALLS / self.processes)
+        calls = min(sum(len(block.times_ms) for block in own) for own in blocks)
+        return calls >= share and is_narrow(blocks, self.target_width)
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,8 +94,11 @@ class BenchmarkResult:
         ratios: of those, to the baseline.
         sides: the other boundaries, ``engine`` and ``image``, of the contenders that have them.
         side_ratios: by boundary and contender.
-        cold: milliseconds by contender that loading and the first answer took, a median over fresh processes.
+        cold: milliseconds by contender that importing, loading and the first answer took, a median over fresh
+            processes whose files the system had read before.
         repeated: by contender, time of one repeated image over that of varying ones.
+        left_out: why, by optional contender that was not timed.
+        sessions: the stretches of work: rounds, foreign load, share of CPU time stolen, state of the machine.
     """
 
     measurements: tuple[Measurement, ...]
@@ -103,7 +107,9 @@ class BenchmarkResult:
     side_ratios: Mapping[str, Mapping[str, Ratio]]
     cold: Mapping[str, Mapping[str, float]]
     repeated: Mapping[str, float]
+    left_out: Mapping[str, str]
     validity: Validity
+    sessions: Sequence[Mapping[str, Any]]
     machine: Mapping[str, Any]
 
     def to_dict(self) -> dict[str, Any]:
@@ -118,54 +124,25 @@ class BenchmarkResult:
             },
             "cold_start": {name: dict(values) for name, values in self.cold.items()},
             "repeated_image": dict(self.repeated),
+            "left_out": dict(self.left_out),
             "validity": {
                 "state": self.validity.state,
                 "reasons": list(self.validity.reasons),
                 "self_ratio": [self.validity.self_ratio.low, self.validity.self_ratio.high],
             },
+            "sessions": [dict(session) for session in self.sessions],
             "machine": dict(self.machine),
         }
-
-
-def thread_choices() -> list[int]:
-    """1, 2, 4, ... up to the usable cores, and that number itself."""
-    cores = len(os.sched_getaffinity(0))
-    return sorted({*(2**i for i in range(cores.bit_length()) if 2**i <= cores), cores})
-
-
-def engine_contender(name: str, paths: Sequence[Path], backend: str, logits: Logits) -> Contender:
-    """The engine files of one model under one of the runtime's backends."""
-    threads: list[int | None] = [*thread_choices()] if backend.endswith("cpu") else [None]
-    return Contender(
-        name=name,
-        factory="edgekiln.benchmarks.worker:open_engine",
-        arguments={"paths": [str(path) for path in paths], "backend": backend},
-        configs=[{"threads": count} for count in threads],
-        logits=logits,
-    )
-
-
-def save_inputs(
-    path: Path, frames: Frames, pictures: Sequence[bytes] = (), contract: str | None = None
-) -> None:
-    """Write what the contenders are given.
-
-    Args:
-        path: ``.npz`` to write.
-        frames: uint8 (N, H, W, 3); they rotate.
-        pictures: encoded pictures, for the boundary ``image``; none leaves it out.
-        contract: JSON of the contract that prepares them.
-    """
-    joined = np.frombuffer(b"".join(pictures), np.uint8)
-    sizes = np.array([len(picture) for picture in pictures], np.int64)
-    np.savez(path, frames=frames, pictures=joined, picture_sizes=sizes, contract=np.array(contract or ""))
 
 
 def run_benchmark(
     contenders: Sequence[Contender],
     inputs: Path,
+    *,
     plan: BenchmarkPlan,
-    advance: Callable[[int, int, str], None] = lambda done, total, note: None,
+    folder: Path | None = None,
+    advance: Advance = lambda done, total, note: None,
+    message: Callable[[str], None] = lambda text: None,
 ) -> BenchmarkResult:
     """Time contenders on real frames.
 
@@ -173,206 +150,260 @@ def run_benchmark(
         contenders: the baseline first.
         inputs: file of ``save_inputs``.
         plan: processes, blocks and seconds.
+        folder: where finished searches and rounds are kept, and found again by the same benchmark.
         advance: told of progress.
+        message: told, a line each, what a person should know.
 
     Raises:
         GateError: a contender answers otherwise than in the accuracy run; its speed would mean nothing.
         EngineError: a worker died.
     """
-    total = len(contenders) + plan.processes * plan.blocks
-    machine = describe_machine()
-    foreign_load = measure_foreign_load()
-    before = read_cpu_times()
-    searches = []
-    for done, contender in enumerate(contenders):
-        advance(done, total, f"best configuration of {contender.name}")
-        searches.append(_search(contender, inputs))
-    chosen = [min(search, key=lambda entry: entry["median_ms"])["config"] for search in searches]
-    timed = _time_interleaved(contenders, chosen, inputs, plan, advance)
-    advance(total, total, "done")
-
-    def measurements(boundary: Boundary, blocks: Sequence[Sequence[Block]]) -> tuple[Measurement, ...]:
-        return tuple(
-            Measurement(c.name, boundary, 1, config, search, measured)
-            for c, config, search, measured in zip(contenders, chosen, searches, blocks, strict=True)
-            if measured
-        )
-
-    called = measurements("call", timed.blocks)
-    steal = (read_cpu_times() - before).steal_share
-    repeated = _compare_repeated(called, timed.repeated)
-    validity = assess(called, steal=steal, foreign_load=foreign_load, repeated=repeated)
-    sides = tuple(m for boundary in SIDES for m in measurements(boundary, timed.sides[boundary]))
-    return BenchmarkResult(
-        measurements=called,
-        ratios=_ratios(called, validity),
-        sides=sides,
-        side_ratios={b: _ratios([m for m in sides if m.boundary == b], validity) for b in SIDES},
-        cold={c.name: _median_cold(cold) for c, cold in zip(contenders, timed.cold, strict=True)},
-        repeated=repeated,
-        validity=validity,
-        machine=machine,
-    )
+    work = _Work(contenders, inputs, plan=plan, folder=folder, advance=advance, message=message)
+    searches = work.search_all()
+    rounds = work.time_rounds(searches)
+    timed = [c for c in contenders if "left_out" not in searches[c.name]]
+    left_out = {name: found["left_out"] for name, found in searches.items() if "left_out" in found}
+    return _summarize([(c.name, searches[c.name]) for c in timed], rounds, work.sessions(), left_out)
 
 
-@dataclass(slots=True)
-class _Timed:
-    """What the workers measured, a list for each contender."""
+class _Work:
+    """One benchmark in the making: does what its journal does not hold yet."""
 
-    blocks: list[list[Block]]
-    sides: dict[Boundary, list[list[Block]]]
-    repeated: list[list[float]]
-    cold: list[list[Mapping[str, float]]]
+    def __init__(
+        self,
+        contenders: Sequence[Contender],
+        inputs: Path,
+        *,
+        plan: BenchmarkPlan,
+        folder: Path | None,
+        advance: Advance,
+        message: Callable[[str], None],
+    ) -> None:
+        self._contenders, self._inputs, self._plan = contenders, inputs, plan
+        digest = plan_digest({"plan": asdict(plan), "contenders": [c.identity() for c in contenders]}, inputs)
+        self._journal = Journal(folder, digest, message)
+        self._advance, self._message = advance, message
+        earlier = [part["session"]["number"] for part in self._journal.values()]
+        self._session = {
+            "number": 1 + max(earlier, default=0),
+            "foreign_load": measure_foreign_load(),
+            "machine": describe_machine(),
+        }
+        rounds = sum("round" in part for part in self._journal.values())
+        if rounds:
+            message(f"  goes on after round {rounds} of {plan.processes}")
 
+    def search_all(self) -> dict[str, dict[str, Any]]:
+        """By contender: ``entries`` of every configuration, or why an optional one was ``left_out``."""
+        found = {}
+        for done, contender in enumerate(self._contenders):
+            self._tell(done, f"best configuration of {contender.name}")
+            name = f"search-{done}"
+            found[contender.name] = self._journal.read(name) or self._keep(name, self._search(contender))
+        return found
 
-def _time_interleaved(
-    contenders: Sequence[Contender],
-    configs: Sequence[Mapping[str, Any]],
-    inputs: Path,
-    plan: BenchmarkPlan,
-    advance: Callable[[int, int, str], None],
-) -> _Timed:
-    """Blocks of each contender in its chosen configuration; the first contender takes a second turn each round."""
-    empty: Callable[[], list[list[Any]]] = lambda: [[] for _ in contenders]  # noqa: E731 # four of them below
-    timed = _Timed(empty(), {boundary: empty() for boundary in SIDES}, empty(), empty())
-    turns = [*((i, 0) for i in range(len(contenders))), (0, 1)]
-    total = len(contenders) + plan.processes * plan.blocks
-    for process in range(plan.processes):
+    def _search(self, contender: Contender) -> dict[str, Any]:
+        try:
+            return {"entries": _search(contender, self._inputs)}
+        except EdgekilnError as error:
+            if not contender.optional:
+                raise
+            self._message(f"  {contender.name} is left out: {error}")
+            return {"left_out": str(error)}
+
+    def time_rounds(self, searches: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]]:
+        """The rounds, those of earlier stretches as they were."""
+        able = [c for c in self._contenders if "left_out" not in searches[c.name]]
+        chosen = [_best(searches[c.name]["entries"]) for c in able]
+        rounds = []
+        for number in range(self._plan.processes):
+            name = f"round-{number + 1}"
+            found = self._journal.read(name)
+            if found is None:
+                before = read_cpu_times()
+                values = self._time_round(able, chosen, number)
+                found = self._keep(
+                    name, {"round": number, "ticks": asdict(read_cpu_times() - before), **values}
+                )
+            rounds.append(found)
+        self._tell(self._plan.count_units(len(self._contenders)), "done")
+        return rounds
+
+    def _time_round(
+        self, contenders: Sequence[Contender], configs: Sequence[Mapping[str, Any]], number: int
+    ) -> dict[str, Any]:
+        """One fresh process each; blocks in turn, those of the first contender twice; then the other boundaries."""
+        note = f"round {number + 1} of {self._plan.processes}"
+        begin = self._plan.units_before(number, len(self._contenders))
         with contextlib.ExitStack() as stack:
-            workers = [stack.enter_context(_worker(inputs, contender)) for contender in contenders]
-            for number, (worker, config) in enumerate(zip(workers, configs, strict=True)):
-                timed.cold[number].append(worker.open(config))
+            workers: list[WorkerProcess] = []
+            opened = []
+            for contender, config in zip(contenders, configs, strict=True):
+                self._tell(begin + len(workers), f"{note}: {contender.name} starts")
+                # One after the other: those that run already are idle, so each start has the machine for itself.
+                worker = stack.enter_context(open_worker(self._inputs, contender))
+                opened.append(worker.open(config))
                 worker.check_all()
-            for index in range(plan.blocks):
-                done = len(contenders) + process * plan.blocks + index
-                advance(done, total, f"round {process + 1} of {plan.processes}")
-                # Alternate who goes first: the one after another contender finds its caches cold.
-                for number, turn in turns if index % 2 == 0 else turns[::-1]:
-                    times = workers[number].time_ms(plan.block_seconds)
-                    timed.blocks[number].append(Block(process, index, turn, times))
-            _time_sides(workers, process, plan, timed)
-    return timed
+                workers.append(worker)
+            first = begin + len(self._contenders)
+            blocks = _time_in_turns(workers, self._plan, lambda index: self._tell(first + index, note))
+            self._tell(first + self._plan.blocks, f"{note}: other boundaries")
+            return {"opened": opened, "blocks": blocks, **_time_sides(workers, self._plan)}
 
+    def sessions(self) -> list[dict[str, Any]]:
+        """Stretches of work, as ``BenchmarkResult.sessions`` has them; those that finished no round have no steal."""
+        found: dict[int, dict[str, Any]] = {}
+        ticks: dict[int, list[CpuTimes]] = {}
+        for part in self._journal.values():
+            number = part["session"]["number"]
+            session = found.setdefault(number, {**part["session"], "rounds": []})
+            if "round" in part:
+                session["rounds"].append(part["round"] + 1)
+                ticks.setdefault(number, []).append(CpuTimes(**part["ticks"]))
+        for number, parts in ticks.items():
+            stolen, total = sum(p.stolen for p in parts), sum(p.total for p in parts)
+            found[number]["steal"] = CpuTimes(stolen=stolen, total=total).steal_share
+        return [found[number] for number in sorted(found)]
 
-def _time_sides(workers: Sequence[_WorkerProcess], process: int, plan: BenchmarkPlan, timed: _Timed) -> None:
-    """The other boundaries, and one image again and again, interleaved likewise."""
-    for index in range(plan.side_blocks):
-        for number, worker in enumerate(workers):
-            for boundary in SIDES:
-                times = worker.time_ms(plan.block_seconds, boundary=boundary)
-                if len(times):
-                    timed.sides[boundary][number].append(Block(process, index, 0, times))
-            # Beside each other, since the machine's speed wanders.
-            varying = worker.time_ms(plan.block_seconds)
-            same = worker.time_ms(plan.block_seconds, repeat=True)
-            timed.repeated[number].append(float(np.median(same) / np.median(varying)))
+    def _keep(self, name: str, values: Mapping[str, Any]) -> dict[str, Any]:
+        return self._journal.write(name, {**values, "session": self._session})
 
-
-def _compare_repeated(
-    measurements: Sequence[Measurement], ratios: Sequence[Sequence[float]]
-) -> dict[str, float]:
-    """Median over blocks of (one repeated image / varying images), by contender."""
-    return {m.name: float(np.median(r)) for m, r in zip(measurements, ratios, strict=True) if r}
-
-
-def _median_cold(runs: Sequence[Mapping[str, float]]) -> dict[str, float]:
-    return {key: round(float(np.median([run[key] for run in runs])), 3) for key in runs[0]}
-
-
-def _ratios(measurements: Sequence[Measurement], validity: Validity) -> dict[str, Ratio]:
-    if validity.state == "invalid" or not measurements:
-        return {}
-    return {m.name: compare_speed(measurements[0], m) for m in measurements[1:]}
+    def _tell(self, done: int, note: str) -> None:
+        self._advance(done, self._plan.count_units(len(self._contenders)), note)
 
 
 def _search(contender: Contender, inputs: Path) -> list[dict[str, Any]]:
-    found = []
-    with _worker(inputs, contender) as worker:
+    """Median milliseconds of every configuration, one after the other in one process."""
+    found: list[dict[str, Any]] = []
+    with open_worker(inputs, contender) as worker:
         for config in contender.configs:
             worker.open(config)
-            median = float(np.median(worker.time_ms(_SEARCH_SECONDS)))
+            if not found:
+                worker.check_all()
+            median = float(np.median(worker.time_ns(_SEARCH_SECONDS))) / 1e6
             found.append({"config": dict(config), "median_ms": round(median, 4)})
     return found
 
 
-class _WorkerProcess:
-    """Requests to one worker."""
-
-    def __init__(self, process: subprocess.Popen[str], contender: Contender) -> None:
-        self._process, self._contender, self._name = process, contender, contender.name
-
-    def ask(self, operation: str, **arguments: Any) -> dict[str, Any]:
-        """One request, one answer."""
-        assert self._process.stdin is not None
-        assert self._process.stdout is not None
-        line = ""
-        with contextlib.suppress(BrokenPipeError):  # the answer, or its absence, tells more
-            self._process.stdin.write(json.dumps({"op": operation, **arguments}) + "\n")
-            self._process.stdin.flush()
-            line = self._process.stdout.readline()
-        if not line:
-            code = self._process.wait()
-            raise EngineError(
-                f"The benchmark process of {self._name} ended with {code} during {operation!r}."
-            )
-        answer: dict[str, Any] = json.loads(line)
-        if "error" in answer:
-            raise EngineError(f"{self._name}: {answer['error']}")
-        return answer
-
-    def open(self, config: Mapping[str, Any]) -> dict[str, float]:
-        """Load the contender in one configuration; milliseconds of loading and of the first answer."""
-        arguments = {**self._contender.arguments, **config}
-        return self.ask("open", factory=self._contender.factory, arguments=arguments)
-
-    def check_all(self) -> None:
-        """Compare every answer with the accuracy run's."""
-        self._compare(np.asarray(self.ask("check")["logits"], np.float32), self._contender.logits)
-
-    def time_ms(self, seconds: float, *, boundary: Boundary = "call", repeat: bool = False) -> Times:
-        """Milliseconds of single calls, float64 (calls,); empty where it has no such boundary.
-
-        One answer out of every block is compared with the accuracy run's, as MLPerf's TEST01 does.
-        """
-        answer = self.ask("time", seconds=seconds, boundary=boundary, repeat=repeat)
-        sample = answer.get("sample")
-        if sample:
-            logits = np.asarray([sample["logits"]], np.float32)
-            self._compare(logits, self._contender.logits[sample["index"]][None])
-        return np.asarray(answer["times_ns"], np.float64) / 1e6
-
-    def _compare(self, got: Logits, wanted: Logits) -> None:
-        difference = float(np.abs(got - wanted).max())
-        # Not <=: NaN must not pass.
-        if not difference <= _LOGIT_TOLERANCE * float(np.ptp(self._contender.logits)):
-            raise GateError(
-                f"{self._name} answers otherwise when timed than when judged: a logit differs by {difference:.3g}.",
-                hint="Its speed would be that of another computation.",
-            )
+def _best(entries: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
+    return dict(min(entries, key=lambda entry: float(entry["median_ms"]))["config"])
 
 
-@contextlib.contextmanager
-def _worker(inputs: Path, contender: Contender) -> Iterator[_WorkerProcess]:
-    # Waiting policies of OpenMP belong to the caller's own work; a contender runs at its library's best.
-    environment = {k: v for k, v in os.environ.items() if k != "OMP_WAIT_POLICY"}
-    process = subprocess.Popen(
-        [sys.executable, "-m", "edgekiln.benchmarks.worker", str(inputs)],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-        env=environment,
-        start_new_session=True,  # Ctrl-C is for the parent; a worker ends when its pipe closes
+def _time_in_turns(
+    workers: Sequence[WorkerProcess], plan: BenchmarkPlan, tell: Callable[[int], None]
+) -> list[list[dict[str, Any]]]:
+    """Blocks of each worker as JSON values; the first one takes a second turn each time, to be compared with itself."""
+    turns = [*((i, 0) for i in range(len(workers))), (0, 1)]
+    raw: list[list[dict[str, Any]]] = [[] for _ in workers]
+    blocks: list[list[Block]] = [[] for _ in workers]
+    for index in range(plan.blocks):
+        tell(index)
+        # Alternate who goes first: the one after another contender finds its caches cold.
+        for number, turn in turns if index % 2 == 0 else turns[::-1]:
+            times = workers[number].time_ns(plan.block_seconds)
+            raw[number].append({"index": index, "turn": turn, "times_ns": times})
+            blocks[number].append(_block(0, raw[number][-1]))
+        if plan.is_enough(blocks):
+            break
+    return raw
+
+
+def _time_sides(workers: Sequence[WorkerProcess], plan: BenchmarkPlan) -> dict[str, Any]:
+    """``sides``, the other boundaries, and ``repeated``, one image again and again; interleaved likewise."""
+    sides: dict[str, list[list[dict[str, Any]]]] = {boundary: [[] for _ in workers] for boundary in SIDES}
+    repeated: list[list[float]] = [[] for _ in workers]
+    for index in range(plan.side_blocks):
+        for number, worker in enumerate(workers):
+            for boundary in SIDES:
+                times = worker.time_ns(plan.block_seconds, boundary=boundary)
+                if times:
+                    sides[boundary][number].append({"index": index, "turn": 0, "times_ns": times})
+            # Beside each other, since the machine's speed wanders.
+            varying = worker.time_ns(plan.block_seconds)
+            same = worker.time_ns(plan.block_seconds, repeat=True)
+            repeated[number].append(float(np.median(same) / np.median(varying)))
+    return {"sides": sides, "repeated": repeated}
+
+
+# --------------------------------------------------------------------------------------------------------------
+# From raw times to a result
+
+
+def _summarize(
+    searches: Sequence[tuple[str, Mapping[str, Any]]],
+    rounds: Sequence[Mapping[str, Any]],
+    sessions: Sequence[Mapping[str, Any]],
+    left_out: Mapping[str, str],
+) -> BenchmarkResult:
+    names = [name for name, _ in searches]
+
+    def measurements(boundary: Boundary, parts: Sequence[Sequence[Sequence[Any]]]) -> tuple[Measurement, ...]:
+        blocks = [
+            [_block(process, raw) for process, part in enumerate(parts) for raw in part[place]]
+            for place in range(len(names))
+        ]
+        devices = [opened["device"] for opened in rounds[0]["opened"]]
+        return tuple(
+            Measurement(name, boundary, 1, _best(search["entries"]), search["entries"], measured, device)
+            for (name, search), measured, device in zip(searches, blocks, devices, strict=True)
+            if measured
+        )
+
+    called = measurements("call", [part["blocks"] for part in rounds])
+    sides = tuple(m for b in SIDES for m in measurements(b, [part["sides"][b] for part in rounds]))
+    repeated = {
+        name: float(np.median([ratio for part in rounds for ratio in part["repeated"][place]]))
+        for place, name in enumerate(names)
+    }
+    validity = _judge(called, sessions, repeated)
+    return BenchmarkResult(
+        measurements=called,
+        ratios=_ratios(called, names[0], validity),
+        sides=sides,
+        side_ratios={b: _ratios([m for m in sides if m.boundary == b], names[0], validity) for b in SIDES},
+        cold={name: _median_cold([part["opened"][i] for part in rounds]) for i, name in enumerate(names)},
+        repeated=repeated,
+        left_out=left_out,
+        validity=validity,
+        sessions=[{k: v for k, v in s.items() if k != "machine"} | _state(s) for s in sessions],
+        machine=sessions[-1]["machine"],
     )
-    try:
-        yield _WorkerProcess(process, contender)
-    finally:
-        for pipe in (process.stdin, process.stdout):
-            if pipe is not None:
-                with contextlib.suppress(BrokenPipeError):
-                    pipe.close()
-        deadline = time.monotonic() + 5
-        while process.poll() is None and time.monotonic() < deadline:
-            time.sleep(0.01)
-        if process.poll() is None:
-            process.kill()
-            process.wait()
+
+
+def _block(process: int, raw: Mapping[str, Any]) -> Block:
+    return Block(process, raw["index"], raw["turn"], np.asarray(raw["times_ns"], np.float64) / 1e6)
+
+
+def _state(session: Mapping[str, Any]) -> dict[str, Any]:
+    """What of the machine may change from one stretch of work to the next."""
+    return {key: session["machine"][key] for key in ("load_1min", "cpu_mhz", "gpu_state", "governor")}
+
+
+def _judge(
+    measurements: Sequence[Measurement], sessions: Sequence[Mapping[str, Any]], repeated: Mapping[str, float]
+) -> Validity:
+    """The worst stretch of work decides; conditions that changed between two are told as noise."""
+    validity = assess(
+        measurements,
+        steal=max(session.get("steal", 0.0) for session in sessions),
+        foreign_load=max(session["foreign_load"] for session in sessions),
+        repeated=repeated,
+    )
+    machines = [session["machine"] for session in sessions]
+    changed = [key for key in _CONDITIONS if any(machine[key] != machines[0][key] for machine in machines)]
+    if validity.state == "invalid" or not changed:
+        return validity
+    reason = f"it was interrupted and went on under another {' and '.join(changed)}"
+    return Validity("noisy", (*validity.reasons, reason), validity.self_ratio)
+
+
+def _median_cold(runs: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+    keys = ("import_ms", "load_ms", "first_result_ms")
+    return {key: round(float(np.median([run[key] for run in runs])), 3) for key in keys}
+
+
+def _ratios(measurements: Sequence[Measurement], baseline: str, validity: Validity) -> dict[str, Ratio]:
+    """By contender; none where the run is invalid or the baseline has no such boundary."""
+    if validity.state == "invalid" or not measurements or measurements[0].name != baseline:
+        return {}
+    return {m.name: compare_speed(measurements[0], m) for m in measurements[1:]}

@@ -9,7 +9,17 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["Block", "Boundary", "Measurement", "Ratio", "Validity", "assess", "compare_speed"]
+__all__ = [
+    "Block",
+    "Boundary",
+    "Measurement",
+    "Ratio",
+    "Validity",
+    "assess",
+    "compare_speed",
+    "interval_width",
+    "is_narrow",
+]
 
 Boundary = Literal["engine", "call", "image"]
 """What a call holds: the bare library call; Session.run, copies in and out; encoded picture to label."""
@@ -45,6 +55,7 @@ class Measurement:
         boundary: what one call holds; ``call`` is Session.run, copies in and out included.
         config: the configuration that was timed, for example threads.
         search: median milliseconds of every configuration that was tried beforehand.
+        device: ``cpu`` or ``cuda:0``, as the contender's session said; ``None`` where it did not.
     """
 
     name: str
@@ -53,6 +64,7 @@ class Measurement:
     config: Mapping[str, Any]
     search: Sequence[Mapping[str, Any]]
     blocks: Sequence[Block]
+    device: str | None = None
 
     @property
     def times_ms(self) -> NDArray[np.float64]:
@@ -62,7 +74,7 @@ class Measurement:
     @property
     def median_ms(self) -> float:
         """Median over the medians of blocks: one slow block cannot outvote the others by its call count."""
-        return float(np.median(self.block_medians()))
+        return float(np.median(np.concatenate(self.block_medians())))
 
     def percentile_ms(self, q: float) -> float:
         """The ``q``-th percentile of all calls."""
@@ -81,16 +93,16 @@ class Measurement:
     @property
     def spread(self) -> float:
         """Interquartile range of block medians over their median."""
-        low, middle, high = np.percentile(self.block_medians(), [25, 50, 75])
+        low, middle, high = np.percentile(np.concatenate(self.block_medians()), [25, 50, 75])
         return float((high - low) / middle)
 
-    def block_medians(self, turn: int = 0) -> NDArray[np.float64]:
-        """float64 (processes, blocks per process) of one turn."""
+    def block_medians(self, turn: int = 0) -> list[NDArray[np.float64]]:
+        """One float64 (blocks,) for each process, of one turn; processes may have different numbers of blocks."""
         blocks = [block for block in self.blocks if block.turn == turn]
         processes = sorted({block.process for block in blocks})
-        return np.array(
-            [[np.median(block.times_ms) for block in blocks if block.process == p] for p in processes]
-        )
+        return [
+            np.array([np.median(block.times_ms) for block in blocks if block.process == p]) for p in processes
+        ]
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values, raw times included (microsecond resolution)."""
@@ -99,6 +111,7 @@ class Measurement:
             "boundary": self.boundary,
             "batch": self.batch,
             "config": dict(self.config),
+            "device": self.device,
             "search": [dict(entry) for entry in self.search],
             "calls": len(self.times_ms),
             "p50_ms": self.median_ms,
@@ -138,32 +151,69 @@ class Validity:
 
 
 def compare_speed(baseline: Measurement, contender: Measurement, *, seed: int = 0) -> Ratio:
-    """Baseline time over contender time: the trimmed geometric mean over pairs of blocks
+    """Baseline time over contender time: the mean over processes of the trimmed geometric mean over pairs of blocks
     that ran side by side.
 
     The interval resamples processes first, then blocks within them, the same for both sides: what differs from
     process to process (memory layout, thread placement) is the larger part of the error, and resampling calls
-    alone would hide it.
+    alone would hide it. Each process counts alike, however many blocks it has.
     """
     return _paired_ratio(baseline.block_medians(), contender.block_medians(), seed)
 
 
-def _paired_ratio(baseline: NDArray[np.float64], contender: NDArray[np.float64], seed: int) -> Ratio:
-    generator = np.random.default_rng(seed)
+def _paired_ratio(
+    baseline: Sequence[NDArray[np.float64]], contender: Sequence[NDArray[np.float64]], seed: int
+) -> Ratio:
     # Blocks of one index ran side by side, so drift of the machine cancels in their ratio.
-    logs = np.log(baseline / contender)
-    processes, blocks = logs.shape
-    rows = generator.integers(processes, size=(_RESAMPLES, processes, 1))
-    columns = generator.integers(blocks, size=(_RESAMPLES, processes, blocks))
-    resampled = _trimmed_mean(logs[rows, columns].reshape(_RESAMPLES, -1))
+    logs = [np.log(ours / theirs) for ours, theirs in zip(baseline, contender, strict=True)]
+    resampled = _resample(logs, np.random.default_rng(seed))
     low, high = np.exp(np.quantile(resampled, [0.025, 0.975]))
-    return Ratio(float(np.exp(_trimmed_mean(logs.reshape(1, -1))[0])), float(low), float(high))
+    value = np.exp(np.mean([_trimmed_mean(row[None])[0] for row in logs]))
+    return Ratio(float(value), float(low), float(high))
+
+
+def _resample(logs: Sequence[NDArray[np.float64]], generator: np.random.Generator) -> NDArray[np.float64]:
+    """float64 (resamples,): the same mean over processes drawn with replacement, and blocks drawn within each."""
+    drawn = generator.integers(len(logs), size=(_RESAMPLES, len(logs)))
+    means = np.empty(drawn.shape)
+    for process, row in enumerate(logs):
+        places = drawn == process
+        means[places] = _trimmed_mean(row[generator.integers(len(row), size=(int(places.sum()), len(row)))])
+    return np.asarray(means.mean(axis=1))
 
 
 def _trimmed_mean(rows: NDArray[np.float64]) -> NDArray[np.float64]:
     """Mean of each row without its lowest and highest tenth: a stalled block must not decide."""
     cut = rows.shape[1] // 10
     return np.asarray(np.sort(rows, axis=1)[:, cut : rows.shape[1] - cut].mean(axis=1))
+
+
+def interval_width(logs: NDArray[np.float64]) -> float:
+    """Width of the 95 % interval of the trimmed mean of log ratios, float64 (blocks,), from these blocks alone.
+
+    2 * 1.96 * s_w / ((1 - 2 g) sqrt(n)), s_w the standard deviation after winsorizing a share g at each end (Tukey
+    and McLaughlin 1963). Small widths of a log ratio are widths of the ratio, relative to it.
+    """
+    count, ordered = len(logs), np.sort(logs)
+    cut = count // 10
+    winsorized = np.clip(logs, ordered[cut], ordered[count - 1 - cut])
+    return float(2 * 1.96 * winsorized.std(ddof=1) / ((1 - 2 * cut / count) * np.sqrt(count)))
+
+
+def is_narrow(measured: Sequence[Sequence[Block]], width: float) -> bool:
+    """Whether the blocks of one process tell every ratio to ``width``, the baseline's to itself among them.
+
+    A round may stop when this holds. It looks at widths only, never at which side a ratio lies: a rule that looked
+    there would stop on luck. The mean of a nearly symmetric sample does not depend on its spread, so stopping on
+    spread leaves the ratios where they are; tests/benchmarks/test_measurement.py simulates it.
+
+    Args:
+        measured: by contender, the baseline first, all of one process; two blocks at least.
+        width: wanted, relative: 0.03 is three percent.
+    """
+    first, *others = ([np.log(np.median(b.times_ms)) for b in blocks if b.turn == 0] for blocks in measured)
+    again = [np.log(np.median(b.times_ms)) for b in measured[0] if b.turn == 1]
+    return all(interval_width(np.subtract(first, other)) <= width for other in (again, *others))
 
 
 def assess(

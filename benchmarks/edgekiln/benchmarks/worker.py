@@ -1,4 +1,4 @@
-"""One contender in a process of its own, driven over a pipe by ``latency``. Run as a module, never imported.
+"""One contender in a process of its own, driven over a pipe by ``contender``. Run as a module.
 
 Each request and each answer is one line of JSON. The answers have a pipe to themselves: what a library prints
 goes to stderr. An idle worker blocks in a read and uses no CPU.
@@ -6,6 +6,7 @@ goes to stderr. An idle worker blocks in a read and uses no CPU.
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import importlib
 import json
@@ -37,24 +38,42 @@ def open_engine(*, paths: list[str], backend: Any, threads: int | None) -> Sessi
 class Worker:
     """Holds one session and the inputs that rotate through it."""
 
-    def __init__(self, frames: Frames, pictures: Sequence[bytes], contract: str | None) -> None:
+    def __init__(
+        self, frames: Frames, pictures: Sequence[bytes], contract: str | None, started_ms: float
+    ) -> None:
         # Separate arrays of batch 1: slicing is not part of what is timed.
         self._inputs = [np.ascontiguousarray(frames[i : i + 1]) for i in range(len(frames))]
         self._pictures, self._contract = pictures, contract
+        self._started_ms = started_ms
         self._session: Session | None = None
 
-    def open(self, factory: str, arguments: dict[str, Any]) -> dict[str, Any]:
-        """Load the engine, closing an earlier one; tells what loading and the first answer took."""
+    def open(self, factory: str, arguments: dict[str, Any], imports: list[str]) -> dict[str, Any]:
+        """Load the engine, closing an earlier one.
+
+        Returns:
+            What it took: ``import_ms`` from the start of the process on (interpreter, numpy, edgekiln.runtime, the
+            engine's library), ``load_ms`` and ``first_result_ms``; and ``device``, where the session says it runs.
+        """
         if self._session is not None:
             self._session.close()
+        begin = perf_counter_ns()
         module, _, name = factory.partition(":")
+        make = getattr(importlib.import_module(module), name)
+        for library in imports:
+            with contextlib.suppress(ImportError):  # the factory says it better
+                importlib.import_module(library)
         start = perf_counter_ns()
-        session: Session = getattr(importlib.import_module(module), name)(**arguments)
+        session: Session = make(**arguments)
         loaded = perf_counter_ns()
         session.run(self._inputs[0])
         answered = perf_counter_ns()
         self._session = session
-        return {"load_ms": (loaded - start) / 1e6, "first_result_ms": (answered - loaded) / 1e6}
+        return {
+            "import_ms": self._started_ms + (start - begin) / 1e6,
+            "load_ms": (loaded - start) / 1e6,
+            "first_result_ms": (answered - loaded) / 1e6,
+            "device": getattr(session, "device", None),
+        }
 
     def check(self) -> dict[str, Any]:
         """Logits of every frame, to be compared with those of the accuracy run."""
@@ -92,7 +111,8 @@ class Worker:
         if boundary == "engine":
             bare = getattr(session, "bare_call", None)
             return None if bare is None else [bare(frame) for frame in self._inputs]
-        if self._contract is None or not self._pictures:
+        # A peer has no way of its own from a picture to a label.
+        if self._contract is None or not self._pictures or not hasattr(session, "frame_shape"):
             return None
         classifier = Classifier(session, Contract.from_json(self._contract), Selection("", "", "", ""))
         return [partial(classifier.predict, picture) for picture in self._pictures]
@@ -126,13 +146,18 @@ def serve(requests: TextIO, answers: TextIO, worker: Worker) -> None:
 
 
 def main() -> None:
-    """Entry point: ``python -m edgekiln.benchmarks.worker INPUTS.npz``, as ``latency.save_inputs`` wrote it."""
+    """Entry point: ``python -m edgekiln.benchmarks.worker INPUTS.npz STARTED_NS``.
+
+    The inputs are as ``contender.save_inputs`` wrote them; the other is the parent's ``perf_counter_ns``, a clock of
+    the whole system, when it started this process.
+    """
+    started_ms = (perf_counter_ns() - int(sys.argv[2])) / 1e6
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
     with np.load(sys.argv[1], allow_pickle=False) as inputs:
         ends = np.cumsum(inputs["picture_sizes"])
         pictures = [part.tobytes() for part in np.split(inputs["pictures"], ends[:-1])] if len(ends) else []
-        worker = Worker(inputs["frames"], pictures, str(inputs["contract"]) or None)
+        worker = Worker(inputs["frames"], pictures, str(inputs["contract"]) or None, started_ms)
     serve(sys.stdin, answers, worker)
 
 

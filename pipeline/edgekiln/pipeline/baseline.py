@@ -1,8 +1,14 @@
-"""The PyTorch model that every engine is compared with, behind the same Session interface."""
+"""The PyTorch model that every engine is compared with, behind the same Session interface.
+
+On the CPU it is TorchSession. On a GPU it is one of the callers that the GPU suite times too, behind StagedSession;
+that part was tested on the CPU only (``device="cpu"`` takes the same path but for the CUDA graph), and was not run on
+a GPU.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -11,10 +17,19 @@ from torch import nn
 from edgekiln.export.onnx import PixelModel, normalize
 from edgekiln.pipeline.checkpoint import load_checkpoint
 from edgekiln.pipeline.recipe import BackboneSettings
-from edgekiln.runtime.errors import UsageError
+from edgekiln.pipeline.torch_callers import GraphCaller, PixelNetwork, TorchCaller
+from edgekiln.runtime.errors import DeviceError, UsageError
 from edgekiln.runtime.spec import Frames, Logits, check_finite, check_frames
 
-__all__ = ["TorchSession", "fold_batchnorm", "open_baseline"]
+__all__ = [
+    "GPU_WAYS",
+    "GpuWay",
+    "StagedSession",
+    "TorchSession",
+    "fold_batchnorm",
+    "open_baseline",
+    "open_gpu_baseline",
+]
 
 
 class TorchSession:
@@ -114,6 +129,124 @@ def open_baseline(
         threads=threads,
         channels_last=channels_last,
     )
+
+
+@dataclass(frozen=True, slots=True)
+class GpuWay:
+    """A way to run PyTorch on a GPU.
+
+    Attributes:
+        dtype: of weights and activations.
+        precision: for tables.
+        tf32: float32 products and convolutions may drop to 10 bits of mantissa.
+        channels_last: the layout that FP16 tensor cores want.
+        graph: copies and network replayed as one CUDA graph, instead of launched kernel by kernel.
+    """
+
+    dtype: torch.dtype
+    precision: str
+    tf32: bool = False
+    channels_last: bool = False
+    graph: bool = False
+
+
+GPU_WAYS = {
+    "fp32": GpuWay(torch.float32, "fp32"),
+    "tf32": GpuWay(torch.float32, "tf32", tf32=True),
+    "fp16": GpuWay(torch.float16, "fp16", channels_last=True),
+    "fp16-graph": GpuWay(torch.float16, "fp16", channels_last=True, graph=True),
+}
+"""``fp32`` is strict: TF32 stays off. It is the baseline of a benchmark in which engines run on the GPU."""
+
+
+class StagedSession:
+    """PyTorch with pinned buffers on both sides, one image a call; see ``torch_callers`` and ``runtime.Session``."""
+
+    def __init__(self, caller: TorchCaller, *, size: tuple[int, int], num_classes: int, device: str) -> None:
+        self._caller: TorchCaller | None = caller
+        self._size, self._num_classes, self._on_gpu = size, num_classes, device == "cuda"
+
+    @property
+    def backend(self) -> str:
+        """See Session."""
+        return "pytorch-cuda" if self._on_gpu else "pytorch-cpu"
+
+    @property
+    def device(self) -> str:
+        """See Session."""
+        return "cuda:0" if self._on_gpu else "cpu"
+
+    @property
+    def threads(self) -> int | None:
+        """See Session."""
+        return None
+
+    @property
+    def frame_shape(self) -> tuple[int, int]:
+        """See Session."""
+        return self._size
+
+    @property
+    def num_classes(self) -> int:
+        """See Session."""
+        return self._num_classes
+
+    def run(self, frames: Frames) -> Logits:
+        """See Session; only one image at a time, since buffers and a CUDA graph have one shape."""
+        if self._caller is None:
+            raise UsageError("This session is closed.")
+        check_frames(frames, *self._size)
+        if len(frames) != 1:
+            raise UsageError(f"This session takes one image a call, got {len(frames)}.")
+        logits = self._caller.run(frames)
+        check_finite(logits, self.backend)
+        return logits
+
+    def close(self) -> None:
+        """See Session."""
+        if self._caller is not None:
+            self._caller.close()
+        self._caller = None
+
+
+def open_gpu_baseline(
+    *, checkpoint: str, backbone: dict[str, str], way: str, search: bool = False, device: str = "cuda"
+) -> StagedSession:
+    """The factory that benchmark workers call for PyTorch on a GPU; all arguments are JSON values.
+
+    Args:
+        checkpoint: file of the fine-tuned network.
+        backbone: settings of its recipe.
+        way: a key of ``GPU_WAYS``.
+        search: let cuDNN time its algorithms and take the fastest; a CUDA graph always does.
+        device: ``cuda``; ``cpu`` is for tests.
+
+    Raises:
+        DeviceError: torch finds no GPU.
+    """
+    if device == "cuda" and not torch.cuda.is_available():
+        raise DeviceError(
+            f"torch {torch.__version__} finds no GPU.", hint="`nvidia-smi` tells what is missing."
+        )
+    chosen = GPU_WAYS[way]
+    if chosen.graph and device != "cuda":
+        raise UsageError(f"{way} replays a CUDA graph, which {device} has not.")
+    model, contract = load_checkpoint(Path(checkpoint), BackboneSettings.model_validate(backbone))
+    network = PixelNetwork(
+        model.network,
+        chosen.dtype,
+        channels_last=chosen.channels_last,
+        normalization=(model.scale, model.offset),
+    )
+    network = network.eval().to(device)
+    shape = (1, contract.height, contract.width)
+    caller = (
+        GraphCaller(network, shape)
+        if chosen.graph
+        else TorchCaller(network, shape, device=device, tf32=chosen.tf32, search=search)
+    )
+    size = (contract.height, contract.width)
+    return StagedSession(caller, size=size, num_classes=len(contract.classes), device=device)
 
 
 def fold_batchnorm(network: nn.Module, example: torch.Tensor) -> int:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import os
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from edgekiln.pipeline.engines import built_files
@@ -19,7 +20,7 @@ from edgekiln.runtime.errors import EngineError
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from edgekiln.benchmarks.latency import Contender
+    from edgekiln.benchmarks.contender import Contender
     from edgekiln.benchmarks.roofline import Ceilings
 
 __all__ = ["add_limits", "read_products"]
@@ -41,6 +42,8 @@ def read_products(context: StageContext) -> dict[str, tuple[Mapping[str, Any], s
                 continue
         if "costs" in about:
             found[variant.name] = about["costs"], precision
+            for library in ("onnxruntime", "openvino"):  # peers on the same file
+                found[f"{library}:{variant.name}"] = found[variant.name]
     return found
 
 
@@ -49,24 +52,36 @@ def add_limits(
     contenders: Sequence[Contender],
     products: Mapping[str, tuple[Mapping[str, Any], str]],
     frames_file: Path,
+    advance: Callable[[int, str], None] = lambda done, note: None,
 ) -> None:
     """Add ``ceilings`` to a benchmark's JSON values, and to each measurement its floor, share and memory.
 
     Measured after the timings, in processes of their own: neither disturbs the other. Ceilings are those of the
-    thread count that a contender was timed with, or of the GPU for one that has no threads. What cannot be measured
+    thread count that a contender was timed with (all cores where it left that to its library), or of the GPU where it
+    ran there. ``advance`` is told before each contender. What cannot be measured
     is ``None``, and why stands in ``limits_problems``: finished timings are not lost for it.
     """
     problems: list[str] = []
     ceilings: dict[int | None, Ceilings | None] = {}
-    for measurement, contender in zip(values["measurements"], contenders, strict=True):
-        threads = measurement["config"].get("threads")
+    by_name = {contender.name: contender for contender in contenders}  # some may not have been timed
+    for done, measurement in enumerate(values["measurements"]):
+        contender = by_name[measurement["name"]]
+        advance(done, f"limits of {contender.name}")
+        threads = _threads_used(measurement)
         if threads not in ceilings:
             ceilings[threads] = _measure_ceilings(threads, problems)
         limits, product = ceilings[threads], products.get(measurement["name"])
         measurement.update(_find_floor(measurement["p50_ms"], limits, product))
-        measurement.update(_measure_memory(contender, measurement["config"], frames_file, problems))
+        measurement.update(_measure_memory(contender, measurement, frames_file, problems))
     values["ceilings"] = [found.to_dict() for found in ceilings.values() if found]
     values["limits_problems"] = problems
+
+
+def _threads_used(measurement: Mapping[str, Any]) -> int | None:
+    """CPU threads of a contender, or ``None`` where it ran on a GPU."""
+    if measurement["device"] not in {"cpu", None}:
+        return None
+    return measurement["config"].get("threads") or len(os.sched_getaffinity(0))
 
 
 def _find_floor(
@@ -79,11 +94,11 @@ def _find_floor(
 
 
 def _measure_memory(
-    contender: Contender, config: Mapping[str, Any], frames_file: Path, problems: list[str]
+    contender: Contender, measurement: Mapping[str, Any], frames_file: Path, problems: list[str]
 ) -> dict[str, float | None]:
     from edgekiln.benchmarks.memory import measure_memory
 
-    arguments, on_gpu = {**contender.arguments, **config}, config.get("threads") is None
+    arguments, on_gpu = {**contender.arguments, **measurement["config"]}, _threads_used(measurement) is None
     try:
         used = measure_memory(contender.factory, arguments, frames_file, on_gpu=on_gpu)
     except EngineError as error:

@@ -161,18 +161,12 @@ def _build_report(context: StageContext) -> dict[str, Any]:
             "accuracy": measure_accuracy(baseline, test.labels).to_dict(),
             "latency": _latency(benchmark, BASELINE),
         },
-        "peers": [
-            {
-                "name": name,
-                "precision": "fp32",
-                "latency": _latency(benchmark, name),
-                "speedup": (benchmark or {"ratios": {}})["ratios"].get(name),
-            }
-            for name in context.recipe.benchmark.peers
-            if benchmark is not None
-        ],
+        "peers": _peer_rows(benchmark),
         "variants": variants,
-        "notices": [notice for variant in variants for notice in variant["notices"]],
+        "notices": [
+            *(notice for variant in variants for notice in variant["notices"]),
+            *_absence_notices(benchmark),
+        ],
         "benchmark": benchmark,
         "machine": benchmark["machine"] if benchmark else describe_machine(),
         "parents": {name: folder.parent.name for name, folder in sorted(context.inputs.items())},
@@ -281,6 +275,26 @@ def _read_benchmark(context: StageContext) -> dict[str, Any] | None:
         return None
     values: dict[str, Any] = json.loads((context.inputs["benchmark"] / "benchmark.json").read_text("utf-8"))
     return values
+
+
+def _peer_rows(benchmark: Mapping[str, Any] | None) -> list[dict[str, Any]]:
+    """What was timed and is not ours."""
+    if benchmark is None:
+        return []
+    return [
+        {
+            **peer,
+            "latency": _latency(benchmark, peer["name"]),
+            "speedup": benchmark["ratios"].get(peer["name"]),
+        }
+        for peer in benchmark["peers"]
+    ]
+
+
+def _absence_notices(benchmark: Mapping[str, Any] | None) -> list[str]:
+    """A sentence for each peer that was asked for and not timed."""
+    absent = benchmark["absent_peers"] if benchmark else ()
+    return [f"{a['name']} was asked for and not timed: {a['reason'].rstrip('.')}." for a in absent]
 
 
 def _latency(benchmark: Mapping[str, Any] | None, name: str) -> dict[str, Any] | None:

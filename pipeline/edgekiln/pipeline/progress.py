@@ -45,19 +45,24 @@ class LineProgress:
 
     def __init__(self) -> None:
         self._name, self._started, self._said = "", 0.0, 0.0
+        self._first: int | None = None
 
     @contextlib.contextmanager
     def stage(self, name: str) -> Iterator[None]:
         self._name, self._started = name, time.monotonic()
         self._said = self._started
+        self._first = None
         yield
 
     def advance(self, done: int, total: int, note: str = "") -> None:
         now = time.monotonic()
+        if self._first is None:
+            self._first = done  # what an earlier attempt did says nothing about the speed of this one
         if now - self._said < _LINE_EVERY_SECONDS:
             return
         self._said = now
-        left = (now - self._started) * (total - done) / done if done else None
+        worked = done - self._first
+        left = (now - self._started) * (total - done) / worked if worked else None
         timing = "" if left is None else f", about {left:.0f} s left"
         self.message(f"{self._name}: {done} of {total}{timing}{f' ({note})' if note else ''}")
 

@@ -287,23 +287,40 @@ class GateSettings(_Section):
     )
 
 
+Peer = Literal["pytorch-tuned", "pytorch-compile", "pytorch-gpu", "onnxruntime", "openvino"]
+
+
 class BenchmarkSettings(_Section):
     """How latency is measured."""
 
     enabled: bool = True
     processes: int = Field(5, ge=2, description="fresh processes per contender")
-    blocks: int = Field(60, ge=2, description="timed blocks per process, contenders alternating")
+    blocks: int = Field(60, ge=2, description="timed blocks per process at most, contenders alternating")
+    min_blocks: int = Field(
+        20, ge=2, description="from so many on a process stops once its ratios are narrow"
+    )
+    target_width: float = Field(
+        0.03, ge=0, lt=1, description="which is: every ratio's 95% interval within this share; 0 never stops"
+    )
     block_seconds: float = Field(0.05, gt=0)
     images: int = Field(64, ge=2, description="real images that rotate")
-    peers: tuple[Literal["pytorch-tuned", "pytorch-compile"], ...] = Field(
+    peers: tuple[Peer, ...] = Field(
         (),
-        description="also time PyTorch with BatchNorm folded, and with torch.compile; each costs a start per process",
+        description="also time PyTorch with BatchNorm folded, with torch.compile, or in its ways on a GPU; and plain "
+        "onnxruntime and OpenVINO on the files of the onnxruntime-cpu variants. Each costs a start per process",
     )
     side_blocks: int = Field(
         4,
         ge=1,
         description="blocks per process of the boundaries engine and image, and of one repeated image",
     )
+
+    @field_validator("peers")
+    @classmethod
+    def _once(cls, peers: tuple[Peer, ...]) -> tuple[Peer, ...]:
+        if twice := sorted({peer for peer in peers if peers.count(peer) > 1}):
+            raise ValueError(f"{twice[0]} is named twice")
+        return peers
 
 
 class Recipe(_Section):
@@ -328,8 +345,8 @@ class Recipe(_Section):
         files = [file for v in variants for file in v.files]
         if repeated := sorted({file for file in files if files.count(file) > 1}):
             raise ValueError(f"two variants would write {repeated[0]}: name one of them otherwise")
-        if taken := {"baseline", "pytorch-tuned", "pytorch-compile"} & set(names):
-            raise ValueError(f"{sorted(taken)[0]!r} is the PyTorch model's own name")
+        if taken := sorted(name for name in names if name == "baseline" or name.startswith("pytorch-")):
+            raise ValueError(f"{taken[0]!r} is the PyTorch model's own name")
         return variants
 
 

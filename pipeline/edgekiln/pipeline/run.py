@@ -95,7 +95,7 @@ def _run_stage(
     if found is not None:
         progress.message(f"{label}: done before ({found.seconds:.1f} s then)")
         return found
-    folder = store.begin(stage.name, key, resume=stage.resumable and not forced)
+    folder = store.begin(stage.name, key, resume=stage.resumable, forced=forced)
     context = StageContext(recipe, folder, {name: done[name].folder for name in stage.inputs}, progress)
     started = time.monotonic()
     progress.message(f"{label} ...")

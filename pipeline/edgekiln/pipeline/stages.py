@@ -9,9 +9,9 @@ import hashlib
 import importlib.util
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -23,14 +23,12 @@ from edgekiln.pipeline.data import (
     read_classes,
     read_source,
 )
-from edgekiln.pipeline.engines import build_variant, built_files, evaluate_variant
+from edgekiln.pipeline.engines import build_variant, evaluate_variant
 from edgekiln.pipeline.recipe import Recipe, VariantSettings
 from edgekiln.pipeline.stage_files import (
     BASELINE,
-    LOGITS_NAME,
     MODEL_NAME,
     StageContext,
-    read_logits,
     save_logits,
     write_json,
 )
@@ -38,6 +36,9 @@ from edgekiln.pipeline.variants import make_variant
 from edgekiln.runtime.backends import open_session
 from edgekiln.runtime.contract import Contract
 from edgekiln.runtime.spec import Precision
+
+if TYPE_CHECKING:
+    from edgekiln.benchmarks.latency import BenchmarkPlan
 
 __all__ = ["Stage", "plan_stages", "stage_names"]
 
@@ -382,43 +383,59 @@ def _benchmark_stage(recipe: Recipe, inputs: tuple[str, ...]) -> Stage:
             "variants": [v.name for v in recipe.variants],
             "machine": {key: machine[key] for key in ("cpu", "cores", "avx2", "vnni", "gpus")},
         },
-        ("torch", "onnxruntime", "onnxruntime-gpu"),
+        ("torch", "onnxruntime", "onnxruntime-gpu", "openvino"),
         _benchmark,
-        revision=2,
+        resumable=True,
+        revision=3,
     )
 
 
 def _benchmark(context: StageContext) -> None:
-    from edgekiln.benchmarks.latency import BenchmarkPlan, engine_contender, run_benchmark, save_inputs
+    """Writes benchmark.json. Until then finished rounds lie beside it; an attempt that resumes finds them again."""
+    from edgekiln.benchmarks.contender import save_inputs
+    from edgekiln.benchmarks.journal import clear_journal
+    from edgekiln.benchmarks.latency import run_benchmark
+    from edgekiln.pipeline.contenders import choose_field
     from edgekiln.pipeline.limits import add_limits, read_products
 
-    settings = context.recipe.benchmark
     test = load_split(context.inputs["data"], "test")
-    count = min(settings.images, len(test))
+    images = min(context.recipe.benchmark.images, len(test))
     inputs = context.folder / _INPUTS_NAME
-    save_inputs(
+    pictures = _encoded_pictures(context.recipe, test.keys[:images])
+    save_inputs(inputs, np.array(test.frames[:images]), pictures, _read_contract(context).to_json())
+    field = choose_field(context, images)
+    plan, advance = _benchmark_plan(context.recipe), context.progress.advance
+    timings, count = plan.count_units(len(field.contenders)), len(field.contenders)
+    result = run_benchmark(
+        field.contenders,
         inputs,
-        np.array(test.frames[:count]),
-        _encoded_pictures(context.recipe, test.keys[:count]),
-        _read_contract(context).to_json(),
+        plan=plan,
+        folder=context.folder,
+        advance=lambda done, total, note: advance(done, total + count, note),
+        message=context.progress.message,
     )
-    contenders = [_torch_contender(context, BASELINE, count)]
-    contenders += [_torch_contender(context, peer, count) for peer in settings.peers]
-    contenders += [
-        engine_contender(
-            variant.name,
-            built_files(context, variant),
-            variant.backend,
-            read_logits(context.inputs[f"evaluate.{variant.name}"])[:count],
-        )
-        for variant in context.recipe.variants
-        if (context.inputs[f"evaluate.{variant.name}"] / LOGITS_NAME).exists()
+    values = result.to_dict()
+    add_limits(
+        values,
+        field.contenders,
+        read_products(context),
+        inputs,
+        lambda done, note: advance(timings + done, timings + count, note),
+    )
+    values["peers"] = [asdict(peer) for peer in field.peers if peer.name not in result.left_out]
+    values["absent_peers"] = [asdict(absent) for absent in field.absent] + [
+        {"name": name, "reason": reason} for name, reason in result.left_out.items()
     ]
-    plan = BenchmarkPlan(settings.processes, settings.blocks, settings.block_seconds, settings.side_blocks)
-    values = run_benchmark(contenders, inputs, plan, context.progress.advance).to_dict()
-    add_limits(values, contenders, read_products(context), inputs)
-    inputs.unlink()
     write_json(context.folder / "benchmark.json", values)
+    inputs.unlink()
+    clear_journal(context.folder)
+
+
+def _benchmark_plan(recipe: Recipe) -> BenchmarkPlan:
+    from edgekiln.benchmarks.latency import BenchmarkPlan
+
+    settings = recipe.benchmark.model_dump()
+    return BenchmarkPlan(**{field.name: settings[field.name] for field in fields(BenchmarkPlan)})
 
 
 def _encoded_pictures(recipe: Recipe, keys: Sequence[str]) -> list[bytes]:
@@ -435,34 +452,6 @@ def _read_contract(context: StageContext) -> Contract:
     from edgekiln.pipeline.checkpoint import CHECKPOINT_NAME, load_tensors
 
     return Contract.from_json(load_tensors(context.inputs["finetune"] / CHECKPOINT_NAME)[1]["contract"])
-
-
-_PEERS: dict[str, dict[str, bool]] = {
-    BASELINE: {},
-    "pytorch-tuned": {"folded": True},
-    "pytorch-compile": {"compiled": True},
-}
-
-
-def _torch_contender(context: StageContext, name: str, count: int) -> Any:
-    """The baseline, or the same weights under a faster way to run PyTorch."""
-    from edgekiln.benchmarks.latency import Contender, thread_choices
-    from edgekiln.pipeline.checkpoint import CHECKPOINT_NAME
-
-    # torch.compile chooses layouts itself, and each of its configurations costs a compilation.
-    layouts = (False,) if name == "pytorch-compile" else (False, True)
-    threads = thread_choices()[-1:] if name == "pytorch-compile" else thread_choices()
-    return Contender(
-        name=name,
-        factory="edgekiln.pipeline.baseline:open_baseline",
-        arguments={
-            "checkpoint": str(context.inputs["finetune"] / CHECKPOINT_NAME),
-            "backbone": context.recipe.backbone.model_dump(mode="json"),
-            **_PEERS[name],
-        },
-        configs=[{"threads": t, "channels_last": layout} for t in threads for layout in layouts],
-        logits=read_logits(context.inputs[f"evaluate.{BASELINE}"])[:count],
-    )
 
 
 # --------------------------------------------------------------------------------------------------------------

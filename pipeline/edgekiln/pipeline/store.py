@@ -93,12 +93,17 @@ class StageStore:
         except (OSError, ValueError, KeyError, TypeError, AttributeError):
             return None  # never made, or somebody changed it by hand: it is made again
 
-    def begin(self, name: str, key: str, *, resume: bool) -> Path:
-        """The folder to work in; what an interrupted attempt left is kept only where ``resume``."""
-        partial = self._partial(name, key)
-        if not resume:
+    def begin(self, name: str, key: str, *, resume: bool, forced: bool = False) -> Path:
+        """The folder to work in; what an interrupted attempt left is kept only where ``resume``.
+
+        A forced attempt starts anew, unless the interrupted one was forced too: the same command goes on.
+        """
+        partial, mark = self._partial(name, key), self._forced_mark(name, key)
+        if not resume or (forced and not mark.exists()):
             shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True, exist_ok=True)
+        if forced:
+            mark.touch()
         return partial
 
     def finish(self, name: str, key: str, seconds: float, about: Mapping[str, Any]) -> StageRecord:
@@ -121,11 +126,15 @@ class StageStore:
         _flush(staging / _RECORD_NAME)
         shutil.rmtree(folder, ignore_errors=True)  # of a forced stage
         staging.rename(folder)
+        self._forced_mark(name, key).unlink(missing_ok=True)
         _flush(folder.parent)
         return StageRecord(name, key, folder / _OUTPUT_NAME, digest, seconds, False)
 
     def _folder(self, name: str, key: str) -> Path:
         return self._root / "stages" / name / key[:16]
+
+    def _forced_mark(self, name: str, key: str) -> Path:
+        return self._root / "stages" / name / f".forced-{key[:16]}"
 
     def _partial(self, name: str, key: str) -> Path:
         return self._root / "stages" / name / f".partial-{key[:16]}"

@@ -96,7 +96,7 @@ def _torch_opener(model: str, batch: int, device: str, config: Mapping[str, Any]
     def open_torch() -> Caller:
         import torch
 
-        from edgekiln.pipeline.gpu_suite.torch_callers import (
+        from edgekiln.pipeline.torch_callers import (
             GraphCaller,
             PixelNetwork,
             TorchCaller,
@@ -109,10 +109,10 @@ def _torch_opener(model: str, batch: int, device: str, config: Mapping[str, Any]
         channels_last = config.get("channels_last", False)
         network = PixelNetwork(make_network(model), dtype, channels_last=channels_last).eval().to(device)
         if config.get("graph"):
-            return GraphCaller(network, batch, size)
+            return GraphCaller(network, (batch, size, size))
         module = compile_network(network, config["compile_mode"]) if "compile_mode" in config else network
         tf32, search = config.get("tf32", False), config.get("search", False)
-        return TorchCaller(module, batch, size, device=device, tf32=tf32, search=search)
+        return TorchCaller(module, (batch, size, size), device=device, tf32=tf32, search=search)
 
     return open_torch
 
@@ -209,7 +209,7 @@ def _open(
     contender: Contender, pool: Frames, right: Logits, batch: int
 ) -> tuple[dict[str, Any], Caller | None]:
     """What is known of a contender before it is timed, and the contender where it answers rightly."""
-    from edgekiln.pipeline.gpu_suite.torch_callers import time_opening
+    from edgekiln.pipeline.torch_callers import time_opening
 
     try:
         caller, seconds = time_opening(contender.open)

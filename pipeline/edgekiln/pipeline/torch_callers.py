@@ -1,7 +1,8 @@
-"""PyTorch in the ways that people run it, each from pixels on the host to logits on the host.
+"""PyTorch in the ways that people run it on a GPU, each from pixels on the host to logits on the host.
 
 All stage their pixels and logits in pinned memory, so a ratio to them is one of computing and launching, and not of
-how memory was allocated.
+how memory was allocated. Both the GPU suite and the recipes' benchmark time these. They were written and tested with
+``device="cpu"`` and against fakes; ``make gpu-test`` runs them on a GPU.
 """
 
 from __future__ import annotations
@@ -15,19 +16,34 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from edgekiln.pipeline.gpu_suite.models import CLASSES
 from edgekiln.runtime.spec import Frames, Logits
 
-__all__ = ["GraphCaller", "PixelNetwork", "TorchCaller", "compile_network"]
+__all__ = ["GraphCaller", "PixelNetwork", "TorchCaller", "compile_network", "time_opening"]
 
 _WARM_UP_CALLS = 5
 
 
 class PixelNetwork(nn.Module):
-    """uint8 (N, H, W, 3) to float32 logits: normalization (x - 127) / 128 and the network in one number format."""
+    """uint8 (N, H, W, 3) to float32 logits: normalization and the network in one number format.
 
-    def __init__(self, network: nn.Module, dtype: torch.dtype, *, channels_last: bool) -> None:
+    ``normalization`` is (scale, offset) of x * scale + offset, numbers or tensors (1, 3, 1, 1); by default
+    (x - 127) / 128.
+    """
+
+    scale: Tensor
+    offset: Tensor
+
+    def __init__(
+        self,
+        network: nn.Module,
+        dtype: torch.dtype,
+        *,
+        channels_last: bool,
+        normalization: tuple[Tensor | float, Tensor | float] = (1 / 128, -127 / 128),
+    ) -> None:
         super().__init__()
+        for name, value in zip(("scale", "offset"), normalization, strict=True):
+            self.register_buffer(name, torch.as_tensor(value, dtype=torch.float32).to(dtype))
         self.layout = torch.channels_last if channels_last else torch.contiguous_format
         self.network = network.to(dtype).to(memory_format=self.layout)
         self.dtype = dtype
@@ -35,8 +51,8 @@ class PixelNetwork(nn.Module):
     def forward(self, frames: Tensor) -> Tensor:
         """See the class."""
         pixels = frames.permute(0, 3, 1, 2).to(self.dtype).contiguous(memory_format=self.layout)
-        # Exact in FP16 too: both products are multiples of 1/128 below 2.
-        logits: Tensor = self.network(pixels * (1 / 128) - 127 / 128)
+        # By 1/128 exact in FP16 too: both products are multiples of 1/128 below 2.
+        logits: Tensor = self.network(pixels * self.scale + self.offset)
         return logits.float()
 
 
@@ -46,8 +62,7 @@ class TorchCaller:
     def __init__(
         self,
         module: Callable[[Tensor], Tensor],
-        batch: int,
-        size: int,
+        shape: tuple[int, int, int],
         *,
         device: str,
         tf32: bool = False,
@@ -57,16 +72,18 @@ class TorchCaller:
 
         Args:
             module: on ``device``.
+            shape: (batch, height, width) of every call.
             tf32: let float32 products and convolutions drop to 10 bits of mantissa.
             search: let cuDNN time its algorithms and take the fastest.
         """
         self._module, self._tf32, self._search, self._cuda = module, tf32, search, device == "cuda"
         pinned = self._cuda
-        self._host_in = torch.empty((batch, size, size, 3), dtype=torch.uint8, pin_memory=pinned)
-        self._host_out = torch.empty((batch, CLASSES), dtype=torch.float32, pin_memory=pinned)
+        self._host_in = torch.zeros((*shape, 3), dtype=torch.uint8, pin_memory=pinned)
         self._device_in = torch.zeros_like(self._host_in, device=device)
         self.begin()
-        self._host_in.zero_()
+        with torch.inference_mode():
+            answer = self._module(self._device_in)
+        self._host_out = torch.empty(answer.shape, dtype=torch.float32, pin_memory=pinned)
         for _ in range(_WARM_UP_CALLS if self._cuda else 1):
             self._work()
         self._wait()
@@ -107,8 +124,8 @@ class TorchCaller:
 class GraphCaller(TorchCaller):
     """The copies and the network in one CUDA graph."""
 
-    def __init__(self, module: Callable[[Tensor], Tensor], batch: int, size: int) -> None:
-        super().__init__(module, batch, size, device="cuda", search=True)
+    def __init__(self, module: Callable[[Tensor], Tensor], shape: tuple[int, int, int]) -> None:
+        super().__init__(module, shape, device="cuda", search=True)
         side = torch.cuda.Stream()  # type: ignore[no-untyped-call] # torch's own
         side.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(side):  # PyTorch's notes on CUDA graphs: warm up on the side

@@ -1,0 +1,183 @@
+"""Who is timed in a recipe's benchmark: the PyTorch baseline, the engines, and the peers that were asked for.
+
+The baseline is PyTorch eager FP32 on the best device that takes part: on the GPU, with TF32 off, where torch sees one
+and an engine ran on it; else on the CPU. Where it is the GPU, PyTorch on the CPU is timed too, as a peer, when engines
+for the CPU take part. Every measurement names its device. The part for GPUs was tested with fakes and was not run on
+a GPU.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from edgekiln.benchmarks.contender import Contender, engine_contender, peer_contender, thread_choices
+from edgekiln.pipeline.checkpoint import CHECKPOINT_NAME
+from edgekiln.pipeline.engines import built_files
+from edgekiln.pipeline.recipe import VariantSettings
+from edgekiln.pipeline.stage_files import BASELINE, LOGITS_NAME, StageContext, read_logits
+from edgekiln.runtime.spec import Precision
+
+__all__ = ["Absent", "Field", "Peer", "choose_field"]
+
+_CPU_BACKENDS = frozenset({"onnxruntime-cpu", "openvino"})
+_HALF_TOLERANCE = 2e-2
+"""Of the logit range: FP16 and TF32 both have 11 bits of significand; as ``export.fp16_tolerance``."""
+_INT8_TOLERANCE = 5e-2
+"""Of the logit range, for another library on an INT8 file. Both compute the integer products exactly, but each rounds
+between layers in its own way, and an activation that falls on the other side of a rounding boundary moves by a whole
+step of 1/255 of its range. Another image's answers, or another layout's, are off by the range itself."""
+
+
+@dataclass(frozen=True, slots=True)
+class Peer:
+    """A contender that is not ours."""
+
+    name: str
+    precision: str
+
+
+@dataclass(frozen=True, slots=True)
+class Absent:
+    """A peer that was asked for and cannot be tried here."""
+
+    name: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Field:
+    """Everyone who takes part, the baseline first; which of them are peers; and who cannot take part, and why."""
+
+    contenders: tuple[Contender, ...]
+    peers: tuple[Peer, ...]
+    absent: tuple[Absent, ...]
+
+
+def choose_field(context: StageContext, count: int) -> Field:
+    """The contenders of a recipe whose engines are evaluated, on the first ``count`` test images."""
+    variants = [v for v in context.recipe.variants if _was_evaluated(context, v)]
+    on_cpu = [v for v in variants if v.backend in _CPU_BACKENDS]
+    gpu = len(on_cpu) < len(variants) and _torch_sees_gpu()
+    found = [_torch_gpu(context, BASELINE, "fp32", count) if gpu else _torch_cpu(context, BASELINE, count)]
+    peers, absent = [], []
+    if gpu and on_cpu:
+        found.append(replace(_torch_cpu(context, "pytorch-cpu", count), optional=True))
+        peers.append(Peer("pytorch-cpu", "fp32"))
+    for wanted in context.recipe.benchmark.peers:
+        asked = _ask(context, wanted, [v for v in on_cpu if v.backend == "onnxruntime-cpu"], count)
+        if isinstance(asked, Absent):
+            absent.append(asked)
+            continue
+        found += [contender for contender, _ in asked]
+        peers += [Peer(contender.name, precision) for contender, precision in asked]
+    found += [_engine(context, variant, count) for variant in variants]
+    return Field(tuple(found), tuple(peers), tuple(absent))
+
+
+def _was_evaluated(context: StageContext, variant: VariantSettings) -> bool:
+    return (context.inputs[f"evaluate.{variant.name}"] / LOGITS_NAME).exists()
+
+
+def _engine(context: StageContext, variant: VariantSettings, count: int) -> Contender:
+    files = built_files(context, variant)
+    return engine_contender(variant.name, files, variant.backend, _answers(context, variant.name, count))
+
+
+def _answers(context: StageContext, name: str, count: int) -> Any:
+    return read_logits(context.inputs[f"evaluate.{name}"])[:count]
+
+
+# --------------------------------------------------------------------------------------------------------------
+# Peers
+
+
+def _ask(
+    context: StageContext, wanted: str, variants: Sequence[VariantSettings], count: int
+) -> list[tuple[Contender, str]] | Absent:
+    """The contenders of one entry of ``benchmark.peers``, each with its precision."""
+    match wanted:
+        case "pytorch-gpu":
+            if not _torch_sees_gpu():
+                return Absent(wanted, "torch finds no GPU; `nvidia-smi` tells what is missing")
+            ways = {"pytorch-gpu-tf32": "tf32", "pytorch-gpu-fp16": "fp16", "pytorch-gpu-graph": "fp16-graph"}
+            made = [
+                (_torch_gpu(context, name, way, count), way.partition("-")[0]) for name, way in ways.items()
+            ]
+            return [(replace(contender, optional=True), precision) for contender, precision in made]
+        case "onnxruntime" | "openvino":
+            if not variants:
+                return Absent(wanted, "no variant of onnxruntime-cpu was evaluated whose file it could run")
+            if importlib.util.find_spec(wanted) is None:
+                return Absent(wanted, f"it is not installed. Run: pip install 'edgekiln[{wanted}]'")
+            return [
+                (_library(context, wanted, variant, count), variant.precision.value) for variant in variants
+            ]
+        case _:
+            return [(replace(_torch_cpu(context, wanted, count), optional=True), "fp32")]
+
+
+def _library(context: StageContext, library: str, variant: VariantSettings, count: int) -> Contender:
+    [path] = built_files(context, variant)
+    same_kernels = library == "onnxruntime" or variant.precision is not Precision.INT8
+    answers = _answers(context, variant.name, count)
+    tolerance = 1e-3 if same_kernels else _INT8_TOLERANCE
+    return peer_contender(library, variant.name, path, answers, tolerance=tolerance)
+
+
+# --------------------------------------------------------------------------------------------------------------
+# PyTorch
+
+_CPU_WAYS: dict[str, dict[str, bool]] = {
+    "pytorch-tuned": {"folded": True},
+    "pytorch-compile": {"compiled": True},
+}
+
+
+def _torch_cpu(context: StageContext, name: str, count: int) -> Contender:
+    """PyTorch eager, or the same weights under a faster way to run PyTorch, on the CPU."""
+    # torch.compile chooses layouts itself, and each of its configurations costs a compilation.
+    layouts = (False,) if name == "pytorch-compile" else (False, True)
+    threads = thread_choices()[-1:] if name == "pytorch-compile" else thread_choices()
+    return Contender(
+        name=name,
+        factory="edgekiln.pipeline.baseline:open_baseline",
+        arguments={**_torch_arguments(context), **_CPU_WAYS.get(name, {})},
+        configs=[{"threads": t, "channels_last": layout} for t in threads for layout in layouts],
+        logits=_answers(context, BASELINE, count),
+        imports=_model_library(context),
+    )
+
+
+def _torch_gpu(context: StageContext, name: str, way: str, count: int) -> Contender:
+    """PyTorch on the first GPU; cuDNN's search for its fastest algorithms is what there is to choose."""
+    return Contender(
+        name=name,
+        factory="edgekiln.pipeline.baseline:open_gpu_baseline",
+        arguments={**_torch_arguments(context), "way": way},
+        configs=[{"search": True}] if way == "fp16-graph" else [{"search": False}, {"search": True}],
+        logits=_answers(context, BASELINE, count),
+        imports=_model_library(context),
+        **({} if way == "fp32" else {"tolerance": _HALF_TOLERANCE}),
+    )
+
+
+def _torch_arguments(context: StageContext) -> dict[str, Any]:
+    return {
+        "checkpoint": str(context.inputs["finetune"] / CHECKPOINT_NAME),
+        "backbone": context.recipe.backbone.model_dump(mode="json"),
+    }
+
+
+def _model_library(context: StageContext) -> tuple[str, ...]:
+    """The package that the network's code is in, which a worker imports before it loads the network."""
+    library = context.recipe.backbone.model.partition("/")[0]
+    return (library,) if library in {"timm", "torchvision"} else ()
+
+
+def _torch_sees_gpu() -> bool:
+    import torch
+
+    return torch.cuda.is_available()
