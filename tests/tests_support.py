@@ -1,5 +1,6 @@
 """What several test files share: where the project is, a recipe that trains in seconds, and pictures for it."""
 
+import time
 from pathlib import Path
 
 import numpy as np
@@ -109,3 +110,9 @@ def open_turncoat(path: str, threads: int):
             self._session.close()
 
     return Turncoat()
+
+
+def open_sleeper(seconds: float):
+    """A benchmark contender that takes its time to load."""
+    time.sleep(seconds)
+    raise AssertionError("nobody ended it")

@@ -1,6 +1,12 @@
 import io
 import json
 import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,7 +21,7 @@ from edgekiln.benchmarks.contender import (
     save_inputs,
     thread_choices,
 )
-from edgekiln.benchmarks.latency import BenchmarkPlan, run_benchmark
+from edgekiln.benchmarks.latency import BenchmarkPlan, _judge, run_benchmark
 from edgekiln.benchmarks.measurement import Block, Measurement, assess
 from edgekiln.runtime.backends import open_session
 from edgekiln.runtime.errors import EngineError, GateError
@@ -109,3 +115,169 @@ def test_contender_that_remembers_an_image_is_called_noisy():
     found = assess([steady], steal=0, foreign_load=0, repeated={"a": 0.5})
     assert found.state == "noisy"
     assert "a is 50% faster on one repeated image" in found.reasons[0]
+
+
+# -- peers
+
+
+def test_peers_on_the_same_file_are_timed_and_those_that_cannot_be_are_left_out(engine, tmp_path):
+    path, inputs, logits = engine
+    said = []
+    peer = peer_contender("onnxruntime", "a", path, logits, tolerance=1e-3)
+    liar = replace(peer, name="liar", logits=logits + np.float32(1))
+    dead = Contender("dead", "os:_exit", {"status": 9}, [{}], logits, optional=True)
+    contenders = [engine_contender("a", [path], "onnxruntime-cpu", logits), peer, liar, dead]
+    result = run_benchmark(contenders, inputs, plan=PLAN, message=said.append)
+    assert [m.name for m in result.measurements] == ["a", "onnxruntime:a"]
+    # None is the library's own choice: nothing but the defaults of SessionOptions.
+    searched = [entry["config"]["threads"] for entry in result.measurements[1].search]
+    assert searched == [None, *thread_choices()]
+    assert {m.name for m in result.sides} == {"a"}
+    assert set(result.cold) == {"a", "onnxruntime:a"}
+    assert list(result.left_out) == ["liar", "dead"]
+    assert "liar answers otherwise when timed" in result.left_out["liar"]
+    assert said == [f"  {name} is left out: {reason}" for name, reason in result.left_out.items()]
+    assert result.to_dict()["left_out"] == result.left_out
+
+
+# -- interrupted and resumed
+
+FIVE = BenchmarkPlan(processes=5, blocks=2, block_seconds=0.01, side_blocks=1)
+
+
+def test_benchmark_goes_on_after_its_finished_rounds(engine, tmp_path):
+    path, inputs, logits = engine
+    contenders = [engine_contender("a", [path], "onnxruntime-cpu", logits)]
+    folder = tmp_path / "work"
+    folder.mkdir()
+
+    def interrupt(done, total, note):
+        if note == "round 3 of 5":
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run_benchmark(contenders, inputs, plan=FIVE, folder=folder, advance=interrupt)
+    names = ["bench-round-1.json", "bench-round-2.json", "bench-search-0.json"]
+    before = {name: (folder / name).read_bytes() for name in names}
+    assert sorted(entry.name for entry in folder.iterdir()) == names
+
+    told, said = [], []
+    result = run_benchmark(
+        contenders,
+        inputs,
+        plan=FIVE,
+        folder=folder,
+        advance=lambda *step: told.append(step),
+        message=said.append,
+    )
+    assert said == ["  goes on after round 2 of 5"]
+    assert {name: (folder / name).read_bytes() for name in names} == before
+    assert not any(note.startswith(("round 1", "round 2")) for _, _, note in told)
+    total = FIVE.count_units(1)
+    assert [done for done, _, _ in told] == sorted(done for done, _, _ in told)
+    assert {every for _, every, _ in told} == {total}
+    assert told[-1] == (total, total, "done")
+    assert [session["rounds"] for session in result.sessions] == [[1, 2], [3, 4, 5]]
+    first = json.loads(before["bench-round-1.json"])["values"]["blocks"][0][0]["times_ns"]
+    assert (result.measurements[0].blocks[0].times_ms * 1e6).round().astype(int).tolist() == first
+
+    changed = replace(FIVE, processes=2)  # another plan: nothing of this one fits it
+    result = run_benchmark(contenders, inputs, plan=changed, folder=folder, message=said.append)
+    assert "6 earlier parts of this benchmark are damaged or of another plan: measured again" in said[1]
+    assert [session["rounds"] for session in result.sessions] == [[1, 2]]
+
+
+def session(**changes):
+    machine = dict.fromkeys(("cpu", "cores", "thread_settings", "cpu_quota_cores", "gpus", "versions"))
+    machine["governor"] = changes.pop("governor", "performance")
+    return {"foreign_load": 0.0, "steal": 0.0, "machine": machine, **changes}
+
+
+@pytest.mark.parametrize(
+    ("second", "text"),
+    [
+        ({"foreign_load": 1.2}, "other processes kept 1.2 cores busy"),
+        ({"steal": 0.3}, "the hypervisor took 30%"),
+        ({"governor": "powersave"}, "went on under another governor"),
+    ],
+)
+def test_worst_stretch_of_work_is_judged(second, text):
+    blocks = [Block(p, i, t, np.full(10, 1.0)) for p in range(2) for i in range(4) for t in (0, 1)]
+    steady = Measurement("a", "call", 1, {}, [], blocks)
+    assert _judge([steady], [session(), session()], {}).state == "valid"
+    for order in ([session(), session(**second)], [session(**second), session()]):
+        found = _judge([steady], order, {})
+        assert found.state == "noisy"
+        assert text in found.reasons[0]
+
+
+# -- Ctrl-C
+
+BENCH_A_SLEEPER = """
+import sys
+from pathlib import Path
+import numpy as np
+from edgekiln.benchmarks.contender import Contender, open_worker
+sleeper = Contender("sleeper", "tests_support:open_sleeper", {"seconds": 60}, [{}], np.zeros((1, 3), np.float32))
+with open_worker(Path(sys.argv[1]), sleeper) as worker:
+    print("open", flush=True)
+    worker.open({})
+"""
+
+
+def workers_of(inputs: Path) -> list[str]:
+    """Processes that have the inputs file among their arguments, zombies left out."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        try:
+            words = (entry / "cmdline").read_bytes().split(b"\0") if entry.name.isdigit() else []
+        except OSError:  # it has ended
+            continue
+        if b"edgekiln.benchmarks.worker" in words and str(inputs).encode() in words:
+            found.append(entry.name)
+    return found
+
+
+def wait_until(condition, seconds=20.0):
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "waited in vain"
+        time.sleep(0.02)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
+def test_no_worker_outlives_a_benchmark_that_is_stopped(engine, monkeypatch, number):
+    """A real process group, as a terminal signals it; the worker is busy loading and reads no pipe."""
+    inputs = engine[1]
+    monkeypatch.setenv("PYTHONPATH", str(ROOT / "tests"), prepend=os.pathsep)
+    process = subprocess.Popen(
+        [sys.executable, "-c", BENCH_A_SLEEPER, str(inputs)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+    with process:
+        assert process.stdout.readline() == b"open\n"
+        wait_until(lambda: workers_of(inputs))
+        time.sleep(0.5)  # into the load
+        started = time.monotonic()
+        os.killpg(process.pid, number)
+        assert process.wait(timeout=5) != 0
+        wait_until(lambda: not workers_of(inputs), 5 - (time.monotonic() - started))
+
+
+def test_idle_worker_uses_no_cpu(engine):
+    path, inputs, logits = engine
+    with open_worker(inputs, engine_contender("a", [path], "onnxruntime-cpu", logits)) as worker:
+        worker.open({"threads": max(thread_choices())})
+        worker.time_ns(0.1)
+        [pid] = workers_of(inputs)
+
+        def ticks() -> int:
+            fields = (Path("/proc") / pid / "stat").read_text().rpartition(")")[2].split()
+            return int(fields[11]) + int(fields[12])
+
+        time.sleep(0.2)  # onnxruntime's threads may look for work a little longer
+        before = ticks()
+        time.sleep(0.5)
+        assert ticks() - before <= 0.1 * 0.5 * os.sysconf("SC_CLK_TCK")

@@ -7,10 +7,12 @@ goes to stderr. An idle worker blocks in a read and uses no CPU.
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import gc
 import importlib
 import json
 import os
+import signal
 import sys
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -27,6 +29,7 @@ from edgekiln.runtime.errors import EdgekilnError
 from edgekiln.runtime.session import Session
 from edgekiln.runtime.spec import Frames
 
+_PR_SET_PDEATHSIG = 1  # linux/prctl.h
 _WARM_UP_CALLS = 1  # per block; the search before and the answer check have warmed everything else
 
 
@@ -145,6 +148,12 @@ def serve(requests: TextIO, answers: TextIO, worker: Worker) -> None:
         answers.flush()
 
 
+def _die_with_parent() -> None:
+    """Linux: be killed when the parent is, however it ends; elsewhere a worker ends at its next read."""
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
 def main() -> None:
     """Entry point: ``python -m edgekiln.benchmarks.worker INPUTS.npz STARTED_NS``.
 
@@ -152,6 +161,7 @@ def main() -> None:
     the whole system, when it started this process.
     """
     started_ms = (perf_counter_ns() - int(sys.argv[2])) / 1e6
+    _die_with_parent()
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
     with np.load(sys.argv[1], allow_pickle=False) as inputs:
