@@ -1,7 +1,12 @@
 import base64
 import io
 import json
+import os
 import shutil
+import signal
+import subprocess
+import sys
+import time
 
 import numpy as np
 import pytest
@@ -267,3 +272,85 @@ def test_flipped_images_have_small_pictures_within_one_budget():
     assert all(row[0] and not any(row[24:]) for row in sizes[:12])
     picture = Image.open(io.BytesIO(base64.b64decode(variants[0]["flips"][0]["thumbnail"])))
     assert (picture.format, picture.size) == ("JPEG", (80, 80))
+
+
+# -- a benchmark that is interrupted
+
+QUICK = (
+    "enabled=true",
+    "processes=3",
+    "blocks=2",
+    "block_seconds=0.01",
+    "side_blocks=1",
+    'peers=["onnxruntime"]',
+)
+
+
+def start_bench(recipe, runs, log):
+    """``edgekiln bench`` as a terminal starts it: a process group of its own."""
+    options = [part for value in QUICK for part in ("--set", f"benchmark.{value}")]
+    main = "from edgekiln.pipeline.cli import main; main()"
+    command = [sys.executable, "-c", main, "bench", str(recipe), "--runs", str(runs), "--json", *options]
+    with log.open("w") as file:
+        return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=file, start_new_session=True)
+
+
+@pytest.mark.slow
+def test_bench_that_is_interrupted_goes_on_with_the_same_command(tiny_run, tmp_path):
+    runs = shutil.copytree(tiny_run[1], tmp_path / "runs", symlinks=True)
+    log = tmp_path / "log"
+    process = start_bench(tiny_run[0], runs, log)
+    end = time.monotonic() + 120
+    while not (kept := sorted((runs / "tiny" / "stages").glob("benchmark/.partial-*/bench-round-1.json"))):
+        assert process.poll() is None, log.read_text()
+        assert time.monotonic() < end
+        time.sleep(0.02)
+    before, started = kept[0].read_bytes(), time.monotonic()
+    os.killpg(process.pid, signal.SIGINT)
+    out, _ = process.communicate(timeout=20)
+    assert time.monotonic() - started < 5
+    assert process.returncode == 130
+    assert json.loads(out)["error"]["code"] == "interrupted"
+    assert kept[0].read_bytes() == before
+    rounds = sorted(path.name for path in kept[0].parent.glob("bench-round-*.json"))
+
+    process = start_bench(tiny_run[0], runs, log)
+    out, _ = process.communicate(timeout=200)
+    assert process.returncode == 0
+    assert f"goes on after round {len(rounds)} of 3" in log.read_text()
+    benchmark = json.loads((runs / "tiny" / "bundle" / "report.json").read_text())["benchmark"]
+    kept_times = json.loads(before)["values"]["blocks"][0]
+    found = [b for b in benchmark["measurements"][0]["blocks"] if b["process"] == 0]
+    assert [b["times_us"] for b in found] == [[round(t / 1000) for t in b["times_ns"]] for b in kept_times]
+    assert [session["rounds"] for session in benchmark["sessions"]] == [
+        list(range(1, len(rounds) + 1)),
+        list(range(len(rounds) + 1, 4)),
+    ]
+    # Nothing of the making is left in the stage, and the report has the peers.
+    [folder] = (runs / "tiny" / "stages" / "benchmark").glob("[!.]*")
+    assert [entry.name for entry in (folder / "out").iterdir()] == ["benchmark.json"]
+    peers = json.loads(out)["peers"]
+    assert [(row["name"], row["precision"]) for row in peers] == [
+        ("onnxruntime:fp32", "fp32"),
+        ("onnxruntime:int8", "int8"),
+    ]
+    assert all(row["latency"]["p50_ms"] > 0 and row["latency"]["device"] == "cpu" for row in peers)
+
+
+def test_forced_stage_starts_anew_unless_the_interrupted_attempt_was_forced_too(tmp_path):
+    from edgekiln.pipeline.store import StageStore
+
+    store = StageStore(tmp_path)
+
+    def attempt(forced):
+        folder = store.begin("benchmark", "key", resume=True, forced=forced)
+        found = sorted(entry.name for entry in folder.iterdir())
+        (folder / "round-1").write_text("x")
+        return found
+
+    assert attempt(False) == []
+    assert attempt(False) == ["round-1"]
+    assert attempt(True) == []  # measured again
+    assert attempt(True) == ["round-1"]  # goes on with that
+    store.finish("benchmark", "key", 1.0, {})
+    assert attempt(True) == []

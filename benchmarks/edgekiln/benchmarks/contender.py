@@ -26,6 +26,7 @@ from edgekiln.runtime.errors import EngineError, GateError
 from edgekiln.runtime.spec import Frames, Logits
 
 __all__ = [
+    "LOGIT_TOLERANCE",
     "Contender",
     "WorkerProcess",
     "engine_contender",
@@ -244,10 +245,12 @@ def _end(process: subprocess.Popen[str], patience: float) -> None:
             with contextlib.suppress(BrokenPipeError):
                 pipe.close()
     deadline = time.monotonic() + patience
-    while process.poll() is None and time.monotonic() < deadline:
-        time.sleep(0.01)
-    if process.poll() is None:
-        # With what it started: a compiler, for example. Its session has the number of its process.
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
+    try:
+        while process.poll() is None and time.monotonic() < deadline:
+            time.sleep(0.01)
+    finally:
+        if process.poll() is None:
+            # With what it started: a compiler, for example. Its session has the number of its process.
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
