@@ -318,7 +318,8 @@ def test_bench_that_is_interrupted_goes_on_with_the_same_command(tiny_run, tmp_p
     out, _ = process.communicate(timeout=200)
     assert process.returncode == 0
     assert f"goes on after round {len(rounds)} of 3" in log.read_text()
-    benchmark = json.loads((runs / "tiny" / "bundle" / "report.json").read_text())["benchmark"]
+    report = json.loads((runs / "tiny" / "bundle" / "report.json").read_text())
+    benchmark = report["benchmark"]
     kept_times = json.loads(before)["values"]["blocks"][0]
     found = [b for b in benchmark["measurements"][0]["blocks"] if b["process"] == 0]
     assert [b["times_us"] for b in found] == [[round(t / 1000) for t in b["times_ns"]] for b in kept_times]
@@ -329,7 +330,7 @@ def test_bench_that_is_interrupted_goes_on_with_the_same_command(tiny_run, tmp_p
     # Nothing of the making is left in the stage, and the report has the peers.
     [folder] = (runs / "tiny" / "stages" / "benchmark").glob("[!.]*")
     assert [entry.name for entry in (folder / "out").iterdir()] == ["benchmark.json"]
-    peers = json.loads(out)["peers"]
+    peers = report["peers"]
     assert [(row["name"], row["precision"]) for row in peers] == [
         ("onnxruntime:fp32", "fp32"),
         ("onnxruntime:int8", "int8"),
