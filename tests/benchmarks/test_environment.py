@@ -71,15 +71,15 @@ def test_thread_settings_of_the_environment_are_told(monkeypatch):
     ("line", "expected"),
     [
         (
-            "1980, 1980, 2619, 31, 121.45, 700.00, P0, 0x0000000000000024",
+            "1980, 1980, 2619, 31, 121.45, 700.00, P0, 580.95.05, 0x0000000000000024",
             {"sm_mhz": 1980, "temperature_c": 31, "power_state": "P0",
-             "throttled_by": ["software power cap", "software thermal slowdown"]},
+             "driver": "580.95.05", "throttled_by": ["software power cap", "software thermal slowdown"]},
         ),
         (
-            "[N/A], [N/A], [N/A], 40, [Not Supported], N/A, P8, 0x0000000000000000",
+            "[N/A], [N/A], [N/A], 40, [Not Supported], N/A, P8, 540.4.0, 0x0000000000000000",
             {"sm_mhz": None, "power_w": None, "power_limit_w": None, "throttled_by": []},
         ),
-        ("1, 2, 3, 4, 5, 6, P0, [N/A]", {"throttled_by": None}),
+        ("1, 2, 3, 4, 5, 6, P0, 550.1, [N/A]", {"throttled_by": None}),
     ],
 )  # fmt: skip
 def test_gpu_state(line, expected):
@@ -90,7 +90,9 @@ def test_older_driver_is_asked_by_the_older_name(monkeypatch):
     def ask(command, seconds=5):
         assert command[0] == "nvidia-smi"
         return (
-            None if "clocks_event" in command[1] else "1, 2, 3, 4, 5, 6, P0, 0x1\n1, 2, 3, 4, 5, 6, P0, 0x0"
+            None
+            if "clocks_event" in command[1]
+            else "1, 2, 3, 4, 5, 6, P0, 550.1, 0x1\n1, 2, 3, 4, 5, 6, P0, 550.1, 0x0"
         )
 
     monkeypatch.setattr(environment, "_ask", ask)

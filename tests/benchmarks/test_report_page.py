@@ -64,9 +64,13 @@ def awkward_page():
 @pytest.mark.slow
 @in_browser
 @pytest.mark.parametrize("width", [390, 1280])
-@pytest.mark.parametrize("classes", [AWKWARD, [f"species {i}" for i in range(60)]], ids=["awkward", "many"])
-def test_nothing_overflows_and_no_script_runs(tmp_path, width, classes):
-    page = render_page(make_report(600, classes, processes=2, blocks=20))
+@pytest.mark.parametrize(
+    ("classes", "state"),
+    [(AWKWARD, "noisy"), ([f"species {i}" for i in range(60)], "valid"), (AWKWARD, "invalid")],
+    ids=["awkward", "many", "invalid"],
+)
+def test_nothing_overflows_and_no_script_runs(tmp_path, width, classes, state):
+    page = render_page(make_report(600, classes, processes=2, blocks=20, state=state))
     dom, _ = open_page(page.replace("</body>", PROBE + "</body>"), tmp_path, width)
     found = json.loads(unescape(re.search("FOUND({.*})END", dom)[1]))
     assert found["width"] == width
