@@ -80,9 +80,9 @@ def mlperf_headings() -> tuple[str, ...]:
         "scenario",
         "LoadGen says",
         "LoadGen p50 / p90 / p99 ms",
-        "ours",
+        "our p50 / p90 / p99 ms",
         "LoadGen samples/s",
-        "ours",
+        "our samples/s",
         "ours / LoadGen",
     )
 
