@@ -204,8 +204,8 @@ def measure_contender(
             timeout=_TIMEOUT_SECONDS,
         )  # fmt: skip
     except subprocess.SubprocessError as error:
-        said = str(getattr(error, "stderr", None) or error).strip().splitlines()[-1]
-        raise EngineError(f"The process that measures energy failed: {said}") from error
+        said = str(getattr(error, "stderr", None) or "").strip().splitlines() or [str(error)]
+        raise EngineError(f"The process that measures energy failed: {said[-1]}") from error
     return EnergyPerImage(**json.loads(done.stdout.splitlines()[-1]))
 
 
