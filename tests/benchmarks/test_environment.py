@@ -17,6 +17,7 @@ from edgekiln.benchmarks.environment import (
     read_cpu_quota,
     read_gpu_state,
     read_jetson,
+    read_work_commit,
     tool_versions,
 )
 
@@ -43,6 +44,26 @@ def test_machine_is_described_in_half_a_second():
         describe_machine()
         times.append(time.monotonic() - start)
     assert min(times) < 0.5
+
+
+def test_instructions_that_choose_kernels_are_named():
+    machine = describe_machine()
+    assert machine["avx2"] == ("avx2" in machine["cpu_flags"])
+    assert machine["vnni"] == bool({"avx512_vnni", "avx_vnni"} & set(machine["cpu_flags"]))
+
+
+def test_commit_of_the_recipes_work_tree(tmp_path):
+    assert read_work_commit(None) is None
+    assert read_work_commit(tmp_path) is None
+    write(tmp_path / "recipes" / "mine.toml", "a = 1")
+    git = ["git", "-C", str(tmp_path), "-c", "user.name=a", "-c", "user.email=a@b"]
+    for command in (["init", "-q"], ["add", "."], ["commit", "-q", "-m", "first"]):
+        subprocess.run([*git, *command], check=True)
+    commit = read_work_commit(tmp_path / "recipes")
+    assert commit is not None
+    assert set(commit) <= set("0123456789abcdef")
+    write(tmp_path / "recipes" / "mine.toml", "a = 2")
+    assert read_work_commit(tmp_path / "recipes") == f"{commit}-dirty"
 
 
 def test_absent_tools_are_left_out():
