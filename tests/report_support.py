@@ -59,6 +59,8 @@ def make_report(
         "expected": {"Conv": 21},
         "floating": ["c"],
     }
+    doctor = {"warnings": [f"no calibration image of {classes[0]}"]}
+    variants[1]["calibration"] = {"images": 128, "method": "minmax", "doctor": doctor}
     variants[1]["search"], variants[2]["search"] = make_search("found"), make_search("impossible")
     variants[2]["audit"] = {
         "share": 0.8, "evidence": "inspector", "precision": "int8", "reformats": 3,

@@ -275,7 +275,8 @@ def test_page_has_every_section_and_the_verdict_first(report):
     page = render_page(make_report(60, ["a", "b", "c"], processes=2, blocks=4))
     wanted = [
         "made-up", "Accuracy against latency", "Latency", "Which classes an engine lost",
-        "Images whose answer changed", "Share of the floor", "Energy", "Second opinion: MLPerf LoadGen",
+        "How the answers differ", "Images whose answer changed", "Share of the floor", "Energy",
+        "Second opinion: MLPerf LoadGen",
         "Layers by precision", "Blocks kept in float", "Built but not run", "Data", "Environment", "Do it again",
     ]  # fmt: skip
     assert re.findall("<h[12]>(.*?)</h[12]>", page) == wanted
@@ -294,3 +295,14 @@ def test_page_of_a_real_run_shows_a_recipe_that_runs(report):
     assert tomllib.loads(recipe)["variants"][1] == {
         "name": "int8", "precision": "int8", "calibration_images": 48,
     }  # fmt: skip
+
+
+def test_page_tells_what_changed_in_the_answers_and_what_the_doctor_said(report):
+    page = " ".join(render_page(report).split())
+    row, own = report["variants"][1], report["baseline"]["accuracy"]
+    assert f"<td>PyTorch</td><td>-</td><td>{own['ece']:.4f}</td>" + "<td>-</td>" * 7 in page
+    assert f"<td>{row['kl_nats']:.3g}</td><td>{row['accuracy']['distinct_outputs']}</td>" in page
+    assert "Calibration of int8: 48 images. Nothing to complain of" in page
+    report["variants"][1]["calibration"]["doctor"]["warnings"] = ["no calibration image of red"]
+    told = "Calibration of int8: 48 images. The doctor says: no calibration image of red."
+    assert told in " ".join(render_page(report).split())

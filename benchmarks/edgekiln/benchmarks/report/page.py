@@ -62,6 +62,8 @@ def render_page(report: Mapping[str, Any]) -> str:
         energies=_energies(report),
         no_energy=_explain_no_energy(report),
         searches=[{**part, "drawing": markupsafe.Markup(part["drawing"])} for part in _searches(report)],
+        answers=_answers(report),
+        doctors=_doctors(report),
         environment=_describe_environment(report),
         matrix_classes=_MATRIX_CLASSES,
         max_listed=_MAX_LISTED,
@@ -188,6 +190,43 @@ def _floors(report: Mapping[str, Any]) -> list[list[str]]:
         [name, f"{t['p50_ms']:.3g}", f"{t['floor_ms']:.3g}", f"{t['share_of_floor']:.0%}"]
         for name, t in known
     ]
+
+
+def _answers(report: Mapping[str, Any]) -> list[list[str]]:
+    """Rows of every figure of an engine's answers that the main table has no room for, the baseline's own first."""
+    rows = []
+    for engine in ({**report["baseline"], "name": "PyTorch"}, *report["variants"]):
+        accuracy = engine.get("accuracy")
+        if not accuracy:
+            continue
+        rows.append(
+            [
+                engine["name"],
+                "-" if accuracy["top5"] is None else f"{100 * accuracy['top5']:.2f}",
+                f"{accuracy['ece']:.4f}",
+                *(_format_pairs(engine) if engine.get("counts") else ["-"] * 7),
+                str(accuracy["distinct_outputs"]),
+            ]
+        )
+    return rows
+
+
+def _format_pairs(engine: Mapping[str, Any]) -> list[str]:
+    counts = engine["counts"]
+    differences = (engine[key] for key in ("max_logit_difference", "mean_logit_difference", "kl_nats"))
+    return [
+        f"{100 * counts['agreeing'] / counts['images']:.2f}",
+        str(counts["broken"]),
+        str(counts["mended"]),
+        f"{engine['mcnemar_p']:.2g}",
+        *(f"{value:.3g}" for value in differences),
+    ]
+
+
+def _doctors(report: Mapping[str, Any]) -> list[tuple[str, int, Sequence[str]]]:
+    """What the calibration doctor said of each variant that was calibrated."""
+    calibrations = [(v["name"], v.get("calibration") or {}) for v in report["variants"]]
+    return [(name, c["images"], c["doctor"]["warnings"]) for name, c in calibrations if "doctor" in c]
 
 
 def _energies(report: Mapping[str, Any]) -> list[list[str]]:
