@@ -387,7 +387,7 @@ def _benchmark_stage(recipe: Recipe, inputs: tuple[str, ...]) -> Stage:
         },
         ("torch", "onnxruntime", "onnxruntime-gpu"),
         _benchmark,
-        revision=2,
+        revision=3,
     )
 
 
@@ -492,4 +492,5 @@ def _bundle_stage(recipe: Recipe, inputs: tuple[str, ...]) -> Stage:
         {"recipe": public_recipe(recipe)},
         ("jinja2", "matplotlib"),
         pack_bundle,
+        revision=2,
     )
