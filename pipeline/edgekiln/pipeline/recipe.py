@@ -12,7 +12,15 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    PrivateAttr,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 from edgekiln.runtime.backends import Backend
 from edgekiln.runtime.bundle import PREFERENCE
@@ -314,6 +322,20 @@ class BenchmarkSettings(_Section):
         ge=1,
         description="blocks per process of the boundaries engine and image, and of one repeated image",
     )
+    mlperf: bool = Field(
+        False, description="MLPerf LoadGen then drives each engine on the CPU that passed its gate"
+    )
+    mlperf_seconds: float = Field(
+        10.0, ge=1, description="for each engine and scenario, at least; MLPerf's own rules ask for 600"
+    )
+
+    @model_validator(mode="after")
+    def _check_mlperf(self) -> BenchmarkSettings:
+        if self.mlperf and not self.enabled:
+            raise ValueError(
+                "mlperf = true needs enabled = true: it drives engines as the benchmark found best"
+            )
+        return self
 
     @field_validator("peers")
     @classmethod
@@ -335,6 +357,12 @@ class Recipe(_Section):
     variants: tuple[VariantSettings, ...] = Field(min_length=1)
     gate: GateSettings = GateSettings()
     benchmark: BenchmarkSettings = BenchmarkSettings()
+    _folder: Path | None = PrivateAttr(None)  # no wish, and no part of any key
+
+    @property
+    def folder(self) -> Path | None:
+        """Where the file lies that the recipe was read from; ``None`` for one that was made otherwise."""
+        return self._folder
 
     @field_validator("variants")
     @classmethod
@@ -372,9 +400,11 @@ def load_recipe(path: Path, overrides: Iterable[str] = ()) -> Recipe:
         _apply_override(values, override)
     _resolve_paths(values, path.parent)
     try:
-        return Recipe.model_validate(values)
+        recipe = Recipe.model_validate(values)
     except ValidationError as error:
         raise RecipeError(f"{path}: {_explain(error)}", path=path) from error
+    recipe._folder = path.resolve().parent
+    return recipe
 
 
 def _apply_override(values: dict[str, Any], override: str) -> None:

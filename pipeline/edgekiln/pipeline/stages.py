@@ -1,6 +1,6 @@
 """The stages: each a function from finished folders to files in its own folder. ``run`` puts them in order.
 
-data -> finetune -> export -> variant.NAME -> engine.NAME -> evaluate.NAME -> benchmark -> bundle
+data -> finetune -> export -> variant.NAME -> engine.NAME -> evaluate.NAME -> benchmark -> mlperf -> bundle
 """
 
 from __future__ import annotations
@@ -29,12 +29,12 @@ from edgekiln.pipeline.stage_files import (
     BASELINE,
     MODEL_NAME,
     StageContext,
+    read_contract,
     save_logits,
     write_json,
 )
 from edgekiln.pipeline.variants import make_variant
 from edgekiln.runtime.backends import open_session
-from edgekiln.runtime.contract import Contract
 from edgekiln.runtime.spec import Precision
 
 if TYPE_CHECKING:
@@ -77,6 +77,7 @@ def stage_names(recipe: Recipe) -> list[str]:
         *(f"engine.{variant.name}" for variant in recipe.variants if variant.builds_engine),
         *(f"evaluate.{name}" for name in (BASELINE, *variants)),
         *(["benchmark"] if recipe.benchmark.enabled else []),
+        *(["mlperf"] if recipe.benchmark.mlperf else []),
         "bundle",
     ]
 
@@ -99,6 +100,8 @@ def plan_stages(recipe: Recipe) -> list[Stage]:
     judged = tuple(stage.name for stage in stages)
     if recipe.benchmark.enabled:
         stages.append(_benchmark_stage(recipe, judged))
+    if recipe.benchmark.mlperf:
+        stages.append(_mlperf_stage(recipe, judged))
     stages.append(_bundle_stage(recipe, tuple(stage.name for stage in stages)))
     return stages
 
@@ -378,7 +381,7 @@ def _benchmark_stage(recipe: Recipe, inputs: tuple[str, ...]) -> Stage:
         "benchmark",
         inputs,
         {
-            "benchmark": recipe.benchmark.model_dump(mode="json"),
+            "benchmark": recipe.benchmark.model_dump(mode="json", exclude={"mlperf", "mlperf_seconds"}),
             "backbone": recipe.backbone.model_dump(mode="json"),
             "variants": [v.name for v in recipe.variants],
             "machine": {key: machine[key] for key in ("cpu", "cores", "avx2", "vnni", "gpus")},
@@ -386,7 +389,24 @@ def _benchmark_stage(recipe: Recipe, inputs: tuple[str, ...]) -> Stage:
         ("torch", "onnxruntime", "onnxruntime-gpu", "openvino"),
         _benchmark,
         resumable=True,
-        revision=3,
+        revision=4,
+    )
+
+
+def _mlperf_stage(recipe: Recipe, judged: tuple[str, ...]) -> Stage:
+    from edgekiln.pipeline.mlperf import drive_engines
+
+    return Stage(
+        "mlperf",
+        (*judged, "benchmark"),
+        {
+            "seconds": recipe.benchmark.mlperf_seconds,
+            # An engine is driven when it passed, and verdicts depend on the gate.
+            "gate": recipe.gate.model_dump(mode="json", exclude={"inconclusive"}),
+            "max_drops": [variant.max_drop for variant in recipe.variants],
+        },
+        ("mlcommons-loadgen", "onnxruntime", "onnxruntime-gpu"),
+        drive_engines,
     )
 
 
@@ -402,7 +422,7 @@ def _benchmark(context: StageContext) -> None:
     images = min(context.recipe.benchmark.images, len(test))
     inputs = context.folder / _INPUTS_NAME
     pictures = _encoded_pictures(context.recipe, test.keys[:images])
-    save_inputs(inputs, np.array(test.frames[:images]), pictures, _read_contract(context).to_json())
+    save_inputs(inputs, np.array(test.frames[:images]), pictures, read_contract(context).to_json())
     field = choose_field(context, images)
     plan, advance = _benchmark_plan(context.recipe), context.progress.advance
     timings, count = plan.count_units(len(field.contenders)), len(field.contenders)
@@ -448,12 +468,6 @@ def _encoded_pictures(recipe: Recipe, keys: Sequence[str]) -> list[bytes]:
     return [Path(str(picture)).read_bytes() for picture in pictures]
 
 
-def _read_contract(context: StageContext) -> Contract:
-    from edgekiln.pipeline.checkpoint import CHECKPOINT_NAME, load_tensors
-
-    return Contract.from_json(load_tensors(context.inputs["finetune"] / CHECKPOINT_NAME)[1]["contract"])
-
-
 # --------------------------------------------------------------------------------------------------------------
 # bundle
 
@@ -467,4 +481,5 @@ def _bundle_stage(recipe: Recipe, inputs: tuple[str, ...]) -> Stage:
         {"recipe": public_recipe(recipe)},
         ("jinja2", "matplotlib"),
         pack_bundle,
+        revision=2,
     )
