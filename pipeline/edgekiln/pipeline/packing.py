@@ -172,6 +172,7 @@ def _build_report(context: StageContext) -> dict[str, Any]:
             *_describe_unseen(reference),
             *(notice for variant in variants for notice in variant["notices"]),
             *_absence_notices(benchmark),
+            *_device_notices(benchmark),
         ],
         "benchmark": benchmark,
         "mlperf": _read_stage(context, "mlperf"),
@@ -305,6 +306,16 @@ def _absence_notices(benchmark: Mapping[str, Any] | None) -> list[str]:
     """A sentence for each peer that was asked for and not timed."""
     absent = benchmark["absent_peers"] if benchmark else ()
     return [f"{a['name']} was asked for and not timed: {a['reason'].rstrip('.')}." for a in absent]
+
+
+def _device_notices(benchmark: Mapping[str, Any] | None) -> list[str]:
+    """A sentence where speed-ups compare two devices."""
+    first, *others = benchmark["measurements"] if benchmark else [{"device": None}]
+    apart = [m for m in others if m["device"] != first["device"]]
+    if not apart:
+        return []
+    names = ", ".join(f"{m['name']} ran on {m['device']}" for m in apart)
+    return [f"Speed-ups are to PyTorch on {first['device']}; {names}."]
 
 
 def _describe_unseen(reference: Reference) -> list[str]:

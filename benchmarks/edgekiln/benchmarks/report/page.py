@@ -163,7 +163,7 @@ def _recall_losses(
 
 
 def _boundaries(report: Mapping[str, Any]) -> list[list[str]]:
-    """Rows: engine, bare library call, Session.run, picture to label, loading, first answer, repeated image."""
+    """Rows: engine, bare library call, Session.run, picture to label, import, load, first answer, repeated image."""
     benchmark = report.get("benchmark") or {}
     sides = {(m["boundary"], m["name"]): m["p50_ms"] for m in benchmark.get("sides", ())}
     rows = []
@@ -173,7 +173,7 @@ def _boundaries(report: Mapping[str, Any]) -> list[list[str]]:
         repeated = benchmark.get("repeated_image", {}).get(name)
         times = (
             sides.get(("engine", name)), measurement["p50_ms"], sides.get(("image", name)),
-            cold.get("load_ms"), cold.get("first_result_ms"),
+            cold.get("import_ms"), cold.get("load_ms"), cold.get("first_result_ms"),
         )  # fmt: skip
         figures = ["-" if time is None else f"{time:.2f}" for time in times]
         rows.append(

@@ -179,6 +179,8 @@ def describe_audit(variant: Mapping[str, Any]) -> str:
 
 def describe_config(config: Mapping[str, Any]) -> str:
     """A contender's configuration in words: ``2 threads, channels_last``."""
+    if "search" in config:  # PyTorch on a GPU
+        return "cuDNN's fastest algorithms" if config["search"] else "cuDNN's usual algorithms"
     threads = config.get("threads")
     words = ["default threads" if threads is None else f"{threads} thread{'s' if threads > 1 else ''}"]
     if "channels_last" in config:
