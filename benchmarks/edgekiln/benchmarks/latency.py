@@ -65,7 +65,7 @@ class BenchmarkPlan:
     block_seconds: float = 0.05
     side_blocks: int = 4
     min_blocks: int = 20
-    target_width: float = 0.03
+    target_width: float = 0.05
 
     def count_units(self, contenders: int) -> int:
         """Units of progress: searches, and per round the starts, blocks and other boundaries."""

@@ -308,7 +308,7 @@ class BenchmarkSettings(_Section):
         20, ge=2, description="from so many on a process stops once its ratios are narrow"
     )
     target_width: float = Field(
-        0.03, ge=0, lt=1, description="which is: every ratio's 95% interval within this share; 0 never stops"
+        0.05, ge=0, lt=1, description="which is: every ratio's 95% interval within this share; 0 never stops"
     )
     block_seconds: float = Field(0.05, gt=0)
     images: int = Field(64, ge=2, description="real images that rotate")
