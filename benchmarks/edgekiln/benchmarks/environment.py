@@ -34,6 +34,7 @@ TOOLS = (
     "Pillow",
     "onnxruntime",
     "onnxruntime-gpu",
+    "openvino",
     "onnx",
     "nvidia-ml-py",
     "torch",

@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO, Literal, get_args
 
-from edgekiln.runtime.backends import Backend, open_session
+from edgekiln.runtime.backends import CPU_BACKENDS, Backend, open_session
 from edgekiln.runtime.classifier import Classifier, Selection
 from edgekiln.runtime.contract import Contract
 from edgekiln.runtime.errors import (
@@ -63,7 +63,9 @@ PREFERENCE: tuple[tuple[Backend, Precision], ...] = (
     ("tensorrt-rtx", Precision.INT8),  # unfused there: slower than FP16 as far as its plans tell
     ("onnxruntime-cuda", Precision.FP32),
     ("onnxruntime-cpu", Precision.INT8),
+    ("openvino", Precision.INT8),  # as fast or faster, but slower to load: docs/backends.md
     ("onnxruntime-cpu", Precision.FP32),
+    ("openvino", Precision.FP32),
     ("onnxruntime-cpu", Precision.FP16),
 )
 """``load`` without a variant takes the first of these that passed its gate and can run here: GPU before CPU,
@@ -109,7 +111,7 @@ class VariantRecord:
     @property
     def device(self) -> Literal["cpu", "cuda"]:
         """What its backend runs on."""
-        return "cpu" if self.backend == "onnxruntime-cpu" else "cuda"
+        return "cpu" if self.backend in CPU_BACKENDS else "cuda"
 
     @property
     def deployable(self) -> bool:
