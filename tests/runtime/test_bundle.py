@@ -526,7 +526,7 @@ def test_a_listed_file_that_is_no_engine_is_an_engine_error(make_bundle, variant
     (folder / "fp32.onnx").write_bytes(b"garbage")
     document = json.loads((folder / MANIFEST_NAME).read_text())
     write_manifest(folder, document)
-    with pytest.raises(EngineError, match="cannot load this model") as caught:
+    with pytest.raises(EngineError, match="This is no ONNX model") as caught:
         load(folder)
     assert caught.value.exit_code == 4
 

@@ -2,8 +2,9 @@
 
 For TensorRT there are three kinds of evidence: its engine inspector (``parse_inspector``), the graph text inside a
 TensorRT-RTX plan (``parse_rtx_plan``), and the types that a parsed network declares (``audit_declared``), which
-can refuse an engine but never confirm one. ``audit_openvino`` brings layers of its own. What it does not know: the inside of an opaque foreign node, which
-counts as unknown and so never as achieved, and the type in which a kernel accumulates.
+can refuse an engine but never confirm one. ``audit_openvino`` brings layers of its own. What it does not know: the
+inside of an opaque foreign node, which counts as unknown and so never as achieved, and the type in which a kernel
+accumulates.
 
 Needs the standard library and edgekiln.runtime only, so that it runs where an engine is built on its target.
 """
