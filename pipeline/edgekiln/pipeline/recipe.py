@@ -55,9 +55,17 @@ class DataSettings(_Section):
     """Where the labelled pictures come from and how they become arrays."""
 
     source: str = Field(
-        description="imagefolder, cifar10, traffic-lights, or module:callable returning LabelledImages"
+        description="imagefolder, csv, cifar10, fashion-mnist, digits, traffic-lights, "
+        "or module:callable returning LabelledImages"
     )
-    path: Path | None = Field(None, description="folder of imagefolder and cifar10, relative to the recipe")
+    path: Path | None = Field(
+        None,
+        description="folder of imagefolder, cifar10 and fashion-mnist, file of csv; relative to the recipe",
+    )
+    path_column: str = Field(
+        "path", description="csv only: column of the pictures' paths, relative to the file"
+    )
+    label_column: str = Field("label", description="csv only: column of the class names")
     download: bool = Field(False, description="cifar10 only: fetch the archive from its home page if absent")
     size: int = Field(224, ge=8, le=2048, description="height and width of the model's input, pixels")
     resize: ResizeRule = "squash"
@@ -66,6 +74,9 @@ class DataSettings(_Section):
     validation: Fraction = Field(0.15, description="share of train cut off for choosing an epoch")
     test: Fraction = Field(
         0.2, description="share cut off for the final judgement, where no test folder exists"
+    )
+    train_share: float = Field(
+        1.0, gt=0, le=1, description="share of train that is used, of each class; test stays whole"
     )
     max_unreadable: float = Field(0.01, ge=0, le=1, description="more than this share stops the run")
 
