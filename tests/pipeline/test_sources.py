@@ -210,7 +210,7 @@ def test_a_table_that_is_not_there_not_text_or_a_folder(table, tmp_path):
     (tmp_path / "binary.csv").write_bytes(b"\xff\xfe\x00path")
     with pytest.raises(DataError, match="cannot be read as UTF-8"):
         read("csv", tmp_path / "binary.csv")
-    with pytest.raises(DataError, match="needs data.path"):
+    with pytest.raises(DataError, match=r"needs data\.path"):
         read("csv")
 
 

@@ -9,7 +9,6 @@ import csv
 import difflib
 import gzip
 import io
-import os
 import struct
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
@@ -50,7 +49,7 @@ def read_fashion_mnist(folder: Path | None) -> LabelledImages:
     if not root.is_dir():
         raise DataError(
             f"There is no folder {root}.",
-            hint="Install Debian's package dataset-fashion-mnist, or name a folder with the four IDX files in data.path.",
+            hint="Install Debian's package dataset-fashion-mnist, or name a folder with the four files in data.path.",
             path=root,
         )
     train, test = (_read_idx_split(root, name) for name in ("train", "t10k"))
@@ -102,7 +101,7 @@ def _read_idx(path: Path, magic: int) -> NDArray[np.uint8]:
     wanted = int(np.prod(shape, dtype=np.int64))
     if len(data) - header != wanted:
         raise DataError(
-            f"{path} is cut short or damaged: {len(data) - header} bytes of pixels or labels, its header says {wanted}.",
+            f"{path} is cut short or damaged: {len(data) - header} bytes of values, its header says {wanted}.",
             hint="Fetch it again.",
             path=path,
         )
@@ -169,7 +168,8 @@ def read_table(path: Path, *, path_column: str = "path", label_column: str = "la
 
 def _make_key(listed: str) -> str:
     """How a picture is named in reports: as listed, but never by an absolute path of this machine."""
-    return os.path.basename(listed) if os.path.isabs(listed) else Path(listed).as_posix()
+    path = Path(listed)
+    return path.name if path.is_absolute() else path.as_posix()
 
 
 def _read_split(text: str | None, path: Path, line: int) -> SplitName:
@@ -199,7 +199,7 @@ def _read_rows(path: Path, wanted: Sequence[str]) -> Iterator[tuple[int, Mapping
                     raise DataError(f"{path}, line {line}: no {column}.", path=path)
             yield line, {key: (value or "").strip() for key, value in values.items() if isinstance(key, str)}
     except csv.Error as error:
-        raise DataError(f"{path}, line {reader.line_num}: {error}.", path=path) from error
+        raise DataError(f"{path}, line {reader.reader.line_num}: {error}.", path=path) from error
 
 
 def _read_text(path: Path) -> str:
