@@ -120,7 +120,7 @@ class _Trainer:
     def _start(self) -> None:
         (self.folder / LOG_NAME).write_text("")
         self._log("start", device=str(self.device), threads=self.state.threads, torch=torch.__version__)
-        if self.settings.probe:
+        if self.settings.probe and not self.job.backbone.keeps_head:
             self.job.advance(0, max(1, self.total_steps), "linear probe")
             penalty = fit_probe(self.model, self.job, self.device)
             self._log("probe", l2=penalty)

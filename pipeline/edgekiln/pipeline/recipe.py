@@ -91,6 +91,9 @@ class BackboneSettings(_Section):
     normalization: Literal["shared", "own"] = Field(
         "shared", description="shared folds the pretrained mean and std into the first convolution"
     )
+    head: Literal["keep", "replace"] = Field(
+        "keep", description="of a weight file: keep takes its last layer, replace starts a fresh one"
+    )
     freeze: Literal["none", "backbone"] = "none"
     freeze_batchnorm: bool = Field(True, description="keep BatchNorm statistics as pretrained")
 
@@ -109,7 +112,21 @@ class BackboneSettings(_Section):
             raise ValueError(f"weights = {self.weights!r} are for timm models, not for {self.model}")
         if self.weights == "imagenet" and ":" in self.model:
             raise ValueError(f"{self.model} is your own network; weights = 'none' or a file")
+        if self.head == "replace" and not self.from_file:
+            raise ValueError(
+                f"head = 'replace' is for weight files; weights = {self.weights!r} start a fresh one"
+            )
         return self
+
+    @property
+    def from_file(self) -> bool:
+        """Whether the first weights are a local file's."""
+        return self.weights.endswith((".safetensors", ".pth"))
+
+    @property
+    def keeps_head(self) -> bool:
+        """Whether the head is one that was trained already."""
+        return self.from_file and self.head == "keep"
 
 
 class Augmentation(_Section):
@@ -132,7 +149,7 @@ class FinetuneSettings(_Section):
     weight_decay: float = Field(1e-2, ge=0)
     warmup: float = Field(0.1, ge=0, lt=1, description="share of all steps over which the rate rises")
     label_smoothing: float = Field(0.05, ge=0, lt=1)
-    probe: bool = Field(True, description="start the head from a linear probe")
+    probe: bool = Field(True, description="start a fresh head from a linear probe")
     threads: int = Field(0, ge=0, description="CPU threads; 0 takes every usable core")
     checkpoint_seconds: float = Field(60.0, gt=0, description="how much work a kill may lose, besides epochs")
     augmentation: Augmentation = Augmentation()
