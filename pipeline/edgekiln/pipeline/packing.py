@@ -49,8 +49,9 @@ _THUMBNAIL_BYTES = 1_000_000  # of all engines together, as they stand in the re
 def public_recipe(recipe: Recipe) -> dict[str, Any]:
     """The recipe as JSON values, without the folders of this machine."""
     values = recipe.model_dump(mode="json")
-    if recipe.data.path is not None:
-        values["data"]["path"] = recipe.data.path.name
+    for section in (values["data"], (values["source_task"] or {}).get("data") or {}):
+        if section.get("path"):
+            section["path"] = Path(section["path"]).name
     if recipe.backbone.weights.endswith((".pth", ".safetensors")):
         values["backbone"]["weights"] = Path(recipe.backbone.weights).name
     return values

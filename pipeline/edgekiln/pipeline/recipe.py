@@ -36,6 +36,7 @@ __all__ = [
     "FinetuneSettings",
     "GateSettings",
     "Recipe",
+    "SourceTaskSettings",
     "VariantSettings",
     "load_recipe",
 ]
@@ -145,14 +146,43 @@ class FinetuneSettings(_Section):
 
     epochs: int = Field(4, ge=0, description="0 keeps the linear probe")
     batch_size: int = Field(32, ge=1)
+    optimizer: Literal["adamw", "sgd"] = "adamw"
     learning_rate: float = Field(3e-4, gt=0)
+    momentum: float = Field(0.9, ge=0, lt=1, description="of sgd")
     weight_decay: float = Field(1e-2, ge=0)
+    l2_sp: float = Field(
+        0.0, ge=0, description="pull towards the pretrained weights; weight_decay is then the head's alone"
+    )
+    schedule: Literal["cosine", "constant"] = Field("cosine", description="of the rate after its warm-up")
     warmup: float = Field(0.1, ge=0, lt=1, description="share of all steps over which the rate rises")
     label_smoothing: float = Field(0.05, ge=0, lt=1)
     probe: bool = Field(True, description="start a fresh head from a linear probe")
     threads: int = Field(0, ge=0, description="CPU threads; 0 takes every usable core")
     checkpoint_seconds: float = Field(60.0, gt=0, description="how much work a kill may lose, besides epochs")
     augmentation: Augmentation = Augmentation()
+
+
+class SourceTaskSettings(_Section):
+    """The combined loss J = alpha * J_source + beta * J_target: the source task is learned beside the target's."""
+
+    data: DataSettings
+    alpha: float = Field(ge=0, description="weight of the source task's loss; 0 is the plain run")
+    beta: float = Field(1.0, ge=0, description="weight of the target task's loss")
+    head: Literal["fresh", "keep"] = Field(
+        "fresh",
+        description="keep takes the head of the checkpoint in backbone.weights, whose classes it must know",
+    )
+
+    @model_validator(mode="after")
+    def _learns_something(self) -> SourceTaskSettings:
+        if self.alpha == 0 and self.beta == 0:
+            raise ValueError("alpha and beta are both 0: nothing would be learned")
+        shaping = {"size", "resize", "shorter_side", "interpolation"} & self.data.model_fields_set
+        if shaping:
+            raise ValueError(
+                f"data.{sorted(shaping)[0]} is the target's: one network sees both tasks' pictures"
+            )
+        return self
 
 
 class ExportSettings(_Section):
@@ -342,6 +372,7 @@ class Recipe(_Section):
     data: DataSettings
     backbone: BackboneSettings
     finetune: FinetuneSettings = FinetuneSettings()
+    source_task: SourceTaskSettings | None = None
     export: ExportSettings = ExportSettings()
     variants: tuple[VariantSettings, ...] = Field(min_length=1)
     gate: GateSettings = GateSettings()
@@ -359,6 +390,16 @@ class Recipe(_Section):
         if taken := {"baseline", "pytorch-tuned", "pytorch-compile"} & set(names):
             raise ValueError(f"{sorted(taken)[0]!r} is the PyTorch model's own name")
         return variants
+
+    @model_validator(mode="after")
+    def _transfer_makes_sense(self) -> Recipe:
+        if self.finetune.l2_sp and (self.backbone.weights == "none" or self.backbone.freeze == "backbone"):
+            raise ValueError(
+                "finetune.l2_sp pulls towards pretrained weights that are trained on; there are none"
+            )
+        if self.source_task is not None and self.source_task.head == "keep" and not self.backbone.from_file:
+            raise ValueError("source_task.head = 'keep' needs a checkpoint in backbone.weights")
+        return self
 
 
 def load_recipe(path: Path, overrides: Iterable[str] = ()) -> Recipe:
@@ -419,9 +460,10 @@ def _descend(target: Any, parent: str, override: str) -> Any:
 
 
 def _resolve_paths(values: dict[str, Any], folder: Path) -> None:
-    data, backbone = values.get("data"), values.get("backbone")
-    if isinstance(data, dict) and isinstance(data.get("path"), str):
-        data["path"] = str(folder / Path(data["path"]).expanduser())
+    source, backbone = values.get("source_task"), values.get("backbone")
+    for data in (values.get("data"), source.get("data") if isinstance(source, dict) else None):
+        if isinstance(data, dict) and isinstance(data.get("path"), str):
+            data["path"] = str(folder / Path(data["path"]).expanduser())
     if isinstance(backbone, dict) and str(backbone.get("weights", "")).endswith((".safetensors", ".pth")):
         backbone["weights"] = str(folder / Path(backbone["weights"]).expanduser())
 
