@@ -22,18 +22,18 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torchvision.transforms import v2
 
 from edgekiln.export.onnx import PixelModel, normalize
+from edgekiln.pipeline.augmentation import augment_batch, augment_picture
 from edgekiln.pipeline.backbones import Backbone, build_backbone, find_head
 from edgekiln.pipeline.checkpoint import CHECKPOINT_NAME, load_tensors, save_checkpoint, save_tensors
 from edgekiln.pipeline.data import PreparedSplit
-from edgekiln.pipeline.recipe import Augmentation, BackboneSettings, FinetuneSettings
+from edgekiln.pipeline.recipe import BackboneSettings, FinetuneSettings
 from edgekiln.pipeline.source_task import Batches, SourceData, SourceTask
 from edgekiln.runtime.contract import Contract
-from edgekiln.runtime.errors import GateError
+from edgekiln.runtime.errors import GateError, RecipeError
 
-__all__ = ["LOG_NAME", "FinetuneJob", "evaluate_model", "finetune", "fit_probe"]
+__all__ = ["LOG_NAME", "FinetuneJob", "evaluate_model", "finetune", "fit_probe", "list_stages"]
 
 LOG_NAME = "log.jsonl"
 _PROGRESS_NAME = "progress.safetensors"
@@ -110,7 +110,9 @@ class _Trainer:
         self.batches = Batches(len(job.train), job.settings.batch_size, job.seed)
         self.steps_per_epoch = self.batches.per_epoch
         self.total_steps = self.steps_per_epoch * job.settings.epochs
-        self.augment = _augmentation(job.settings.augmentation, job.contract)
+        self.augment = augment_picture(job.settings.augmentation, job.contract)
+        self.mix = augment_batch(job.settings.augmentation, len(job.contract.classes))
+        self.class_weights = _weigh_classes(job).to(self.device) if job.settings.class_balance else None
         self.state = _State(threads=job.settings.threads or usable_cores())
 
     def run(self) -> None:
@@ -120,7 +122,7 @@ class _Trainer:
                 self._start()
             saved_at = time.monotonic()
             started, first = time.monotonic(), self.state.step
-            while self.state.step < self.total_steps:
+            while self.state.step < self.total_steps and not self._has_stalled():
                 self._train_step()
                 self._report_speed(started, first)
                 epoch_ended = self.state.step % self.steps_per_epoch == 0
@@ -129,6 +131,8 @@ class _Trainer:
                 if epoch_ended or time.monotonic() - saved_at > self.settings.checkpoint_seconds:
                     self._save_progress()
                     saved_at = time.monotonic()
+            if self.state.step < self.total_steps:
+                self._log("stopped", reason=f"no better epoch in {self.settings.patience}")
             self._judge_source_after()
         self._write_checkpoint()
 
@@ -192,9 +196,13 @@ class _Trainer:
     def _loss(self, step: int, images: Tensor, labels: Tensor) -> tuple[Tensor, dict[str, float]]:
         """J = alpha * J_source + beta * J_target, and the two of them for the log where there is a source task."""
         smoothing = self.settings.label_smoothing
+        if self.mix is not None:
+            images, labels = self.mix(images, labels)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.device.type == "cuda"):
             logits = self.network(images)
-        target = nn.functional.cross_entropy(logits.float(), labels, label_smoothing=smoothing)
+        target = nn.functional.cross_entropy(
+            logits.float(), labels, weight=self.class_weights, label_smoothing=smoothing
+        )
         if self.source is None:
             return self.job.beta * target, {}
         images, labels = self._draw(self.source.data.train, self.source.batches.indices(step))
@@ -225,9 +233,9 @@ class _Trainer:
 
     def _set_training_mode(self) -> None:
         self.network.train()
+        everywhere = self.job.backbone.freeze_batchnorm or self.job.backbone.freeze == "backbone"
         for module in self.network.modules():
-            frozen = self.job.backbone.freeze_batchnorm or self.job.backbone.freeze == "backbone"
-            if isinstance(module, nn.modules.batchnorm._BatchNorm) and frozen:
+            if isinstance(module, nn.modules.batchnorm._BatchNorm) and (everywhere or _is_frozen(module)):
                 module.eval()
 
     def _judge_epoch(self) -> None:
@@ -242,6 +250,11 @@ class _Trainer:
             self.state.best_source = self.source.copy() if self.source else {}
         epoch = self.state.step // max(1, self.steps_per_epoch)
         self._log("epoch", epoch=epoch, val_top1=round(top1, 6), val_loss=round(loss, 6))
+
+    def _has_stalled(self) -> bool:
+        """Whether ``patience`` epochs went by without a better one; the state alone tells, so a resumed run agrees."""
+        epochs = (self.state.step - self.state.best_step) // self.steps_per_epoch
+        return 0 < self.settings.patience <= epochs
 
     def _report_speed(self, started: float, first: int) -> None:
         rate = (self.state.step - first) * self.settings.batch_size / (time.monotonic() - started)
@@ -334,11 +347,51 @@ def _place(backbone: Backbone, device: torch.device) -> PixelModel:
 
 
 def _freeze(network: nn.Module, settings: BackboneSettings, num_classes: int) -> None:
+    """Switch off the gradients of what ``freeze`` names: nothing, all but the head, or all before a stage."""
     if settings.freeze == "none":
         return
     head = find_head(network, num_classes)[1]
-    network.requires_grad_(False)
+    frozen: nn.Module | list[nn.Module] = network
+    if settings.freeze != "backbone":
+        frozen = _before_stage(network, settings.freeze.removeprefix("until:"))
+    for module in [frozen] if isinstance(frozen, nn.Module) else frozen:
+        module.requires_grad_(False)
     head.requires_grad_(True)
+
+
+def _is_frozen(module: nn.Module) -> bool:
+    """Whether a module has weights of its own and none of them is trained."""
+    own = list(module.parameters(recurse=False))
+    return bool(own) and not any(parameter.requires_grad for parameter in own)
+
+
+def list_stages(network: nn.Module) -> dict[str, nn.Module]:
+    """The parts of a network in their order, by name: its children, and in the place of a list of blocks its blocks."""
+    stages: dict[str, nn.Module] = {}
+    for name, child in network.named_children():
+        if isinstance(child, nn.Sequential | nn.ModuleList) and len(child) > 1:
+            stages |= {f"{name}.{part}": module for part, module in child.named_children()}
+        else:
+            stages[name] = child
+    return {name: module for name, module in stages.items() if any(True for _ in module.parameters())}
+
+
+def _before_stage(network: nn.Module, wanted: str) -> list[nn.Module]:
+    """Modules of all stages before ``wanted``, which may name a list of blocks as a whole."""
+    stages = list_stages(network)
+    names = list(stages)
+    matching = [i for i, name in enumerate(names) if name == wanted or name.startswith(f"{wanted}.")]
+    if not matching:
+        raise RecipeError(
+            f"The network has no stage {wanted!r} to freeze up to.", hint=f"It has: {', '.join(names)}."
+        )
+    return [stages[name] for name in names[: matching[0]]]
+
+
+def _weigh_classes(job: FinetuneJob) -> Tensor:
+    """float32 (classes,): N / (C n_c), so that every class counts alike in the loss, with a mean of 1 per picture."""
+    counts = np.bincount(job.train.labels, minlength=len(job.contract.classes))
+    return torch.from_numpy(len(job.train) / (len(counts) * counts)).float()
 
 
 def _remember(network: nn.Module, head: nn.Linear) -> dict[nn.Parameter, Tensor]:
@@ -379,21 +432,6 @@ def learning_rate_factor(step: int, total: int, warmup: float, schedule: str = "
 
 def _step_seed(seed: int, step: int) -> int:
     return int(np.random.SeedSequence((seed, step)).generate_state(1, np.uint64)[0])
-
-
-def _augmentation(settings: Augmentation, contract: Contract) -> Callable[[Tensor], Tensor]:
-    """torchvision v2 on uint8 (3, H, W); never changes what ``prepare`` promises for evaluation."""
-    parts: list[nn.Module] = []
-    if settings.crop_scale < 1:
-        size = [contract.height, contract.width]
-        parts.append(v2.RandomResizedCrop(size, scale=(settings.crop_scale, 1.0), antialias=True))
-    if settings.horizontal_flip:
-        parts.append(v2.RandomHorizontalFlip())
-    strengths = (settings.brightness, settings.contrast, settings.saturation, settings.hue)
-    if any(strengths):
-        parts.append(v2.ColorJitter(*strengths))
-    pipeline: Callable[[Tensor], Tensor] = v2.Compose(parts) if parts else v2.Identity()
-    return pipeline
 
 
 @torch.inference_mode()

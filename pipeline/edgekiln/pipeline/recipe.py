@@ -95,7 +95,11 @@ class BackboneSettings(_Section):
     head: Literal["keep", "replace"] = Field(
         "keep", description="of a weight file: keep takes its last layer, replace starts a fresh one"
     )
-    freeze: Literal["none", "backbone"] = "none"
+    freeze: str = Field(
+        "none",
+        pattern=r"^(none|backbone|until:.+)$",
+        description="none, backbone (only the head is trained), or until:STAGE, as in until:layer4 or until:blocks.3",
+    )
     freeze_batchnorm: bool = Field(True, description="keep BatchNorm statistics as pretrained")
 
     @field_validator("weights")
@@ -139,6 +143,9 @@ class Augmentation(_Section):
     contrast: float = Field(0.2, ge=0, le=1)
     saturation: float = Field(0.0, ge=0, le=1)
     hue: float = Field(0.0, ge=0, le=0.5)
+    randaugment: int = Field(0, ge=0, le=30, description="strength of two random operations; 9 is usual")
+    mixup: float = Field(0.0, ge=0, description="alpha of Mixup; 0.2 is usual")
+    cutmix: float = Field(0.0, ge=0, description="alpha of CutMix; 1.0 is usual")
 
 
 class FinetuneSettings(_Section):
@@ -156,6 +163,10 @@ class FinetuneSettings(_Section):
     schedule: Literal["cosine", "constant"] = Field("cosine", description="of the rate after its warm-up")
     warmup: float = Field(0.1, ge=0, lt=1, description="share of all steps over which the rate rises")
     label_smoothing: float = Field(0.05, ge=0, lt=1)
+    class_balance: bool = Field(False, description="every class counts alike in the loss, however rare")
+    patience: int = Field(
+        0, ge=0, description="stop after so many epochs without a better one; 0 never stops early"
+    )
     probe: bool = Field(True, description="start a fresh head from a linear probe")
     threads: int = Field(0, ge=0, description="CPU threads; 0 takes every usable core")
     checkpoint_seconds: float = Field(60.0, gt=0, description="how much work a kill may lose, besides epochs")
