@@ -28,8 +28,9 @@ from edgekiln.pipeline.augmentation import augment_batch, augment_picture
 from edgekiln.pipeline.backbones import Backbone, build_backbone, find_head
 from edgekiln.pipeline.checkpoint import CHECKPOINT_NAME, load_tensors, save_checkpoint, save_tensors
 from edgekiln.pipeline.data import PreparedSplit
-from edgekiln.pipeline.recipe import BackboneSettings, FinetuneSettings
+from edgekiln.pipeline.recipe import BackboneSettings, FinetuneSettings, TeacherSettings
 from edgekiln.pipeline.source_task import Batches, SourceData, SourceTask
+from edgekiln.pipeline.teacher import Teacher, distillation_loss
 from edgekiln.runtime.contract import Contract
 from edgekiln.runtime.errors import GateError, RecipeError
 
@@ -52,6 +53,7 @@ class FinetuneJob:
         advance: told of progress as ``advance(done, total, note)``.
         source: the source task of the combined loss, if any.
         beta: weight of the target's loss.
+        teacher: a larger network to learn from, if any.
     """
 
     backbone: BackboneSettings
@@ -63,6 +65,7 @@ class FinetuneJob:
     advance: Advance = lambda done, total, note: None
     source: SourceData | None = None
     beta: float = 1.0
+    teacher: TeacherSettings | None = None
 
 
 @dataclass(slots=True)
@@ -106,6 +109,7 @@ class _Trainer:
         if job.source is not None:
             batches = Batches(len(job.source.train), job.settings.batch_size, job.seed, (1,))
             self.source = SourceTask(job.source, self.head.in_features, batches, self.device)
+        self.teacher = Teacher(job.teacher.checkpoint, job.contract, self.device) if job.teacher else None
         self.optimizer = _make_optimizer(self.network, self.head, self.source, job.settings)
         self.batches = Batches(len(job.train), job.settings.batch_size, job.seed)
         self.steps_per_epoch = self.batches.per_epoch
@@ -203,13 +207,22 @@ class _Trainer:
         target = nn.functional.cross_entropy(
             logits.float(), labels, weight=self.class_weights, label_smoothing=smoothing
         )
+        parts: dict[str, float] = {}
+        if self.teacher is not None and self.job.teacher is not None:
+            weight, pixels = self.job.teacher.weight, (images - self.model.offset) / self.model.scale
+            taught = distillation_loss(
+                logits.float(), self.teacher.answer(pixels), self.job.teacher.temperature
+            )
+            parts["teacher_loss"] = round(taught.item(), 6)
+            target = (1 - weight) * target + weight * taught
         if self.source is None:
-            return self.job.beta * target, {}
+            return self.job.beta * target, parts
         images, labels = self._draw(self.source.data.train, self.source.batches.indices(step))
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.device.type == "cuda"):
             source = self.source.loss(_run_to_head(self.network, self.head, images), labels, smoothing)
         total = self.source.data.alpha * source + self.job.beta * target
-        return total, {"target_loss": round(target.item(), 6), "source_loss": round(source.item(), 6)}
+        parts |= {"target_loss": round(target.item(), 6), "source_loss": round(source.item(), 6)}
+        return total, parts
 
     def _pull_to_pretrained(self) -> None:
         """Add the gradient of L2-SP, (l2_sp / 2) * |w - w0|^2 over all weights but the heads' (Li et al. 2018,

@@ -52,6 +52,8 @@ def public_recipe(recipe: Recipe) -> dict[str, Any]:
     for section in (values["data"], (values["source_task"] or {}).get("data") or {}):
         if section.get("path"):
             section["path"] = Path(section["path"]).name
+    if recipe.teacher is not None:
+        values["teacher"]["checkpoint"] = recipe.teacher.checkpoint.name
     if recipe.backbone.weights.endswith((".pth", ".safetensors")):
         values["backbone"]["weights"] = Path(recipe.backbone.weights).name
     return values

@@ -37,6 +37,7 @@ __all__ = [
     "GateSettings",
     "Recipe",
     "SourceTaskSettings",
+    "TeacherSettings",
     "VariantSettings",
     "load_recipe",
 ]
@@ -194,6 +195,14 @@ class SourceTaskSettings(_Section):
                 f"data.{sorted(shaping)[0]} is the target's: one network sees both tasks' pictures"
             )
         return self
+
+
+class TeacherSettings(_Section):
+    """Distillation from a larger network that an earlier run fine-tuned on the same classes."""
+
+    checkpoint: Path = Field(description="checkpoint.safetensors of that run, relative to the recipe")
+    temperature: float = Field(4.0, gt=0, description="softens both answers")
+    weight: float = Field(0.5, gt=0, le=1, description="of the teacher's answers against the labels")
 
 
 class ExportSettings(_Section):
@@ -384,6 +393,7 @@ class Recipe(_Section):
     backbone: BackboneSettings
     finetune: FinetuneSettings = FinetuneSettings()
     source_task: SourceTaskSettings | None = None
+    teacher: TeacherSettings | None = None
     export: ExportSettings = ExportSettings()
     variants: tuple[VariantSettings, ...] = Field(min_length=1)
     gate: GateSettings = GateSettings()
@@ -475,6 +485,9 @@ def _resolve_paths(values: dict[str, Any], folder: Path) -> None:
     for data in (values.get("data"), source.get("data") if isinstance(source, dict) else None):
         if isinstance(data, dict) and isinstance(data.get("path"), str):
             data["path"] = str(folder / Path(data["path"]).expanduser())
+    teacher = values.get("teacher")
+    if isinstance(teacher, dict) and isinstance(teacher.get("checkpoint"), str):
+        teacher["checkpoint"] = str(folder / Path(teacher["checkpoint"]).expanduser())
     if isinstance(backbone, dict) and str(backbone.get("weights", "")).endswith((".safetensors", ".pth")):
         backbone["weights"] = str(folder / Path(backbone["weights"]).expanduser())
 

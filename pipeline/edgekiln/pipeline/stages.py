@@ -207,6 +207,11 @@ def _finetune_stage(recipe: Recipe) -> Stage:
             "source_task": recipe.source_task.model_dump(mode="json", exclude={"data"})
             if recipe.source_task
             else None,
+            "teacher": recipe.teacher
+            and {
+                **recipe.teacher.model_dump(mode="json", exclude={"checkpoint"}),
+                "sha256": _file_digest(recipe.teacher.checkpoint),
+            },
             "seed": recipe.seed,
             "device": "cuda" if torch.cuda.is_available() else "cpu",
         },
@@ -252,6 +257,7 @@ def _finetune(context: StageContext) -> None:
         advance=context.progress.advance,
         source=_load_source(context, classes),
         beta=recipe.source_task.beta if recipe.source_task else 1.0,
+        teacher=recipe.teacher,
     )
     finetune(job, context.folder)
 
