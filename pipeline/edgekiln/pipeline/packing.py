@@ -50,8 +50,11 @@ _THUMBNAIL_BYTES = 1_000_000  # of all engines together, as they stand in the re
 def public_recipe(recipe: Recipe, *, as_given: bool = False) -> dict[str, Any]:
     """The recipe as JSON values, without the folders of this machine; ``as_given`` leaves out all defaults."""
     values = recipe.model_dump(mode="json", exclude_unset=as_given)
-    if recipe.data.path is not None:
-        values["data"]["path"] = recipe.data.path.name
+    for section in (values["data"], (values.get("source_task") or {}).get("data") or {}):
+        if section.get("path"):
+            section["path"] = Path(section["path"]).name
+    if recipe.teacher is not None:
+        values["teacher"]["checkpoint"] = recipe.teacher.checkpoint.name
     if recipe.backbone.weights.endswith((".pth", ".safetensors")):
         values["backbone"]["weights"] = Path(recipe.backbone.weights).name
     return values
