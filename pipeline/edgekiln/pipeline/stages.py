@@ -478,4 +478,5 @@ def _bundle_stage(recipe: Recipe, inputs: tuple[str, ...]) -> Stage:
         {"recipe": public_recipe(recipe)},
         ("jinja2", "matplotlib"),
         pack_bundle,
+        revision=2,
     )

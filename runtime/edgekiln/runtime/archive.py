@@ -178,7 +178,7 @@ def _check_member(member: _Member, path: Path) -> None:
         _refuse(path, f"{name} is a link, a device or another thing that is no plain file")
     if member.attributes & _DOS_VOLUME_OR_FOLDER and not member.is_folder:
         _refuse(path, f"{name} says that it is a folder")
-    if member.is_folder and (member.size or member.packed or member.method != zipfile.ZIP_STORED):
+    if member.is_folder and member.size:
         _refuse(path, f"the folder {name} has content")
     if member.size > MAX_MEMBER_BYTES:
         _refuse(path, f"{name} has {member.size} bytes, at most {MAX_MEMBER_BYTES} are taken")

@@ -141,7 +141,7 @@ def _print_report(report: Mapping[str, Any], bundle: Path) -> None:
 @click.option("--top", type=click.IntRange(min=1), default=1, show_default=True, help="Classes to print.")
 @trusted_key_option
 @json_option
-def predict(
+def predict(  # noqa: PLR0913 # one argument for each option
     bundle: Path,
     images: Sequence[Path],
     variant: str | None,
@@ -216,7 +216,7 @@ def _print_predictions(answers: Sequence[Mapping[str, Any]], failures: Sequence[
 @trusted_key_option
 @json_option
 def inspect(path: Path, trusted_keys: Sequence[Path], as_json: bool) -> None:
-    """Say what a bundle (a folder or a zip), an ONNX file, a checkpoint or an engine is, and whether it would load here.
+    """Say what a bundle, folder or zip, an ONNX file, a checkpoint or an engine is, and whether it would load here.
 
     \b
     edgekiln inspect runs/traffic-lights/bundle
