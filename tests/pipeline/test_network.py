@@ -1,12 +1,15 @@
 """No network: every stage and every call of the runtime, in processes that watch each of their sockets.
 
-The guard is an audit hook, which Python code cannot take back. It does not see sockets that a library opens in C.
+Two guards: an audit hook, which Python code cannot take back and which says who asked, and a preloaded library, which
+sees what others open in C. Neither sees a statically linked program.
 """
 
 import json
 import os
+import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from tests_support import TINY_RECIPE, write_pictures
@@ -94,8 +97,33 @@ except ek.EdgekilnError as error:
 """
 
 
+NATIVE = """
+import ctypes, socket, struct
+libc = ctypes.CDLL(None)
+address = struct.pack("=HH4s8x", socket.AF_INET, socket.htons(9), socket.inet_aton("127.0.0.1"))
+descriptor = socket.socket().detach()
+assert libc.connect(descriptor, address, len(address)) == -1
+assert libc.sendto(descriptor, b"x", 1, 0, address, len(address)) == -1
+assert libc.getaddrinfo(b"example.org", None, None, None) != 0
+"""
+
+# Opt-outs that conftest.py sets for the suite: here the product has to set them itself.
+OPT_OUTS = {"ORT_DISABLE_TELEMETRY", "HF_HUB_DISABLE_TELEMETRY"}
+
+
+@pytest.fixture(scope="module")
+def native_guard(tmp_path_factory):
+    compiler = shutil.which("cc")
+    if compiler is None:
+        pytest.skip("no C compiler here: what libraries open in C could not be seen")
+    library = tmp_path_factory.mktemp("guard") / "network_guard.so"
+    source = Path(__file__).with_name("network_guard.c")
+    subprocess.run([compiler, "-shared", "-fPIC", "-Wall", "-Werror", "-o", library, source], check=True)
+    return library
+
+
 @pytest.fixture
-def guarded(tmp_path):
+def guarded(tmp_path, native_guard):
     """Runs Python text in a guarded process; returns its output, the attempts, and how many processes there were."""
     guard, log = tmp_path / "guard", tmp_path / "attempts"
     guard.mkdir()
@@ -108,7 +136,8 @@ def guarded(tmp_path):
         script = tmp_path / "script.py"
         script.write_text(text)
         environment = {
-            **os.environ,
+            **{name: value for name, value in os.environ.items() if name not in OPT_OUTS},
+            "LD_PRELOAD": str(native_guard),
             "NETWORK_GUARD_LOG": str(log),
             "PYTHONPATH": os.pathsep.join([str(guard), os.environ.get("PYTHONPATH", "")]),
         }
@@ -131,6 +160,11 @@ def test_the_guard_sees_attempts_here_and_in_child_processes(guarded):
     for event in ("socket.connect ", "socket.getaddrinfo ", "socket.sendto "):
         assert attempts.count(event) >= 2
     assert "child" in attempts
+
+
+def test_the_guard_sees_attempts_from_c(guarded):
+    _, attempts, _ = guarded(NATIVE)
+    assert attempts.split("\n") == ["native connect", "native sendto", "native getaddrinfo", ""]
 
 
 @pytest.mark.slow
