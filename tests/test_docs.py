@@ -22,6 +22,7 @@ else:
 
 TENSORRT, JETSON = ROOT / "docs/tensorrt.md", ROOT / "docs/jetson.md"
 DOCUMENTS = (TENSORRT, JETSON)
+SIGNING = ROOT / "docs/signing.md"
 PACKAGES = ("pipeline", "export", "runtime", "benchmarks")
 HEAD = (
     'name = "x"\n[data]\nsource = "imagefolder"\n[backbone]\nmodel = "edgekiln/tiny-cnn"\nweights = "none"\n'
@@ -30,7 +31,7 @@ HEAD = (
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 INLINE = re.compile(r"`([^`\n]+)`")
 
-each_document = pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+each_document = pytest.mark.parametrize("document", [*DOCUMENTS, SIGNING], ids=lambda path: path.name)
 
 
 def fences(document, language):
@@ -172,7 +173,9 @@ def anchors(document):
     return {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles}
 
 
-@pytest.mark.parametrize("document", [*DOCUMENTS, ROOT / "README.md"], ids=lambda path: path.name)
+@pytest.mark.parametrize(
+    "document", [*DOCUMENTS, SIGNING, ROOT / "README.md", ROOT / "SECURITY.md"], ids=lambda path: path.name
+)
 def test_relative_links_resolve(document):
     for target in re.findall(r"\]\(([^)\s]+)\)", prose(document)):
         if re.match(r"\w+:", target):

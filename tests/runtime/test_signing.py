@@ -19,7 +19,14 @@ import edgekiln.runtime.bundle as bundle_module
 from edgekiln.pipeline.cli import cli
 from edgekiln.runtime.archive import write_zip
 from edgekiln.runtime.bundle import MANIFEST_NAME, SIGNATURE_NAME, load, open_bundle, write_manifest
-from edgekiln.runtime.errors import BundleError, EdgekilnError, ExitCode, SignatureError, UsageError
+from edgekiln.runtime.errors import (
+    BundleError,
+    EdgekilnError,
+    ExitCode,
+    MissingExtraError,
+    SignatureError,
+    UsageError,
+)
 from edgekiln.runtime.signing import (
     fingerprint,
     load_private_key,
@@ -423,6 +430,15 @@ def test_no_keys_are_not_the_same_as_none_asked_for(signed, keys):
     for one in (keys[1], str(keys[1]), keys[1].read_bytes()):
         with pytest.raises(UsageError, match="takes a list of keys, got one"):
             load(signed, trusted_keys=one)
+
+
+def test_without_cryptography_nothing_is_trusted(signed, keys, monkeypatch):
+    for name in [name for name in sys.modules if name.partition(".")[0] == "cryptography"]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "cryptography", None)
+    with pytest.raises(MissingExtraError, match=r"pip install 'edgekiln\[sign\]'"):
+        load(signed, trusted_keys=[keys[1]])
+    open_bundle(signed)
 
 
 # The other implementation

@@ -230,8 +230,9 @@ def _read_member(file: BinaryIO, member: _Member, end: int, path: Path) -> tuple
 
 def _descriptor_size(file: BinaryIO, place: int, member: _Member, path: Path) -> int:
     """Length of the data descriptor: with or without its signature, sizes of 4 or 8 bytes (APPNOTE 4.3.9)."""
-    file.seek(place)
-    found = file.read(_MAX_DESCRIPTOR_BYTES)
+    found = _read_at(
+        file, place, _MAX_DESCRIPTOR_BYTES, path
+    )  # the central directory follows: so much is there
     for signature in (b"PK\x07\x08", b""):
         for form in ("<3L", "<LQQ"):
             wanted = signature + struct.pack(form, member.crc, member.packed, member.size)

@@ -145,7 +145,7 @@ class Bundle:
     variants: tuple[VariantRecord, ...]
     files: Mapping[str, FileRecord]
     manifest: Mapping[str, Any] = field(repr=False)
-    source: BundleSource = field(repr=False)
+    source: BundleSource = field(repr=False, compare=False)
     signer: str | None = None
 
     def variant(self, name: str) -> VariantRecord:
