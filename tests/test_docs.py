@@ -22,6 +22,7 @@ else:
 
 TENSORRT, JETSON = ROOT / "docs/tensorrt.md", ROOT / "docs/jetson.md"
 PROOF = ROOT / "docs/proof.md"
+SIGNING = ROOT / "docs/signing.md"
 DOCUMENTS = (TENSORRT, JETSON, PROOF)
 PACKAGES = ("pipeline", "export", "runtime", "benchmarks")
 HEAD = (
@@ -31,7 +32,7 @@ HEAD = (
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 INLINE = re.compile(r"`([^`\n]+)`")
 
-each_document = pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+each_document = pytest.mark.parametrize("document", [*DOCUMENTS, SIGNING], ids=lambda path: path.name)
 
 
 def fences(document, language):
@@ -173,7 +174,9 @@ def anchors(document):
     return {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles}
 
 
-@pytest.mark.parametrize("document", [*DOCUMENTS, ROOT / "README.md"], ids=lambda path: path.name)
+@pytest.mark.parametrize(
+    "document", [*DOCUMENTS, SIGNING, ROOT / "README.md", ROOT / "SECURITY.md"], ids=lambda path: path.name
+)
 def test_relative_links_resolve(document):
     for target in re.findall(r"\]\(([^)\s]+)\)", prose(document)):
         if re.match(r"\w+:", target):

@@ -20,6 +20,7 @@ from edgekiln.pipeline.data import INDEX_NAME, PreparedSplit, load_split
 from edgekiln.pipeline.engines import built_files
 from edgekiln.pipeline.recipe import Recipe, VariantSettings
 from edgekiln.pipeline.recipe_toml import write_toml
+from edgekiln.pipeline.sbom import write_sbom
 from edgekiln.pipeline.stage_files import (
     ABOUT_NAME,
     BASELINE,
@@ -77,6 +78,7 @@ def pack_bundle(context: StageContext) -> None:
     )  # as `edgekiln report` will read it, keys in order, so that both render the same
     (folder / "report.html").write_text(render_page(stored), "utf-8")
     (folder / "MODEL_CARD.md").write_text(render_card(stored), "utf-8")
+    write_sbom(folder, report)
     write_manifest(folder, _manifest(report))
 
 
