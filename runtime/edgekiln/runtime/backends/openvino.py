@@ -51,15 +51,14 @@ def import_openvino() -> ModuleType:
 @contextlib.contextmanager
 def _hidden(package: str) -> Iterator[None]:
     """Let imports of a package fail as if it were not installed; ``None`` in ``sys.modules`` means that."""
-    loaded = package in sys.modules
-    before = sys.modules.get(package)
-    sys.modules[package] = None  # type: ignore[assignment] # the import system's own way to say so
+    modules: dict[str, ModuleType | None] = sys.modules  # type: ignore[assignment] # None is the import system's own
+    before = {package: modules[package]} if package in modules else {}
+    modules[package] = None
     try:
         yield
     finally:
-        sys.modules.pop(package, None)
-        if loaded and before is not None:
-            sys.modules[package] = before
+        del modules[package]
+        modules.update(before)
 
 
 class OpenVinoSession:
