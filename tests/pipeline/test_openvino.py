@@ -2,6 +2,7 @@
 
 import html
 import importlib.util
+import json
 import shutil
 import sys
 
@@ -86,6 +87,16 @@ def test_int8_is_audited_on_what_openvino_runs(finished):
     sentence = describe_audit(row)
     assert "of its MACs run in INT8 or less (OpenVINO's runtime model)" in sentence
     assert sentence in html.unescape((finished.bundle / "report.html").read_text())
+
+
+@needs_openvino
+def test_the_bill_of_materials_names_it_as_needed_to_run(finished, tiny_run):
+    def scopes(bundle):
+        components = json.loads((bundle / "sbom.cdx.json").read_text())["components"]
+        return {c["name"]: c.get("scope") for c in components}
+
+    assert scopes(finished.bundle)["openvino"] == scopes(finished.bundle)["onnxruntime"] == "required"
+    assert "openvino" not in scopes(tiny_run[2].bundle)
 
 
 @needs_openvino
