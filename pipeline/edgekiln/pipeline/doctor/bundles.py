@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import functools
+import os
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from edgekiln.pipeline.doctor.child import ask_child
@@ -26,7 +29,8 @@ def check_bundle(path: Path) -> list[Row]:
         return [
             fail("bundle", error.message, error.hint or "Take a fresh copy of the bundle, or make it again.")
         ]
-    rows = [_check_variant(path, variant) for variant in bundle.variants]
+    with ThreadPoolExecutor(max_workers=max(2, os.cpu_count() or 1)) as pool:
+        rows = list(pool.map(functools.partial(_check_variant, path), bundle.variants))
     loading = [
         v.name for v, row in zip(bundle.variants, rows, strict=True) if row.state == "OK" and v.deployable
     ]
