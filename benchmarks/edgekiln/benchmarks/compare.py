@@ -140,6 +140,7 @@ def _match(old: _Side, new: _Side) -> tuple[np.ndarray[Any, Any], np.ndarray[Any
             f"These bundles do unlike work: one knows {', '.join(old.bundle.contract.classes[:5])}, the other "
             f"{', '.join(new.bundle.contract.classes[:5])}.",
             hint="Compare bundles of the same classes, in the same order.",
+            path=new.bundle.path,
         )
     places = {digest: i for i, digest in enumerate(new.digests)}
     pairs = [(i, places[digest]) for i, digest in enumerate(old.digests) if digest in places]
@@ -148,6 +149,7 @@ def _match(old: _Side, new: _Side) -> tuple[np.ndarray[Any, Any], np.ndarray[Any
             f"These bundles were judged on different pictures: none of {len(old.digests)} is among the other's "
             f"{len(new.digests)}.",
             hint="Judge both on the same test split.",
+            path=new.bundle.path,
         )
     first, second = zip(*pairs, strict=True)
     return np.array(first), np.array(second)

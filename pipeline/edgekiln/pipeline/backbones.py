@@ -6,8 +6,10 @@ model of edgekiln takes (x - 127) / 128. This module knows nothing of data or tr
 
 from __future__ import annotations
 
+import difflib
 import hashlib
 import importlib.util
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -103,7 +105,8 @@ def _create(
         case _:
             raise RecipeError(
                 f"Unknown backbone {settings.model!r}.",
-                hint="Known: timm/NAME, torchvision/NAME, edgekiln/tiny-cnn, module:callable.",
+                hint="Known: timm/NAME, torchvision/NAME, edgekiln/tiny-cnn, module:callable; perhaps "
+                f"backbone.model = 'timm/{name or library}'.",
             )
 
 
@@ -112,10 +115,9 @@ def _create_timm(
 ) -> tuple[nn.Module, Normalization]:
     timm = import_extra("timm", "build")
     if not timm.is_model(name):
-        near = timm.list_models(f"*{name.split('_')[-1]}*")[:3]
-        raise RecipeError(
-            f"timm has no model {name!r}.", hint=f"Similar: {', '.join(near)}." if near else None
-        )
+        near = difflib.get_close_matches(name, timm.list_models(), n=3, cutoff=0.6)
+        hint = f"Similar: {', '.join(near)}." if near else "timm.list_models() gives all names."
+        raise RecipeError(f"backbone.model: timm has no model {name!r}.", hint=hint)
     if weights.startswith("package:"):
         network = _load_package(timm, name, weights.removeprefix("package:"))
         network.reset_classifier(num_classes)
@@ -180,7 +182,9 @@ def _create_torchvision(name: str, pretrained: bool, num_classes: int) -> nn.Mod
     try:
         models.get_model_builder(name)
     except ValueError as error:
-        raise RecipeError(f"torchvision has no classification model {name!r}.") from error
+        near = difflib.get_close_matches(name, models.list_models(module=models), n=3, cutoff=0.5)
+        hint = f"Similar: {', '.join(near)}." if near else "torchvision.models.list_models() gives all names."
+        raise RecipeError(f"torchvision has no classification model {name!r}.", hint=hint) from error
     network: nn.Module = _fetch(lambda: models.get_model(name, weights="DEFAULT" if pretrained else None))
     path, head = find_head(network, 1000)
     parent = network.get_submodule(path.rpartition(".")[0])
@@ -214,14 +218,24 @@ def _load_file(network: nn.Module, path: Path, num_classes: int) -> None:
     if wrong:
         raise RecipeError(
             f"{path.name} does not fit the model; {len(wrong)} tensors differ: {', '.join(wrong[:5])}.",
+            hint="Take weights of the same network as backbone.model; only its head may differ.",
             path=path,
         )
     network.load_state_dict({**ours, **fitting}, strict=True)
 
 
+_SAVE_WEIGHTS = (
+    "Wanted a file of tensors alone, as torch.save(model.state_dict(), path) or safetensors write it."
+)
+
+
 def _read_weights(path: Path) -> Mapping[str, Tensor]:
     if not path.is_file():
-        raise RecipeError(f"There is no weight file {path}.", path=path)
+        raise RecipeError(
+            f"There is no weight file {path}.",
+            hint="A relative backbone.weights is taken from the recipe's own folder.",
+            path=path,
+        )
     try:
         if path.suffix == ".safetensors":
             from safetensors.torch import load_file
@@ -229,9 +243,13 @@ def _read_weights(path: Path) -> Mapping[str, Tensor]:
             return load_file(path)  # type: ignore[no-any-return] # safetensors is untyped
         stored = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # each format has its own errors
-        raise RecipeError(f"{path} cannot be read as weights: {error}.", path=path) from error
+        # torch's text goes on for lines, and advises to run the file's code: its first clause is enough.
+        reason = re.split(r"[\n.] ?", str(error), maxsplit=1)[0]
+        raise RecipeError(
+            f"{path} cannot be read as weights: {reason}.", hint=_SAVE_WEIGHTS, path=path
+        ) from error
     if not isinstance(stored, Mapping) or not all(isinstance(v, Tensor) for v in stored.values()):
-        raise RecipeError(f"{path} holds no plain state dict.", hint="torch.save(model.state_dict(), path)")
+        raise RecipeError(f"{path} holds no plain state dict.", hint=_SAVE_WEIGHTS, path=path)
     return stored
 
 

@@ -16,7 +16,7 @@ from edgekiln.benchmarks.accuracy import measure_accuracy
 from edgekiln.benchmarks.environment import describe_machine
 from edgekiln.benchmarks.judging import Reference, judge_answers, summarize_simulation
 from edgekiln.benchmarks.report import render_card, render_page
-from edgekiln.pipeline.data import INDEX_NAME, PreparedSplit, load_split
+from edgekiln.pipeline.data import INDEX_NAME, PreparedSplit, describe_unjudged, load_split
 from edgekiln.pipeline.engines import built_files
 from edgekiln.pipeline.recipe import Recipe, VariantSettings
 from edgekiln.pipeline.stage_files import (
@@ -172,7 +172,10 @@ def _build_report(context: StageContext) -> dict[str, Any]:
             if benchmark is not None
         ],
         "variants": variants,
-        "notices": [notice for variant in variants for notice in variant["notices"]],
+        "notices": [
+            *describe_unjudged(data["unjudged"]),
+            *(notice for variant in variants for notice in variant["notices"]),
+        ],
         "benchmark": benchmark,
         "machine": benchmark["machine"] if benchmark else describe_machine(),
         "parents": {name: folder.parent.name for name, folder in sorted(context.inputs.items())},

@@ -17,6 +17,7 @@ import numpy as np
 
 from edgekiln.pipeline.data import (
     LabelledImages,
+    describe_unjudged,
     load_split,
     make_contract,
     prepare_splits,
@@ -117,6 +118,7 @@ def _data_stage(recipe: Recipe) -> Stage:
         },
         ("numpy", "Pillow"),
         _prepare_data,
+        revision=2,
     )
 
 
@@ -161,6 +163,8 @@ def _prepare_data(context: StageContext) -> None:
         if entries:
             more = f" and {len(entries) - 5} more" if len(entries) > 5 else ""
             context.progress.message(f"  {len(entries)} {text}: {', '.join(entries[:5])}{more}")
+    for notice in describe_unjudged(index["unjudged"]):
+        context.progress.message(f"  {notice}")
 
 
 # --------------------------------------------------------------------------------------------------------------
