@@ -13,8 +13,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from tests_support import ROOT
 
 from edgekiln.pipeline.cli import main
+from edgekiln.pipeline.cli.doctor import doctor
 from edgekiln.pipeline.doctor import (
     _run_check,
     bundles,
@@ -587,3 +589,26 @@ def test_a_changed_bundle_fails(tiny_run, tmp_path):
     (bundle / "int8.onnx").write_bytes(b"x")
     [row] = bundles.check_bundle(bundle)
     assert (row.state, "int8.onnx was changed" in row.found) == ("FAIL", True)
+
+
+# -- the document
+
+
+def test_every_row_is_explained_in_the_document(edgekiln, tiny_run):
+    text = (ROOT / "docs" / "doctor.md").read_text("utf-8")
+    told = set(re.findall(r"^\| ([\w ]+) \| ", text, re.MULTILINE)) - {"check"}
+    rows = json.loads(edgekiln("doctor", tiny_run[2].bundle, "--json")[1])["rows"]
+    names = {
+        re.sub(r"^(extra|provider|variant) .*", r"\1 NAME", re.sub(r"^gpu \d+", "gpu N", row["name"]))
+        for row in rows
+    }
+    assert {re.sub(r"^tensorrt-\w+", "tensorrt", name) for name in names} <= told
+    assert {"jetpack", "power mode", "system tensorrt", "pycuda"} <= told
+
+
+def test_the_documents_commands_exist():
+    text = (ROOT / "docs" / "doctor.md").read_text("utf-8")
+    commands = re.findall(r"^edgekiln doctor(.*)$", text, re.MULTILINE)
+    assert len(commands) == 3
+    for rest in commands:
+        doctor.make_context("doctor", rest.split())

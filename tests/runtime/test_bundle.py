@@ -254,7 +254,7 @@ def test_no_folder_and_no_manifest_are_usage_errors(tmp_path):
     with pytest.raises(UsageError, match=r"is no bundle: it has no manifest\.json"):
         open_bundle(tmp_path)
     (tmp_path / "file").write_text("")
-    with pytest.raises(UsageError, match="There is no folder"):
+    with pytest.raises(UsageError, match="file is a file, a bundle is a folder"):
         open_bundle(tmp_path / "file")
 
 
