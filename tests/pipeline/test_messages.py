@@ -488,7 +488,7 @@ mistake(
     "no GPU",
     exit=5,
     code="environment",
-    says="can run here on cuda: fp32 cannot run here",
+    says="can run here: fp32 cannot run here",
     hint="doctor",
     path="b",
 )

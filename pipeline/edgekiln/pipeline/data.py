@@ -419,24 +419,26 @@ def prepare_splits(
     conflicts: list[dict[str, str]] = []
     labels: dict[str, int] = {}
     for name in ("test", "val", "train"):
-        writer = _SplitWriter(folder / f"{name}.npy", len(samples[name]), contract)
         # In a split that judges a repeated picture would count twice; in train it may, as the source says.
         elsewhere = dict(seen) if name == "train" else seen
-        for sample, outcome in _decode_all(samples[name], contract):
-            done += 1
-            advance(done, total)
-            if isinstance(outcome, ImageError):
-                unreadable.append({"key": sample.key, "reason": outcome.reason, "message": outcome.message})
-                continue
-            frame, digest = outcome
-            if labels.setdefault(digest, sample.label) != sample.label:
-                conflicts.append({"key": sample.key, "split": name})
-            if digest in elsewhere:
-                duplicates.append({"key": sample.key, "split": name, "same_as": elsewhere[digest]})
-                continue
-            seen.setdefault(digest, sample.key)
-            writer.add(frame, sample, digest)
-        index["splits"][name] = writer.finish()
+        with _SplitWriter(folder / f"{name}.npy", len(samples[name]), contract) as writer:
+            for sample, outcome in _decode_all(samples[name], contract):
+                done += 1
+                advance(done, total)
+                if isinstance(outcome, ImageError):
+                    unreadable.append(
+                        {"key": sample.key, "reason": outcome.reason, "message": outcome.message}
+                    )
+                    continue
+                frame, digest = outcome
+                if labels.setdefault(digest, sample.label) != sample.label:
+                    conflicts.append({"key": sample.key, "split": name})
+                if digest in elsewhere:
+                    duplicates.append({"key": sample.key, "split": name, "same_as": elsewhere[digest]})
+                    continue
+                seen.setdefault(digest, sample.key)
+                writer.add(frame, sample, digest)
+            index["splits"][name] = writer.finish()
     _check_unreadable(unreadable, total, settings)
     index |= {"unreadable": unreadable, "duplicates": duplicates, "conflicts": conflicts}
     _check_after_decoding(index)
@@ -464,6 +466,12 @@ class _SplitWriter:
         self._keys: list[str] = []
         self._labels: list[int] = []
         self._digests: list[str] = []
+
+    def __enter__(self) -> _SplitWriter:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._file.close()  # a full disk must not leave it open
 
     def add(self, frame: Frame, sample: Sample, digest: str) -> None:
         self._file.write(frame.tobytes())

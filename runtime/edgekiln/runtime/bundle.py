@@ -257,7 +257,7 @@ def _load_preferred(bundle: Bundle, device: str | None, threads: int | None) -> 
         reason = "; ".join(["first in the order of preference that passed and runs here", *skipped])
         return Classifier(session, bundle.contract, _selection(candidate, reason))
     raise EnvironmentProblem(
-        f"Nothing in {bundle.path} can run here{f' on {device}' if device else ''}: {'; '.join(skipped)}.",
+        f"Nothing in {bundle.path} can run here: {'; '.join(skipped)}.",
         hint="`edgekiln doctor BUNDLE` tells what each engine lacks"
         + ("; without the device, an engine for the CPU may be taken." if device else "."),
         path=bundle.path,
@@ -266,7 +266,7 @@ def _load_preferred(bundle: Bundle, device: str | None, threads: int | None) -> 
 
 def _nothing_passed(bundle: Bundle, device: str | None) -> UsageError:
     candidates = [v for v in bundle.variants if device in {None, v.device}]
-    if not candidates:
+    if device and not candidates:
         there = ", ".join(f"{v.name} on {v.backend}" for v in bundle.variants)
         return UsageError(
             f"{bundle.path} has no variant for {device}; it has: {there}.",
