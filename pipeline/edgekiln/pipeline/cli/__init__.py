@@ -46,8 +46,6 @@ def main(arguments: list[str] | None = None) -> None:
     # Waiting OpenMP threads that spin make two torch threads collapse beside any other load. Set before torch is
     # imported; a person's own setting wins.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    # onnxruntime would send usage data from its import on: see backends/onnxruntime.py. Some libraries import it first.
-    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
     as_json = "--json" in arguments
     try:
         result = cli.main(args=arguments, prog_name="edgekiln", standalone_mode=False)

@@ -16,6 +16,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from edgekiln.runtime.telemetry import OPT_OUTS
+
 __all__ = ["Answer", "ask_child"]
 
 SECONDS = 60.0
@@ -61,7 +63,7 @@ def _environment(home: str) -> dict[str, str]:
     """This process's own, with the same import path and another home."""
     path = os.pathsep.join(entry for entry in sys.path if entry)
     private = dict.fromkeys(("HOME", "XDG_CACHE_HOME", "XDG_CONFIG_HOME", "XDG_DATA_HOME"), home)
-    return {**os.environ, **private, "PYTHONPATH": path, "PYTHONSAFEPATH": "1", "ORT_DISABLE_TELEMETRY": "1"}
+    return {**os.environ, **private, **OPT_OUTS, "PYTHONPATH": path, "PYTHONSAFEPATH": "1"}
 
 
 def _read_answer(done: subprocess.CompletedProcess[bytes]) -> Answer:

@@ -41,10 +41,9 @@ def import_onnxruntime(device: str) -> ModuleType:
             hint="Run: pip uninstall -y onnxruntime onnxruntime-gpu, then install one of "
             "'edgekiln[onnx]' (CPU) and 'edgekiln[gpu]' (CUDA).",
         )
-    # From 1.32 on its Linux wheels send usage data and write an identifier into ~/.cache when they are imported
-    # (Privacy.md in the wheel, "Disabling Telemetry"). A person's own setting wins.
-    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
-    return import_extra("onnxruntime", "gpu" if device == "cuda" else "onnx")
+    ort = import_extra("onnxruntime", "gpu" if device == "cuda" else "onnx")
+    ort.disable_telemetry_events()  # for a process that had loaded it before; see runtime/telemetry.py
+    return ort
 
 
 def _is_installed(distribution: str) -> bool:
