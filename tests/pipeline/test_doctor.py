@@ -17,10 +17,11 @@ from tests_support import ROOT
 from edgekiln.pipeline.cli import main
 from edgekiln.pipeline.cli.doctor import doctor
 from edgekiln.pipeline.doctor import (
+    _hide,
+    _private_names,
     _run_check,
     bundles,
     gpu,
-    hide_private,
     jetson,
     libraries,
     machine,
@@ -29,6 +30,7 @@ from edgekiln.pipeline.doctor import (
 )
 from edgekiln.pipeline.doctor.advisories import ADVISORIES, find_exposure
 from edgekiln.pipeline.doctor.child import ask_child
+from edgekiln.pipeline.doctor.row import fail
 from edgekiln.pipeline.doctor.tiny_model import SIDE, make_tiny_model
 from edgekiln.pipeline.doctor.versions import is_within, parse_release, parse_requirements
 
@@ -162,10 +164,12 @@ def test_a_check_that_fails_itself_is_a_row():
     assert "this check failed itself: ZeroDivisionError: oops" in row.found
 
 
-def test_private_names_are_replaced_whole_words_only():
-    names = {"/home/ada": "~", "laptop": "HOST", "ada": "USER"}
-    text = "/home/ada/runs on laptop by ada; adamant laptops"
-    assert hide_private(text, names) == "~/runs on HOST by USER; adamant laptops"
+def test_home_user_and_host_are_replaced_in_every_row(monkeypatch):
+    monkeypatch.setattr("pathlib.Path.home", lambda: Path("/home/ada"))
+    monkeypatch.setattr("getpass.getuser", lambda: "ada")
+    monkeypatch.setattr("socket.gethostname", lambda: "laptop")
+    row = _hide(fail("x", "/home/ada/runs on laptop", "ask ada; adamant laptops"), _private_names())
+    assert (row.found, row.fix) == ("~/runs on HOST", "ask USER; adamant laptops")
 
 
 # -- the child

@@ -9,7 +9,6 @@ from __future__ import annotations
 import functools
 import getpass
 import os
-import re
 import socket
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -19,8 +18,9 @@ from pathlib import Path
 from edgekiln.export.cache import default_cache_folder
 from edgekiln.pipeline.doctor import bundles, gpu, jetson, libraries, machine, packages, storage
 from edgekiln.pipeline.doctor.row import Row, State, fail
+from edgekiln.pipeline.gpu_suite.machine import remove_private
 
-__all__ = ["Row", "State", "count_states", "examine", "hide_private"]
+__all__ = ["Row", "State", "count_states", "examine"]
 
 _Check = Callable[[], "Row | list[Row]"]
 
@@ -90,18 +90,11 @@ def count_states(rows: Sequence[Row]) -> dict[State, int]:
     return {state: sum(row.state == state for row in rows) for state in states}
 
 
-def hide_private(text: str, names: Mapping[str, str] | None = None) -> str:
-    """``text`` without the home folder, user and host of this machine, for a public bug report."""
-    for name, word in (_private_names() if names is None else names).items():
-        text = re.sub(rf"(?<![\w.-]){re.escape(name)}(?![\w-])", word, text)
-    return text
-
-
 def _hide(row: Row, names: Mapping[str, str]) -> Row:
     return replace(
         row,
-        found=hide_private(row.found, names),
-        fix=None if row.fix is None else hide_private(row.fix, names),
+        found=remove_private(row.found, names),
+        fix=None if row.fix is None else remove_private(row.fix, names),
     )
 
 
