@@ -118,7 +118,7 @@ def _read_bytes(path: Path) -> bytes:
         ) from error
     except IsADirectoryError as error:
         raise ImageError(
-            f"{path} cannot be read: it is a folder.",
+            f"{path} cannot be read: it is a directory, no picture.",
             reason="unreadable",
             hint="Name its pictures.",
             path=path,
