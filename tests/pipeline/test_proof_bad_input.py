@@ -111,7 +111,7 @@ def test_a_class_never_seen_in_test_is_told_and_does_not_count(tmp_path, capsys)
         main(["run", str(tmp_path / "tiny.toml"), "--runs", str(tmp_path / "runs"), "-q", *options])
     out = capsys.readouterr().out
     assert ended.value.code == 0
-    assert "The test split has no image of green: recall there is unknown" in out
+    assert "Class 'green' has no picture in test: it is trained, and not judged there." in out
     report = json.loads((tmp_path / "runs" / "tiny" / "bundle" / "report.json").read_text())
     accuracy = report["baseline"]["accuracy"]
     assert accuracy["recall"][1] is None
