@@ -605,7 +605,7 @@ mistake(
     path="c.safetensors",
 )(lambda desk: ["inspect", desk.write("c.safetensors", b"hello hello")])
 mistake(
-    "a kind that nobody knows", says="(ending .pt)", hint="It inspects bundles (folders), .onnx", path="m.pt"
+    "a kind that nobody knows", says="(ending .pt)", hint="It inspects bundles (folders, .zip), .onnx", path="m.pt"
 )(lambda desk: ["inspect", desk.write("m.pt", b"x")])
 mistake("no report", says="photos holds no finished report", hint="`edgekiln run` makes them", path="photos")(
     lambda desk: ["report", desk.picture("photos/a.png").parent.name]

@@ -76,7 +76,7 @@ CASES = [
     (other_images, 2, "judged on different test images"),
     (not_finite, 3, "holds NaN or infinite logits of int8 for 1 of 30 pictures"),
     (empty_split, 2, "holds no pictures in class folders"),
-    (class_without_training, 2, "Class 'white' has no picture in train."),
+    (class_without_training, 2, "Class 'white' has no picture in train, in "),
 ]
 
 

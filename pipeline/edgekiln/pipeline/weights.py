@@ -104,7 +104,7 @@ def fit_weights(
             f"{', '.join(wrong[:_MOST_NAMED])}{more}.",
             hint="Only the head differs: backbone.head = 'replace' starts a fresh one."
             if only_head
-            else None,
+            else "Take weights of the same network as backbone.model.",
             path=stored.path,
         )
     network.load_state_dict({**ours, **given}, strict=True)
