@@ -18,6 +18,7 @@ import numpy as np
 
 from edgekiln.pipeline.data import (
     LabelledImages,
+    describe_unjudged,
     load_split,
     make_contract,
     prepare_splits,
@@ -141,6 +142,7 @@ def _data_stage(recipe: Recipe, settings: DataSettings | None = None, name: str 
         },
         ("numpy", "Pillow"),
         lambda context: _prepare_data(context, data),
+        revision=2,
     )
 
 
@@ -185,6 +187,8 @@ def _prepare_data(context: StageContext, settings: DataSettings) -> None:
         if entries:
             more = f" and {len(entries) - 5} more" if len(entries) > 5 else ""
             context.progress.message(f"  {len(entries)} {text}: {', '.join(entries[:5])}{more}")
+    for notice in describe_unjudged(index["unjudged"]):
+        context.progress.message(f"  {notice}")
 
 
 # --------------------------------------------------------------------------------------------------------------
