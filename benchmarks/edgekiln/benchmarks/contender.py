@@ -22,6 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgekiln.benchmarks.measurement import Boundary
+from edgekiln.runtime.backends import CPU_BACKENDS
 from edgekiln.runtime.errors import EngineError, GateError
 from edgekiln.runtime.spec import Frames, Logits
 
@@ -93,8 +94,7 @@ def thread_choices() -> list[int]:
 
 def engine_contender(name: str, paths: Sequence[Path], backend: str, logits: Logits) -> Contender:
     """The engine files of one model under one of the runtime's backends."""
-    on_cpu = backend in {"onnxruntime-cpu", "openvino"}
-    threads: list[int | None] = [*thread_choices()] if on_cpu else [None]
+    threads: list[int | None] = [*thread_choices()] if backend in CPU_BACKENDS else [None]
     return Contender(
         name=name,
         factory="edgekiln.benchmarks.worker:open_engine",

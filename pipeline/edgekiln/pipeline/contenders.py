@@ -26,11 +26,11 @@ from edgekiln.pipeline.checkpoint import CHECKPOINT_NAME
 from edgekiln.pipeline.engines import built_files
 from edgekiln.pipeline.recipe import VariantSettings
 from edgekiln.pipeline.stage_files import BASELINE, LOGITS_NAME, StageContext, read_logits
+from edgekiln.runtime.backends import CPU_BACKENDS
 from edgekiln.runtime.spec import Precision
 
 __all__ = ["Absent", "Field", "Peer", "choose_field"]
 
-_CPU_BACKENDS = frozenset({"onnxruntime-cpu", "openvino"})
 _HALF_TOLERANCE = 2e-2
 """Of the logit range: FP16 and TF32 both have 11 bits of significand; as ``export.fp16_tolerance``."""
 _LEAST_TOLERANCE, _MOST_TOLERANCE = 1e-2, 0.25
@@ -64,7 +64,7 @@ class Field:
 def choose_field(context: StageContext, count: int) -> Field:
     """The contenders of a recipe whose engines are evaluated, on the first ``count`` test images."""
     variants = [v for v in context.recipe.variants if _was_evaluated(context, v)]
-    on_cpu = [v for v in variants if v.backend in _CPU_BACKENDS]
+    on_cpu = [v for v in variants if v.backend in CPU_BACKENDS]
     gpu = len(on_cpu) < len(variants) and _torch_sees_gpu()
     found = [_torch_gpu(context, BASELINE, "fp32", count) if gpu else _torch_cpu(context, BASELINE, count)]
     peers, absent = [], []

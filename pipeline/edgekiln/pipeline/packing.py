@@ -16,10 +16,11 @@ from edgekiln.benchmarks.accuracy import measure_accuracy
 from edgekiln.benchmarks.environment import describe_machine, read_work_commit
 from edgekiln.benchmarks.judging import Reference, digest_split, judge_answers, summarize_simulation
 from edgekiln.benchmarks.report import render_card, render_page
-from edgekiln.pipeline.data import INDEX_NAME, PreparedSplit, load_split
+from edgekiln.pipeline.data import INDEX_NAME, PreparedSplit, describe_unjudged, load_split
 from edgekiln.pipeline.engines import built_files
 from edgekiln.pipeline.recipe import Recipe, VariantSettings
 from edgekiln.pipeline.recipe_toml import write_toml
+from edgekiln.pipeline.sbom import write_sbom
 from edgekiln.pipeline.stage_files import (
     ABOUT_NAME,
     BASELINE,
@@ -50,8 +51,11 @@ _THUMBNAIL_BYTES = 1_000_000  # of all engines together, as they stand in the re
 def public_recipe(recipe: Recipe, *, as_given: bool = False) -> dict[str, Any]:
     """The recipe as JSON values, without the folders of this machine; ``as_given`` leaves out all defaults."""
     values = recipe.model_dump(mode="json", exclude_unset=as_given)
-    if recipe.data.path is not None:
-        values["data"]["path"] = recipe.data.path.name
+    for section in (values["data"], (values.get("source_task") or {}).get("data") or {}):
+        if section.get("path"):
+            section["path"] = Path(section["path"]).name
+    if recipe.teacher is not None:
+        values["teacher"]["checkpoint"] = recipe.teacher.checkpoint.name
     if recipe.backbone.weights.endswith((".pth", ".safetensors")):
         values["backbone"]["weights"] = Path(recipe.backbone.weights).name
     return values
@@ -74,6 +78,7 @@ def pack_bundle(context: StageContext) -> None:
     )  # as `edgekiln report` will read it, keys in order, so that both render the same
     (folder / "report.html").write_text(render_page(stored), "utf-8")
     (folder / "MODEL_CARD.md").write_text(render_card(stored), "utf-8")
+    write_sbom(folder, report)
     write_manifest(folder, _manifest(report))
 
 
@@ -169,7 +174,7 @@ def _build_report(context: StageContext) -> dict[str, Any]:
         "peers": _peer_rows(benchmark),
         "variants": variants,
         "notices": [
-            *_describe_unseen(reference),
+            *describe_unjudged(data["unjudged"]),
             *(notice for variant in variants for notice in variant["notices"]),
             *_absence_notices(benchmark),
             *_device_notices(benchmark),
@@ -316,19 +321,6 @@ def _device_notices(benchmark: Mapping[str, Any] | None) -> list[str]:
         return []
     names = ", ".join(f"{m['name']} ran on {m['device']}" for m in apart)
     return [f"Speed-ups are to PyTorch on {first['device']}; {names}."]
-
-
-def _describe_unseen(reference: Reference) -> list[str]:
-    """A notice where the test split has no image of some class: nothing is known of how engines treat it."""
-    counts = np.bincount(reference.labels, minlength=len(reference.classes))
-    unseen = [reference.classes[label] for label in np.flatnonzero(counts == 0).tolist()]
-    if not unseen:
-        return []
-    more = f" and {len(unseen) - 5} more" if len(unseen) > 5 else ""
-    return [
-        f"The test split has no image of {', '.join(unseen[:5])}{more}: recall there is unknown, and balanced "
-        "accuracy is the mean over the other classes."
-    ]
 
 
 def _latency(benchmark: Mapping[str, Any] | None, name: str) -> dict[str, Any] | None:

@@ -1,6 +1,7 @@
 """The stages: each a function from finished folders to files in its own folder. ``run`` puts them in order.
 
-data -> finetune -> export -> variant.NAME -> engine.NAME -> evaluate.NAME -> benchmark -> mlperf -> bundle
+data (-> data.source) -> finetune -> export -> variant.NAME -> engine.NAME -> evaluate.NAME -> benchmark -> mlperf
+-> bundle
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import numpy as np
 
 from edgekiln.pipeline.data import (
     LabelledImages,
+    describe_unjudged,
     load_split,
     make_contract,
     prepare_splits,
@@ -24,7 +26,7 @@ from edgekiln.pipeline.data import (
     read_source,
 )
 from edgekiln.pipeline.engines import build_variant, evaluate_variant
-from edgekiln.pipeline.recipe import Recipe, VariantSettings
+from edgekiln.pipeline.recipe import DataSettings, Recipe, VariantSettings
 from edgekiln.pipeline.stage_files import (
     BASELINE,
     MODEL_NAME,
@@ -34,11 +36,12 @@ from edgekiln.pipeline.stage_files import (
     write_json,
 )
 from edgekiln.pipeline.variants import make_variant
-from edgekiln.runtime.backends import open_session
+from edgekiln.runtime.backends import CPU_BACKENDS, open_session
 from edgekiln.runtime.spec import Precision
 
 if TYPE_CHECKING:
     from edgekiln.benchmarks.latency import BenchmarkPlan
+    from edgekiln.pipeline.source_task import SourceData
 
 __all__ = ["Stage", "plan_stages", "stage_names"]
 
@@ -71,6 +74,7 @@ def stage_names(recipe: Recipe) -> list[str]:
     variants = [variant.name for variant in recipe.variants]
     return [
         "data",
+        *([_SOURCE_STAGE] if _source_task(recipe) else []),
         "finetune",
         "export",
         *(f"variant.{name}" for name in variants),
@@ -84,7 +88,10 @@ def stage_names(recipe: Recipe) -> list[str]:
 
 def plan_stages(recipe: Recipe) -> list[Stage]:
     """All stages of a recipe, each after those that it reads."""
-    stages = [_data_stage(recipe), _finetune_stage(recipe), _export_stage(recipe)]
+    stages = [_data_stage(recipe)]
+    if source := _source_task(recipe):
+        stages.append(_data_stage(recipe, source, _SOURCE_STAGE))
+    stages += [_finetune_stage(recipe), _export_stage(recipe)]
     stages += [_variant_stage(recipe, variant) for variant in recipe.variants]
     stages += [_engine_stage(variant) for variant in recipe.variants if variant.builds_engine]
     stages.append(
@@ -110,17 +117,31 @@ def plan_stages(recipe: Recipe) -> list[Stage]:
 # data
 
 
-def _data_stage(recipe: Recipe) -> Stage:
+_SOURCE_STAGE = "data.source"
+
+
+def _source_task(recipe: Recipe) -> DataSettings | None:
+    """The source task's data, prepared as the target's; ``None`` where its loss has no weight."""
+    task = recipe.source_task
+    if task is None or task.alpha == 0:
+        return None
+    shaping = {"size", "resize", "shorter_side", "interpolation"}
+    return task.data.model_copy(update={key: getattr(recipe.data, key) for key in shaping})
+
+
+def _data_stage(recipe: Recipe, settings: DataSettings | None = None, name: str = "data") -> Stage:
+    data = settings or recipe.data
     return Stage(
-        "data",
+        name,
         (),
         {
-            "data": recipe.data.model_dump(mode="json"),
+            "data": data.model_dump(mode="json"),
             "seed": recipe.seed,
-            "pictures": _fingerprint(read_source(recipe.data)),
+            "pictures": _fingerprint(read_source(data)),
         },
         ("numpy", "Pillow"),
-        _prepare_data,
+        lambda context: _prepare_data(context, data),
+        revision=2,
     )
 
 
@@ -146,9 +167,9 @@ def _file_status(path: Path) -> tuple[int, int, int] | None:
     return status.st_size, status.st_mtime_ns, status.st_ctime_ns
 
 
-def _prepare_data(context: StageContext) -> None:
+def _prepare_data(context: StageContext, settings: DataSettings) -> None:
     index = prepare_splits(
-        context.recipe.data,
+        settings,
         seed=context.recipe.seed,
         folder=context.folder,
         advance=lambda done, total: context.progress.advance(done, total, "pictures"),
@@ -165,6 +186,8 @@ def _prepare_data(context: StageContext) -> None:
         if entries:
             more = f" and {len(entries) - 5} more" if len(entries) > 5 else ""
             context.progress.message(f"  {len(entries)} {text}: {', '.join(entries[:5])}{more}")
+    for notice in describe_unjudged(index["unjudged"]):
+        context.progress.message(f"  {notice}")
 
 
 # --------------------------------------------------------------------------------------------------------------
@@ -178,7 +201,7 @@ def _finetune_stage(recipe: Recipe) -> Stage:
     weights = Path(recipe.backbone.weights)
     return Stage(
         "finetune",
-        ("data",),
+        ("data", *([_SOURCE_STAGE] if _source_task(recipe) else [])),
         {
             "backbone": recipe.backbone.model_dump(mode="json"),
             "weights_file": _file_digest(weights) if weights.suffix in {".pth", ".safetensors"} else None,
@@ -188,6 +211,14 @@ def _finetune_stage(recipe: Recipe) -> Stage:
                 mode="json", include={"size", "resize", "shorter_side", "interpolation"}
             ),
             "code": _source_digest(recipe.backbone.model),
+            "source_task": recipe.source_task.model_dump(mode="json", exclude={"data"})
+            if recipe.source_task
+            else None,
+            "teacher": recipe.teacher
+            and {
+                **recipe.teacher.model_dump(mode="json", exclude={"checkpoint"}),
+                "sha256": _file_digest(recipe.teacher.checkpoint),
+            },
             "seed": recipe.seed,
             "device": "cuda" if torch.cuda.is_available() else "cpu",
         },
@@ -231,8 +262,30 @@ def _finetune(context: StageContext) -> None:
         val=load_split(data, "val"),
         seed=recipe.seed,
         advance=context.progress.advance,
+        source=_load_source(context, classes),
+        beta=recipe.source_task.beta if recipe.source_task else 1.0,
+        teacher=recipe.teacher,
     )
     finetune(job, context.folder)
+
+
+def _load_source(context: StageContext, target: tuple[str, ...]) -> SourceData | None:
+    """The pictures of the source task, and its head where a checkpoint's is kept."""
+    from edgekiln.pipeline.backbones import build_backbone, find_head
+    from edgekiln.pipeline.source_task import SourceData, check_labels, read_source_head
+    from edgekiln.pipeline.weights import read_weights
+
+    recipe, task = context.recipe, context.recipe.source_task
+    if task is None or _SOURCE_STAGE not in context.inputs:
+        return None
+    folder = context.inputs[_SOURCE_STAGE]
+    classes, head = read_classes(folder), None
+    check_labels(classes, target)
+    if task.head == "keep":
+        network = build_backbone(recipe.backbone, len(target), recipe.data.size, load_weights=False).network
+        stored = read_weights(Path(recipe.backbone.weights))
+        head = read_source_head(stored, find_head(network, len(target))[0], classes)
+    return SourceData(load_split(folder, "train"), load_split(folder, "val"), classes, task.alpha, head)
 
 
 def _export_stage(recipe: Recipe) -> Stage:
@@ -293,7 +346,8 @@ def _variant_stage(recipe: Recipe, variant: VariantSettings) -> Stage:
     relevant: dict[str, Any] = {"precision": variant.precision.value, "engine": variant.builds_engine}
     if variant.precision is not Precision.FP32:
         relevant |= {
-            "family": "cpu" if variant.backend == "onnxruntime-cpu" else "gpu",
+            # onnxruntime's and OpenVINO's INT8 graphs are the same; what audits and searches them is not.
+            "family": _FAMILIES.get(variant.backend, "gpu"),
             "calibration_images": variant.calibration_images,
             "calibration_method": variant.calibration,
             "precision_share": variant.precision_share,
@@ -308,11 +362,19 @@ def _variant_stage(recipe: Recipe, variant: VariantSettings) -> Stage:
         f"variant.{variant.name}",
         ("data", "export"),
         relevant,
-        ("onnx", "onnxruntime", "onnxruntime-gpu", "nvidia-modelopt"),
+        ("onnx", "onnxruntime", "onnxruntime-gpu", "nvidia-modelopt", *_own_tools(variant)),
         lambda context: make_variant(context, variant),
         resumable=variant.searches,  # judged candidates are kept
         revision=3,
     )
+
+
+_FAMILIES = {"onnxruntime-cpu": "cpu", "openvino": "openvino"}
+
+
+def _own_tools(variant: VariantSettings) -> tuple[str, ...]:
+    """What no other backend uses: its coming and going leaves the stages of the others as they are."""
+    return ("openvino",) if variant.backend == "openvino" else ()
 
 
 def _engine_stage(variant: VariantSettings) -> Stage:
@@ -361,9 +423,16 @@ def _evaluate_stage(variant: VariantSettings) -> Stage:
         ("data", *makers),
         {
             "backend": variant.backend,
-            "devices": None if variant.backend == "onnxruntime-cpu" else _visible_devices(),
+            "devices": None if variant.backend in CPU_BACKENDS else _visible_devices(),
         },
-        ("onnxruntime", "onnxruntime-gpu", "pycuda", "cuda-bindings", *_ENGINE_LIBRARIES),
+        (
+            "onnxruntime",
+            "onnxruntime-gpu",
+            "pycuda",
+            "cuda-bindings",
+            *_ENGINE_LIBRARIES,
+            *_own_tools(variant),
+        ),
         lambda context: evaluate_variant(context, variant),
         revision=2,
     )
@@ -377,6 +446,8 @@ def _benchmark_stage(recipe: Recipe, inputs: tuple[str, ...]) -> Stage:
     from edgekiln.benchmarks.environment import describe_machine
 
     machine = describe_machine()
+    own = {tool for variant in recipe.variants for tool in _own_tools(variant)}
+    tools = sorted(own | ({"openvino"} & set(recipe.benchmark.peers)))
     return Stage(
         "benchmark",
         inputs,
@@ -386,7 +457,7 @@ def _benchmark_stage(recipe: Recipe, inputs: tuple[str, ...]) -> Stage:
             "variants": [v.name for v in recipe.variants],
             "machine": {key: machine[key] for key in ("cpu", "cores", "avx2", "vnni", "gpus")},
         },
-        ("torch", "onnxruntime", "onnxruntime-gpu", "openvino"),
+        ("torch", "onnxruntime", "onnxruntime-gpu", *tools),
         _benchmark,
         resumable=True,
         revision=4,

@@ -10,9 +10,11 @@ from typing import Any
 import click
 
 from edgekiln.pipeline.cli.comparing import compare
+from edgekiln.pipeline.cli.doctor import doctor
 from edgekiln.pipeline.cli.engines import build, cache
-from edgekiln.pipeline.cli.options import json_option, print_document, quiet_option
+from edgekiln.pipeline.cli.options import json_option, print_document, quiet_option, trusted_key_option
 from edgekiln.pipeline.cli.reporting import report
+from edgekiln.pipeline.cli.signing import SIGNING_COMMANDS
 from edgekiln.runtime.errors import UsageError
 
 __all__ = ["COMMANDS"]
@@ -148,8 +150,9 @@ def _print_report(report: Mapping[str, Any], bundle: Path) -> None:
 @click.option("--threads", type=click.IntRange(min=1), help="CPU threads.")
 @click.option("--allow-unverified", is_flag=True, help="With --variant: also one whose gate did not pass.")
 @click.option("--top", type=click.IntRange(min=1), default=1, show_default=True, help="Classes to print.")
+@trusted_key_option
 @json_option
-def predict(
+def predict(  # noqa: PLR0913 # one argument for each option
     bundle: Path,
     images: Sequence[Path],
     variant: str | None,
@@ -157,6 +160,7 @@ def predict(
     threads: int | None,
     allow_unverified: bool,
     top: int,
+    trusted_keys: Sequence[Path],
     as_json: bool,
 ) -> None:
     """Classify pictures with a bundle. Exits 2 when a picture could not be read; the others are answered.
@@ -170,7 +174,12 @@ def predict(
     answers: list[dict[str, Any]] = []
     failures: list[ImageError] = []
     with load(
-        bundle, variant=variant, device=device, threads=threads, allow_unverified=allow_unverified
+        bundle,
+        variant=variant,
+        device=device,
+        threads=threads,
+        allow_unverified=allow_unverified,
+        trusted_keys=trusted_keys or None,
     ) as classifier:
         selection = classifier.variant
         for path in images:
@@ -215,16 +224,17 @@ def _print_predictions(answers: Sequence[Mapping[str, Any]], failures: Sequence[
 
 @click.command()
 @click.argument("path", type=click.Path(path_type=Path))
+@trusted_key_option
 @json_option
-def inspect(path: Path, as_json: bool) -> None:
-    """Say what a bundle, an ONNX file, a checkpoint or an engine is, and whether it would load here.
+def inspect(path: Path, trusted_keys: Sequence[Path], as_json: bool) -> None:
+    """Say what a bundle, folder or zip, an ONNX file, a checkpoint or an engine is, and whether it would load here.
 
     \b
     edgekiln inspect runs/traffic-lights/bundle
     """
     from edgekiln.pipeline.cli.inspecting import describe
 
-    values = describe(path)
+    values = describe(path, trusted_keys or None)
     if as_json:
         print_document(values)
         return
@@ -319,4 +329,4 @@ def bench(  # noqa: PLR0913 # one argument for each option
         click.echo(f"{key:32} {value}")
 
 
-COMMANDS = (run, predict, inspect, bench, build, compare, report, cache)
+COMMANDS = (run, predict, inspect, bench, build, compare, report, cache, doctor, *SIGNING_COMMANDS)
