@@ -13,10 +13,11 @@ import logging
 import os
 import re
 import stat
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import wraps
 from pathlib import Path
-from typing import Any, BinaryIO, Literal, get_args
+from typing import Any, BinaryIO, Concatenate, Literal, ParamSpec, TypeAlias, get_args
 
 from edgekiln.runtime.backends import Backend, open_session
 from edgekiln.runtime.classifier import Classifier, Selection
@@ -172,6 +173,28 @@ def open_bundle(path: str | os.PathLike[str]) -> Bundle:
     return bundle
 
 
+_Options = ParamSpec("_Options")
+_Load: TypeAlias = Callable[Concatenate[str | os.PathLike[str], _Options], Classifier]
+
+
+def _reloadable(load: _Load[_Options]) -> _Load[_Options]:
+    """``load``, whose classifiers remember its options, so that ``Classifier.reload`` asks for nothing less."""
+
+    @wraps(load)
+    def load_and_remember(
+        path: str | os.PathLike[str], *args: _Options.args, **options: _Options.kwargs
+    ) -> Classifier:
+        def load_again(path: str | os.PathLike[str]) -> Classifier:
+            return load_and_remember(path, *args, **options)
+
+        classifier = load(path, *args, **options)
+        classifier._load = load_again
+        return classifier
+
+    return load_and_remember
+
+
+@_reloadable
 def load(
     path: str | os.PathLike[str],
     *,
