@@ -165,7 +165,7 @@ class Classifier:
         """Answers in the order of ``pictures``, which may be endless; decoding goes on while the engine runs.
 
         Args:
-            pictures: read by a thread of its own, at most ``2 * workers`` pictures ahead of the answers.
+            pictures: read by a thread of its own, at most ``2 * workers + max_batch`` pictures ahead of the answers.
             workers: threads that decode.
             max_batch: pictures that are ready at the same time run together, up to so many; none is waited for.
             on_error: an ImageError takes the place of its picture's answer (``yield``) or ends the stream (``raise``).
@@ -220,7 +220,10 @@ class Classifier:
             other._model, other._closed = old, True
         if old.fast_decode:
             _log.warning("fast decoding is off: it was established for the model before this one")
-        old.retire()
+        # As a user's own last call would: what closing the old engine raises must not look like a failed reload.
+        if old.try_acquire():
+            old.retire()
+            old.release()
 
     def warm_up(self, runs: int = 3) -> None:
         """Run grey frames so that the first real picture does not pay for lazy initialization."""

@@ -6,6 +6,7 @@ last of them lets go. This module prepares pictures and knows nothing of what th
 
 from __future__ import annotations
 
+import logging
 import threading
 from types import TracebackType
 from typing import TYPE_CHECKING
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
     from edgekiln.runtime.classifier import Selection
 
 __all__ = ["LoadedModel"]
+
+_log = logging.getLogger("edgekiln.runtime")
 
 
 class LoadedModel:
@@ -52,15 +55,26 @@ class LoadedModel:
             self._users -= 1
             last = self._retired and self._users == 0
         if last:
-            self.session.close()
+            self._close_after_the_last_call()
 
     def retire(self) -> None:
-        """Take no more users, and close the session when the last one has gone. Retiring twice does nothing."""
+        """Take no more users, and close the session when the last one has gone. Retiring twice does nothing.
+
+        Raises:
+            EdgekilnError: the session has no user and could not be closed.
+        """
         with self._lock:
             idle = not self._retired and self._users == 0
             self._retired = True
         if idle:
             self.session.close()
+
+    def _close_after_the_last_call(self) -> None:
+        """What goes wrong is logged: whoever made that call has an answer, and did not ask for the closing."""
+        try:
+            self.session.close()
+        except Exception as error:
+            _log.error("a model that was replaced or closed could not be freed: %s", error)
 
     def prepare(self, picture: Picture, color_order: ColorOrder) -> Frame:
         """uint8 (height, width, 3) as this model's contract wants it; raises ImageError."""
