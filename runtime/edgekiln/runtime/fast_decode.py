@@ -80,10 +80,9 @@ def establish_agreement(
     compared, differences, flipped = 0, [], []
     with classifier.hold() as model:
         for compared, picture in enumerate(pictures, start=1):
-            scaled = _prepare_scaled(picture, model.contract)
-            if scaled is None:
+            plain = prepare(picture, model.contract)  # also where it is not compared: it may be unreadable
+            if (scaled := _prepare_scaled(picture, model.contract)) is None:
                 continue
-            plain = prepare(picture, model.contract)
             differences.append(float(np.abs(scaled.astype(np.int16) - plain).mean()))
             if not _same_class(model, plain, scaled):
                 flipped.append(compared - 1)
