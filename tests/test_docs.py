@@ -21,7 +21,9 @@ else:
     import tomli as tomllib
 
 TENSORRT, JETSON = ROOT / "docs/tensorrt.md", ROOT / "docs/jetson.md"
-DOCUMENTS = (TENSORRT, JETSON)
+PROOF = ROOT / "docs/proof.md"
+SIGNING = ROOT / "docs/signing.md"
+DOCUMENTS = (TENSORRT, JETSON, PROOF)
 PACKAGES = ("pipeline", "export", "runtime", "benchmarks")
 HEAD = (
     'name = "x"\n[data]\nsource = "imagefolder"\n[backbone]\nmodel = "edgekiln/tiny-cnn"\nweights = "none"\n'
@@ -30,7 +32,7 @@ HEAD = (
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 INLINE = re.compile(r"`([^`\n]+)`")
 
-each_document = pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+each_document = pytest.mark.parametrize("document", [*DOCUMENTS, SIGNING], ids=lambda path: path.name)
 
 
 def fences(document, language):
@@ -172,7 +174,9 @@ def anchors(document):
     return {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles}
 
 
-@pytest.mark.parametrize("document", [*DOCUMENTS, ROOT / "README.md"], ids=lambda path: path.name)
+@pytest.mark.parametrize(
+    "document", [*DOCUMENTS, SIGNING, ROOT / "README.md", ROOT / "SECURITY.md"], ids=lambda path: path.name
+)
 def test_relative_links_resolve(document):
     for target in re.findall(r"\]\(([^)\s]+)\)", prose(document)):
         if re.match(r"\w+:", target):
@@ -185,7 +189,7 @@ def test_relative_links_resolve(document):
 
 def test_the_readme_leads_to_both_documents():
     text = (ROOT / "README.md").read_text("utf-8")
-    assert all(f"(docs/{document.name})" in text for document in DOCUMENTS)
+    assert all(f"(docs/{document.name})" in text for document in (TENSORRT, JETSON))
 
 
 @each_document

@@ -267,10 +267,10 @@ def test_report_tells_what_was_kept_and_what_was_impossible(tmp_path):
     assert row["search"]["verdict"] == "found"
     assert [block["name"] for block in row["search"]["kept"]] == ["layers.2"]
     assert result.report["notices"] == row["notices"] != []
-    assert (
-        "keeps 1 of 5 blocks in FP32 to hold its budget: layers.2"
-        in (result.bundle / "report.html").read_text()
-    )
+    page = (result.bundle / "report.html").read_text()
+    assert "keeps 1 of 5 blocks in FP32 to hold its budget: layers.2" in page
+    assert "% of the MACs in INT8" in page  # the curve
+    assert "ended as\n<strong>found</strong>" in page
     again = run_recipe(load_recipe(tmp_path / "r.toml"), tmp_path / "runs", SilentProgress())
     assert all(stage.cached for stage in again.stages.values())
     recipe = load_recipe(tmp_path / "r.toml", ["variants.int8.search_seconds=1e-6"])

@@ -228,8 +228,8 @@ def test_read_notices_a_change_after_opening(bundle_folder):
 
 
 def test_an_engine_swapped_between_check_and_load_reaches_no_library(bundle_folder, no_session, monkeypatch):
-    def open_then_swap(path):
-        bundle = open_bundle(path)
+    def open_then_swap(path, **options):
+        bundle = open_bundle(path, **options)
         (bundle_folder / "int8.onnx").write_bytes((bundle_folder / "fp32.onnx").read_bytes())
         return bundle
 

@@ -1,4 +1,4 @@
-"""Scaled decoding: how far it may be from the plain path, what it leaves alone, and that nothing turns it on by itself."""
+"""Scaled decoding: how far from the plain path it may be, what it leaves alone, and that it is off until proven."""
 
 import io
 from dataclasses import replace
@@ -201,9 +201,11 @@ def test_a_picture_of_another_class_keeps_it_off(classifier, monkeypatch):
 
 
 def test_too_few_pictures_are_no_evidence(classifier):
-    with pytest.raises(UsageError, match=r"3 of 4 pictures are JPEGs large enough to be scaled; 100 are wanted"):
+    with pytest.raises(
+        UsageError, match=r"3 of 4 pictures are JPEGs large enough to be scaled; 100 are wanted"
+    ):
         establish_agreement(classifier, [*(tinted(i) for i in range(3)), png()])
-    with pytest.raises(UsageError, match="0 of 0 pictures .*; 1 are wanted"):
+    with pytest.raises(UsageError, match=r"0 of 0 pictures .*; 1 are wanted"):
         establish_agreement(classifier, [], minimum=0)
     with pytest.raises(ImageError):
         establish_agreement(classifier, [tinted(0), b""], minimum=1)

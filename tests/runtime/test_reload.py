@@ -24,7 +24,9 @@ OTHER_CLASSES = ("green", "red", "blue")
 @pytest.fixture
 def bundles(make_bundle, variant):
     """Two bundles of the same two engines: the mean colour (fp32), and twice that (int8)."""
-    return [make_bundle(variant("fp32", "fp32"), variant("int8", "int8"), name=name) for name in ("old", "new")]
+    return [
+        make_bundle(variant("fp32", "fp32"), variant("int8", "int8"), name=name) for name in ("old", "new")
+    ]
 
 
 def test_a_reload_serves_the_new_bundle_and_closes_the_old_engine(bundles, make_bundle, variant):
@@ -111,7 +113,9 @@ def test_other_classes_are_refused_unless_they_are_allowed(bundles, contract):
 
     rewrite_manifest(bundles[1], change)
     with load(bundles[0]) as classifier:
-        with pytest.raises(UsageError, match=r"classes are \['green', 'red', 'blue'\].*allow_new_classes=True"):
+        with pytest.raises(
+            UsageError, match=r"classes are \['green', 'red', 'blue'\].*allow_new_classes=True"
+        ):
             classifier.reload(bundles[1])
         assert classifier.predict(flat(9)).label == "red"
         classifier.reload(bundles[1], allow_new_classes=True)
@@ -226,7 +230,9 @@ def test_no_request_fails_while_models_are_swapped(contract):
 @pytest.mark.slow
 def test_bundles_are_swapped_under_traffic(bundles, make_bundle, variant):
     """The same with real engines, real bundles and the options of ``load``."""
-    other = make_bundle(variant("other", "fp32"), variant("int8", "fp32", verdict="fail"), variant("x", "int8"))
+    other = make_bundle(
+        variant("other", "fp32"), variant("int8", "fp32", verdict="fail"), variant("x", "int8")
+    )
     allowed = {20.0, 30.0}  # the second engine's factor, and the third's
     done = threading.Event()
     with load(bundles[0], threads=1) as classifier, ThreadPoolExecutor(4) as pool:
@@ -268,7 +274,9 @@ def test_32_threads_get_a_thousand_right_answers_each(tiny_run, pictures):
 
 
 def test_eight_threads_get_their_own_answers(mean_model, contract):
-    with Classifier(open_session("onnxruntime-cpu", mean_model, threads=1), contract, SELECTION) as classifier:
+    with Classifier(
+        open_session("onnxruntime-cpu", mean_model, threads=1), contract, SELECTION
+    ) as classifier:
 
         def work(seed):
             colors = np.random.default_rng(seed).integers(0, 256, (50, 3))

@@ -100,15 +100,29 @@ def read_source(settings: DataSettings) -> LabelledImages:
             images = _read_traffic_lights()
         case "cifar10":
             images = _read_cifar10(_required_path(settings), settings.download)
+        case "csv" | "digits" | "fashion-mnist":
+            images = _read_other(settings)
         case source if ":" in source:
             images = _call_source(source)
         case source:
             raise DataError(
                 f"Unknown data source {source!r}.",
-                hint="Known: imagefolder, cifar10, traffic-lights, module:callable.",
+                hint="Known: imagefolder, csv, cifar10, fashion-mnist, digits, traffic-lights, module:callable.",
             )
     _check_classes(images)
     return images
+
+
+def _read_other(settings: DataSettings) -> LabelledImages:
+    from edgekiln.pipeline import sources
+
+    if settings.source == "digits":
+        return sources.read_digits()
+    if settings.source == "fashion-mnist":
+        return sources.read_fashion_mnist(settings.path)
+    return sources.read_table(
+        _required_path(settings), path_column=settings.path_column, label_column=settings.label_column
+    )
 
 
 def _required_path(settings: DataSettings) -> Path:
@@ -252,13 +266,19 @@ def _check_classes(images: LabelledImages) -> None:
 
 
 def split_samples(
-    images: LabelledImages, *, validation: float, test: float, seed: int
+    images: LabelledImages, *, validation: float, test: float, seed: int, share: float = 1.0
 ) -> dict[SplitName, tuple[Sample, ...]]:
-    """Cut ``test`` and ``val`` from ``train``, stratified by class, where the source does not define them."""
+    """Cut ``test`` and ``val`` from ``train``, stratified by class, where the source does not define them.
+
+    ``share`` of train is kept, stratified too. It is taken after ``test`` was cut and before ``val`` is, so that every
+    share is judged on the same pictures, and is validated on as few as somebody with so little data would have.
+    """
     train = images.train
     held_out = images.test
     if held_out is None:
         train, held_out = _cut(train, test, seed)
+    if share < 1:
+        train = _cut(train, share, seed + 2)[1]
     val = images.val
     if val is None:
         train, val = _cut(train, validation, seed + 1)
@@ -321,7 +341,13 @@ def prepare_splits(
         DataError: the source is unusable, or too many pictures are unreadable.
     """
     images = read_source(settings)
-    samples = split_samples(images, validation=settings.validation, test=settings.test, seed=seed)
+    samples = split_samples(
+        images,
+        validation=settings.validation,
+        test=settings.test,
+        seed=seed,
+        share=settings.train_share,
+    )
     contract = make_contract(settings, images.classes)
     total, done = sum(len(part) for part in samples.values()), 0
     seen: dict[str, str] = {}

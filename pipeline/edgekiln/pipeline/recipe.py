@@ -12,7 +12,15 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    PrivateAttr,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 from edgekiln.runtime.backends import Backend
 from edgekiln.runtime.bundle import PREFERENCE
@@ -36,6 +44,8 @@ __all__ = [
     "FinetuneSettings",
     "GateSettings",
     "Recipe",
+    "SourceTaskSettings",
+    "TeacherSettings",
     "VariantSettings",
     "load_recipe",
 ]
@@ -55,9 +65,17 @@ class DataSettings(_Section):
     """Where the labelled pictures come from and how they become arrays."""
 
     source: str = Field(
-        description="imagefolder, cifar10, traffic-lights, or module:callable returning LabelledImages"
+        description="imagefolder, csv, cifar10, fashion-mnist, digits, traffic-lights, "
+        "or module:callable returning LabelledImages"
     )
-    path: Path | None = Field(None, description="folder of imagefolder and cifar10, relative to the recipe")
+    path: Path | None = Field(
+        None,
+        description="folder of imagefolder, cifar10 and fashion-mnist, file of csv; relative to the recipe",
+    )
+    path_column: str = Field(
+        "path", description="csv only: column of the pictures' paths, relative to the file"
+    )
+    label_column: str = Field("label", description="csv only: column of the class names")
     download: bool = Field(False, description="cifar10 only: fetch the archive from its home page if absent")
     size: int = Field(224, ge=8, le=2048, description="height and width of the model's input, pixels")
     resize: ResizeRule = "squash"
@@ -66,6 +84,9 @@ class DataSettings(_Section):
     validation: Fraction = Field(0.15, description="share of train cut off for choosing an epoch")
     test: Fraction = Field(
         0.2, description="share cut off for the final judgement, where no test folder exists"
+    )
+    train_share: float = Field(
+        1.0, gt=0, le=1, description="share of train that is used, of each class; test stays whole"
     )
     max_unreadable: float = Field(0.01, ge=0, le=1, description="more than this share stops the run")
 
@@ -80,7 +101,14 @@ class BackboneSettings(_Section):
     normalization: Literal["shared", "own"] = Field(
         "shared", description="shared folds the pretrained mean and std into the first convolution"
     )
-    freeze: Literal["none", "backbone"] = "none"
+    head: Literal["keep", "replace"] = Field(
+        "keep", description="of a weight file: keep takes its last layer, replace starts a fresh one"
+    )
+    freeze: str = Field(
+        "none",
+        pattern=r"^(none|backbone|until:.+)$",
+        description="none, backbone (only the head is trained), or until:STAGE, as in until:layer4 or until:blocks.3",
+    )
     freeze_batchnorm: bool = Field(True, description="keep BatchNorm statistics as pretrained")
 
     @field_validator("weights")
@@ -98,7 +126,21 @@ class BackboneSettings(_Section):
             raise ValueError(f"weights = {self.weights!r} are for timm models, not for {self.model}")
         if self.weights == "imagenet" and ":" in self.model:
             raise ValueError(f"{self.model} is your own network; weights = 'none' or a file")
+        if self.head == "replace" and not self.from_file:
+            raise ValueError(
+                f"head = 'replace' is for weight files; weights = {self.weights!r} start a fresh one"
+            )
         return self
+
+    @property
+    def from_file(self) -> bool:
+        """Whether the first weights are a local file's."""
+        return self.weights.endswith((".safetensors", ".pth"))
+
+    @property
+    def keeps_head(self) -> bool:
+        """Whether the head is one that was trained already."""
+        return self.from_file and self.head == "keep"
 
 
 class Augmentation(_Section):
@@ -110,6 +152,9 @@ class Augmentation(_Section):
     contrast: float = Field(0.2, ge=0, le=1)
     saturation: float = Field(0.0, ge=0, le=1)
     hue: float = Field(0.0, ge=0, le=0.5)
+    randaugment: int = Field(0, ge=0, le=30, description="strength of two random operations; 9 is usual")
+    mixup: float = Field(0.0, ge=0, description="alpha of Mixup; 0.2 is usual")
+    cutmix: float = Field(0.0, ge=0, description="alpha of CutMix; 1.0 is usual")
 
 
 class FinetuneSettings(_Section):
@@ -117,14 +162,55 @@ class FinetuneSettings(_Section):
 
     epochs: int = Field(4, ge=0, description="0 keeps the linear probe")
     batch_size: int = Field(32, ge=1)
+    optimizer: Literal["adamw", "sgd"] = "adamw"
     learning_rate: float = Field(3e-4, gt=0)
+    momentum: float = Field(0.9, ge=0, lt=1, description="of sgd")
     weight_decay: float = Field(1e-2, ge=0)
+    l2_sp: float = Field(
+        0.0, ge=0, description="pull towards the pretrained weights; weight_decay is then the head's alone"
+    )
+    schedule: Literal["cosine", "constant"] = Field("cosine", description="of the rate after its warm-up")
     warmup: float = Field(0.1, ge=0, lt=1, description="share of all steps over which the rate rises")
     label_smoothing: float = Field(0.05, ge=0, lt=1)
-    probe: bool = Field(True, description="start the head from a linear probe")
+    class_balance: bool = Field(False, description="every class counts alike in the loss, however rare")
+    patience: int = Field(
+        0, ge=0, description="stop after so many epochs without a better one; 0 never stops early"
+    )
+    probe: bool = Field(True, description="start a fresh head from a linear probe")
     threads: int = Field(0, ge=0, description="CPU threads; 0 takes every usable core")
     checkpoint_seconds: float = Field(60.0, gt=0, description="how much work a kill may lose, besides epochs")
     augmentation: Augmentation = Augmentation()
+
+
+class SourceTaskSettings(_Section):
+    """The combined loss J = alpha * J_source + beta * J_target: the source task is learned beside the target's."""
+
+    data: DataSettings
+    alpha: float = Field(ge=0, description="weight of the source task's loss; 0 is the plain run")
+    beta: float = Field(1.0, ge=0, description="weight of the target task's loss")
+    head: Literal["fresh", "keep"] = Field(
+        "fresh",
+        description="keep takes the head of the checkpoint in backbone.weights, whose classes it must know",
+    )
+
+    @model_validator(mode="after")
+    def _learns_something(self) -> SourceTaskSettings:
+        if self.alpha == 0 and self.beta == 0:
+            raise ValueError("alpha and beta are both 0: nothing would be learned")
+        shaping = {"size", "resize", "shorter_side", "interpolation"} & self.data.model_fields_set
+        if shaping:
+            raise ValueError(
+                f"data.{sorted(shaping)[0]} is the target's: one network sees both tasks' pictures"
+            )
+        return self
+
+
+class TeacherSettings(_Section):
+    """Distillation from a larger network that an earlier run fine-tuned on the same classes."""
+
+    checkpoint: Path = Field(description="checkpoint.safetensors of that run, relative to the recipe")
+    temperature: float = Field(4.0, gt=0, description="softens both answers")
+    weight: float = Field(0.5, gt=0, le=1, description="of the teacher's answers against the labels")
 
 
 class ExportSettings(_Section):
@@ -304,6 +390,20 @@ class BenchmarkSettings(_Section):
         ge=1,
         description="blocks per process of the boundaries engine and image, and of one repeated image",
     )
+    mlperf: bool = Field(
+        False, description="MLPerf LoadGen then drives each engine on the CPU that passed its gate"
+    )
+    mlperf_seconds: float = Field(
+        10.0, ge=1, description="for each engine and scenario, at least; MLPerf's own rules ask for 600"
+    )
+
+    @model_validator(mode="after")
+    def _check_mlperf(self) -> BenchmarkSettings:
+        if self.mlperf and not self.enabled:
+            raise ValueError(
+                "mlperf = true needs enabled = true: it drives engines as the benchmark found best"
+            )
+        return self
 
 
 class Recipe(_Section):
@@ -314,10 +414,18 @@ class Recipe(_Section):
     data: DataSettings
     backbone: BackboneSettings
     finetune: FinetuneSettings = FinetuneSettings()
+    source_task: SourceTaskSettings | None = None
+    teacher: TeacherSettings | None = None
     export: ExportSettings = ExportSettings()
     variants: tuple[VariantSettings, ...] = Field(min_length=1)
     gate: GateSettings = GateSettings()
     benchmark: BenchmarkSettings = BenchmarkSettings()
+    _folder: Path | None = PrivateAttr(None)  # no wish, and no part of any key
+
+    @property
+    def folder(self) -> Path | None:
+        """Where the file lies that the recipe was read from; ``None`` for one that was made otherwise."""
+        return self._folder
 
     @field_validator("variants")
     @classmethod
@@ -331,6 +439,16 @@ class Recipe(_Section):
         if taken := {"baseline", "pytorch-tuned", "pytorch-compile"} & set(names):
             raise ValueError(f"{sorted(taken)[0]!r} is the PyTorch model's own name")
         return variants
+
+    @model_validator(mode="after")
+    def _transfer_makes_sense(self) -> Recipe:
+        if self.finetune.l2_sp and (self.backbone.weights == "none" or self.backbone.freeze == "backbone"):
+            raise ValueError(
+                "finetune.l2_sp pulls towards pretrained weights that are trained on; there are none"
+            )
+        if self.source_task is not None and self.source_task.head == "keep" and not self.backbone.from_file:
+            raise ValueError("source_task.head = 'keep' needs a checkpoint in backbone.weights")
+        return self
 
 
 def load_recipe(path: Path, overrides: Iterable[str] = ()) -> Recipe:
@@ -355,9 +473,11 @@ def load_recipe(path: Path, overrides: Iterable[str] = ()) -> Recipe:
         _apply_override(values, override)
     _resolve_paths(values, path.parent)
     try:
-        return Recipe.model_validate(values)
+        recipe = Recipe.model_validate(values)
     except ValidationError as error:
         raise RecipeError(f"{path}: {_explain(error)}", path=path) from error
+    recipe._folder = path.resolve().parent
+    return recipe
 
 
 def _apply_override(values: dict[str, Any], override: str) -> None:
@@ -391,9 +511,13 @@ def _descend(target: Any, parent: str, override: str) -> Any:
 
 
 def _resolve_paths(values: dict[str, Any], folder: Path) -> None:
-    data, backbone = values.get("data"), values.get("backbone")
-    if isinstance(data, dict) and isinstance(data.get("path"), str):
-        data["path"] = str(folder / Path(data["path"]).expanduser())
+    source, backbone = values.get("source_task"), values.get("backbone")
+    for data in (values.get("data"), source.get("data") if isinstance(source, dict) else None):
+        if isinstance(data, dict) and isinstance(data.get("path"), str):
+            data["path"] = str(folder / Path(data["path"]).expanduser())
+    teacher = values.get("teacher")
+    if isinstance(teacher, dict) and isinstance(teacher.get("checkpoint"), str):
+        teacher["checkpoint"] = str(folder / Path(teacher["checkpoint"]).expanduser())
     if isinstance(backbone, dict) and str(backbone.get("weights", "")).endswith((".safetensors", ".pth")):
         backbone["weights"] = str(folder / Path(backbone["weights"]).expanduser())
 

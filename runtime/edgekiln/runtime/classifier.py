@@ -7,8 +7,9 @@ import os
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial, wraps
 from types import TracebackType
-from typing import Literal
+from typing import Any, Literal, TypeVar, cast
 
 import numpy as np
 
@@ -20,9 +21,10 @@ from edgekiln.runtime.loaded import LoadedModel
 from edgekiln.runtime.session import Session
 from edgekiln.runtime.spec import Logits
 
-__all__ = ["Candidate", "Classifier", "Prediction", "Selection", "predict_frames"]
+__all__ = ["Candidate", "Classifier", "Prediction", "Selection", "predict_frames", "reloadable"]
 
 _log = logging.getLogger("edgekiln.runtime")
+_Load = TypeVar("_Load", bound="Callable[..., Classifier]")
 
 
 @dataclass(frozen=True, slots=True)
@@ -250,6 +252,18 @@ class Classifier:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+
+def reloadable(load: _Load) -> _Load:
+    """``load``, whose classifiers remember its options: a reload asks for the same keys, device and threads."""
+
+    @wraps(load)
+    def load_and_remember(path: str | os.PathLike[str], **options: Any) -> Classifier:
+        classifier = load(path, **options)
+        classifier._load = partial(load_and_remember, **options)
+        return classifier
+
+    return cast(_Load, load_and_remember)
 
 
 _swapping = threading.Lock()

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 import struct
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from edgekiln.runtime.bundle import open_bundle
+from edgekiln.runtime.bundle import SIGNATURE_NAME, Bundle, open_bundle
 from edgekiln.runtime.contract import Contract
 from edgekiln.runtime.errors import UntrustedError, UsageError
 from edgekiln.runtime.extras import import_extra
@@ -17,15 +18,17 @@ __all__ = ["describe"]
 _MAX_HEADER_BYTES = 64 * 2**20
 
 
-def describe(path: Path) -> dict[str, Any]:
+def describe(path: Path, trusted_keys: Sequence[Path] | None = None) -> dict[str, Any]:
     """JSON values about a bundle, an ONNX file, a safetensors checkpoint or a TensorRT engine.
 
     Raises:
-        UsageError: nothing there, or of no known kind.
-        UntrustedError: damaged.
+        UsageError: nothing there, or of no known kind; trusted keys for anything but a bundle.
+        UntrustedError: damaged, or a bundle that none of the trusted keys signed.
     """
-    if path.is_dir():
-        return _describe_bundle(path)
+    if path.is_dir() or path.suffix.lower() == ".zip":
+        return _describe_bundle(path, trusted_keys)
+    if trusted_keys is not None:
+        raise UsageError(f"{path} is no bundle, and only bundles are signed.", path=path)
     if not path.is_file():
         raise UsageError(f"There is no file or folder {path}.", path=path)
     match path.suffix:
@@ -38,7 +41,7 @@ def describe(path: Path) -> dict[str, Any]:
         case suffix:
             raise UsageError(
                 f"{path} is of no kind that edgekiln knows (ending {suffix or 'none'}).",
-                hint="It inspects bundles (folders), .onnx, .safetensors, .engine, .plan and .trt files.",
+                hint="It inspects bundles (folders, .zip), .onnx, .safetensors, .engine, .plan and .trt files.",
                 path=path,
             )
 
@@ -51,12 +54,13 @@ def _describe_contract(contract: Contract) -> dict[str, Any]:
     }
 
 
-def _describe_bundle(path: Path) -> dict[str, Any]:
-    bundle = open_bundle(path)
+def _describe_bundle(path: Path, trusted_keys: Sequence[Path] | None) -> dict[str, Any]:
+    bundle = open_bundle(path, trusted_keys=trusted_keys)
     return {
         "kind": "bundle",
         "name": bundle.name,
         "digest": bundle.digest,
+        "signature": _describe_signature(bundle),
         **_describe_contract(bundle.contract),
         "variants": [
             {
@@ -70,6 +74,12 @@ def _describe_bundle(path: Path) -> dict[str, Any]:
         ],
         "files": [{"name": n, "bytes": f.size, "sha256": f.sha256} for n, f in sorted(bundle.files.items())],
     }
+
+
+def _describe_signature(bundle: Bundle) -> str:
+    if bundle.signer is not None:
+        return f"verified, key {bundle.signer}"
+    return "there, not verified" if SIGNATURE_NAME in bundle.source.names() else "none"
 
 
 def _describe_onnx(path: Path) -> dict[str, Any]:
