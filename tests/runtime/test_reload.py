@@ -15,7 +15,15 @@ from serving_support import PATIENCE_S, GatedSession, flat
 from edgekiln.runtime import load
 from edgekiln.runtime.backends import open_session
 from edgekiln.runtime.classifier import Classifier, Selection
-from edgekiln.runtime.errors import BundleError, DeviceError, EngineError, NonFiniteError, UsageError
+from edgekiln.runtime.errors import (
+    BundleError,
+    DeviceError,
+    EngineError,
+    NonFiniteError,
+    SignatureError,
+    UsageError,
+)
+from edgekiln.runtime.signing import load_private_key, sign_bundle, write_key_pair
 
 SELECTION = Selection("fp32", "fake", "fp32", "made by hand")
 OTHER_CLASSES = ("green", "red", "blue")
@@ -49,6 +57,17 @@ def test_a_reload_keeps_the_options_of_load(bundles):
         assert (classifier.variant.name, classifier.session.threads) == ("fp32", 1)
         classifier.reload(bundles[0])
         assert (classifier.variant.name, classifier.session.threads) == ("fp32", 1)
+
+
+def test_a_reload_asks_for_the_keys_that_load_was_given(bundles, tmp_path):
+    private, public = write_key_pair(tmp_path / "key")
+    sign_bundle(bundles[0], load_private_key(private))
+    with load(bundles[0], trusted_keys=[public]) as classifier:
+        with pytest.raises(SignatureError, match="is not signed"):
+            classifier.reload(bundles[1])
+        sign_bundle(bundles[1], load_private_key(private))
+        classifier.reload(bundles[1])
+        assert classifier.predict(flat(10)).logits[0] == 20
 
 
 def test_a_classifier_made_by_hand_can_be_reloaded(mean_model, contract, bundles):

@@ -49,7 +49,8 @@ class Minute:
 
     Attributes:
         answered: good pictures that got their answer; ``refused``: bad ones that got their error.
-        p50_ms, p99_ms: of ``Classifier.predict`` on good pictures, decoding included; to a hundredth of themselves.
+        p50_ms, p99_ms: of ``Classifier.predict`` on good pictures, decoding included; to a hundredth of themselves,
+            and 0 where none was answered.
         rss_mb, descriptors: of this process, at the end of the minute.
     """
 
@@ -83,8 +84,13 @@ class SoakResult:
 
     @property
     def p99_drift(self) -> float:
-        """Median p99 of the last third of the minutes after the warm-up, over that of the first third, less 1."""
+        """Median p99 of the last third of the minutes after the warm-up, over that of the first third, less 1.
+
+        0 where a minute has none: that is a problem of its own.
+        """
         p99 = [minute.p99_ms for minute in self.minutes[1:]]
+        if 0 in p99:
+            return 0.0
         third = max(1, len(p99) // 3)
         return statistics.median(p99[-third:]) / statistics.median(p99[:third]) - 1
 
@@ -94,6 +100,8 @@ class SoakResult:
         found = []
         if self.fault_count:
             found.append(f"{self.fault_count} calls went wrong, the first: {self.faults[0]}")
+        if silent := [str(minute.number) for minute in self.minutes if minute.p99_ms == 0]:
+            found.append(f"no good picture was answered by predict in minute {', '.join(silent)}")
         if self.rss_growth_mb > MAX_RSS_GROWTH_MB:
             found.append(f"memory grew by {self.rss_growth_mb:.1f} MB after the warm-up")
         if self.descriptor_growth > 0:
