@@ -135,6 +135,12 @@ def test_memory_is_read_from_proc(tmp_path):
         read_rss_mb(tmp_path / "none")
 
 
+def test_a_file_that_is_open_for_a_moment_is_no_leak(monkeypatch):
+    counts = iter([["0", "1", "7"], ["0", "1"], ["0", "1", "7", "8"]])
+    monkeypatch.setattr(os, "listdir", lambda path: next(counts))
+    assert soak.read_descriptors(looks=3, pause_s=0) == 2
+
+
 # -- the whole
 
 

@@ -2,6 +2,7 @@
 
 import io
 from dataclasses import replace
+from functools import cache
 
 import numpy as np
 import pytest
@@ -36,6 +37,7 @@ def edges():
     return np.repeat(stripes.astype(np.uint8)[..., None], 3, axis=2)
 
 
+@cache
 def scene():
     """Blobs of many sizes, the larger the stronger, as in photographs."""
     generator, total = np.random.default_rng(1), np.zeros((HEIGHT, WIDTH, 3))
