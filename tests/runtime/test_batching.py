@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 from serving_support import PATIENCE_S, GatedSession, flat
 
+from edgekiln.runtime import batching
 from edgekiln.runtime.backends import open_session
 from edgekiln.runtime.batching import Batcher
 from edgekiln.runtime.classifier import Classifier, Selection
@@ -87,7 +88,7 @@ def test_a_batch_that_is_not_full_runs_when_its_time_is_over(classifier, session
     with Batcher(classifier, max_batch=100, max_wait_us=2000) as batcher:
         begun = time.monotonic()
         assert red(batcher.submit(flat(7))) == 7
-        assert time.monotonic() - begun >= 0.002
+        assert time.monotonic() - begun >= 0.002 - batching._TIMER_SLACK_S
     assert session.batches == [1]
 
 

@@ -30,6 +30,9 @@ from edgekiln.runtime.loaded import LoadedModel
 
 __all__ = ["Batcher", "BatcherCounters"]
 
+_TIMER_SLACK_S = (
+    50e-6  # Linux may end a sleep so much late (PR_SET_TIMERSLACK in prctl(2)); max_wait_us is an upper bound
+)
 _WINDOW = 2048  # answers: enough for a p99 of 20 samples, and 16 KiB
 
 _ENDS = ("answered", "failed", "cancelled", "expired", "refused")
@@ -305,7 +308,7 @@ class Batcher:
 
     def _wait_for_more(self) -> None:
         """Until the batch is full or its first picture has waited long enough; at once when closing."""
-        end = self._queue[0].queued + self._max_wait_s
+        end = self._queue[0].queued + self._max_wait_s - _TIMER_SLACK_S
         while self._queue and len(self._queue) < self._max_batch and not self._closed:
             left = end - monotonic()
             if left <= 0 or not self._changed.wait(left):

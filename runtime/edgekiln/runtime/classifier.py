@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import threading
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import partial, wraps
 from types import TracebackType
@@ -163,7 +163,7 @@ class Classifier:
         max_batch: int = 1,
         on_error: Literal["yield", "raise"] = "yield",
         color_order: ColorOrder = "rgb",
-    ) -> Iterator[Prediction | ImageError]:
+    ) -> Generator[Prediction | ImageError, None, None]:
         """Answers in the order of ``pictures``, which may be endless; decoding goes on while the engine runs.
 
         Args:

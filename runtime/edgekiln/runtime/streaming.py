@@ -10,7 +10,7 @@ import logging
 import queue
 import threading
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Literal, get_args
@@ -37,7 +37,7 @@ def stream_predictions(
     max_batch: int = 1,
     on_error: OnError = "yield",
     color_order: ColorOrder = "rgb",
-) -> Iterator[Prediction | ImageError]:
+) -> Generator[Prediction | ImageError, None, None]:
     """See ``Classifier.predict_stream``. Nothing starts before the first answer is asked for.
 
     Raises:
@@ -147,7 +147,9 @@ class _Reader:
                 prepared.model.release()
 
 
-def _answer_all(reader: _Reader, max_batch: int, *, raises: bool) -> Iterator[Prediction | ImageError]:
+def _answer_all(
+    reader: _Reader, max_batch: int, *, raises: bool
+) -> Generator[Prediction | ImageError, None, None]:
     reader.start()
     try:
         while not isinstance(first := reader.get(), _End):
