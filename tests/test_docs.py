@@ -5,6 +5,7 @@ import itertools
 import re
 import shlex
 import sys
+from typing import get_args
 
 import click
 import pytest
@@ -13,7 +14,10 @@ from tests_support import ROOT
 
 from edgekiln.pipeline.cli import cli
 from edgekiln.pipeline.recipe import BuildSettings, load_recipe
+from edgekiln.runtime.backends import CPU_BACKENDS, Backend
+from edgekiln.runtime.bundle import PREFERENCE
 from edgekiln.runtime.errors import ExitCode
+from edgekiln.runtime.spec import Precision
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -21,9 +25,10 @@ else:
     import tomli as tomllib
 
 TENSORRT, JETSON = ROOT / "docs/tensorrt.md", ROOT / "docs/jetson.md"
+BACKENDS = ROOT / "docs/backends.md"
 PROOF = ROOT / "docs/proof.md"
 SIGNING = ROOT / "docs/signing.md"
-DOCUMENTS = (TENSORRT, JETSON, PROOF)
+DOCUMENTS = (TENSORRT, JETSON, BACKENDS, PROOF)
 PACKAGES = ("pipeline", "export", "runtime", "benchmarks")
 HEAD = (
     'name = "x"\n[data]\nsource = "imagefolder"\n[backbone]\nmodel = "edgekiln/tiny-cnn"\nweights = "none"\n'
@@ -62,7 +67,7 @@ def table(document, *header):
 # -- recipes
 
 
-@pytest.mark.parametrize("text", fences(TENSORRT, "toml"))
+@pytest.mark.parametrize("text", [*fences(TENSORRT, "toml"), *fences(BACKENDS, "toml")])
 def test_recipe_examples_load(tmp_path, text):
     path = tmp_path / "recipe.toml"
     path.write_text(text if "[data]" in text else HEAD + text)
@@ -187,7 +192,7 @@ def test_relative_links_resolve(document):
         assert not anchor or anchor in anchors(path), target
 
 
-def test_the_readme_leads_to_both_documents():
+def test_the_readme_leads_to_all_documents():
     text = (ROOT / "README.md").read_text("utf-8")
     assert all(f"(docs/{document.name})" in text for document in (TENSORRT, JETSON))
 
@@ -199,6 +204,23 @@ def test_lines_outside_of_tables_are_short(document):
 
 
 # -- what the code says
+
+
+def test_the_order_of_preference_is_the_codes():
+    told = [
+        (row[1].strip("`"), Precision(row[2].lower())) for row in table(BACKENDS, "", "backend", "precision")
+    ]
+    assert told == list(PREFERENCE)
+
+
+def test_every_backend_and_its_precisions_are_told():
+    rows = table(BACKENDS, "backend", "runs on", "precisions", "extra", "what it is for")
+    told = {(row[0].strip("`"), Precision(p.lower())) for row in rows for p in row[2].split(", ")}
+    not_made = {("onnxruntime-cpu", Precision.FP16)}  # such a bundle is read, no recipe makes one
+    assert told == set(PREFERENCE) - not_made
+    assert {row[0].strip("`"): row[1].lower() for row in rows} == {
+        name: "cpu" if name in CPU_BACKENDS else "nvidia gpu" for name in get_args(Backend)
+    }
 
 
 def test_the_lint_table_is_the_lint():

@@ -76,7 +76,7 @@ CASES = [
     (other_images, 2, "judged on different test images"),
     (not_finite, 3, "holds NaN or infinite logits of int8 for 1 of 30 pictures"),
     (empty_split, 2, "holds no pictures in class folders"),
-    (class_without_training, 2, "Class 'white' has no picture in train."),
+    (class_without_training, 2, "Class 'white' has no picture in train, in "),
 ]
 
 
@@ -111,7 +111,7 @@ def test_a_class_never_seen_in_test_is_told_and_does_not_count(tmp_path, capsys)
         main(["run", str(tmp_path / "tiny.toml"), "--runs", str(tmp_path / "runs"), "-q", *options])
     out = capsys.readouterr().out
     assert ended.value.code == 0
-    assert "The test split has no image of green: recall there is unknown" in out
+    assert "Class 'green' has no picture in test: it is trained, and not judged there." in out
     report = json.loads((tmp_path / "runs" / "tiny" / "bundle" / "report.json").read_text())
     accuracy = report["baseline"]["accuracy"]
     assert accuracy["recall"][1] is None

@@ -125,7 +125,7 @@ def test_what_differs_besides_the_head_is_listed_and_gets_no_false_hint(tmp_path
         "w.pth does not fit the model; 3 tensors differ: conv1.weight is 8 x 3 x 3 x 3, wanted 64 x 3 x 3 x 3, "
         "conv2.bias is missing, extra is not of this model."
     )
-    assert caught.value.hint is None
+    assert caught.value.hint == "Take weights of the same network as backbone.model."
 
 
 def test_a_checkpoint_of_another_backbone_is_refused(tmp_path):

@@ -312,9 +312,10 @@ import os, signal, sys
 import numpy as np
 import edgekiln.runtime as ek
 from edgekiln.runtime.backends import open_session
-bundle, action, model = sys.argv[1:]
+bundle, action, model, backend = sys.argv[1:]
 classifier = ek.load(bundle, threads=4)
-session = open_session("onnxruntime-cpu", open(model, "rb").read(), threads=4)
+session = open_session(backend, open(model, "rb").read(), threads=4)
+session.run(np.zeros((1, 4, 8, 3), np.uint8))
 picture = np.full((4, 8, 3), 10, np.uint8)
 classifier.predict(picture)
 if os.fork() == 0:
@@ -332,6 +333,8 @@ if os.fork() == 0:
             classifier.close()
             session.close()
             print("closed", flush=True)
+        elif action == "new session":
+            print(open_session(backend, open(model, "rb").read(), threads=4).run(picture[None])[0, 0], flush=True)
         elif action == "new":
             with ek.load(bundle, threads=4) as other:
                 print(other.predict(picture).logits[0], flush=True)
@@ -354,9 +357,21 @@ print(os.waitstatus_to_exitcode(os.wait()[1]), classifier.predict(picture).logit
     ],
 )
 def test_a_fork_gets_a_typed_error_may_load_its_own_and_ends(bundles, action, told):
+    check_fork(bundles[0], action, told)
+
+
+@pytest.mark.parametrize(
+    ("action", "told"), [("session", ["forked", "True"]), ("close", ["closed"]), ("new session", ["10.0"])]
+)
+def test_a_fork_of_a_process_with_openvino_likewise(bundles, action, told):
+    pytest.importorskip("openvino", reason="OpenVINO is not installed")
+    check_fork(bundles[0], action, told, backend="openvino")
+
+
+def check_fork(bundle, action, told, backend="onnxruntime-cpu"):
     """In a whole interpreter of its own, to its end: freeing the parent's session there would crash or hang."""
     done = subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", FORK, str(bundles[0]), action, str(bundles[0] / "fp32.onnx")],
+        [sys.executable, "-W", "ignore", "-c", FORK, str(bundle), action, str(bundle / "fp32.onnx"), backend],
         capture_output=True,
         text=True,
         timeout=2 * PATIENCE_S,

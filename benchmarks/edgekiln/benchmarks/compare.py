@@ -130,6 +130,7 @@ def _check_contracts(old: Side, new: Side, other_contract: bool) -> None:
             f"These do unlike work: one knows {', '.join(old.classes[:5])}, the other "
             f"{', '.join(new.classes[:5])}.",
             hint="Compare what has the same classes, in the same order.",
+            path=new.path,
         )
     differing = sorted(
         key
@@ -156,6 +157,7 @@ def _match(old: Side, new: Side) -> tuple[Answers, Answers] | None:
             f"These were judged on different pictures: none of {len(old.answers.digests)} is among the other's "
             f"{len(new.answers.digests)}.",
             hint="Judge both on the same test split.",
+            path=new.path,
         )
     first, second = zip(*pairs, strict=True)
     return _take(old.answers, first), _take(new.answers, second)

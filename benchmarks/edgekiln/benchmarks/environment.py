@@ -35,6 +35,7 @@ TOOLS = (
     "Pillow",
     "onnxruntime",
     "onnxruntime-gpu",
+    "openvino",
     "onnx",
     "nvidia-ml-py",
     "torch",

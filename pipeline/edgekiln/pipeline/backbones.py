@@ -6,6 +6,7 @@ model of edgekiln takes (x - 127) / 128. This module knows nothing of data or tr
 
 from __future__ import annotations
 
+import difflib
 import hashlib
 import importlib.util
 from collections.abc import Callable
@@ -105,7 +106,8 @@ def _create(
         case _:
             raise RecipeError(
                 f"Unknown backbone {settings.model!r}.",
-                hint="Known: timm/NAME, torchvision/NAME, edgekiln/tiny-cnn, module:callable.",
+                hint="Known: timm/NAME, torchvision/NAME, edgekiln/tiny-cnn, module:callable; perhaps "
+                f"backbone.model = 'timm/{name or library}'.",
             )
 
 
@@ -114,10 +116,9 @@ def _create_timm(
 ) -> tuple[nn.Module, Normalization]:
     timm = import_extra("timm", "build")
     if not timm.is_model(name):
-        near = timm.list_models(f"*{name.split('_')[-1]}*")[:3]
-        raise RecipeError(
-            f"timm has no model {name!r}.", hint=f"Similar: {', '.join(near)}." if near else None
-        )
+        near = difflib.get_close_matches(name, timm.list_models(), n=3, cutoff=0.6)
+        hint = f"Similar: {', '.join(near)}." if near else "timm.list_models() gives all names."
+        raise RecipeError(f"backbone.model: timm has no model {name!r}.", hint=hint)
     if weights.startswith("package:"):
         network = _load_package(timm, name, weights.removeprefix("package:"))
         network.reset_classifier(num_classes)
@@ -182,7 +183,9 @@ def _create_torchvision(name: str, pretrained: bool, num_classes: int) -> nn.Mod
     try:
         models.get_model_builder(name)
     except ValueError as error:
-        raise RecipeError(f"torchvision has no classification model {name!r}.") from error
+        near = difflib.get_close_matches(name, models.list_models(module=models), n=3, cutoff=0.5)
+        hint = f"Similar: {', '.join(near)}." if near else "torchvision.models.list_models() gives all names."
+        raise RecipeError(f"torchvision has no classification model {name!r}.", hint=hint) from error
     network: nn.Module = _fetch(lambda: models.get_model(name, weights="DEFAULT" if pretrained else None))
     path, head = find_head(network, 1000)
     parent = network.get_submodule(path.rpartition(".")[0])

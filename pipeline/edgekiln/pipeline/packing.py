@@ -16,7 +16,7 @@ from edgekiln.benchmarks.accuracy import measure_accuracy
 from edgekiln.benchmarks.environment import describe_machine, read_work_commit
 from edgekiln.benchmarks.judging import Reference, digest_split, judge_answers, summarize_simulation
 from edgekiln.benchmarks.report import render_card, render_page
-from edgekiln.pipeline.data import INDEX_NAME, PreparedSplit, load_split
+from edgekiln.pipeline.data import INDEX_NAME, PreparedSplit, describe_unjudged, load_split
 from edgekiln.pipeline.engines import built_files
 from edgekiln.pipeline.recipe import Recipe, VariantSettings
 from edgekiln.pipeline.recipe_toml import write_toml
@@ -183,7 +183,7 @@ def _build_report(context: StageContext) -> dict[str, Any]:
         ],
         "variants": variants,
         "notices": [
-            *_describe_unseen(reference),
+            *describe_unjudged(data["unjudged"]),
             *(notice for variant in variants for notice in variant["notices"]),
         ],
         "benchmark": benchmark,
@@ -298,19 +298,6 @@ def _read_stage(context: StageContext, name: str) -> dict[str, Any] | None:
         return None
     values: dict[str, Any] = read_json(context.inputs[name] / f"{name}.json")
     return values
-
-
-def _describe_unseen(reference: Reference) -> list[str]:
-    """A notice where the test split has no image of some class: nothing is known of how engines treat it."""
-    counts = np.bincount(reference.labels, minlength=len(reference.classes))
-    unseen = [reference.classes[label] for label in np.flatnonzero(counts == 0).tolist()]
-    if not unseen:
-        return []
-    more = f" and {len(unseen) - 5} more" if len(unseen) > 5 else ""
-    return [
-        f"The test split has no image of {', '.join(unseen[:5])}{more}: recall there is unknown, and balanced "
-        "accuracy is the mean over the other classes."
-    ]
 
 
 def _latency(benchmark: Mapping[str, Any] | None, name: str) -> dict[str, Any] | None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import difflib
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -52,6 +52,8 @@ __all__ = [
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
 MAX_FILE_NAME = 64  # of a bundle
+# The runtime opens these and no recipe makes them: CPUs have no FP16 arithmetic.
+_NOT_MADE = {("onnxruntime-cpu", Precision.FP16)}
 Fraction = Annotated[float, Field(gt=0, lt=1)]
 
 
@@ -277,10 +279,13 @@ class VariantSettings(_Section):
     calibration_images: int = Field(512, ge=32)
     calibration_method: Literal["minmax", "max", "entropy", "percentile"] | None = Field(
         None,
-        description="onnxruntime-cpu: minmax (default), entropy, percentile; TensorRT: max (default), entropy",
+        description="CPU backends: minmax (default), entropy, percentile; TensorRT: max (default), entropy",
     )
     min_precision_share: float | None = Field(
-        None, ge=0, le=1, description="default 0.95 for onnxruntime-cpu, 0.8 of the MACs for TensorRT"
+        None,
+        ge=0,
+        le=1,
+        description="default 0.95 of the nodes for onnxruntime-cpu, 0.8 of the MACs for OpenVINO and TensorRT",
     )
     fallback: Literal["none", "fp16"] = Field(
         "none",
@@ -320,18 +325,24 @@ class VariantSettings(_Section):
 
     @property
     def precision_share(self) -> float:
-        """The smallest share that must run in the precision, or the backend's default."""
+        """The smallest share that must run in the precision, or the backend's default.
+
+        onnxruntime quantizes every node where all is right, so almost all are asked for. OpenVINO always computes
+        the first convolution of pixels in FP32, and TensorRT keeps what it finds faster: of these most of the work
+        is asked for, in MACs, since one layer in float says little by its number.
+        """
         if self.min_precision_share is not None:
             return self.min_precision_share
-        return 0.8 if self.builds_engine else 0.95
+        return 0.95 if self.backend == "onnxruntime-cpu" else 0.8
 
     @model_validator(mode="after")
     def _check_support(self) -> VariantSettings:
-        if (self.backend, self.precision) not in PREFERENCE or (self.backend, self.precision) == (
-            "onnxruntime-cpu",
-            Precision.FP16,
-        ):
-            raise ValueError(f"{self.backend} has no {self.precision.value} variant")
+        wanted = (self.backend, self.precision)
+        if wanted not in PREFERENCE or wanted in _NOT_MADE:
+            there = [p.value for b, p in PREFERENCE if b == self.backend and (b, p) not in _NOT_MADE]
+            raise ValueError(
+                f"{self.backend} has no {self.precision.value} variant; its precisions are {', '.join(sorted(there))}"
+            )
         known = {"max", "entropy"} if self.builds_engine else {"minmax", "entropy", "percentile"}
         if self.calibration not in known:
             raise ValueError(
@@ -464,26 +475,51 @@ def load_recipe(path: Path, overrides: Iterable[str] = ()) -> Recipe:
     try:
         values = tomllib.loads(path.read_text("utf-8-sig"))  # some editors write a byte order mark
     except FileNotFoundError as error:
-        raise RecipeError(f"There is no recipe {path}.", path=path) from error
-    except (OSError, UnicodeDecodeError) as error:
-        raise RecipeError(f"The recipe {path} cannot be read: {error}.", path=path) from error
+        raise RecipeError(f"There is no recipe {path}.", hint=_suggest_recipe(path), path=path) from error
+    except IsADirectoryError as error:
+        inside = ", ".join(sorted(entry.name for entry in path.glob("*.toml"))[:5])
+        hint = f"It holds {inside}: name one of them." if inside else _suggest_recipe(path)
+        raise RecipeError(
+            f"The recipe {path} is a folder, wanted a TOML file.", hint=hint, path=path
+        ) from error
+    except UnicodeDecodeError as error:
+        text = f"The recipe {path} cannot be read: it is no text in UTF-8 ({error.reason} at byte {error.start})."
+        raise RecipeError(text, hint="Save it as UTF-8.", path=path) from error
+    except OSError as error:
+        hint = "Check the path and its permissions."
+        raise RecipeError(
+            f"The recipe {path} cannot be read: {error.strerror}.", hint=hint, path=path
+        ) from error
     except tomllib.TOMLDecodeError as error:
-        raise RecipeError(f"{path} is not valid TOML: {error}.", path=path) from error
+        hint = "Texts stand in quotes, sections in [brackets]: https://toml.io"
+        raise RecipeError(f"{path} is not valid TOML: {error}.", hint=hint, path=path) from error
     for override in overrides:
         _apply_override(values, override)
     _resolve_paths(values, path.parent)
     try:
         recipe = Recipe.model_validate(values)
     except ValidationError as error:
-        raise RecipeError(f"{path}: {_explain(error)}", path=path) from error
+        message, hint = _explain(error, values)
+        raise RecipeError(f"{path}: {message}", hint=hint, path=path) from error
     recipe._folder = path.resolve().parent
     return recipe
+
+
+def _suggest_recipe(path: Path) -> str:
+    """The nearest TOML file in the folder where one was looked for."""
+    beside = sorted(entry.stem for entry in path.parent.glob("*.toml")) if path.parent.is_dir() else []
+    near = difflib.get_close_matches(path.stem, beside, n=1, cutoff=0.5)
+    if near:
+        return f"Did you mean {path.parent / near[0]}.toml?"
+    return "A recipe is a TOML file; the folder recipes/ of the project holds ready ones."
 
 
 def _apply_override(values: dict[str, Any], override: str) -> None:
     key, equals, text = override.partition("=")
     if not equals or not key:
-        raise RecipeError(f"--set {override}: wanted section.key=value.", hint="--set finetune.epochs=2")
+        raise RecipeError(
+            f"--set {override}: wanted section.key=value.", hint="Example: --set finetune.epochs=2"
+        )
     try:
         value = tomllib.loads(f"value = {text}")["value"]
     except tomllib.TOMLDecodeError:
@@ -493,7 +529,10 @@ def _apply_override(values: dict[str, Any], override: str) -> None:
     for parent in parents:
         target = _descend(target, parent, override)
     if isinstance(target, list):
-        raise RecipeError(f"--set {override}: name the variant, as in variants.int8.{last}=...")
+        raise RecipeError(
+            f"--set {override}: wanted the name of a variant.",
+            hint=f"Example: --set variants.int8.{last}=...",
+        )
     target[last] = value
 
 
@@ -503,10 +542,16 @@ def _descend(target: Any, parent: str, override: str) -> Any:
         for item in target:
             if isinstance(item, dict) and item.get("name") == parent:
                 return item
-        raise RecipeError(f"--set {override}: there is no variant {parent!r}.")
+        names = [str(item.get("name")) for item in target if isinstance(item, dict)]
+        raise RecipeError(
+            f"--set {override}: there is no variant {parent!r}.", hint=f"The recipe has: {', '.join(names)}."
+        )
     child = target.setdefault(parent, {})
     if not isinstance(child, dict | list):
-        raise RecipeError(f"--set {override}: {parent!r} is a value, not a section.")
+        raise RecipeError(
+            f"--set {override}: {parent!r} is a value, not a section.",
+            hint=f"Set it as a whole, with nothing behind {parent}.",
+        )
     return child
 
 
@@ -522,30 +567,67 @@ def _resolve_paths(values: dict[str, Any], folder: Path) -> None:
         backbone["weights"] = str(folder / Path(backbone["weights"]).expanduser())
 
 
-def _explain(error: ValidationError) -> str:
-    """The first problem in one sentence, with a count of the others."""
+def _explain(error: ValidationError, values: Mapping[str, Any]) -> tuple[str, str]:
+    """The first problem in one sentence with a count of the others, and what to do about it."""
     # A misspelt key also leaves the right one missing: tell of the cause, not of the consequence.
     problems = sorted(error.errors(), key=lambda problem: problem["type"] != "extra_forbidden")
     first = problems[0]
-    where = ".".join(str(part) for part in first["loc"])
+    where = _name_place(first["loc"], values)
     more = f" ({len(problems) - 1} more)" if len(problems) > 1 else ""
     if first["type"] == "extra_forbidden":
         known = _keys_beside(first["loc"])
         near = difflib.get_close_matches(str(first["loc"][-1]), known, n=1, cutoff=0.5)
         advice = f"did you mean {near[0]!r}?" if near else f"known keys: {', '.join(sorted(known))}."
-        return f"unknown key {where!r}; {advice}{more}"
+        return f"unknown key {where!r}; {advice}{more}", "Rename the key, or remove it."
     if first["type"] == "missing":
-        return f"{where!r} is missing.{more}"
-    return f"{where or 'the recipe'} = {first['input']!r}: {first['msg']}.{more}"
+        return f"{where!r} is missing.{more}", _describe_key(first["loc"]) or "Add it to the recipe."
+    text = first["msg"].removeprefix("Value error, ")
+    if isinstance(
+        first["input"], dict | list | BaseModel
+    ):  # a rule over a whole section: its text names the keys
+        return f"{where or 'the recipe'}: {text}.{more}", "Change one of the keys that it names."
+    hint = _describe_key(first["loc"]) or "Change it in the recipe, or with --set KEY=VALUE."
+    return f"{where or 'the recipe'} = {first['input']!r}: {text}.{more}", hint
 
 
-def _keys_beside(location: tuple[int | str, ...]) -> list[str]:
+def _name_place(location: Sequence[int | str], values: Mapping[str, Any]) -> str:
+    """``variants.int8.precision``, as ``--set`` takes it, of ``("variants", 1, "precision")``."""
+    parts: list[str] = []
+    here: Any = values
+    for part in location:
+        try:
+            here = here[part]
+        except (LookupError, TypeError):
+            here = None
+        named = isinstance(part, int) and isinstance(here, dict) and isinstance(here.get("name"), str)
+        parts.append(here["name"] if named else str(part))
+    return ".".join(parts)
+
+
+def _describe_key(location: Sequence[int | str]) -> str | None:
+    """What a key means and its default, as the recipe's models say; ``None`` where they say nothing."""
+    try:
+        field = _model_at(location[:-1]).model_fields[str(location[-1])]
+    except (LookupError, AttributeError):
+        return None
+    told = [f"{location[-1]}: {field.description}."] if field.description else []
+    if not field.is_required() and not isinstance(field.default, BaseModel):
+        told.append(f"Left out, it is {field.default!r}.")
+    return " ".join(told) or None
+
+
+def _keys_beside(location: Sequence[int | str]) -> list[str]:
     """The keys that are allowed where an unknown one stood."""
+    return list(_model_at(location[:-1]).model_fields)
+
+
+def _model_at(location: Sequence[int | str]) -> Any:
+    """The model of a section, by its place in the recipe."""
     model: Any = Recipe
-    for part in location[:-1]:
+    for part in location:
         if isinstance(part, int):
             continue
         annotation = model.model_fields[part].annotation
         arguments: Mapping[str, Any] = {str(i): a for i, a in enumerate(getattr(annotation, "__args__", ()))}
         model = next(iter(arguments.values()), annotation)
-    return list(model.model_fields)
+    return model

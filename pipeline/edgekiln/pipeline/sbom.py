@@ -31,12 +31,22 @@ _ALWAYS_USED = (
     "onnxruntime-gpu",
 )
 _USED_FOR: Mapping[str, tuple[str, ...]] = {
+    "openvino": ("openvino",),
     "onnxruntime-cuda": ("nvidia-modelopt",),
     "tensorrt": ("tensorrt", "nvidia-modelopt"),
     "tensorrt-rtx": ("tensorrt-rtx", "nvidia-modelopt"),
 }
 _NEEDED_TO_RUN = frozenset(
-    {"edgekiln", "numpy", "Pillow", "onnxruntime", "onnxruntime-gpu", "tensorrt", "tensorrt-rtx"}
+    {
+        "edgekiln",
+        "numpy",
+        "Pillow",
+        "onnxruntime",
+        "onnxruntime-gpu",
+        "openvino",
+        "tensorrt",
+        "tensorrt-rtx",
+    }
 )
 """What a product needs to run the bundle; the rest made it and stays behind (scope ``excluded``)."""
 

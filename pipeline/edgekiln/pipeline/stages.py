@@ -18,6 +18,7 @@ import numpy as np
 
 from edgekiln.pipeline.data import (
     LabelledImages,
+    describe_unjudged,
     load_split,
     make_contract,
     prepare_splits,
@@ -37,7 +38,7 @@ from edgekiln.pipeline.stage_files import (
     write_json,
 )
 from edgekiln.pipeline.variants import make_variant
-from edgekiln.runtime.backends import open_session
+from edgekiln.runtime.backends import CPU_BACKENDS, open_session
 from edgekiln.runtime.spec import Precision
 
 if TYPE_CHECKING:
@@ -141,6 +142,7 @@ def _data_stage(recipe: Recipe, settings: DataSettings | None = None, name: str 
         },
         ("numpy", "Pillow"),
         lambda context: _prepare_data(context, data),
+        revision=2,
     )
 
 
@@ -185,6 +187,8 @@ def _prepare_data(context: StageContext, settings: DataSettings) -> None:
         if entries:
             more = f" and {len(entries) - 5} more" if len(entries) > 5 else ""
             context.progress.message(f"  {len(entries)} {text}: {', '.join(entries[:5])}{more}")
+    for notice in describe_unjudged(index["unjudged"]):
+        context.progress.message(f"  {notice}")
 
 
 # --------------------------------------------------------------------------------------------------------------
@@ -343,7 +347,8 @@ def _variant_stage(recipe: Recipe, variant: VariantSettings) -> Stage:
     relevant: dict[str, Any] = {"precision": variant.precision.value, "engine": variant.builds_engine}
     if variant.precision is not Precision.FP32:
         relevant |= {
-            "family": "cpu" if variant.backend == "onnxruntime-cpu" else "gpu",
+            # onnxruntime's and OpenVINO's INT8 graphs are the same; what audits and searches them is not.
+            "family": _FAMILIES.get(variant.backend, "gpu"),
             "calibration_images": variant.calibration_images,
             "calibration_method": variant.calibration,
             "precision_share": variant.precision_share,
@@ -358,11 +363,19 @@ def _variant_stage(recipe: Recipe, variant: VariantSettings) -> Stage:
         f"variant.{variant.name}",
         ("data", "export"),
         relevant,
-        ("onnx", "onnxruntime", "onnxruntime-gpu", "nvidia-modelopt"),
+        ("onnx", "onnxruntime", "onnxruntime-gpu", "nvidia-modelopt", *_own_tools(variant)),
         lambda context: make_variant(context, variant),
         resumable=variant.searches,  # judged candidates are kept
         revision=3,
     )
+
+
+_FAMILIES = {"onnxruntime-cpu": "cpu", "openvino": "openvino"}
+
+
+def _own_tools(variant: VariantSettings) -> tuple[str, ...]:
+    """What no other backend uses: its coming and going leaves the stages of the others as they are."""
+    return ("openvino",) if variant.backend == "openvino" else ()
 
 
 def _engine_stage(variant: VariantSettings) -> Stage:
@@ -411,9 +424,16 @@ def _evaluate_stage(variant: VariantSettings) -> Stage:
         ("data", *makers),
         {
             "backend": variant.backend,
-            "devices": None if variant.backend == "onnxruntime-cpu" else _visible_devices(),
+            "devices": None if variant.backend in CPU_BACKENDS else _visible_devices(),
         },
-        ("onnxruntime", "onnxruntime-gpu", "pycuda", "cuda-bindings", *_ENGINE_LIBRARIES),
+        (
+            "onnxruntime",
+            "onnxruntime-gpu",
+            "pycuda",
+            "cuda-bindings",
+            *_ENGINE_LIBRARIES,
+            *_own_tools(variant),
+        ),
         lambda context: evaluate_variant(context, variant),
         revision=2,
     )
@@ -427,6 +447,7 @@ def _benchmark_stage(recipe: Recipe, inputs: tuple[str, ...]) -> Stage:
     from edgekiln.benchmarks.environment import describe_machine
 
     machine = describe_machine()
+    tools = sorted({tool for variant in recipe.variants for tool in _own_tools(variant)})
     return Stage(
         "benchmark",
         inputs,
@@ -436,7 +457,7 @@ def _benchmark_stage(recipe: Recipe, inputs: tuple[str, ...]) -> Stage:
             "variants": [v.name for v in recipe.variants],
             "machine": {key: machine[key] for key in ("cpu", "cores", "avx2", "vnni", "gpus")},
         },
-        ("torch", "onnxruntime", "onnxruntime-gpu"),
+        ("torch", "onnxruntime", "onnxruntime-gpu", *tools),
         _benchmark,
         revision=3,
     )

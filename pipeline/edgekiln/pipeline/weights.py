@@ -6,6 +6,7 @@ Nothing is loaded in part: what does not fit is listed and refused, except for t
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +20,9 @@ from edgekiln.runtime.errors import RecipeError
 __all__ = ["StoredWeights", "fit_weights", "read_weights"]
 
 _MOST_NAMED = 5
+_SAVE_WEIGHTS = (
+    "Wanted a file of tensors alone, as torch.save(model.state_dict(), path) or safetensors write it."
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,15 +42,23 @@ def read_weights(path: Path) -> StoredWeights:
         RecipeError: no such file, damaged, or no plain state dict.
     """
     if not path.is_file():
-        raise RecipeError(f"There is no weight file {path}.", path=path)
+        raise RecipeError(
+            f"There is no weight file {path}.",
+            hint="A relative path is taken from the recipe's own folder.",
+            path=path,
+        )
     try:
         if path.suffix == ".safetensors":
             return _read_safetensors(path)
         stored = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # each format has its own errors
-        raise RecipeError(f"{path} cannot be read as weights: {error}.", path=path) from error
+        # torch's text goes on for lines, and advises to run the file's code: its first clause is enough.
+        reason = re.split(r"[\n.] ?", str(error), maxsplit=1)[0]
+        raise RecipeError(
+            f"{path} cannot be read as weights: {reason}.", hint=_SAVE_WEIGHTS, path=path
+        ) from error
     if not isinstance(stored, Mapping) or not all(isinstance(v, Tensor) for v in stored.values()):
-        raise RecipeError(f"{path} holds no plain state dict.", hint="torch.save(model.state_dict(), path)")
+        raise RecipeError(f"{path} holds no plain state dict.", hint=_SAVE_WEIGHTS, path=path)
     return StoredWeights(path, stored)
 
 
@@ -92,7 +104,7 @@ def fit_weights(
             f"{', '.join(wrong[:_MOST_NAMED])}{more}.",
             hint="Only the head differs: backbone.head = 'replace' starts a fresh one."
             if only_head
-            else None,
+            else "Take weights of the same network as backbone.model.",
             path=stored.path,
         )
     network.load_state_dict({**ours, **given}, strict=True)

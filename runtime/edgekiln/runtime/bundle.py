@@ -19,8 +19,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
-from edgekiln.runtime.backends import Backend, open_session
-from edgekiln.runtime.bundle_source import BundleSource, FolderSource, hash_chunks, hash_file
+from edgekiln.runtime.backends import CPU_BACKENDS, Backend, open_session
+from edgekiln.runtime.bundle_source import FRESH_COPY, BundleSource, FolderSource, hash_chunks, hash_file
 from edgekiln.runtime.classifier import Classifier, Selection, reloadable
 from edgekiln.runtime.contract import Contract
 from edgekiln.runtime.errors import (
@@ -73,11 +73,15 @@ PREFERENCE: tuple[tuple[Backend, Precision], ...] = (
     ("tensorrt-rtx", Precision.INT8),  # unfused there: slower than FP16 as far as its plans tell
     ("onnxruntime-cuda", Precision.FP32),
     ("onnxruntime-cpu", Precision.INT8),
+    ("openvino", Precision.INT8),  # as fast or faster, but slower to load: docs/backends.md
     ("onnxruntime-cpu", Precision.FP32),
+    ("openvino", Precision.FP32),
     ("onnxruntime-cpu", Precision.FP16),
 )
 """``load`` without a variant takes the first of these that passed its gate and can run here: GPU before CPU,
 then the precision that is fastest there (CPUs have no FP16 arithmetic, so it comes last on them)."""
+
+_WHERE_BUNDLES_ARE = "`edgekiln run` prints the path of the bundle that it made: RUNS/NAME/bundle."
 
 _log = logging.getLogger("edgekiln.runtime")
 
@@ -119,7 +123,7 @@ class VariantRecord:
     @property
     def device(self) -> Literal["cpu", "cuda"]:
         """What its backend runs on."""
-        return "cpu" if self.backend == "onnxruntime-cpu" else "cuda"
+        return "cpu" if self.backend in CPU_BACKENDS else "cuda"
 
     @property
     def deployable(self) -> bool:
@@ -154,13 +158,17 @@ class Bundle:
             if variant.name == name:
                 return variant
         known = ", ".join(v.name for v in self.variants)
-        raise UsageError(f"The bundle {self.path} has no variant {name!r}; it has: {known}.")
+        raise UsageError(
+            f"The bundle {self.path} has no variant {name!r}; it has: {known}.",
+            hint="Give one of these, or none: then the best that runs here is taken.",
+            path=self.path,
+        )
 
     def read(self, name: str) -> bytes:
         """The bytes of one file, hashed as they are returned; raises BundleError where they changed."""
         record = self.files.get(name)
         if record is None:
-            raise BundleError(f"{name!r} is not listed in the manifest.", path=self.path)
+            raise BundleError(f"{name!r} is not listed in the manifest.", hint=FRESH_COPY, path=self.path)
         return _read_checked(self.source, name, record)
 
     def members(self) -> Iterator[tuple[str, bytes]]:
@@ -211,11 +219,17 @@ def _open_source(path: Path) -> BundleSource:
     elif path.is_dir():
         source = FolderSource(path)
     else:
-        raise UsageError(f"There is no folder {path}.", path=path)
+        found = (
+            f"{path} is a file, a bundle is a folder or a .zip."
+            if path.exists()
+            else f"There is no folder {path}."
+        )
+        raise UsageError(found, hint=_WHERE_BUNDLES_ARE, path=path)
     if MANIFEST_NAME not in source.names():
+        inside = path / "bundle"
         raise UsageError(
             f"{path} is no bundle: it has no {MANIFEST_NAME}.",
-            hint="`edgekiln run` prints the path of the bundle that it made.",
+            hint=f"Did you mean {inside}?" if (inside / MANIFEST_NAME).exists() else _WHERE_BUNDLES_ARE,
             path=path,
         )
     return source
@@ -298,24 +312,26 @@ def load(
 
 def _check_loadable(variant: VariantRecord, device: str | None, allow_unverified: bool) -> None:
     if variant.file is None:
-        raise UsageError(f"Variant {variant.name!r} was never built: {variant.reason}")
+        raise UsageError(
+            f"Variant {variant.name!r} was never built: {variant.reason}",
+            hint="Take another variant; `edgekiln build` makes TensorRT engines on the machine that runs them.",
+        )
     if not variant.deployable and not allow_unverified:
         raise UsageError(
             f"Variant {variant.name!r} is not deployable (verdict {variant.verdict}): {variant.reason}",
-            hint="Take another variant, or load it with allow_unverified=True.",
+            hint="Take another variant, or load it with allow_unverified=True (--allow-unverified).",
         )
     if device is not None and variant.device != device:
-        raise UsageError(f"Variant {variant.name!r} runs on {variant.backend}, not on {device}.")
+        raise UsageError(
+            f"Variant {variant.name!r} runs on {variant.backend}, not on {device}.",
+            hint="Leave the device out, or take another variant.",
+        )
 
 
 def _load_preferred(bundle: Bundle, device: str | None, threads: int | None) -> Classifier:
     passed = [v for v in bundle.variants if v.deployable and device in {None, v.device}]
     if not passed:
-        verdicts = ", ".join(f"{v.name}: {v.verdict}" for v in bundle.variants)
-        raise UsageError(
-            f"No variant of {bundle.path} passed its gate{f' for {device}' if device else ''} ({verdicts}).",
-            hint="Name one with variant=... and allow_unverified=True to load it all the same.",
-        )
+        raise _nothing_passed(bundle, device)
     skipped: list[str] = []
     for candidate in sorted(passed, key=lambda v: PREFERENCE.index((v.backend, v.precision))):
         try:
@@ -326,7 +342,29 @@ def _load_preferred(bundle: Bundle, device: str | None, threads: int | None) -> 
             continue
         reason = "; ".join(["first in the order of preference that passed and runs here", *skipped])
         return Classifier(session, bundle.contract, _selection(candidate, reason))
-    raise EnvironmentProblem(f"Nothing in {bundle.path} can run here: {'; '.join(skipped)}.")
+    raise EnvironmentProblem(
+        f"Nothing in {bundle.path} can run here: {'; '.join(skipped)}.",
+        hint="`edgekiln doctor BUNDLE` tells what each engine lacks"
+        + ("; without the device, an engine for the CPU may be taken." if device else "."),
+        path=bundle.path,
+    )
+
+
+def _nothing_passed(bundle: Bundle, device: str | None) -> UsageError:
+    candidates = [v for v in bundle.variants if device in {None, v.device}]
+    if device and not candidates:
+        there = ", ".join(f"{v.name} on {v.backend}" for v in bundle.variants)
+        return UsageError(
+            f"{bundle.path} has no variant for {device}; it has: {there}.",
+            hint="Leave the device out, or make a variant for it: add one to the recipe and run it again.",
+            path=bundle.path,
+        )
+    verdicts = ", ".join(f"{v.name}: {v.verdict}" for v in candidates)
+    return UsageError(
+        f"No variant of {bundle.path} passed its gate{f' for {device}' if device else ''} ({verdicts}).",
+        hint="Name one (variant=, --variant) with allow_unverified=True (--allow-unverified) to load it all the same.",
+        path=bundle.path,
+    )
 
 
 def _open(bundle: Bundle, variant: VariantRecord, threads: int | None) -> Session:
@@ -361,7 +399,7 @@ def _compare(path: Path, record: FileRecord, digest: str, size: int) -> None:
     raise BundleError(
         f"{path} was changed: sha256 {digest[:12]}..., the manifest says {record.sha256[:12]}... "
         f"({record.size} bytes).",
-        hint="Take a fresh copy of the bundle, or make it again.",
+        hint=FRESH_COPY,
         path=path,
     )
 
@@ -372,7 +410,7 @@ def _check_listing(bundle: Bundle) -> None:
         hash_chunks(bundle.source.read(SIGNATURE_NAME, MAX_SIGNATURE_BYTES))
     present = names - _UNLISTED
     for name in sorted(set(bundle.files) - present):
-        raise BundleError(f"{name} is missing from {bundle.path}.", path=bundle.path / name)
+        raise BundleError(f"{name} is missing from {bundle.path}.", hint=FRESH_COPY, path=bundle.path / name)
     for name in sorted(present - set(bundle.files)):
         raise BundleError(
             f"{bundle.path / name} is not listed in the manifest.",
@@ -384,7 +422,7 @@ def _check_listing(bundle: Bundle) -> None:
 def _parse_manifest(source: BundleSource, raw: bytes) -> Bundle:
     path = source.path / MANIFEST_NAME
     if len(raw) > MAX_MANIFEST_BYTES:
-        raise BundleError(f"{path} has over {MAX_MANIFEST_BYTES} bytes.", path=path)
+        raise BundleError(f"{path} has over {MAX_MANIFEST_BYTES} bytes.", hint=FRESH_COPY, path=path)
     try:
         document = json.loads(raw)
         if not isinstance(document, dict):
@@ -409,7 +447,7 @@ def _parse_manifest(source: BundleSource, raw: bytes) -> Bundle:
         raise
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise BundleError(
-            f"{path} is not a valid manifest: {type(error).__name__}: {error}.", path=path
+            f"{path} is not a valid manifest: {type(error).__name__}: {error}.", hint=FRESH_COPY, path=path
         ) from error
 
 

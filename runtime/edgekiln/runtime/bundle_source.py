@@ -15,7 +15,9 @@ from typing import BinaryIO, Protocol
 
 from edgekiln.runtime.errors import BundleError
 
-__all__ = ["BundleSource", "FolderSource", "MemorySource", "hash_chunks", "hash_file"]
+__all__ = ["FRESH_COPY", "BundleSource", "FolderSource", "MemorySource", "hash_chunks", "hash_file"]
+
+FRESH_COPY = "Take a fresh copy of the bundle, or make it again."
 
 
 class BundleSource(Protocol):
@@ -66,7 +68,7 @@ class MemorySource:
     def read(self, name: str, limit: int) -> Iterator[bytes]:
         """See BundleSource."""
         if name not in self._members:
-            raise BundleError(f"{self.path} has no member {name}.", path=self.path)
+            raise BundleError(f"{self.path} has no member {name}.", hint=FRESH_COPY, path=self.path)
         data = self._members[name]
         yield data if len(data) <= limit else data[: limit + 1]
 
@@ -94,10 +96,10 @@ def _read_chunks(path: Path, limit: int | None) -> Iterator[bytes]:
         # O_NONBLOCK: opening a pipe must not hang before it can be refused.
         descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
     except OSError as error:
-        raise BundleError(f"{path} cannot be read: {error.strerror}.", path=path) from error
+        raise BundleError(f"{path} cannot be read: {error.strerror}.", hint=FRESH_COPY, path=path) from error
     if not stat.S_ISREG(os.fstat(descriptor).st_mode):
         os.close(descriptor)
-        raise BundleError(f"{path} is not a regular file.", path=path)
+        raise BundleError(f"{path} is not a regular file.", hint=FRESH_COPY, path=path)
     with os.fdopen(descriptor, "rb") as file:
         left = -1 if limit is None else limit + 1
         while chunk := _read(file, 2**20 if left < 0 else min(left, 2**20), path):
@@ -109,4 +111,4 @@ def _read(file: BinaryIO, size: int, path: Path) -> bytes:
     try:
         return file.read(size)
     except OSError as error:  # a failing disk
-        raise BundleError(f"{path} cannot be read: {error.strerror}.", path=path) from error
+        raise BundleError(f"{path} cannot be read: {error.strerror}.", hint=FRESH_COPY, path=path) from error

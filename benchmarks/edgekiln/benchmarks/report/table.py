@@ -168,9 +168,11 @@ def describe_audit(variant: Mapping[str, Any]) -> str:
         return ""
     if "evidence" not in audit:
         return f"{audit['share']:.0%} of its products and residual adds run in INT8 (onnxruntime's optimized graph)."
-    source = {"inspector": "TensorRT's engine inspector", "rtx-plan": "the engine's own plan"}[
-        audit["evidence"]
-    ]
+    source = {
+        "inspector": "TensorRT's engine inspector",
+        "rtx-plan": "the engine's own plan",
+        "openvino": "OpenVINO's runtime model",
+    }[audit["evidence"]]
     reformats = f", {audit['reformats']} reformats" if audit["reformats"] else ""
     return (
         f"{audit['share']:.0%} of its MACs run in {audit['precision'].upper()} or less ({source}){reformats}."

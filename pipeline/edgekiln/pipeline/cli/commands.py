@@ -10,6 +10,7 @@ from typing import Any
 import click
 
 from edgekiln.pipeline.cli.comparing import compare
+from edgekiln.pipeline.cli.doctor import doctor
 from edgekiln.pipeline.cli.engines import build, cache
 from edgekiln.pipeline.cli.options import json_option, print_document, quiet_option, trusted_key_option
 from edgekiln.pipeline.cli.reporting import report
@@ -329,4 +330,4 @@ def bench(  # noqa: PLR0913 # one argument for each option
         click.echo(f"{key:32} {value}")
 
 
-COMMANDS = (run, predict, inspect, bench, build, compare, report, cache, soak, *SIGNING_COMMANDS)
+COMMANDS = (run, predict, inspect, bench, build, compare, report, cache, doctor, soak, *SIGNING_COMMANDS)
