@@ -13,22 +13,35 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from edgekiln.runtime.batching import Batcher, BatcherCounters
     from edgekiln.runtime.bundle import load
     from edgekiln.runtime.classifier import Candidate, Classifier, Prediction, Selection
     from edgekiln.runtime.contract import Contract, Normalization
-    from edgekiln.runtime.errors import EdgekilnError, ImageError, InputError
+    from edgekiln.runtime.errors import (
+        DeadlineError,
+        EdgekilnError,
+        ForkedError,
+        ImageError,
+        InputError,
+        OverloadedError,
+    )
     from edgekiln.runtime.image import prepare
     from edgekiln.runtime.session import Session
     from edgekiln.runtime.spec import Precision
 
 __all__ = [
+    "Batcher",
+    "BatcherCounters",
     "Candidate",
     "Classifier",
     "Contract",
+    "DeadlineError",
     "EdgekilnError",
+    "ForkedError",
     "ImageError",
     "InputError",
     "Normalization",
+    "OverloadedError",
     "Precision",
     "Prediction",
     "Selection",
@@ -38,13 +51,18 @@ __all__ = [
 ]
 
 _MODULES = {
+    "Batcher": "batching",
+    "BatcherCounters": "batching",
     "Candidate": "classifier",
     "Classifier": "classifier",
     "Contract": "contract",
+    "DeadlineError": "errors",
     "EdgekilnError": "errors",
+    "ForkedError": "errors",
     "ImageError": "errors",
     "InputError": "errors",
     "Normalization": "contract",
+    "OverloadedError": "errors",
     "Precision": "spec",
     "Prediction": "classifier",
     "Selection": "classifier",

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from edgekiln.runtime.backends import CPU_BACKENDS, Backend, open_session
 from edgekiln.runtime.bundle_source import FRESH_COPY, BundleSource, FolderSource, hash_chunks, hash_file
-from edgekiln.runtime.classifier import Classifier, Selection
+from edgekiln.runtime.classifier import Classifier, Selection, reloadable
 from edgekiln.runtime.contract import Contract
 from edgekiln.runtime.errors import (
     BundleError,
@@ -267,6 +267,7 @@ def _read_checked(source: BundleSource, name: str, record: FileRecord) -> bytes:
     return data
 
 
+@reloadable
 def load(
     path: str | os.PathLike[str],
     *,

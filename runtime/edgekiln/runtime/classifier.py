@@ -2,20 +2,29 @@
 
 from __future__ import annotations
 
+import logging
 import os
-from collections.abc import Iterable
+import threading
+from collections.abc import Callable, Generator, Iterable, Sequence
 from dataclasses import dataclass, field
+from functools import partial, wraps
 from types import TracebackType
+from typing import Any, Literal, TypeVar, cast
 
 import numpy as np
 
 from edgekiln.runtime.contract import Contract
-from edgekiln.runtime.errors import EngineError, UsageError
-from edgekiln.runtime.image import ColorOrder, Picture, prepare
+from edgekiln.runtime.errors import ImageError, UsageError
+from edgekiln.runtime.forking import HomeProcess
+from edgekiln.runtime.image import ColorOrder, Frame, Picture
+from edgekiln.runtime.loaded import LoadedModel
 from edgekiln.runtime.session import Session
 from edgekiln.runtime.spec import Logits
 
-__all__ = ["Candidate", "Classifier", "Prediction", "Selection"]
+__all__ = ["Candidate", "Classifier", "Prediction", "Selection", "predict_frames", "reloadable"]
+
+_log = logging.getLogger("edgekiln.runtime")
+_Load = TypeVar("_Load", bound="Callable[..., Classifier]")
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,41 +77,60 @@ def softmax(logits: Logits) -> np.ndarray[tuple[int, ...], np.dtype[np.float64]]
     return np.asarray(exponentials / exponentials.sum(axis=-1, keepdims=True))
 
 
+def predict_frames(model: LoadedModel, frames: Sequence[Frame]) -> list[Prediction]:
+    """One call of the engine for frames that ``model`` prepared, at least one; the answers in their order."""
+    logits = model.session.run(np.stack(frames))
+    scores, winners = softmax(logits), logits.argmax(axis=1)
+    classes = model.contract.classes
+    predictions = []
+    for row, score, index in zip(logits, scores, winners.tolist(), strict=True):
+        own = row.copy()  # a view would keep the whole batch alive
+        own.flags.writeable = False
+        predictions.append(Prediction(classes[index], index, float(score[index]), own, classes))
+    return predictions
+
+
 class Classifier:
     """Predicts from paths, bytes, PIL images and uint8 arrays. Safe to share between threads.
 
-    Usually made by ``edgekiln.runtime.load``. Use it as a context manager, or call ``close``.
+    Usually made by ``edgekiln.runtime.load``. Use it as a context manager, or call ``close``. It belongs to the
+    process that made it: in a fork every call but ``close`` raises ForkedError.
     """
 
     def __init__(self, session: Session, contract: Contract, variant: Selection) -> None:
-        if session.frame_shape != (contract.height, contract.width):
-            raise EngineError(
-                f"The engine takes frames of {session.frame_shape}, the contract says "
-                f"{(contract.height, contract.width)}."
-            )
-        if session.num_classes != len(contract.classes):
-            raise EngineError(
-                f"The engine gives {session.num_classes} logits, the contract names "
-                f"{len(contract.classes)} classes."
-            )
-        self._session = session
-        self._contract = contract
-        self._variant = variant
+        self._model = LoadedModel(session, contract, variant)
+        self._home = HomeProcess()
+        self._closed = False
+        self._load: Callable[[str | os.PathLike[str]], Classifier] | None = None
 
     @property
     def contract(self) -> Contract:
         """How pictures are prepared, and the class names."""
-        return self._contract
+        return self._model.contract
 
     @property
     def session(self) -> Session:
-        """The engine, for callers that prepare their own frames."""
-        return self._session
+        """The engine, for callers that prepare their own frames. A reload closes it."""
+        return self._model.session
 
     @property
     def variant(self) -> Selection:
         """Which variant runs, and why."""
-        return self._variant
+        return self._model.variant
+
+    def hold(self) -> LoadedModel:
+        """The model that serves now, open until the caller calls its ``release`` or leaves its ``with``.
+
+        Raises:
+            UsageError: the classifier is closed.
+            ForkedError: this is a fork of the process that loaded it.
+        """
+        self._home.check()
+        while not (model := self._model).try_acquire():
+            # Retired: either a reload has already put another one there, or there is none to come.
+            if self._closed:
+                raise UsageError("This classifier's session is closed.", hint="Load the bundle again.")
+        return model
 
     def predict(self, picture: Picture, *, color_order: ColorOrder = "rgb") -> Prediction:
         """Classify one picture.
@@ -123,27 +151,99 @@ class Classifier:
         """Classify several pictures in one call of the engine, in their order; see ``predict``."""
         if isinstance(pictures, str | bytes | os.PathLike):
             raise UsageError("predict_batch takes several pictures, got one.", hint="Use predict.")
-        frames = [prepare(picture, self._contract, color_order=color_order) for picture in pictures]
-        if not frames:
-            return []
-        return [self._answer(row) for row in self._session.run(np.stack(frames))]
+        with self.hold() as model:
+            frames = [model.prepare(picture, color_order) for picture in pictures]
+            return predict_frames(model, frames) if frames else []
 
-    def _answer(self, logits: Logits) -> Prediction:
-        row = logits.copy()  # a view would keep the whole batch alive
-        row.flags.writeable = False
-        index = int(row.argmax())
-        score = float(softmax(row)[index])
-        return Prediction(self._contract.classes[index], index, score, row, self._contract.classes)
+    def predict_stream(
+        self,
+        pictures: Iterable[Picture],
+        *,
+        workers: int = 2,
+        max_batch: int = 1,
+        on_error: Literal["yield", "raise"] = "yield",
+        color_order: ColorOrder = "rgb",
+    ) -> Generator[Prediction | ImageError, None, None]:
+        """Answers in the order of ``pictures``, which may be endless; decoding goes on while the engine runs.
+
+        Args:
+            pictures: read by a thread of its own, at most ``2 * workers + max_batch`` pictures ahead of the answers.
+            workers: threads that decode.
+            max_batch: pictures that are ready at the same time run together, up to so many; none is waited for.
+            on_error: an ImageError takes the place of its picture's answer (``yield``) or ends the stream (``raise``).
+            color_order: as for ``predict``.
+
+        Closing the iterator (``close()``, or letting go of it) stops its threads.
+        """
+        from edgekiln.runtime.streaming import stream_predictions
+
+        return stream_predictions(
+            self, pictures, workers=workers, max_batch=max_batch, on_error=on_error, color_order=color_order
+        )
+
+    def reload(self, path: str | os.PathLike[str], *, allow_new_classes: bool = False) -> None:
+        """Serve another bundle from now on, loaded with the options that ``load`` was given. Calls go on meanwhile.
+
+        Each answer comes wholly from the old model or wholly from the new one; the old engine is closed when its
+        last call has ended. Until then both are in memory. Where this raises, the old one goes on serving.
+
+        Args:
+            path: the new bundle.
+            allow_new_classes: also take a bundle whose classes, or their order, are others.
+
+        Raises:
+            UsageError: other classes, or this classifier is closed.
+            EdgekilnError: whatever ``load`` raises, and what the new engine raises on a first run.
+        """
+        self._home.check()
+        from edgekiln.runtime.bundle import load
+
+        self.adopt((self._load or load)(path), allow_new_classes=allow_new_classes)
+
+    def adopt(self, other: Classifier, *, allow_new_classes: bool = False) -> None:
+        """Serve with what ``other`` has loaded, which is closed thereby; also where this raises. See ``reload``."""
+        self._home.check()
+        if other is self:
+            raise UsageError("A classifier cannot adopt itself.")
+        try:
+            if not allow_new_classes:
+                _check_classes(self.contract, other.contract)
+            other.warm_up(1)  # an engine that loads and does not run must not replace one that does
+            self._swap(other)
+        except BaseException:
+            other.close()
+            raise
+
+    def _swap(self, other: Classifier) -> None:
+        with _swapping:
+            if self._closed:
+                raise UsageError("This classifier is closed and cannot serve another bundle.")
+            old, self._model = self._model, other._model
+            other._model, other._closed = old, True
+        if old.fast_decode:
+            _log.warning("fast decoding is off: it was established for the model before this one")
+        # As a user's own last call would: what closing the old engine raises must not look like a failed reload.
+        if old.try_acquire():
+            old.retire()
+            old.release()
 
     def warm_up(self, runs: int = 3) -> None:
         """Run grey frames so that the first real picture does not pay for lazy initialization."""
-        frames = np.full((1, self._contract.height, self._contract.width, 3), 127, np.uint8)
-        for _ in range(runs):
-            self._session.run(frames)
+        with self.hold() as model:
+            frames = np.full((1, model.contract.height, model.contract.width, 3), 127, np.uint8)
+            for _ in range(runs):
+                model.session.run(frames)
 
     def close(self) -> None:
-        """Free the engine. Closing twice does nothing."""
-        self._session.close()
+        """Refuse further calls, and free the engine when the last one under way has ended.
+
+        Closing twice does nothing, and neither does closing in a fork: the engine is the parent's.
+        """
+        if not self._home.is_here:
+            return
+        with _swapping:
+            self._closed, model = True, self._model
+        model.retire()
 
     def __enter__(self) -> Classifier:
         return self
@@ -152,3 +252,27 @@ class Classifier:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+
+def reloadable(load: _Load) -> _Load:
+    """``load``, whose classifiers remember its options: a reload asks for the same keys, device and threads."""
+
+    @wraps(load)
+    def load_and_remember(path: str | os.PathLike[str], **options: Any) -> Classifier:
+        classifier = load(path, **options)
+        classifier._load = partial(load_and_remember, **options)
+        return classifier
+
+    return cast(_Load, load_and_remember)
+
+
+_swapping = threading.Lock()
+"""Held for a few assignments only: a close and a swap at the same time must not leave an open engine behind."""
+
+
+def _check_classes(old: Contract, new: Contract) -> None:
+    if old.classes != new.classes:
+        raise UsageError(
+            f"The new bundle's classes are {list(new.classes)}, those served are {list(old.classes)}.",
+            hint="Callers may rely on them. Where they do not: allow_new_classes=True.",
+        )

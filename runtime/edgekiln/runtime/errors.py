@@ -16,16 +16,19 @@ __all__ = [
     "BundleError",
     "ContractError",
     "DataError",
+    "DeadlineError",
     "DeviceError",
     "EdgekilnError",
     "EngineError",
     "EnvironmentProblem",
     "ExitCode",
+    "ForkedError",
     "GateError",
     "ImageError",
     "InputError",
     "MissingExtraError",
     "NonFiniteError",
+    "OverloadedError",
     "ParityError",
     "PrecisionError",
     "RecipeError",
@@ -106,6 +109,12 @@ class InputError(UsageError):
     """An array handed to a session has the wrong type, dtype or shape."""
 
     code = "input"
+
+
+class ForkedError(UsageError):
+    """Something that belongs to one process was used in its fork."""
+
+    code = "forked"
 
 
 class ImageError(UsageError):
@@ -234,3 +243,15 @@ class ResourceError(EdgekilnError):
 
     code = "resources"
     exit_code = ExitCode.RESOURCES
+
+
+class OverloadedError(ResourceError):
+    """A bounded queue is full: the request was not taken, and asking again later may do."""
+
+    code = "overloaded"
+
+
+class DeadlineError(ResourceError):
+    """The time that a request was given ran out before its turn came; it was not run."""
+
+    code = "deadline"

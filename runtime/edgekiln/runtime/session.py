@@ -10,7 +10,11 @@ __all__ = ["Session"]
 
 
 class Session(Protocol):
-    """A loaded engine. ``run`` may be called from any thread and never writes to its input."""
+    """A loaded engine. ``run`` may be called from any thread and never writes to its input.
+
+    It belongs to the process that opened it. A backend says so itself (``forking.HomeProcess``), and keeps a library's
+    object whose destructor waits for threads from being freed in a fork (``forking.keep_in_forks``).
+    """
 
     @property
     def backend(self) -> str:
@@ -39,6 +43,7 @@ class Session(Protocol):
             InputError: wrong dtype or shape.
             NonFiniteError: an output is NaN or infinite.
             UsageError: the session is closed.
+            ForkedError: this is a fork of the process that opened it.
         """
 
     def close(self) -> None:

@@ -15,6 +15,7 @@ from edgekiln.pipeline.cli.engines import build, cache
 from edgekiln.pipeline.cli.options import json_option, print_document, quiet_option, trusted_key_option
 from edgekiln.pipeline.cli.reporting import report
 from edgekiln.pipeline.cli.signing import SIGNING_COMMANDS
+from edgekiln.pipeline.cli.soak import soak
 from edgekiln.runtime.errors import UsageError
 
 __all__ = ["COMMANDS"]
@@ -329,4 +330,4 @@ def bench(  # noqa: PLR0913 # one argument for each option
         click.echo(f"{key:32} {value}")
 
 
-COMMANDS = (run, predict, inspect, bench, build, compare, report, cache, doctor, *SIGNING_COMMANDS)
+COMMANDS = (run, predict, inspect, bench, build, compare, report, cache, doctor, soak, *SIGNING_COMMANDS)

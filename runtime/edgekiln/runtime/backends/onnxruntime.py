@@ -20,6 +20,7 @@ from edgekiln.runtime.errors import (
     UsageError,
 )
 from edgekiln.runtime.extras import import_extra
+from edgekiln.runtime.forking import HomeProcess, keep_in_forks
 from edgekiln.runtime.onnx_scan import check_self_contained
 from edgekiln.runtime.spec import Frames, Logits, check_finite, check_frames
 
@@ -68,6 +69,8 @@ class OnnxRuntimeSession:
         self._threads = threads
         self._device = "cpu" if device == "cpu" else "cuda:0"
         self._session: Any = _create(ort, model, device, threads)
+        self._home = HomeProcess()
+        keep_in_forks(self._session)
         self._input, self._frame_shape = _read_input(self._session)
         self._outputs, self._num_classes = _read_output(self._session)
         self._bound: BoundRunner | None = None
@@ -79,6 +82,7 @@ class OnnxRuntimeSession:
                 frame_shape=self._frame_shape,
                 classes=self._num_classes,
             )
+            keep_in_forks(self._bound)
 
     @property
     def backend(self) -> str:
@@ -101,6 +105,7 @@ class OnnxRuntimeSession:
         return self._num_classes
 
     def run(self, frames: Frames) -> Logits:
+        self._home.check()
         session = self._session  # one read: close() in another thread cannot pull it away midway
         if session is None:
             raise UsageError("This session is closed.", hint="Load the bundle again.")

@@ -21,6 +21,7 @@ import numpy as np
 
 from edgekiln.runtime.errors import EngineError, UsageError
 from edgekiln.runtime.extras import import_extra
+from edgekiln.runtime.forking import HomeProcess, keep_in_forks
 from edgekiln.runtime.onnx_scan import check_self_contained
 from edgekiln.runtime.spec import Frames, Logits, check_finite, check_frames
 
@@ -71,6 +72,8 @@ class OpenVinoSession:
         engine = _Engine(import_openvino(), model, threads)
         self._frame_shape, self._num_classes = engine.frame_shape, engine.num_classes
         self._engine: _Engine | None = engine
+        self._home = HomeProcess()
+        keep_in_forks(engine)
 
     @property
     def backend(self) -> str:
@@ -93,6 +96,7 @@ class OpenVinoSession:
         return self._num_classes
 
     def run(self, frames: Frames) -> Logits:
+        self._home.check()
         engine = self._engine  # one read: close() in another thread cannot pull it away midway
         if engine is None:
             raise UsageError("This session is closed.", hint="Load the bundle again.")

@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgekiln.runtime.cuda.driver import DeviceProperties
-from edgekiln.runtime.errors import EdgekilnError, UsageError
+from edgekiln.runtime.errors import EdgekilnError, ForkedError, UsageError
 
 __all__ = ["CudaBase", "DeviceMemory", "Event", "Graph", "PinnedMemory", "Stream", "Wait"]
 
@@ -254,9 +254,9 @@ class CudaBase(ABC):
         self._activation = _Activation(self)
 
     def check_process(self) -> None:
-        """Raise UsageError in a process that was forked from the one that opened CUDA."""
+        """Raise ForkedError in a process that was forked from the one that opened CUDA."""
         if os.getpid() != self._pid:
-            raise UsageError(
+            raise ForkedError(
                 f"CUDA was opened in process {self._pid} and cannot be used in its fork {os.getpid()}.",
                 hint="Start workers with multiprocessing's 'spawn', or open CUDA in the worker.",
             )

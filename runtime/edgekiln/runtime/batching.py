@@ -1,0 +1,405 @@
+"""Groups the requests of many callers into batches: ``max_batch`` of them or ``max_wait_us``, whichever comes first.
+
+A picture is prepared before it is queued: in the caller's thread by ``submit``, which so brings its own processor
+time and its own back pressure, and in a small pool by ``predict_async``, since an event loop must not decode. One
+thread runs the engine. Everything is bounded: what is being prepared and what waits count against ``max_queue``.
+
+A queued request holds the model that prepared it, so a reload may come at any time: a batch never mixes models.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import atexit
+import threading
+from collections import Counter, deque
+from collections.abc import Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from time import monotonic
+from types import TracebackType
+from weakref import WeakSet
+
+import numpy as np
+
+from edgekiln.runtime.classifier import Classifier, Prediction, predict_frames
+from edgekiln.runtime.errors import DeadlineError, OverloadedError, UsageError
+from edgekiln.runtime.forking import HomeProcess
+from edgekiln.runtime.image import ColorOrder, Frame, Picture
+from edgekiln.runtime.loaded import LoadedModel
+
+__all__ = ["Batcher", "BatcherCounters"]
+
+_TIMER_SLACK_S = (
+    50e-6  # Linux may end a sleep so much late (PR_SET_TIMERSLACK in prctl(2)); max_wait_us is an upper bound
+)
+_WINDOW = 2048  # answers: enough for a p99 of 20 samples, and 16 KiB
+
+_ENDS = ("answered", "failed", "cancelled", "expired", "refused")
+
+
+@dataclass(frozen=True, slots=True)
+class BatcherCounters:
+    """What a batcher has done since it was made.
+
+    Attributes:
+        waiting: requests that are being prepared or wait for the engine, now.
+        answered, failed, cancelled, expired, refused: requests that ended so. Refused ones were never taken.
+        batches: how often the engine ran a batch of each size.
+        latency_ms: ``p50``, ``p90`` and ``p99`` from the call to the answer, over the last 2,048 answers; empty
+            before the first.
+    """
+
+    waiting: int
+    answered: int
+    failed: int
+    cancelled: int
+    expired: int
+    refused: int
+    batches: Mapping[int, int]
+    latency_ms: Mapping[str, float]
+
+
+@dataclass(eq=False, slots=True)
+class _Request:
+    """One picture on its way. ``begun`` and ``deadline`` are seconds of the monotonic clock."""
+
+    picture: Picture | None
+    color_order: ColorOrder
+    model: LoadedModel
+    begun: float
+    deadline: float | None
+    future: Future[Prediction] = field(default_factory=Future)
+    frame: Frame | None = None
+    queued: float = 0.0
+
+    def is_expired(self, now: float) -> bool:
+        return self.deadline is not None and now >= self.deadline
+
+
+class Batcher:
+    """Answers single requests from any thread, or from asyncio, by running them in batches.
+
+    The classifier stays the caller's: it may be reloaded meanwhile, and is to be closed after the batcher. Use the
+    batcher as a context manager, or call ``close``. It belongs to the process that made it.
+    """
+
+    def __init__(
+        self,
+        classifier: Classifier,
+        *,
+        max_batch: int = 8,
+        max_wait_us: float = 1000,
+        max_queue: int = 64,
+        prepare_threads: int = 2,
+    ) -> None:
+        """Start the thread that runs the engine.
+
+        Args:
+            classifier: what answers.
+            max_batch: pictures in a batch, at most.
+            max_wait_us: how long the first picture of a batch waits for others, in microseconds.
+            max_queue: requests that are being prepared or wait, at most; more are refused.
+            prepare_threads: threads that decode for ``predict_async``; made when they are first needed.
+
+        Raises:
+            UsageError: a limit below 1, or a negative wait.
+        """
+        _check_limits(max_batch=max_batch, max_queue=max_queue, prepare_threads=prepare_threads)
+        if not 0 <= max_wait_us < float("inf"):
+            raise UsageError(f"max_wait_us must be 0 or more microseconds, got {max_wait_us}.")
+        self._classifier = classifier
+        self._max_batch, self._max_queue = max_batch, max_queue
+        self._max_wait_s = max_wait_us / 1e6
+        self._home = HomeProcess()
+        self._changed = threading.Condition()  # guards everything below
+        self._queue: deque[_Request] = deque()
+        self._preparing = 0
+        self._closed = self._dropping = False
+        self._prepare_threads = prepare_threads
+        self._pool: ThreadPoolExecutor | None = None
+        self._ended: Counter[str] = Counter()
+        self._batches: Counter[int] = Counter()
+        self._latencies_ms: deque[float] = deque(maxlen=_WINDOW)
+        self._thread = threading.Thread(target=self._serve, name="edgekiln-batcher", daemon=True)
+        self._thread.start()
+        _open_batchers.add(self)
+
+    def submit(
+        self, picture: Picture, *, deadline_ms: float | None = None, color_order: ColorOrder = "rgb"
+    ) -> Future[Prediction]:
+        """Prepare a picture here and now, and queue it.
+
+        A picture that cannot be read fails its own future, with the ImageError of ``Classifier.predict``. Cancelling
+        a future that waits takes it out of the queue; one whose batch runs cannot be cancelled any more.
+
+        Args:
+            picture: as for ``Classifier.predict``.
+            deadline_ms: milliseconds from now by which its batch has to begin, or the future gets a DeadlineError.
+                It is told when the engine is free the next time; a batch that has begun is answered.
+            color_order: as for ``Classifier.predict``.
+
+        Raises:
+            OverloadedError: ``max_queue`` requests wait already.
+            UsageError: the batcher or its classifier is closed.
+            ForkedError: this is a fork of the process that made the batcher.
+        """
+        request = self._admit(picture, deadline_ms, color_order)
+        self._prepare(request)
+        return request.future
+
+    async def predict_async(
+        self, picture: Picture, *, deadline_ms: float | None = None, color_order: ColorOrder = "rgb"
+    ) -> Prediction:
+        """As ``submit``, with the picture prepared in the pool; raises what the future of ``submit`` would hold.
+
+        Cancelling the task cancels the request.
+        """
+        request = self._admit(picture, deadline_ms, color_order)
+        self._hand_to_pool(request)
+        return await asyncio.wrap_future(request.future)
+
+    def read_counters(self) -> BatcherCounters:
+        """What was done so far; from any thread, at any time, also after ``close``."""
+        with self._changed:
+            waiting, latencies = self._preparing + len(self._queue), list(self._latencies_ms)
+            ended, batches = dict(self._ended), dict(sorted(self._batches.items()))
+        percentiles = np.percentile(latencies, (50, 90, 99)).tolist() if latencies else []
+        return BatcherCounters(
+            waiting=waiting,
+            batches=batches,
+            latency_ms=dict(zip(("p50", "p90", "p99"), percentiles, strict=False)),
+            **{end: ended.get(end, 0) for end in _ENDS},
+        )
+
+    def close(self, *, drain: bool = True) -> None:
+        """Take no more requests, end those that wait, and stop the threads. Closing twice does nothing.
+
+        Args:
+            drain: answer what waits; otherwise its futures get a UsageError. The batch that runs is answered anyway.
+        """
+        if not self._home.is_here:
+            return  # the threads are the parent's
+        dropped: list[_Request] = []
+        with self._changed:
+            self._closed = True
+            if not drain:
+                self._dropping = True
+                dropped.extend(self._queue)
+                self._queue.clear()
+            self._changed.notify_all()
+        for request in dropped:
+            self._fail_unrun(request, _closed_error())
+        if self._pool is not None:
+            self._pool.shutdown(wait=True)
+        if threading.current_thread() is not self._thread:  # a future's callback may close the batcher
+            self._thread.join()
+
+    def __enter__(self) -> Batcher:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close(drain=kind is None)
+
+    # -- in the caller's thread, and in the pool
+
+    def _admit(self, picture: Picture, deadline_ms: float | None, color_order: ColorOrder) -> _Request:
+        """Take a place in the queue before any work is spent on the picture."""
+        self._home.check()
+        if deadline_ms is not None and not deadline_ms > 0:
+            raise UsageError(f"deadline_ms must be over 0 milliseconds, got {deadline_ms}.")
+        begun = monotonic()
+        self._take_place(begun)
+        deadline = None if deadline_ms is None else begun + deadline_ms / 1000
+        try:
+            return _Request(picture, color_order, self._classifier.hold(), begun, deadline)
+        except BaseException:
+            self._leave_place()
+            raise
+
+    def _take_place(self, now: float) -> None:
+        with self._changed:
+            if self._closed:
+                raise _closed_error()
+            swept = self._sweep(now) if self._is_full() else []
+            refused = self._is_full()
+            self._preparing += not refused
+            self._ended["refused"] += refused
+        for request in swept:
+            self._begin(request, now)
+        if refused:
+            raise OverloadedError(
+                f"{self._max_queue} requests wait already, as many as max_queue allows.",
+                hint="Ask again later, or send fewer.",
+            )
+
+    def _is_full(self) -> bool:
+        return self._preparing + len(self._queue) >= self._max_queue
+
+    def _sweep(self, now: float) -> list[_Request]:
+        """Take out what will not run: what was cancelled, or came too late, must not keep others out."""
+        swept = [r for r in self._queue if r.future.cancelled() or r.is_expired(now)]
+        for request in swept:
+            self._queue.remove(request)
+        return swept
+
+    def _leave_place(self) -> None:
+        with self._changed:
+            self._preparing -= 1
+            self._changed.notify_all()
+
+    def _hand_to_pool(self, request: _Request) -> None:
+        with self._changed:  # so that no pool is made, and none is handed anything, once `close` has begun
+            if not self._closed:
+                if self._pool is None:
+                    self._pool = ThreadPoolExecutor(self._prepare_threads, "edgekiln-prepare")
+                self._pool.submit(self._prepare, request)
+                return
+        self._leave_place()
+        self._fail_unrun(request, _closed_error())
+
+    def _prepare(self, request: _Request) -> None:
+        """Decode and queue. What goes wrong is the request's own."""
+        try:
+            if request.picture is not None and not (request.future.cancelled() or self._dropping):
+                request.frame = request.model.prepare(request.picture, request.color_order)
+        except BaseException as error:
+            self._leave_place()
+            self._fail_unrun(request, error)
+            if not isinstance(error, Exception):
+                raise  # Ctrl-C while decoding is also the caller's
+            return
+        finally:
+            request.picture = None  # the frame is all that is needed; encoded bytes may be many
+        if not self._enqueue(request):
+            self._fail_unrun(request, _closed_error())
+
+    def _enqueue(self, request: _Request) -> bool:
+        """False where the batcher was told meanwhile to drop what waits."""
+        request.queued = monotonic()
+        with self._changed:
+            self._preparing -= 1
+            if not self._dropping:
+                self._queue.append(request)
+            # The engine's thread sleeps for the first of a batch and for the last one, not for those between.
+            if len(self._queue) in (1, self._max_batch) or self._closed:
+                self._changed.notify_all()
+            return not self._dropping
+
+    # -- in the thread that runs the engine
+
+    def _serve(self) -> None:
+        while self._serve_one():
+            pass
+
+    def _serve_one(self) -> bool:
+        """Wait for a batch and run it; False when the batcher is closed and nothing is left."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._queue or (self._closed and not self._preparing))
+            if not self._queue:
+                return False
+            self._wait_for_more()
+            batch = self._take_batch()
+        now = monotonic()
+        self._run([request for request in batch if self._begin(request, now)])
+        return True
+
+    def _wait_for_more(self) -> None:
+        """Until the batch is full or its first picture has waited long enough; at once when closing."""
+        end = self._queue[0].queued + self._max_wait_s - _TIMER_SLACK_S
+        while self._queue and len(self._queue) < self._max_batch and not self._closed:
+            left = end - monotonic()
+            if left <= 0 or not self._changed.wait(left):
+                return
+
+    def _take_batch(self) -> list[_Request]:
+        """The longest run of requests of one model from the front; none where all were swept meanwhile."""
+        batch: list[_Request] = []
+        while self._queue and len(batch) < self._max_batch:
+            if batch and self._queue[0].model is not batch[0].model:
+                break
+            batch.append(self._queue.popleft())
+        return batch
+
+    def _begin(self, request: _Request, now: float) -> bool:
+        """Whether a request is still wanted; otherwise it is ended here."""
+        if request.is_expired(now):
+            waited = 1000 * (now - request.begun)
+            self._fail_unrun(
+                request,
+                DeadlineError(
+                    f"The request waited for {waited:.1f} ms, past its deadline.",
+                    hint="Allow more time, send fewer requests, or take a faster engine.",
+                ),
+            )
+            return False
+        if request.future.set_running_or_notify_cancel():
+            return True
+        self._end([request], "cancelled")
+        return False
+
+    def _run(self, batch: Sequence[_Request]) -> None:
+        """Answer a batch. One that fails is run again one by one, so that only the culprit fails."""
+        if not batch:
+            return
+        with self._changed:
+            self._batches[len(batch)] += 1
+        try:
+            # All have a frame: one that was cancelled before it was decoded did not begin.
+            frames = [request.frame for request in batch if request.frame is not None]
+            predictions = predict_frames(batch[0].model, frames)
+        except Exception as error:
+            if len(batch) > 1:
+                for request in batch:
+                    self._run([request])
+                return
+            self._end(batch, "failed")
+            batch[0].future.set_exception(error)
+            return
+        self._end(batch, "answered")
+        for request, prediction in zip(batch, predictions, strict=True):
+            request.future.set_result(prediction)
+
+    # -- in any of them
+
+    def _fail_unrun(self, request: _Request, error: BaseException) -> None:
+        """End a request whose batch has not begun."""
+        if not request.future.set_running_or_notify_cancel():
+            self._end([request], "cancelled")
+            return
+        self._end([request], "expired" if isinstance(error, DeadlineError) else "failed")
+        request.future.set_exception(error)
+
+    def _end(self, requests: Sequence[_Request], end: str) -> None:
+        """Count, and let go of the model: before a future tells, so that whoever waits for it sees both done."""
+        now = monotonic()
+        with self._changed:
+            self._ended[end] += len(requests)
+            if end == "answered":
+                self._latencies_ms.extend(1000 * (now - request.begun) for request in requests)
+        for request in requests:
+            request.model.release()
+
+
+def _closed_error() -> UsageError:
+    return UsageError("This batcher is closed.")
+
+
+def _check_limits(**limits: int) -> None:
+    for name, limit in limits.items():
+        if limit < 1:
+            raise UsageError(f"{name} must be at least 1, got {limit}.")
+
+
+_open_batchers: WeakSet[Batcher] = WeakSet()
+
+
+def _close_all() -> None:
+    """A thread that is inside an engine library when the interpreter goes away may take the process down."""
+    for batcher in list(_open_batchers):
+        batcher.close(drain=False)
+
+
+atexit.register(_close_all)

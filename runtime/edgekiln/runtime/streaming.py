@@ -1,0 +1,190 @@
+"""Answers for a stream of pictures, in order, with decoding beside inference and bounded memory.
+
+Three kinds of threads: one reads the source, a few decode, and the consumer's own runs the engine when it asks for
+the next answer. The queue between them is short, so that a slow consumer stops the reading of an endless source.
+"""
+
+from __future__ import annotations
+
+import logging
+import queue
+import threading
+from collections import deque
+from collections.abc import Generator, Iterable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+from edgekiln.runtime.classifier import Classifier, Prediction, predict_frames
+from edgekiln.runtime.errors import ImageError, UsageError
+from edgekiln.runtime.forking import HomeProcess
+from edgekiln.runtime.image import ColorOrder, Frame, Picture
+from edgekiln.runtime.loaded import LoadedModel
+
+__all__ = ["OnError", "stream_predictions"]
+
+OnError = Literal["yield", "raise"]
+
+_SOURCE_PATIENCE_S = 1.0
+_log = logging.getLogger("edgekiln.runtime")
+
+
+def stream_predictions(
+    classifier: Classifier,
+    pictures: Iterable[Picture],
+    *,
+    workers: int = 2,
+    max_batch: int = 1,
+    on_error: OnError = "yield",
+    color_order: ColorOrder = "rgb",
+) -> Generator[Prediction | ImageError, None, None]:
+    """See ``Classifier.predict_stream``. Nothing starts before the first answer is asked for.
+
+    Raises:
+        UsageError: a wrong argument, at once; a closed classifier, in its turn.
+        ImageError: with ``on_error="raise"``, in the picture's turn.
+        Exception: what ``pictures`` raises, after the answers to what it gave before.
+    """
+    if workers < 1 or max_batch < 1:
+        raise UsageError(f"workers and max_batch must be at least 1, got {workers} and {max_batch}.")
+    if on_error not in get_args(OnError):
+        raise UsageError(f"Unknown on_error {on_error!r}; known: {', '.join(get_args(OnError))}.")
+    if isinstance(pictures, str | bytes):
+        raise UsageError("predict_stream takes several pictures, got one.", hint="Use predict.")
+    reader = _Reader(classifier, pictures, workers, color_order)
+    return _answer_all(reader, max_batch, raises=on_error == "raise")
+
+
+@dataclass(frozen=True, slots=True)
+class _Prepared:
+    """A picture whose decoding has begun, and the model that it is decoded for."""
+
+    model: LoadedModel
+    frame: Future[Frame]
+
+
+@dataclass(frozen=True, slots=True)
+class _End:
+    """Nothing comes any more; ``error`` is what stopped the source, or ``None``."""
+
+    error: BaseException | None
+
+
+class _Reader:
+    """Reads the source and has its pictures decoded, a few ahead of the consumer."""
+
+    def __init__(
+        self, classifier: Classifier, pictures: Iterable[Picture], workers: int, color_order: ColorOrder
+    ) -> None:
+        self._classifier, self._pictures, self._color_order = classifier, pictures, color_order
+        self._workers = workers
+        self._home = HomeProcess()
+        # One more is in the reader's hands, and up to max_batch are in the consumer's.
+        self._ready: queue.Queue[_Prepared | _End] = queue.Queue(2 * workers - 1)
+        self._stopped = threading.Event()
+
+    def start(self) -> None:
+        self._pool = ThreadPoolExecutor(self._workers, "edgekiln-decode")
+        # A daemon: a source that blocks for good must not keep the interpreter from ending.
+        self._thread = threading.Thread(target=self._read, name="edgekiln-stream", daemon=True)
+        self._thread.start()
+
+    def _read(self) -> None:
+        try:
+            for picture in self._pictures:
+                if self._stopped.is_set():
+                    return
+                self._ready.put(self._begin(picture))
+                if self._stopped.is_set():
+                    return
+        except BaseException as error:  # the source's own, told to the consumer in its turn
+            self._ready.put(_End(error))
+        else:
+            self._ready.put(_End(None))
+
+    def _begin(self, picture: Picture) -> _Prepared:
+        model = self._classifier.hold()
+        try:
+            return _Prepared(model, self._pool.submit(model.prepare, picture, self._color_order))
+        except BaseException:  # the pool has been shut down
+            model.release()
+            raise
+
+    def get(self) -> _Prepared | _End:
+        """The next one, waited for."""
+        self._home.check()  # a fork has no thread that would ever put one there
+        return self._ready.get()
+
+    def get_if_ready(self, model: LoadedModel) -> _Prepared | None:
+        """The next one if it is decoded, for ``model``; only the one consumer takes any, so looking is safe."""
+        with self._ready.mutex:
+            first = self._ready.queue[0] if self._ready.queue else None
+        if not isinstance(first, _Prepared) or first.model is not model or not first.frame.done():
+            return None
+        self._ready.get_nowait()
+        return first
+
+    def stop(self) -> None:
+        """End the threads, and let go of what nobody will ask for."""
+        if not self._home.is_here:
+            return
+        self._stopped.set()
+        self._release_ready()  # also makes room for the one that the reader may be putting
+        self._thread.join(_SOURCE_PATIENCE_S)
+        if self._thread.is_alive():
+            _log.warning("the source of a closed stream is blocked; its thread ends when it gives a picture")
+        self._pool.shutdown(wait=True, cancel_futures=True)
+        self._release_ready()
+
+    def _release_ready(self) -> None:
+        while True:
+            try:
+                prepared = self._ready.get_nowait()
+            except queue.Empty:
+                return
+            if isinstance(prepared, _Prepared):
+                prepared.frame.cancel()
+                prepared.model.release()
+
+
+def _answer_all(
+    reader: _Reader, max_batch: int, *, raises: bool
+) -> Generator[Prediction | ImageError, None, None]:
+    reader.start()
+    try:
+        while not isinstance(first := reader.get(), _End):
+            for answer in _answer_group(_gather(reader, first, max_batch)):
+                if raises and isinstance(answer, ImageError):
+                    raise answer
+                yield answer
+        if first.error is not None:
+            raise first.error
+    finally:
+        reader.stop()
+
+
+def _gather(reader: _Reader, first: _Prepared, max_batch: int) -> list[_Prepared]:
+    """``first``, and those after it that are ready for the same model."""
+    group = [first]
+    while len(group) < max_batch and (following := reader.get_if_ready(first.model)) is not None:
+        group.append(following)
+    return group
+
+
+def _answer_group(group: Sequence[_Prepared]) -> list[Prediction | ImageError]:
+    """One call of the engine for those that could be read."""
+    try:
+        frames = [_frame_or_error(prepared) for prepared in group]
+        readable = [frame for frame in frames if not isinstance(frame, ImageError)]
+        predictions = deque(predict_frames(group[0].model, readable) if readable else [])
+    finally:
+        for prepared in group:
+            prepared.model.release()
+    return [frame if isinstance(frame, ImageError) else predictions.popleft() for frame in frames]
+
+
+def _frame_or_error(prepared: _Prepared) -> Frame | ImageError:
+    try:
+        return prepared.frame.result()
+    except ImageError as error:
+        return error
