@@ -16,7 +16,7 @@ from edgekiln.benchmarks.accuracy import measure_accuracy
 from edgekiln.benchmarks.environment import describe_machine
 from edgekiln.benchmarks.judging import Reference, judge_answers, summarize_simulation
 from edgekiln.benchmarks.report import render_card, render_page
-from edgekiln.pipeline.data import INDEX_NAME, PreparedSplit, load_split
+from edgekiln.pipeline.data import INDEX_NAME, PreparedSplit, load_split, read_classes
 from edgekiln.pipeline.engines import built_files
 from edgekiln.pipeline.recipe import Recipe, VariantSettings
 from edgekiln.pipeline.stage_files import (
@@ -36,7 +36,7 @@ from edgekiln.pipeline.stage_files import (
 from edgekiln.runtime.bundle import write_manifest
 from edgekiln.runtime.contract import Contract
 
-__all__ = ["LOGITS_FILE", "REPORT_NAME", "pack_bundle", "public_recipe"]
+__all__ = ["LOGITS_FILE", "REPORT_NAME", "judge_evaluated", "pack_bundle", "public_recipe"]
 
 REPORT_NAME = "report.json"
 LOGITS_FILE = "test_logits.npz"
@@ -176,6 +176,21 @@ def _build_report(context: StageContext) -> dict[str, Any]:
         "benchmark": benchmark,
         "machine": benchmark["machine"] if benchmark else describe_machine(),
         "parents": {name: folder.parent.name for name, folder in sorted(context.inputs.items())},
+    }
+
+
+def judge_evaluated(context: StageContext, variants: Sequence[VariantSettings]) -> dict[str, Any]:
+    """The rows of the report that evaluate stages alone can fill: of the baseline and of ``variants``, no latency."""
+    test = load_split(context.inputs["data"], "test")
+    baseline = read_logits(context.inputs[f"evaluate.{BASELINE}"])
+    reference = Reference(baseline, test.labels, test.keys, read_classes(context.inputs["data"]))
+    return {
+        "baseline": {
+            "name": BASELINE,
+            "precision": "fp32",
+            "accuracy": measure_accuracy(baseline, test.labels).to_dict(),
+        },
+        "variants": [_judge_variant(context, variant, reference, None) for variant in variants],
     }
 
 

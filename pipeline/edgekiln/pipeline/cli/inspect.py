@@ -1,0 +1,41 @@
+"""``inspect``: what a file or folder is; ``inspecting.py`` looks."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import click
+
+from edgekiln.pipeline.cli.options import json_option, print_document
+
+__all__ = ["inspect"]
+
+
+@click.command()
+@click.argument("path", type=click.Path(path_type=Path))
+@json_option
+def inspect(path: Path, as_json: bool) -> None:
+    """Say what a bundle, an ONNX file, a checkpoint or an engine is, and whether it would load here.
+
+    \b
+    edgekiln inspect runs/traffic-lights/bundle
+    """
+    from edgekiln.pipeline.cli.inspecting import describe
+
+    values = describe(path)
+    if as_json:
+        print_document(values)
+        return
+    for key, value in values.items():
+        if isinstance(value, list):
+            click.echo(f"{key}:")
+            for item in value:
+                click.echo(f"  {item if isinstance(item, str) else _one_line(item)}")
+        else:
+            click.echo(f"{key}: {value}")
+
+
+def _one_line(item: Mapping[str, Any]) -> str:
+    return ", ".join(f"{key} {value}" for key, value in item.items())
