@@ -104,11 +104,7 @@ _INT8 = """\
 name = "int8"
 precision = "int8"  # the smallest and, on most CPUs, the fastest
 """
-_NO_CUT = """\
-# There is no test folder: a fifth of each class is held out for the final judgement (test = 0.2), and another share
-# for choosing the epoch (validation = 0.15). Where pictures of one scene would stand on both sides, make folders
-# train and test yourself."""
-_INT8 = """\
+_NO_INT8 = """\
 # An int8 variant wants at least 32 training pictures:
 # [[variants]]
 # name = "int8"

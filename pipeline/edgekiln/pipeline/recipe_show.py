@@ -47,33 +47,43 @@ def _leaves(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, 
             yield f"{prefix}{key}", value
 
 
-def render_recipe(recipe: Recipe, origins: Mapping[str, Origin] | None = None) -> str:
-    """TOML that loads to the same recipe; keys without a value stand in comments, since TOML has no such value.
+def render_recipe(recipe: Recipe, origins: Mapping[str, Origin], *, tell_origins: bool = False) -> str:
+    """TOML that loads to the same recipe.
+
+    In comments stand keys without a value, since TOML has no such value, and the defaults of a variant's own sections,
+    since a backend refuses even the default of what it would not use.
 
     Args:
         recipe: any.
-        origins: of ``trace_origins``; written behind each value.
+        origins: of ``trace_origins``.
+        tell_origins: whether they are written behind each value.
     """
-    return "\n".join(_section(recipe.model_dump(mode="json"), "", "", origins)) + "\n"
+    rows = _rows(recipe.model_dump(mode="json"), "", "", origins)
+    return "".join(
+        f"{text:{_COLUMN}} # {origin}\n" if origin and tell_origins else f"{text}\n" for text, origin in rows
+    )
 
 
-def _section(
-    values: Mapping[str, Any], title: str, key: str, origins: Mapping[str, Origin] | None
-) -> Iterator[str]:
-    """One table and those below it. ``title`` is its TOML name, ``key`` the prefix of its keys in ``origins``."""
+def _rows(
+    values: Mapping[str, Any], title: str, key: str, origins: Mapping[str, Origin]
+) -> Iterator[tuple[str, Origin | None]]:
+    """(line, origin) of one section and those below it; ``title`` is its name in TOML, ``key`` that in origins."""
+    of_variants = title.partition(".")[0] == "variants"
     for name, value in values.items():
         if not isinstance(value, Mapping) and not _is_tables(value):
-            line = f"# {name} = " if value is None else f"{name} = {_value(value)}"
-            yield line if origins is None else f"{line:{_COLUMN}} # {origins[f'{key}{name}']}"
+            origin = origins[f"{key}{name}"]
+            mark = "# " if value is None or (title.startswith("variants.") and origin == "default") else ""
+            yield f"{mark}{name} = {'' if value is None else _value(value)}".rstrip(), origin
     for name, value in values.items():
         below = f"{title}.{name}" if title else name
         if isinstance(value, Mapping):
-            yield from ("", f"[{below}]", *_section(value, below, f"{key}{name}.", origins))
+            unsaid = all(origins[leaf] == "default" for leaf, _ in _leaves(value, f"{key}{name}."))
+            yield from (("", None), (f"{'# ' if unsaid and of_variants else ''}[{below}]", None))
+            yield from _rows(value, below, f"{key}{name}.", origins)
         elif _is_tables(value):
             for item in value:
-                yield from (
-                    "", f"[[{below}]]", *_section(item, below, f"{key}{name}.{item['name']}.", origins)
-                )  # fmt: skip
+                yield from (("", None), (f"[[{below}]]", None))
+                yield from _rows(item, below, f"{key}{name}.{item['name']}.", origins)
 
 
 def _is_tables(value: Any) -> bool:

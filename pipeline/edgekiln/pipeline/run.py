@@ -115,13 +115,14 @@ def _plan_stage(
     """Judge one stage by those before it, and add it to ``found`` where it is done."""
     seconds = store.last_seconds(stage.name)
     fresh = [name for name in stage.inputs if name not in found]
+    named = ", ".join(fresh[:3]) + (f" and {len(fresh) - 3} more" if len(fresh) > 3 else "")
     if forced:
         return PlannedStage(stage.name, "run", "forced", seconds, None)
     if fresh and seconds is None:
-        return PlannedStage(stage.name, "run", f"its input changes: {', '.join(fresh)}", None, None)
+        return PlannedStage(stage.name, "run", f"its input changes: {named}", None, None)
     if fresh:
         return PlannedStage(
-            stage.name, "depends", f"its input changes, unless as before: {', '.join(fresh)}", seconds, None
+            stage.name, "depends", f"its input changes, unless as before: {named}", seconds, None
         )
     key, _ = _identify(stage, found)
     record = _find(store, stage.name, key)

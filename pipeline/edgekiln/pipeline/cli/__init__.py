@@ -13,6 +13,7 @@ import os
 import sys
 import traceback
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import click
 
@@ -25,7 +26,21 @@ __all__ = ["cli", "main"]
 _PIPE_CLOSED = 141  # 128 + SIGPIPE: what a shell tells of a program whose reader went away
 
 
-@click.group(cls=SuggestingGroup, context_settings={"help_option_names": ["-h", "--help"]})
+class _Root(SuggestingGroup):
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except BrokenPipeError as error:  # click would end with 1, which stands for a bug
+            raise click.exceptions.Exit(_leave_pipe()) from error
+
+
+def _leave_pipe() -> int:
+    """The reader of stdout went away: what is still buffered goes nowhere. Returns the exit code."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return _PIPE_CLOSED
+
+
+@click.group(cls=_Root, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(package_name="edgekiln")
 def cli() -> None:
     """From a folder of labelled images to an engine you can ship, with proof.
@@ -63,8 +78,7 @@ def main(arguments: list[str] | None = None) -> None:
         _tell("interrupted", "Interrupted.", "Run the same command again to go on.", as_json, None)
         sys.exit(ExitCode.INTERRUPTED)
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is still buffered goes nowhere
-        sys.exit(_PIPE_CLOSED)
+        sys.exit(_leave_pipe())
     except Exception as error:  # the one place where everything ends
         sys.exit(_report(error, as_json=as_json, debug=_asks_for(arguments, "--debug")))
 

@@ -43,12 +43,12 @@ def show(recipe: Path, overrides: Sequence[str], origin: bool, as_json: bool) ->
     from edgekiln.pipeline.recipe_show import render_recipe, trace_origins
 
     loaded = load_recipe(recipe, overrides)
-    origins = trace_origins(loaded, recipe, overrides) if origin else None
+    origins = trace_origins(loaded, recipe, overrides)
     if as_json:
-        more = {} if origins is None else {"origins": origins}
+        more = {"origins": origins} if origin else {}
         print_document({"recipe": loaded.model_dump(mode="json"), **more})
     else:
-        click.echo(render_recipe(loaded, origins), nl=False)
+        click.echo(render_recipe(loaded, origins, tell_origins=origin), nl=False)
 
 
 @recipe.command()
