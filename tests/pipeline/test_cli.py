@@ -1,6 +1,9 @@
+import contextlib
 import hashlib
 import json
 import os
+import pty
+import re
 import shutil
 import subprocess
 import sys
@@ -169,6 +172,37 @@ def test_debug_shows_the_traceback_and_json_stays_one_document(tmp_path):
     assert (done.returncode, json.loads(done.stdout)["error"]["code"]) == (2, "recipe")
     assert "Traceback (most recent call last)" in done.stderr
     assert "FileNotFoundError" in done.stderr
+
+
+def test_a_terminal_gets_colours_unless_it_does_not_want_them(pictures, tmp_path):
+    def escapes(**environment):
+        """The escape sequences that a terminal on stderr gets."""
+        terminal, end = pty.openpty()
+        code = "from edgekiln.pipeline.cli import main; main()"
+        command = [sys.executable, "-c", code, "init", pictures, "--force"]
+        everything = {
+            **{k: v for k, v in os.environ.items() if k != "NO_COLOR"},
+            "TERM": "xterm",
+            **environment,
+        }
+        done = subprocess.run(
+            command, stdout=subprocess.PIPE, stderr=end, cwd=tmp_path, env=everything, check=True, text=True
+        )
+        os.close(end)
+        assert "\x1b" not in done.stdout
+        text = b""
+        with contextlib.suppress(OSError):  # how Linux tells that nobody writes any more
+            while part := os.read(terminal, 65536):
+                text += part
+        os.close(terminal)
+        return set(re.findall(rb"\x1b\[[0-9;?]*[a-zA-Z]", text))
+
+    def colours(found):
+        return {sign for sign in found if sign.endswith(b"m")}
+
+    assert colours(escapes())
+    assert colours(escapes(NO_COLOR="1")) == set()
+    assert escapes(TERM="dumb") == set()
 
 
 def test_a_reader_that_goes_away_is_no_bug(tmp_path):

@@ -5,6 +5,7 @@ Reads names and headers only, so that a picture whose end is missing is not noti
 
 from __future__ import annotations
 
+import shlex
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -103,7 +104,7 @@ def _check_depth(folder: Path) -> None:
         names = ", ".join(entry.name for entry in _folders(place)[:5])
         raise DataError(
             f"The class folders lie deeper than {folder}: {place} holds {names}.",
-            hint=f"Run: edgekiln init {place}",
+            hint=f"Run: edgekiln init {shlex.quote(str(place))}",
             path=folder,
         )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -56,7 +57,7 @@ def init(folder: Path, out: Path, force: bool, quiet: bool, as_json: bool) -> No
         return
     _print(survey)
     click.echo(f"recipe   {out}")
-    click.echo(f"next     edgekiln run {out}")
+    click.echo(f"next     edgekiln run {shlex.quote(str(out))}")
 
 
 def _check_out(out: Path, force: bool) -> None:
