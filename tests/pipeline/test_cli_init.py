@@ -39,6 +39,7 @@ def write_sizes(folder, sizes, classes=("a", "b"), each=30):
 # -- the recipe
 
 
+@pytest.mark.slow
 def test_the_recipe_runs(edgekiln, photos, tmp_path):
     code, out, _ = edgekiln("init", "my photos")
     assert code == 0

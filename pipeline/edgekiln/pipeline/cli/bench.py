@@ -40,7 +40,10 @@ def bench(  # noqa: PLR0913 # one argument for each option
     threads: int | None,
     seconds: float,
 ) -> None:
-    """Measure latency: of a recipe's engines next to PyTorch, or (--runtime) what the runtime itself costs.
+    """Measure latency, of engines or of the runtime itself.
+
+    Of a recipe: its engines next to PyTorch. Of a bundle: what the runtime costs (--runtime), or an engine as MLPerf's
+    load generator sees it (--mlperf).
 
     \b
     edgekiln bench recipes/traffic-lights-224.toml --again

@@ -40,7 +40,7 @@ __all__ = ["build", "cache"]
 @variant_option
 @run_options
 def build(wish: RunWish, target: Path, variants: tuple[str, ...], **of_bundle: Any) -> None:
-    """Build TensorRT engines on this machine, of a bundle or of a recipe.
+    """Build TensorRT engines here, of a bundle or of a recipe.
 
     A bundle's engines are judged against the PyTorch answers that it recorded, on those of its test pictures that are
     found below --data (by content). Without --data they are unverified. Exits 3 when one does not pass. A recipe
@@ -142,7 +142,9 @@ def _batch(text: str | None) -> dict[str, int] | None:
 
 @click.group(cls=SuggestingGroup)
 def cache() -> None:
-    """The engines that were built on this machine ($EDGEKILN_CACHE, else ~/.cache/edgekiln/engines).
+    """List or remove engines that were built on this machine.
+
+    They stand in $EDGEKILN_CACHE, else in ~/.cache/edgekiln/engines.
 
     \b
     edgekiln cache ls

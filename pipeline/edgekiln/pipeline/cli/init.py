@@ -32,7 +32,9 @@ _MOST_CLASSES = 40  # in the table; --json names all
 @quiet_option
 @json_option
 def init(folder: Path, out: Path, force: bool, quiet: bool, as_json: bool) -> None:
-    """Look at a folder of images (FOLDER/CLASS/PICTURE, or with train, val and test) and write a recipe for it.
+    """Look at a folder of images and write a recipe for it.
+
+    FOLDER/CLASS/PICTURE, or FOLDER/train/CLASS/PICTURE with val and test beside it.
 
     \b
     edgekiln init my-photos

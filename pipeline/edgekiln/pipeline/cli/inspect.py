@@ -17,7 +17,9 @@ __all__ = ["inspect"]
 @click.argument("path", type=click.Path(path_type=Path))
 @json_option
 def inspect(path: Path, as_json: bool) -> None:
-    """Say what a bundle, an ONNX file, a checkpoint or an engine is, and whether it would load here.
+    """Say what a file or bundle is, and whether it would load here.
+
+    It knows bundles, ONNX files, checkpoints and engines; nothing is run.
 
     \b
     edgekiln inspect runs/traffic-lights/bundle

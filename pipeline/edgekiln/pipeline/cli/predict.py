@@ -77,8 +77,9 @@ def predict(
     as_json: bool,
     **engine: Any,
 ) -> None:
-    """Classify pictures with a bundle: files, folders (at any depth), quoted globs, or - for bytes on stdin.
+    """Classify pictures with a bundle.
 
+    IMAGES are files, folders (read at any depth), quoted globs, or - for one picture's bytes on standard input.
     Exits 2 when a picture could not be read; the others are answered.
 
     \b

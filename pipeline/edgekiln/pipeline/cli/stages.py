@@ -38,7 +38,7 @@ def _run_until(recipe: Path, wish: RunWish, until: str, variants: Sequence[str] 
 @recipe_argument
 @run_options
 def train(wish: RunWish, recipe: Path) -> None:
-    """Prepare the pictures and fine-tune: a run up to the stage finetune.
+    """Prepare the pictures and fine-tune. A run up to the stage finetune.
 
     \b
     edgekiln train recipes/traffic-lights.toml
@@ -51,7 +51,7 @@ def train(wish: RunWish, recipe: Path) -> None:
 @recipe_argument
 @run_options
 def export(wish: RunWish, recipe: Path) -> None:
-    """Export to ONNX and check it against PyTorch: a run up to the stage export.
+    """Export to ONNX and check it against PyTorch. A run up to the stage export.
 
     \b
     edgekiln export recipes/traffic-lights.toml
@@ -64,7 +64,7 @@ def export(wish: RunWish, recipe: Path) -> None:
 @variant_option
 @run_options
 def quantize(wish: RunWish, recipe: Path, variants: Sequence[str]) -> None:
-    """Make the graphs of all variants, or of one: a run up to the stages variant.NAME.
+    """Make the graphs of all variants, or of one. A run up to the stages variant.NAME.
 
     \b
     edgekiln quantize recipes/traffic-lights.toml
@@ -78,9 +78,9 @@ def quantize(wish: RunWish, recipe: Path, variants: Sequence[str]) -> None:
 @variant_option
 @run_options
 def evaluate(wish: RunWish, recipe: Path, variants: Sequence[str]) -> None:
-    """Run the test pictures through PyTorch and every engine, and judge: a run up to the stages evaluate.NAME.
+    """Judge every engine against PyTorch on the test pictures.
 
-    Exits 3 when a required variant does not pass.
+    A run up to the stages evaluate.NAME. Exits 3 when a required variant does not pass.
 
     \b
     edgekiln evaluate recipes/traffic-lights.toml
@@ -128,7 +128,7 @@ def _judge_and_print(recipe: Recipe, result: RunResult, variants: Sequence[str],
 @recipe_argument
 @run_options
 def pack(wish: RunWish, recipe: Path) -> None:
-    """Judge and put the bundle together: all that is not done yet, up to the stage bundle.
+    """Judge and put the bundle together. A run of all that is not done yet, with a bundle at its end.
 
     \b
     edgekiln pack recipes/traffic-lights.toml
