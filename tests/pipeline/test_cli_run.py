@@ -10,6 +10,8 @@ from tests_support import ROOT
 
 from edgekiln.pipeline.cli import demo as demo_module
 from edgekiln.pipeline.recipe import load_recipe
+from edgekiln.pipeline.run import plan_run
+from edgekiln.runtime.errors import UsageError
 
 
 def files_below(folder):
@@ -50,6 +52,12 @@ def test_with_a_variant_only_its_stages_are_run(tiny_run, edgekiln):
     assert sorted(stages) == [
         "data", "evaluate.baseline", "evaluate.int8", "export", "finetune", "variant.int8",
     ]  # fmt: skip
+
+
+def test_what_reads_all_variants_takes_no_choice(tiny_run):
+    recipe = load_recipe(tiny_run[0])
+    with pytest.raises(UsageError, match=r"The stages bundle take all variants\. Leave the choice"):
+        plan_run(recipe, tiny_run[1], variants=["int8"])
 
 
 def test_train_says_what_was_made_and_where(edgekiln, tiny_recipe, tmp_path):

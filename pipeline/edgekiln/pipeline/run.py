@@ -147,9 +147,11 @@ def _choose_names(recipe: Recipe, until: str | None, variants: Iterable[str]) ->
     last = len(names) - 1 if until is None else names.index(_matching(names, until)[-1])
     wanted = _known_variants(recipe, variants)
     chosen = names[: last + 1]
-    if wanted and {"benchmark", "bundle"} & set(chosen):
+    evaluated = names.index(_matching(names, "evaluate")[-1])
+    if wanted and last > evaluated:
         raise UsageError(
-            "The stages benchmark and bundle take all variants.", hint="Leave the choice of variants out."
+            f"The stages {', '.join(names[evaluated + 1 :])} take all variants.",
+            hint="Leave the choice of variants out.",
         )
     others = {variant.name for variant in recipe.variants} - wanted if wanted else set()
     return {name for name in chosen if name.partition(".")[2] not in others}
