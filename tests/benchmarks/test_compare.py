@@ -287,3 +287,4 @@ def test_command_exits_3_on_a_regression(bundles, capsys):
         main(["compare", str(before), str(after), "--json"])
     document = json.loads(capsys.readouterr().out)
     assert (ended.value.code, document["ok"], document["regressions"]) == (3, False, 1)
+    assert document["error"]["code"] == "gate"

@@ -65,6 +65,8 @@ def test_wheel_holds_the_four_parts_and_nothing_else(wheel):
         assert f"edgekiln/{part}/py.typed" in names
     assert "edgekiln/benchmarks/report/page.html" in names
     assert any(n.endswith("licenses/LICENSE") for n in names)
+    demo = zipfile.ZipFile(wheel).read("edgekiln/pipeline/traffic-lights.toml")  # a link in the checkout
+    assert demo == (ROOT / "recipes" / "traffic-lights.toml").read_bytes()
 
 
 def test_metadata_promises_the_extras_and_a_small_base(wheel):

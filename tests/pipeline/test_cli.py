@@ -1,5 +1,9 @@
+import contextlib
 import hashlib
 import json
+import os
+import pty
+import re
 import shutil
 import subprocess
 import sys
@@ -7,51 +11,233 @@ import sys
 import pytest
 from tests_support import ROOT, TINY_RECIPE
 
-from edgekiln.pipeline.cli import main
+from edgekiln.pipeline.cli import cli
 from edgekiln.runtime.bundle import MANIFEST_NAME
 
-COMMANDS = ("run", "predict", "inspect", "bench", "build", "compare", "report", "cache")
+
+def all_commands(group=cli, path=()):
+    """(words, command) of every command and group."""
+    yield path, group
+    for name, command in group.commands.items():
+        if hasattr(command, "commands"):
+            yield from all_commands(command, (*path, name))
+        else:
+            yield (*path, name), command
 
 
-@pytest.fixture
-def edgekiln(capsys):
-    """Run the command line in this process: (exit code, stdout, stderr)."""
-
-    def call(*arguments):
-        with pytest.raises(SystemExit) as caught:
-            main([str(a) for a in arguments])
-        out, err = capsys.readouterr()
-        assert "Traceback" not in err
-        return int(caught.value.code or 0), out, err
-
-    return call
-
+COMMANDS = dict(all_commands())
+LEAVES = [path for path, command in COMMANDS.items() if not hasattr(command, "commands")]
+each_command = pytest.mark.parametrize("path", LEAVES, ids=" ".join)
 
 # -- help
 
 
-@pytest.mark.parametrize(
-    "command", [(), *((name,) for name in COMMANDS), ("cache", "ls"), ("cache", "prune")]
-)
-def test_help_imports_nothing_heavy(command):
+def test_help_of_every_command_imports_nothing_heavy():
     code = (
-        "import sys\n"
+        "import contextlib, io, json, sys\n"
         "from edgekiln.pipeline.cli import main\n"
-        "try: main([*sys.argv[1:], '--help'])\n"
-        "except SystemExit as e: assert not e.code\n"
-        "heavy = {'numpy', 'torch', 'onnx', 'onnxruntime', 'matplotlib', 'pydantic', 'rich', 'PIL', 'scipy'}\n"
-        "print(*sorted(heavy & set(sys.modules)), file=sys.stderr)"
+        "for path in json.loads(sys.argv[1]):\n"
+        "    out = io.StringIO()\n"
+        "    with contextlib.redirect_stdout(out):\n"
+        "        try: main([*path, '--help'])\n"
+        "        except SystemExit as leave: assert not leave.code, path\n"
+        "    assert out.getvalue().startswith('Usage: ' + ' '.join(['edgekiln', *path])), path\n"
+        "heavy = {'torch', 'onnx', 'onnxruntime', 'matplotlib', 'pydantic', 'timm', 'jinja2', 'PIL', 'numpy', 'rich',\n"
+        "         'scipy', 'torchvision', 'cryptography'}\n"
+        "print(*sorted(heavy & set(sys.modules)))"
     )
-    done = subprocess.run([sys.executable, "-c", code, *command], capture_output=True, text=True, check=True)
-    assert "Usage: edgekiln" in done.stdout
-    assert done.stderr.strip() == ""
+    paths = json.dumps(list(COMMANDS))
+    done = subprocess.run([sys.executable, "-c", code, paths], capture_output=True, text=True, check=True)
+    assert (done.stdout.strip(), done.stderr) == ("", "")
 
 
-def test_every_command_shows_an_example(edgekiln):
-    for command in COMMANDS:
-        code, out, _ = edgekiln(command, "--help")
-        assert code == 0
-        assert f"edgekiln {command} " in out
+@pytest.mark.parametrize("path", [path for path in COMMANDS if path], ids=" ".join)
+def test_every_command_shows_an_example_and_the_shared_options(edgekiln, path):
+    code, out, _ = edgekiln(*path, "--help")
+    assert code == 0
+    assert (
+        f"  edgekiln {' '.join(path)} " in out
+        or f"$(edgekiln {' '.join(path)} " in out
+        or (f"  edgekiln {' '.join(path)}\n" in out)
+    )
+    for option in ("-q, --quiet", "-v, --verbose", "--debug", *(["--json"] if path in LEAVES else [])):
+        assert f"  {option} " in out
+
+
+def test_without_a_command_the_help_goes_to_stderr(edgekiln):
+    code, out, err = edgekiln()
+    assert (code, out) == (2, "")
+    assert err.startswith("Usage: edgekiln ")
+    assert edgekiln("cache")[2].startswith("Usage: edgekiln cache ")
+
+
+# -- what every command does alike
+
+
+@each_command
+def test_an_unknown_option_is_one_document_with_json(edgekiln, path):
+    code, out, err = edgekiln(*path, "--jsn", "--json")
+    document = json.loads(out)
+    assert (code, document["ok"], document["schema_version"], err) == (2, False, "1.0", "")
+    assert {**document["error"], "message": None} == {
+        "code": "usage",
+        "message": None,
+        "hint": f"See: edgekiln {' '.join(path)} --help",
+        "path": None,
+    }
+    assert document["error"]["message"].startswith("No such option '--jsn'")
+    assert "'--json'" in document["error"]["message"]  # suggested
+
+
+@pytest.mark.parametrize(
+    ("arguments", "advice"),
+    [
+        (["rnu"], "No such command 'rnu'. Did you mean 'run'?"),
+        (["quantise", "r.toml"], "No such command 'quantise'. Did you mean 'quantize'?"),
+        (["recipe", "vaildate"], "No such command 'vaildate'. Did you mean 'validate'?"),
+        (["cache", "xyz"], "No such command 'xyz'. There are: ls, prune."),
+        (["run", "r.toml", "--dryrun"], "No such option '--dryrun'. (Did you mean one of: '--dry-run'"),
+        (["run", "r.toml", "--until", "quantise"], "There is no stage 'quantise'"),
+        (["run", "r.toml", "--until", "finetun"], "Did you mean 'finetune'?"),
+        (["run", "r.toml", "--force", "evalute"], "Did you mean 'evaluate'?"),
+        (
+            ["quantize", "r.toml", "--variant", "in8"],
+            "no variant 'in8'; it has: fp32, int8. Did you mean 'int8'?",
+        ),
+        (["build", "r.toml"], "The recipe has no variant whose engine is built."),
+        (["build", "r.toml", "--sm", "86"], "--sm belong to a bundle; r.toml is a recipe."),
+        (["build", "nowhere.toml"], "There is no bundle or recipe nowhere.toml."),
+        (["build", ".", "--set", "seed=1", "--out", "x"], "--set, --force and --dry-run belong to a recipe"),
+        (["build", "."], "Missing option '--out'."),
+        (["bench", ".", "--runtime", "--dry-run"], "--dry-run belongs to a recipe."),
+    ],
+)
+def test_typing_errors_name_what_was_meant(edgekiln, tmp_path, monkeypatch, arguments, advice):
+    (tmp_path / "r.toml").write_text(TINY_RECIPE)
+    monkeypatch.chdir(tmp_path)
+    code, out, err = edgekiln(*arguments)
+    assert (code, out) == (2, "")
+    assert advice in err
+    assert len(err.splitlines()) == 1
+    assert not (tmp_path / "runs").exists()
+
+
+def test_shared_options_count_before_and_after_the_command(tiny_run, edgekiln, caplog):
+    path, runs, _ = tiny_run
+    for arguments in (["-q", "run", path], ["run", path, "-q"]):
+        assert edgekiln(*arguments, "--runs", runs)[2] == ""
+    assert "done before" in edgekiln("run", path, "--runs", runs)[2]
+
+
+LOGGING = """
+import logging, warnings, sys
+import edgekiln.pipeline.cli.inspecting as inspecting
+from edgekiln.pipeline.cli import main
+
+def describe(path, trusted_keys):
+    for level in (logging.DEBUG, logging.INFO, logging.ERROR):
+        logging.getLogger("some.library").log(level, "said at %d", level)
+    warnings.warn("old call", stacklevel=1)
+    return {"kind": "nothing"}
+
+inspecting.describe = describe
+main()
+"""
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ([], {"said at 40"}),
+        (["-v"], {"said at 20", "said at 40", "old call"}),
+        (["--debug"], {"said at 10", "said at 20", "said at 40", "old call"}),
+    ],
+)
+@pytest.mark.parametrize("before", [True, False])
+def test_logs_and_warnings_appear_when_asked_for(options, said, before):
+    arguments = [*options, "inspect", "x"] if before else ["inspect", "x", *options]
+    done = subprocess.run(
+        [sys.executable, "-c", LOGGING, *arguments], capture_output=True, text=True, check=True
+    )
+    assert done.stdout == "kind: nothing\n"
+    assert {
+        words for words in ("said at 10", "said at 20", "said at 40", "old call") if words in done.stderr
+    } == said
+
+
+def test_debug_shows_the_traceback_and_json_stays_one_document(tmp_path):
+    code = "from edgekiln.pipeline.cli import main; main()"
+    command = [sys.executable, "-c", code, "recipe", "validate", "none.toml", "--debug", "--json"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=tmp_path)
+    assert (done.returncode, json.loads(done.stdout)["error"]["code"]) == (2, "recipe")
+    assert "Traceback (most recent call last)" in done.stderr
+    assert "FileNotFoundError" in done.stderr
+
+
+def test_a_terminal_gets_colours_unless_it_does_not_want_them(pictures, tmp_path):
+    def escapes(**environment):
+        """The escape sequences that a terminal on stderr gets."""
+        terminal, end = pty.openpty()
+        code = "from edgekiln.pipeline.cli import main; main()"
+        command = [sys.executable, "-c", code, "init", pictures, "--force"]
+        everything = {
+            **{k: v for k, v in os.environ.items() if k != "NO_COLOR"},
+            "TERM": "xterm",
+            **environment,
+        }
+        done = subprocess.run(
+            command, stdout=subprocess.PIPE, stderr=end, cwd=tmp_path, env=everything, check=True, text=True
+        )
+        os.close(end)
+        assert "\x1b" not in done.stdout
+        text = b""
+        with contextlib.suppress(OSError):  # how Linux tells that nobody writes any more
+            while part := os.read(terminal, 65536):
+                text += part
+        os.close(terminal)
+        return set(re.findall(rb"\x1b\[[0-9;?]*[a-zA-Z]", text))
+
+    def colours(found):
+        return {sign for sign in found if sign.endswith(b"m")}
+
+    assert colours(escapes())
+    assert colours(escapes(NO_COLOR="1")) == set()
+    assert escapes(TERM="dumb") == set()
+
+
+def test_a_reader_that_goes_away_is_no_bug(tmp_path):
+    code = "from edgekiln.pipeline.cli import main; main()"
+    with subprocess.Popen(
+        [sys.executable, "-c", code, "recipe", "schema"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        process.stdout.close()
+        err = process.stderr.read()
+    assert (process.returncode, err) == (141, "")
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_completion_prints_a_script_that_asks_edgekiln(edgekiln, shell):
+    code, out, _ = edgekiln("completion", shell)
+    assert code == 0
+    assert f"_EDGEKILN_COMPLETE={shell}_complete" in out
+    assert json.loads(edgekiln("completion", shell, "--json")[1])["script"] == out.removesuffix("\n")
+
+
+def test_completion_completes_commands():
+    code = "from edgekiln.pipeline.cli import main; main()"
+    environment = {
+        **os.environ,
+        "_EDGEKILN_COMPLETE": "bash_complete",
+        "COMP_WORDS": "edgekiln re",
+        "COMP_CWORD": "1",
+    }
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environment
+    )
+    assert done.stdout.splitlines() == ["plain,report", "plain,recipe"]
 
 
 # -- run

@@ -16,7 +16,7 @@ from edgekiln.benchmarks.accuracy import measure_accuracy
 from edgekiln.benchmarks.environment import describe_machine, read_work_commit
 from edgekiln.benchmarks.judging import Reference, digest_split, judge_answers, summarize_simulation
 from edgekiln.benchmarks.report import render_card, render_page
-from edgekiln.pipeline.data import INDEX_NAME, PreparedSplit, describe_unjudged, load_split
+from edgekiln.pipeline.data import INDEX_NAME, PreparedSplit, describe_unjudged, load_split, read_classes
 from edgekiln.pipeline.engines import built_files
 from edgekiln.pipeline.recipe import Recipe, VariantSettings
 from edgekiln.pipeline.recipe_toml import write_toml
@@ -38,7 +38,7 @@ from edgekiln.pipeline.stage_files import (
 )
 from edgekiln.runtime.bundle import hash_file, write_manifest
 
-__all__ = ["LOGITS_FILE", "REPORT_NAME", "judge_variant", "pack_bundle", "public_recipe"]
+__all__ = ["LOGITS_FILE", "REPORT_NAME", "judge_evaluated", "judge_variant", "pack_bundle", "public_recipe"]
 
 REPORT_NAME = "report.json"
 LOGITS_FILE = "test_logits.npz"
@@ -184,6 +184,21 @@ def _build_report(context: StageContext) -> dict[str, Any]:
         "machine": benchmark["machine"] if benchmark else describe_machine(),
         "recipe_commit": read_work_commit(context.recipe.folder),
         "parents": {name: folder.parent.name for name, folder in sorted(context.inputs.items())},
+    }
+
+
+def judge_evaluated(context: StageContext, variants: Sequence[VariantSettings]) -> dict[str, Any]:
+    """The rows of the report that evaluate stages alone can fill: of the baseline and of ``variants``, no latency."""
+    test = load_split(context.inputs["data"], "test")
+    baseline = read_logits(context.inputs[f"evaluate.{BASELINE}"])
+    reference = Reference(baseline, test.labels, test.keys, read_classes(context.inputs["data"]))
+    return {
+        "baseline": {
+            "name": BASELINE,
+            "precision": "fp32",
+            "accuracy": measure_accuracy(baseline, test.labels).to_dict(),
+        },
+        "variants": [judge_variant(context, variant, reference, None) for variant in variants],
     }
 
 

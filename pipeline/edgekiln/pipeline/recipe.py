@@ -48,6 +48,7 @@ __all__ = [
     "TeacherSettings",
     "VariantSettings",
     "load_recipe",
+    "read_values",
 ]
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
@@ -648,3 +649,11 @@ def _model_at(location: Sequence[int | str]) -> Any:
         arguments: Mapping[str, Any] = {str(i): a for i, a in enumerate(getattr(annotation, "__args__", ()))}
         model = next(iter(arguments.values()), annotation)
     return model
+
+
+def read_values(path: Path, overrides: Iterable[str] = ()) -> dict[str, Any]:
+    """What a recipe that ``load_recipe`` accepts says itself: the file's values with the overrides, no default."""
+    values = tomllib.loads(path.read_text("utf-8-sig"))
+    for override in overrides:
+        _apply_override(values, override)
+    return values

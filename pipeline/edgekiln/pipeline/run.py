@@ -10,7 +10,7 @@ import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from edgekiln.pipeline.progress import Progress
 from edgekiln.pipeline.recipe import Recipe
@@ -19,7 +19,7 @@ from edgekiln.pipeline.stages import Stage, plan_stages, stage_names
 from edgekiln.pipeline.store import StageRecord, StageStore, stage_key
 from edgekiln.runtime.errors import GateError, UsageError
 
-__all__ = ["RunResult", "check_gate", "run_recipe"]
+__all__ = ["PlannedStage", "RunResult", "check_gate", "plan_run", "run_recipe"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,8 +31,33 @@ class RunResult:
     report: Mapping[str, Any] | None
 
 
+@dataclass(frozen=True, slots=True)
+class PlannedStage:
+    """What a run would do with one stage.
+
+    Attributes:
+        action: ``cached`` is done before; ``run`` will run; ``depends`` will run unless a stage that it reads, and
+            that runs anew, comes out as it did before.
+        reason: why, in words.
+        seconds: how long it took when it last ran, under any key; ``None`` where it never did.
+        folder: where its output is; ``None`` where it has none yet.
+    """
+
+    name: str
+    action: Literal["cached", "run", "depends"]
+    reason: str
+    seconds: float | None
+    folder: Path | None
+
+
 def run_recipe(
-    recipe: Recipe, runs: Path, progress: Progress, *, until: str | None = None, force: Iterable[str] = ()
+    recipe: Recipe,
+    runs: Path,
+    progress: Progress,
+    *,
+    until: str | None = None,
+    force: Iterable[str] = (),
+    variants: Iterable[str] = (),
 ) -> RunResult:
     """Run a recipe; a stage whose key is on disk is not run again.
 
@@ -42,17 +67,17 @@ def run_recipe(
         progress: told of everything.
         until: last stage to run; ``variant`` and ``evaluate`` mean all of their kind.
         force: stages to run again although they are on disk.
+        variants: leave out the stages of all other variants; then ``until`` must come before what reads them all.
 
     Raises:
         EdgekilnError: of whichever stage failed; finished stages are kept.
     """
     root = runs / recipe.name
     store = StageStore(root)
-    names = stage_names(recipe)
-    last = len(names) - 1 if until is None else names.index(_matching(names, until)[-1])
-    forced = {name for wanted in force for name in _matching(names, wanted)}
+    names = _choose_names(recipe, until, variants)
+    forced = _forced_names(recipe, force)
     with store.lock(progress):
-        chosen = plan_stages(recipe)[: last + 1]
+        chosen = [stage for stage in plan_stages(recipe) if stage.name in names]
         done: dict[str, StageRecord] = {}
         for number, stage in enumerate(chosen, start=1):
             label = f"[{number}/{len(chosen)}] {stage.name}"
@@ -62,6 +87,91 @@ def run_recipe(
         bundle = _publish(done["bundle"].folder, root / "bundle")
         report = json.loads((bundle / "report.json").read_text("utf-8"))
         return RunResult(done, bundle, report)
+
+
+def plan_run(
+    recipe: Recipe,
+    runs: Path,
+    *,
+    until: str | None = None,
+    force: Iterable[str] = (),
+    variants: Iterable[str] = (),
+) -> list[PlannedStage]:
+    """What ``run_recipe`` would do with the same arguments. Writes nothing, and waits for no other run."""
+    store = StageStore(runs / recipe.name)
+    names = _choose_names(recipe, until, variants)
+    forced = _forced_names(recipe, force)
+    found: dict[str, StageRecord] = {}
+    plan: list[PlannedStage] = []
+    for stage in plan_stages(recipe):
+        if stage.name in names:
+            plan.append(_plan_stage(stage, store, found, forced=stage.name in forced))
+    return plan
+
+
+def _plan_stage(
+    stage: Stage, store: StageStore, found: dict[str, StageRecord], *, forced: bool
+) -> PlannedStage:
+    """Judge one stage by those before it, and add it to ``found`` where it is done."""
+    seconds = store.last_seconds(stage.name)
+    fresh = [name for name in stage.inputs if name not in found]
+    named = ", ".join(fresh[:3]) + (f" and {len(fresh) - 3} more" if len(fresh) > 3 else "")
+    if forced:
+        return PlannedStage(stage.name, "run", "forced", seconds, None)
+    if fresh and seconds is None:
+        return PlannedStage(stage.name, "run", f"its input changes: {named}", None, None)
+    if fresh:
+        return PlannedStage(
+            stage.name, "depends", f"its input changes, unless as before: {named}", seconds, None
+        )
+    key, _ = _identify(stage, found)
+    record = _find(store, stage.name, key)
+    if record is not None:
+        found[stage.name] = record
+        return PlannedStage(stage.name, "cached", "done before", record.seconds, record.folder)
+    if stage.resumable and store.is_begun(stage.name, key):
+        reason = "goes on from where it was interrupted"
+    else:
+        reason = "never run" if seconds is None else "its settings, input or tools changed"
+    return PlannedStage(stage.name, "run", reason, seconds, None)
+
+
+def _choose_names(recipe: Recipe, until: str | None, variants: Iterable[str]) -> set[str]:
+    """Names of the stages to run."""
+    names = stage_names(recipe)
+    if until == "engine" and not any(variant.builds_engine for variant in recipe.variants):
+        raise UsageError(
+            "The recipe has no variant whose engine is built.",
+            hint="Add one with backend = 'tensorrt' or 'tensorrt-rtx'; onnxruntime runs the graph itself.",
+        )
+    last = len(names) - 1 if until is None else names.index(_matching(names, until)[-1])
+    wanted = _known_variants(recipe, variants)
+    chosen = names[: last + 1]
+    evaluated = names.index(_matching(names, "evaluate")[-1])
+    if wanted and last > evaluated:
+        raise UsageError(
+            f"The stages {', '.join(names[evaluated + 1 :])} take all variants.",
+            hint="Leave the choice of variants out.",
+        )
+    others = {variant.name for variant in recipe.variants} - wanted if wanted else set()
+    return {name for name in chosen if name.partition(".")[2] not in others}
+
+
+def _known_variants(recipe: Recipe, variants: Iterable[str]) -> set[str]:
+    names = [variant.name for variant in recipe.variants]
+    wanted = set(variants)
+    for name in sorted(wanted - set(names)):
+        near = difflib.get_close_matches(name, names, n=1, cutoff=0.4)
+        raise UsageError(
+            f"The recipe has no variant {name!r}; it has: {', '.join(names)}.",
+            hint=f"Did you mean {near[0]!r}?" if near else "Give one of these.",
+        )
+    return wanted
+
+
+def _forced_names(recipe: Recipe, force: Iterable[str]) -> set[str]:
+    names = stage_names(recipe)
+    return {name for wanted in force for name in _matching(names, wanted)}
 
 
 def _matching(names: Sequence[str], wanted: str) -> list[str]:
@@ -77,6 +187,25 @@ def _matching(names: Sequence[str], wanted: str) -> list[str]:
     return found
 
 
+def _identify(stage: Stage, done: Mapping[str, StageRecord]) -> tuple[str, dict[str, Any]]:
+    """The stage's key, and all that it is made of."""
+    from edgekiln.benchmarks.environment import tool_versions
+
+    about = {
+        "inputs": {name: done[name].digest for name in stage.inputs},
+        "settings": stage.settings,
+        "tools": tool_versions(("edgekiln", *stage.tools)),
+        "revision": stage.revision,
+    }
+    return stage_key(stage.name, **about), about
+
+
+def _find(store: StageStore, name: str, key: str) -> StageRecord | None:
+    """The finished stage of that key, unless it met trouble that may have passed."""
+    found = store.find(name, key)
+    return None if found is None or (found.folder / RETRY_NAME).exists() else found
+
+
 def _run_stage(
     stage: Stage,
     recipe: Recipe,
@@ -85,19 +214,9 @@ def _run_stage(
     progress: Progress,
     mode: tuple[str, bool],
 ) -> StageRecord:
-    from edgekiln.benchmarks.environment import tool_versions
-
     label, forced = mode
-    about = {
-        "inputs": {name: done[name].digest for name in stage.inputs},
-        "settings": stage.settings,
-        "tools": tool_versions(("edgekiln", *stage.tools)),
-        "revision": stage.revision,
-    }
-    key = stage_key(stage.name, **about)
-    found = None if forced else store.find(stage.name, key)
-    if found is not None and (found.folder / RETRY_NAME).exists():
-        found = None
+    key, about = _identify(stage, done)
+    found = None if forced else _find(store, stage.name, key)
     if found is not None:
         progress.message(f"{label}: done before ({found.seconds:.1f} s then)")
         return found

@@ -109,6 +109,20 @@ class StageStore:
         except (OSError, ValueError, KeyError, TypeError, AttributeError):
             return None  # never made, or somebody changed it by hand: it is made again
 
+    def last_seconds(self, name: str) -> float | None:
+        """How long the stage took when it last ran, under whatever key; ``None`` where it never finished."""
+        times: list[tuple[int, float]] = []
+        for path in (self._root / "stages" / name).glob(f"*/{_RECORD_NAME}"):
+            with contextlib.suppress(
+                OSError, ValueError, KeyError, TypeError
+            ):  # changed by hand: it says nothing
+                times.append((path.stat().st_mtime_ns, float(json.loads(path.read_text("utf-8"))["seconds"])))
+        return max(times)[1] if times else None
+
+    def is_begun(self, name: str, key: str) -> bool:
+        """Whether an interrupted attempt left files."""
+        return self._partial(name, key).is_dir()
+
     def begin(self, name: str, key: str, *, resume: bool, forced: bool = False) -> Path:
         """The folder to work in; what an interrupted attempt left is kept only where ``resume``.
 

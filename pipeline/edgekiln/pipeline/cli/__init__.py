@@ -1,39 +1,56 @@
 """The command line. Each command imports what it needs when it runs, so that ``--help`` is immediate.
 
-stdout carries the result, stderr everything else; ``--json`` gives one document, also on failure.
+stdout carries the result, stderr everything else; ``--json`` gives one document, also on failure. A command stands in
+the module of its name or of its family; ``commands.py`` lists them.
 """
 
 from __future__ import annotations
 
+import contextlib
 import errno
-import json
 import logging
 import os
 import sys
 import traceback
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import click
 
 from edgekiln.pipeline.cli.commands import COMMANDS
+from edgekiln.pipeline.cli.options import SuggestingGroup, print_document
 from edgekiln.runtime.errors import EdgekilnError, ExitCode, ResourceError
 
 __all__ = ["cli", "main"]
 
-JSON_SCHEMA = "1.0"
+_PIPE_CLOSED = 141  # 128 + SIGPIPE: what a shell tells of a program whose reader went away
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+class _Root(SuggestingGroup):
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except BrokenPipeError as error:  # click would end with 1, which stands for a bug
+            raise click.exceptions.Exit(_leave_pipe()) from error
+
+
+def _leave_pipe() -> int:
+    """The reader of stdout went away: what is still buffered goes nowhere. Returns the exit code."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return _PIPE_CLOSED
+
+
+@click.group(cls=_Root, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(package_name="edgekiln")
-@click.option("--debug", is_flag=True, help="Show tracebacks and library logs.")
-def cli(debug: bool) -> None:
+def cli() -> None:
     """From a folder of labelled images to an engine you can ship, with proof.
 
     \b
-    edgekiln run recipes/traffic-lights.toml
-    edgekiln predict runs/traffic-lights/bundle photo.jpg
+    edgekiln demo
+    edgekiln init my-photos
+    edgekiln run recipe.toml
+    edgekiln predict runs/my-photos/bundle photo.jpg
     """
-    logging.basicConfig(level=logging.DEBUG if debug else logging.ERROR, stream=sys.stderr)
 
 
 for _command in COMMANDS:
@@ -46,9 +63,11 @@ def main(arguments: list[str] | None = None) -> None:
     # Waiting OpenMP threads that spin make two torch threads collapse beside any other load. Set before torch is
     # imported; a person's own setting wins.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    as_json = "--json" in arguments
+    as_json = _asks_for(arguments, "--json")
     try:
-        result = cli.main(args=arguments, prog_name="edgekiln", standalone_mode=False)
+        with _logs_on_stderr():
+            result = cli.main(args=arguments, prog_name="edgekiln", standalone_mode=False)
+        sys.stdout.flush()  # a reader that went away is noticed here, not when the interpreter ends
         sys.exit(result if isinstance(result, int) else ExitCode.OK)
     except click.exceptions.Exit as leave:
         sys.exit(leave.exit_code)
@@ -58,8 +77,33 @@ def main(arguments: list[str] | None = None) -> None:
     except (KeyboardInterrupt, click.Abort):
         _tell("interrupted", "Interrupted.", "Run the same command again to go on.", as_json, None)
         sys.exit(ExitCode.INTERRUPTED)
+    except BrokenPipeError:
+        sys.exit(_leave_pipe())
     except Exception as error:  # the one place where everything ends
-        sys.exit(_report(error, as_json=as_json, debug="--debug" in arguments))
+        sys.exit(_report(error, as_json=as_json, debug=_asks_for(arguments, "--debug")))
+
+
+def _asks_for(arguments: Sequence[str], option: str) -> bool:
+    """Whether an option was given; asked of the raw words, since they may be what cannot be parsed."""
+    words = list(arguments)
+    return option in (words[: words.index("--")] if "--" in words else words)
+
+
+@contextlib.contextmanager
+def _logs_on_stderr() -> Iterator[None]:
+    """Errors that libraries log go to stderr, and with -v and --debug more; Python's warnings count as logs."""
+    root, handler = logging.getLogger(), logging.StreamHandler(sys.stderr)
+    handler.setFormatter(logging.Formatter("%(levelname)s %(name)s: %(message)s"))
+    before = root.level
+    root.addHandler(handler)
+    root.setLevel(logging.ERROR)
+    logging.captureWarnings(True)
+    try:
+        yield
+    finally:
+        logging.captureWarnings(False)
+        root.setLevel(before)
+        root.removeHandler(handler)
 
 
 def _help_line(error: click.ClickException) -> str:
@@ -111,11 +155,7 @@ def _as_edgekiln_error(error: Exception) -> EdgekilnError | None:
 
 def _tell(code: str, message: str, hint: str | None, as_json: bool, path: str | None) -> None:
     if as_json:
-        _print_json_error(code, message, hint, path)
+        error = {"code": code, "message": message, "hint": hint, "path": path}
+        print_document({"error": error}, ok=False)
     else:
         click.echo(f"edgekiln: {message}{f' {hint}' if hint else ''}", err=True)
-
-
-def _print_json_error(code: str, message: str, hint: str | None, path: str | None) -> None:
-    error: dict[str, Any] = {"code": code, "message": message, "hint": hint, "path": path}
-    click.echo(json.dumps({"schema_version": JSON_SCHEMA, "ok": False, "error": error}))

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 
 import click
 
-from edgekiln.pipeline.cli.options import json_option, print_document
+from edgekiln.pipeline.cli.options import fail, json_option, print_document
+from edgekiln.runtime.errors import GateError
 
 if TYPE_CHECKING:
     from edgekiln.benchmarks.compare import Change
@@ -67,9 +68,7 @@ def compare(
         max_slowdown=max_slowdown,
         other_contract=other_contract,
     )
-    if as_json:
-        print_document(result.to_dict(), ok=not result.regressions)
-    else:
+    if not as_json:
         for change in result.changes:
             click.echo(_describe(change, confidence))
         for note in result.notes:
@@ -79,7 +78,10 @@ def compare(
                 click.echo(f"{word}: {', '.join(names)}")
         click.echo(f"{len(result.regressions)} regressions")
     if result.regressions:
-        raise click.exceptions.Exit(3)
+        worse = ", ".join(f"{change.engine} ({change.figure})" for change in result.regressions)
+        fail(GateError(f"Worse than before: {worse}."), result.to_dict(), as_json)
+    if as_json:
+        print_document(result.to_dict())
 
 
 def _describe(change: Change, confidence: float) -> str:

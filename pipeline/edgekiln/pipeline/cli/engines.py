@@ -3,28 +3,31 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import click
 
-from edgekiln.pipeline.cli.options import json_option, print_document, quiet_option
-from edgekiln.runtime.errors import UsageError
+from edgekiln.pipeline.cli.options import SuggestingGroup, fail, json_option, print_document
+from edgekiln.pipeline.cli.running import RunWish, execute, print_stages, run_options, variant_option
+from edgekiln.runtime.errors import GateError, UsageError
 
 __all__ = ["build", "cache"]
 
 
 @click.command()
-@click.argument("bundle", type=click.Path(path_type=Path))
-@click.option("--out", required=True, type=click.Path(path_type=Path), help="Folder of the derived bundle.")
+@click.argument("target", metavar="TARGET", type=click.Path(path_type=Path))
+@click.option("--out", type=click.Path(path_type=Path), help="Of a bundle: folder of the derived bundle.")
 @click.option(
     "--data",
     type=click.Path(path_type=Path),
-    help="Folder with the bundle's test pictures, to judge the engines on.",
+    help="Of a bundle: folder with its test pictures, to judge the engines on.",
 )
-@click.option("--variant", "variants", multiple=True, metavar="NAME", help="Build this one; may be repeated.")
 @click.option(
-    "--backend", type=click.Choice(["tensorrt", "tensorrt-rtx"]), help="Instead of the variant's own."
+    "--backend",
+    type=click.Choice(["tensorrt", "tensorrt-rtx"]),
+    help="Of a bundle: instead of the variant's own.",
 )
 @click.option("--sm", metavar="86,89", help="tensorrt-rtx: compute capabilities to build for; 86 is 8.6.")
 @click.option("--batch", metavar="MIN,OPT,MAX", help="Batch sizes that the engine takes, for example 1,8,32.")
@@ -34,64 +37,89 @@ __all__ = ["build", "cache"]
 @click.option(
     "--level", type=click.IntRange(0, 5), help="Builder optimization level; more is slower to build."
 )
-@quiet_option
-@json_option
-def build(  # noqa: PLR0913 # one argument for each option
-    bundle: Path,
-    out: Path,
-    data: Path | None,
-    variants: tuple[str, ...],
-    backend: Any,
-    sm: str | None,
-    batch: str | None,
-    workspace: int | None,
-    level: int | None,
-    quiet: bool,
-    as_json: bool,
-) -> None:
-    """Build a bundle's TensorRT engines on this machine.
+@variant_option
+@run_options
+def build(wish: RunWish, target: Path, variants: tuple[str, ...], **of_bundle: Any) -> None:
+    """Build TensorRT engines here, of a bundle or of a recipe.
 
-    The engines are judged against the PyTorch answers that the bundle recorded, on those of its test pictures that are
-    found below --data (by content). Without --data they are unverified. Exits 3 when one does not pass.
+    A bundle's engines are judged against the PyTorch answers that it recorded, on those of its test pictures that are
+    found below --data (by content). Without --data they are unverified. Exits 3 when one does not pass. A recipe
+    (a file) is run up to its engine stages; its own build sections say how.
 
     \b
     edgekiln build bundle --data test-pictures --out bundle-here
     edgekiln build bundle --out bundle-turing --backend tensorrt-rtx --sm 75
+    edgekiln build recipes/traffic-lights.toml --variant rtx-fp16
     """
+    if not target.exists():
+        raise UsageError(f"There is no bundle or recipe {target}.", path=target)
+    if target.is_file() and target.suffix != ".zip":
+        _build_recipe(wish, target, variants, of_bundle)
+    else:
+        _build_bundle(wish, target, variants, **of_bundle)
+
+
+def _build_recipe(wish: RunWish, recipe: Path, variants: Sequence[str], of_bundle: Mapping[str, Any]) -> None:
+    if given := [f"--{name}" for name, value in of_bundle.items() if value is not None]:
+        raise UsageError(
+            f"{', '.join(given)} belong to a bundle; {recipe} is a recipe.",
+            hint="A recipe says how in its variants: build = {batch = {max = 8}}; --set overrides it.",
+        )
+    done = execute(recipe, wish, until="engine", variants=variants)
+    if done is not None:
+        print_stages(done[1], wish.as_json)
+
+
+def _build_bundle(
+    wish: RunWish, bundle: Path, variants: tuple[str, ...], out: Path | None, data: Path | None, **how: Any
+) -> None:
     from edgekiln.pipeline.progress import make_progress
     from edgekiln.pipeline.target import TargetRequest, build_on_target
 
+    if wish.overrides or wish.force or wish.dry_run:
+        raise UsageError(
+            f"--set, --force and --dry-run belong to a recipe; {bundle} is a bundle.",
+            hint="What it was made from is fixed; --batch, --sm, --workspace and --level say how to build.",
+        )
+    if out is None:
+        raise UsageError("Missing option '--out'.", hint="It names the folder of the new bundle.")
     settings: dict[str, Any] = {
-        "capabilities": _numbers("--sm", sm),
-        "batch": _batch(batch),
-        "workspace_mib": workspace,
-        "optimization_level": level,
+        "capabilities": _numbers("--sm", how["sm"]),
+        "batch": _batch(how["batch"]),
+        "workspace_mib": how["workspace"],
+        "optimization_level": how["level"],
     }
     request = TargetRequest(
         bundle,
         out,
         data,
         variants,
-        backend,
+        how["backend"],
         {key: value for key, value in settings.items() if value is not None},
     )
-    content = build_on_target(request, make_progress(quiet))
+    content = build_on_target(request, make_progress(wish.quiet))
     built = [v for v in content["variants"] if v.get("source")]
-    undecided_fails = (content.get("gate") or {}).get("inconclusive", "fail") == "fail"
-    bad = {"fail", "not-run", *(["inconclusive"] if undecided_fails else [])}
-    failed = [v for v in built if v["verdict"] in bad and v["required"]]
-    if as_json:
-        print_document(
-            {"bundle": str(out), "parent": content["parent"]["digest"], "variants": built}, ok=not failed
-        )
-    else:
+    if not wish.as_json:
         for variant in built:
             click.echo(f"{variant['name']}: {variant['verdict']}. {variant['reason']}")
             for notice in variant["figures"].get("build", {}).get("notices", ()):
                 click.echo(notice)
         click.echo(f"bundle   {out}")
-    if failed:
-        raise click.exceptions.Exit(3)
+    document = {"bundle": str(out), "parent": content["parent"]["digest"], "variants": built}
+    if failure := _judge(content, built):
+        fail(failure, document, wish.as_json)
+    if wish.as_json:
+        print_document(document)
+
+
+def _judge(content: Mapping[str, Any], built: Sequence[Mapping[str, Any]]) -> GateError | None:
+    """The error of required engines that were built and may not ship; ``None`` where there are none."""
+    undecided_fails = (content.get("gate") or {}).get("inconclusive", "fail") == "fail"
+    bad = {"fail", "not-run", *(["inconclusive"] if undecided_fails else [])}
+    failed = [f"{v['name']}: {v['verdict']}" for v in built if v["verdict"] in bad and v["required"]]
+    if not failed:
+        return None
+    return GateError(f"{len(failed)} of {len(built)} engines did not pass: {', '.join(failed)}.")
 
 
 def _numbers(option: str, text: str | None) -> list[int] | None:
@@ -112,9 +140,11 @@ def _batch(text: str | None) -> dict[str, int] | None:
     return dict(zip(("min", "opt", "max"), numbers, strict=True))
 
 
-@click.group()
+@click.group(cls=SuggestingGroup)
 def cache() -> None:
-    """The engines that were built on this machine ($EDGEKILN_CACHE, else ~/.cache/edgekiln/engines).
+    """List or remove engines that were built on this machine.
+
+    They stand in $EDGEKILN_CACHE, else in ~/.cache/edgekiln/engines.
 
     \b
     edgekiln cache ls
@@ -125,7 +155,11 @@ def cache() -> None:
 @cache.command(name="ls")
 @json_option
 def list_cache(as_json: bool) -> None:
-    """List cached engines, the last used first."""
+    """List cached engines, the last used first.
+
+    \b
+    edgekiln cache ls
+    """
     from edgekiln.export.cache import EngineCache
 
     engines = EngineCache()
@@ -149,7 +183,12 @@ def list_cache(as_json: bool) -> None:
 @click.option("--all", "everything", is_flag=True, help="All that no build is using.")
 @json_option
 def prune(older_than: float | None, everything: bool, as_json: bool) -> None:
-    """Remove cached engines. They are built again when they are needed."""
+    """Remove cached engines. They are built again when they are needed.
+
+    \b
+    edgekiln cache prune --older-than 30
+    edgekiln cache prune --all
+    """
     from edgekiln.export.cache import EngineCache
 
     if (older_than is None) == (not everything):

@@ -1,0 +1,130 @@
+"""``init``: a look at a folder of images, and a recipe for it."""
+
+from __future__ import annotations
+
+import shlex
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from edgekiln.pipeline.cli.options import json_option, print_document, quiet_option
+from edgekiln.runtime.errors import UsageError
+
+if TYPE_CHECKING:
+    from edgekiln.pipeline.survey import Survey
+
+__all__ = ["init"]
+
+_MOST_CLASSES = 40  # in the table; --json names all
+
+
+@click.command()
+@click.argument("folder", type=click.Path(path_type=Path))
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path),
+    default=Path("recipe.toml"),
+    show_default=True,
+    help="Recipe to write.",
+)
+@click.option("--force", is_flag=True, help="Replace a file that is there.")
+@quiet_option
+@json_option
+def init(folder: Path, out: Path, force: bool, quiet: bool, as_json: bool) -> None:
+    """Look at a folder of images and write a recipe for it.
+
+    FOLDER/CLASS/PICTURE, or FOLDER/train/CLASS/PICTURE with val and test beside it.
+
+    \b
+    edgekiln init my-photos
+    edgekiln init my-photos --out recipes/my-photos.toml
+    """
+    from edgekiln.runtime.extras import import_extra
+
+    import_extra("pydantic", "build")
+    from edgekiln.pipeline.progress import make_progress
+    from edgekiln.pipeline.proposal import propose, render_proposal
+    from edgekiln.pipeline.survey import survey_folder
+
+    _check_out(out, force)
+    progress = make_progress(quiet)
+    with progress.stage("looking"):
+        survey = survey_folder(folder, lambda done, total: progress.advance(done, total, "pictures"))
+    proposal = propose(survey, out)
+    _write(out, render_proposal(proposal, survey), force)
+    if as_json:
+        about = {"size": proposal.size, "max_drop": proposal.max_drop, "weights": proposal.weights}
+        print_document({"recipe": str(out), "proposal": about, **_describe(survey)})
+        return
+    _print(survey)
+    click.echo(f"recipe   {out}")
+    click.echo(f"next     edgekiln run {shlex.quote(str(out))}")
+
+
+def _check_out(out: Path, force: bool) -> None:
+    """Before the look, which may take a while."""
+    if not out.parent.is_dir():
+        raise UsageError(f"There is no folder {out.parent}.", hint="Make it first.", path=out.parent)
+    if out.is_dir():
+        raise UsageError(f"{out} is a folder.", hint="--out takes the name of a file.", path=out)
+    if out.exists() and not force:
+        raise _exists(out)
+
+
+def _exists(out: Path) -> UsageError:
+    return UsageError(
+        f"{out} is there already.", hint="--force replaces it; --out names another file.", path=out
+    )
+
+
+def _write(out: Path, text: str, force: bool) -> None:
+    try:
+        with out.open("w" if force else "x", encoding="utf-8") as file:
+            file.write(text)
+    except FileExistsError as error:  # made by somebody else meanwhile
+        raise _exists(out) from error
+
+
+def _describe(survey: Survey) -> dict[str, Any]:
+    widths, heights = survey.sizes.T
+    return {
+        "classes": {
+            name: {split: int(part[label]) for split, part in survey.counts.items()}
+            for label, name in enumerate(survey.images.classes)
+        },
+        "images": survey.total,
+        "splits": {split: int(part.sum()) for split, part in survey.counts.items()},
+        "test_folder": survey.images.test is not None,
+        "width": _spread(widths),
+        "height": _spread(heights),
+        "unreadable": [{"path": key, "reason": reason} for key, reason in survey.unreadable],
+        "warnings": survey.warnings,
+    }
+
+
+def _spread(values: Any) -> dict[str, int]:
+    import numpy as np
+
+    return {"min": int(values.min()), "median": int(np.median(values)), "max": int(values.max())}
+
+
+def _print(survey: Survey) -> None:
+    about = _describe(survey)
+    shown = dict(list(about["classes"].items())[:_MOST_CLASSES])
+    width = max(len(name) for name in ("class", *shown))
+    click.echo(f"{'class':{width}}  {'train':>7}  {'val':>7}  {'test':>7}  {'all':>7}  share")
+    for name, counts in (*shown.items(), ("all", about["splits"])):
+        row = [counts[split] for split in ("train", "val", "test")]
+        cells = "  ".join(f"{count:7}" for count in (*row, sum(row)))
+        click.echo(f"{name:{width}}  {cells}  {sum(row) / survey.total:5.1%}")
+    if len(shown) < len(about["classes"]):
+        click.echo(f"... and {len(about['classes']) - len(shown)} classes more; --json names all")
+    cut = "as its folders say" if about["test_folder"] else "test cut from all, by class"
+    click.echo(f"splits   {cut}")
+    for side in ("width", "height"):
+        click.echo("{0:8} {min} to {max} pixels, median {median}".format(side, **about[side]))
+    for key, reason in survey.unreadable:
+        click.echo(f"unreadable: {key}: {reason}")
+    for warning in about["warnings"]:
+        click.echo(f"warning: {warning}")

@@ -1,0 +1,212 @@
+"""What the commands that run a recipe share: their arguments, the dry run, and telling what came of it."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from edgekiln.pipeline.cli.options import fail, json_option, print_document, quiet_option
+from edgekiln.runtime.errors import GateError
+
+if TYPE_CHECKING:
+    from edgekiln.pipeline.recipe import Recipe
+    from edgekiln.pipeline.run import PlannedStage, RunResult
+
+__all__ = [
+    "RunWish",
+    "execute",
+    "print_stages",
+    "recipe_argument",
+    "run_options",
+    "set_option",
+    "variant_option",
+]
+
+recipe_argument = click.argument("recipe", type=click.Path(path_type=Path))
+set_option = click.option(
+    "--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Override the recipe: finetune.epochs=2"
+)
+variant_option = click.option(
+    "--variant", "variants", multiple=True, metavar="NAME", help="Only this variant; may be repeated."
+)
+_OPTIONS = (
+    set_option,
+    click.option(
+        "--runs", type=click.Path(path_type=Path, file_okay=False), default=Path("runs"), show_default=True,
+        help="Folder in which NAME/ is made, with all stages and the bundle.",
+    ),
+    click.option("--force", multiple=True, metavar="STAGE", help="Run this stage again; may be repeated."),
+    click.option("--dry-run", is_flag=True, help="Say what would be done and what is cached; change nothing."),
+    quiet_option,
+    json_option,
+)  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class RunWish:
+    """The options of every command that runs a recipe."""
+
+    overrides: tuple[str, ...]
+    runs: Path
+    force: tuple[str, ...]
+    dry_run: bool
+    quiet: bool
+    as_json: bool
+
+
+def run_options(function: Callable[..., None]) -> Callable[..., None]:
+    """Give a command those options; it takes them as its first argument, a RunWish."""
+
+    @functools.wraps(function)
+    def collected(**values: Any) -> None:
+        wish = RunWish(**{name: values.pop(name) for name in RunWish.__slots__})
+        function(wish, **values)
+
+    return functools.reduce(lambda wrapped, option: option(wrapped), reversed(_OPTIONS), collected)
+
+
+def execute(
+    recipe_path: Path, wish: RunWish, *, until: str | None = None, variants: Sequence[str] = ()
+) -> tuple[Recipe, RunResult] | None:
+    """Run the stages, or with --dry-run print the plan and give ``None``."""
+    from edgekiln.runtime.extras import import_extra
+
+    for module in ("pydantic", "torch", "torchvision", "timm", "onnx", "jinja2", "matplotlib"):
+        import_extra(module, "build")
+    import_extra("onnxruntime", "onnx")
+    from edgekiln.pipeline.progress import make_progress
+    from edgekiln.pipeline.recipe import load_recipe
+    from edgekiln.pipeline.run import plan_run, run_recipe
+
+    recipe = load_recipe(recipe_path, wish.overrides)
+    if wish.dry_run:
+        plan = plan_run(recipe, wish.runs, until=until, force=wish.force, variants=variants)
+        _print_plan(plan, wish.runs / recipe.name, wish.as_json)
+        return None
+    progress = make_progress(wish.quiet)
+    return recipe, run_recipe(recipe, wish.runs, progress, until=until, force=wish.force, variants=variants)
+
+
+_WORDS = {"cached": "cached", "run": "runs", "depends": "may run"}
+
+
+def _print_plan(plan: Sequence[PlannedStage], folder: Path, as_json: bool) -> None:
+    waiting = [stage for stage in plan if stage.action != "cached"]
+    known = sum(stage.seconds or 0.0 for stage in waiting)
+    unknown = sum(stage.seconds is None for stage in waiting)
+    if as_json:
+        stages = [
+            {
+                "name": s.name, "action": s.action, "reason": s.reason, "last_seconds": s.seconds,
+                "folder": None if s.folder is None else str(s.folder),
+            }
+            for s in plan
+        ]  # fmt: skip
+        print_document(
+            {
+                "dry_run": True,
+                "folder": str(folder),
+                "stages": stages,
+                "to_run": len(waiting),
+                "last_seconds": known,
+            }
+        )
+        return
+    width = max(len(stage.name) for stage in plan)
+    for stage in plan:
+        took = "" if stage.seconds is None else f"{stage.seconds:.1f} s"
+        click.echo(f"{stage.name:{width}}  {_WORDS[stage.action]:7}  {took:>10}  {stage.reason}")
+    click.echo("")
+    if not waiting:
+        click.echo(f"Nothing to do: all {len(plan)} stages are done, in {folder}.")
+        return
+    never = f"; {unknown} never ran, so that is not all" if unknown else ""
+    click.echo(
+        f"{len(waiting)} of {len(plan)} stages to run in {folder}; they last took {known:.1f} s{never}. "
+        "Nothing was changed."
+    )
+
+
+def print_stages(result: RunResult, as_json: bool, more: Mapping[str, Any] | None = None) -> None:
+    """What each stage made, where, and in which time."""
+    if as_json:
+        print_document({"stages": describe_stages(result), **(more or {})})
+        return
+    width = max(map(len, result.stages))
+    for name, record in result.stages.items():
+        state = "cached" if record.cached else "made"
+        click.echo(f"{name:{width}}  {state:6}  {record.seconds:8.1f} s  {record.folder}")
+
+
+def describe_stages(result: RunResult) -> dict[str, Any]:
+    """JSON values about the stages of a run."""
+    return {
+        name: {"seconds": r.seconds, "cached": r.cached, "folder": str(r.folder)}
+        for name, r in result.stages.items()
+    }
+
+
+def print_run(result: RunResult, as_json: bool) -> None:
+    """The table of a finished run, or its stages where it stopped before; raises where the gate did not pass."""
+    if result.report is None or result.bundle is None:
+        print_stages(result, as_json)
+        return
+    from edgekiln.pipeline.run import check_gate
+
+    document = {
+        key: result.report[key]
+        for key in ("name", "baseline", "peers", "variants", "data", "machine", "mlperf")
+    }
+    document |= {"stages": describe_stages(result), "bundle": str(result.bundle)}
+    if not as_json:
+        _print_report(result.report, result.bundle)
+    try:
+        check_gate(result.report)
+    except GateError as error:
+        fail(error, document, as_json)
+    if as_json:
+        print_document(document)
+
+
+def _print_report(report: Mapping[str, Any], bundle: Path) -> None:
+    from edgekiln.benchmarks.report import (
+        describe_config,
+        describe_floor,
+        describe_mlperf,
+        describe_simulation,
+        format_text,
+        mlperf_headings,
+        mlperf_rows,
+        table_headings,
+        table_rows,
+    )
+
+    for notice in report["notices"]:
+        click.echo(notice)
+    click.echo(format_text(table_rows(report), table_headings(report)))
+    click.echo("")
+    for variant in report["variants"]:
+        if variant["verdict"] == "not-run":
+            click.echo(f"{variant['name']}: {variant['reason']}{describe_simulation(variant)}")
+    benchmark = report["benchmark"]
+    if benchmark:
+        validity = benchmark["validity"]
+        reasons = f" ({'; '.join(validity['reasons'])})" if validity["reasons"] else ""
+        configs = "; ".join(f"{m['name']} {describe_config(m['config'])}" for m in benchmark["measurements"])
+        click.echo(f"latency  {validity['state']}{reasons}")
+        click.echo(f"         batch 1; {configs}")
+        if floor := describe_floor(report):
+            click.echo(f"         {floor}")
+    if rows := mlperf_rows(report):
+        click.echo("")
+        click.echo(format_text(rows, mlperf_headings()))
+    for line in describe_mlperf(report):
+        click.echo(f"LoadGen  {line}")
+    click.echo(f"images   {report['data']['counts']['test']} in the test split")
+    click.echo(f"bundle   {bundle}")
+    click.echo(f"report   {bundle / 'report.html'}")
