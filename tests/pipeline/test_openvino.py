@@ -9,7 +9,7 @@ import sys
 import pytest
 from tests_support import TINY_RECIPE
 
-from edgekiln.benchmarks.latency import engine_contender, thread_choices
+from edgekiln.benchmarks.contender import engine_contender, thread_choices
 from edgekiln.benchmarks.report.table import describe_audit
 from edgekiln.pipeline.progress import SilentProgress
 from edgekiln.pipeline.recipe import load_recipe
