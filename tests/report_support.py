@@ -77,6 +77,14 @@ def make_report(
             "name": "made-up", "gate": {"confidence": 0.95, "metric": "top1", "max_drop": 0.05},
             "benchmark": {"images": 64, "processes": processes, "blocks": blocks},
         },
+        "training": {
+            "epochs": [
+                {"epoch": 0, "val_top1": 0.9, "val_loss": 0.4},
+                {"epoch": 1, "val_top1": 0.93, "val_loss": 0.3, "loss": 0.6, "target_loss": 0.4, "source_loss": 0.7},
+                {"epoch": 2, "val_top1": 0.92, "val_loss": 0.31, "loss": 0.5, "target_loss": 0.3, "source_loss": 0.6},
+            ],
+            "best_epoch": 1, "stopped": "no better epoch in 1", "source": {"before": 0.9, "after": 0.85},
+        },
         "data": {
             "classes": classes, "counts": {"train": 8 * images, "val": images, "test": images},
             "unreadable": [], "duplicates": [], "conflicts": [], "ignored": [],

@@ -36,6 +36,7 @@ from edgekiln.pipeline.stage_files import (
     read_json,
     read_logits,
 )
+from edgekiln.pipeline.training_log import summarize_training
 from edgekiln.runtime.bundle import hash_file, write_manifest
 
 __all__ = ["LOGITS_FILE", "REPORT_NAME", "judge_evaluated", "judge_variant", "pack_bundle", "public_recipe"]
@@ -138,6 +139,7 @@ def _manifest(report: Mapping[str, Any]) -> dict[str, Any]:
 
 def _build_report(context: StageContext) -> dict[str, Any]:
     from edgekiln.pipeline.checkpoint import CHECKPOINT_NAME
+    from edgekiln.pipeline.finetune import LOG_NAME
 
     test = load_split(context.inputs["data"], "test")
     baseline = read_logits(context.inputs[f"evaluate.{BASELINE}"])
@@ -171,6 +173,7 @@ def _build_report(context: StageContext) -> dict[str, Any]:
             "accuracy": measure_accuracy(baseline, test.labels).to_dict(),
             "latency": _latency(benchmark, BASELINE),
         },
+        "training": summarize_training(context.inputs["finetune"] / LOG_NAME),
         "peers": _peer_rows(benchmark),
         "variants": variants,
         "notices": [

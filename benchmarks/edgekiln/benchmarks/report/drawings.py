@@ -26,6 +26,7 @@ __all__ = [
     "draw_recall_losses",
     "draw_search",
     "draw_series",
+    "draw_training",
     "pareto_front",
 ]
 
@@ -153,6 +154,45 @@ def _draw_series_row(axes: Any, measurement: Mapping[str, Any], color: str) -> N
     if len(above):
         axes.plot(above, np.full(len(above), top), "^", color=_INK, markersize=4, clip_on=False)
     axes.set_ylim(0, top if len(above) else 1.15 * float(medians.max()))
+
+
+# --------------------------------------------------------------------------------------------------------------
+# Training
+
+
+_LOSS_NAMES = {"loss": "loss", "target_loss": "target", "source_loss": "source", "teacher_loss": "teacher"}
+
+
+def draw_training(report: Mapping[str, Any]) -> str:
+    """Val top-1 and mean losses by epoch, the kept epoch marked; empty where nothing was trained."""
+    training = report.get("training") or {"epochs": []}
+    epochs = training["epochs"]
+    if len(epochs) < 2:
+        return ""
+
+    def draw(figure: Any) -> None:
+        upper, lower = figure.subplots(2, 1, sharex=True)
+        _plot_epochs(upper, [(e["epoch"], 100 * e["val_top1"]) for e in epochs], "o-", _color(1), None)
+        upper.set_ylabel("val top-1, %")
+        for number, (key, name) in enumerate(_LOSS_NAMES.items()):
+            _plot_epochs(
+                lower, [(e["epoch"], e[key]) for e in epochs if key in e], ".-", _color(number), name
+            )
+        _plot_epochs(lower, [(e["epoch"], e["val_loss"]) for e in epochs], "--", _INK, "val")
+        for axes in (upper, lower) if training["best_epoch"] is not None else ():
+            axes.axvline(training["best_epoch"], color=_INK, alpha=0.5, linewidth=0.8, linestyle=":")
+        lower.set_ylabel("loss")
+        lower.set_xlabel("epoch; 0 is before training")
+        lower.legend(fontsize=8, frameon=False)
+
+    return _save("training", (_WIDTH, 3.6), draw)
+
+
+def _plot_epochs(
+    axes: Any, points: Sequence[tuple[float, float]], style: str, color: str, label: str | None
+) -> None:
+    if points:
+        axes.plot(*zip(*points, strict=True), style, color=color, linewidth=1, markersize=4, label=label)
 
 
 # --------------------------------------------------------------------------------------------------------------

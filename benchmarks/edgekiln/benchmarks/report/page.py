@@ -17,6 +17,7 @@ from edgekiln.benchmarks.report.drawings import (
     draw_recall_losses,
     draw_search,
     draw_series,
+    draw_training,
 )
 from edgekiln.benchmarks.report.table import (
     describe_audit,
@@ -50,6 +51,7 @@ def render_page(report: Mapping[str, Any]) -> str:
         "latency": draw_distributions(report) if timed else "",
         "series": draw_series(report) if timed else "",
         "precision": draw_precisions(report),
+        "training": draw_training(report),
     }
     return _render(
         "page.html",
