@@ -60,9 +60,14 @@ class DataSettings(_Section):
     path: Path | None = Field(None, description="folder of imagefolder and cifar10, relative to the recipe")
     download: bool = Field(False, description="cifar10 only: fetch the archive from its home page if absent")
     size: int = Field(224, ge=8, le=2048, description="height and width of the model's input, pixels")
-    resize: ResizeRule = "squash"
+    resize: ResizeRule = Field(
+        "squash",
+        description="to exactly size x size; or the shorter side to shorter_side, then a central crop",
+    )
     shorter_side: int | None = Field(None, description="pixels, for resize = 'shorter-side'")
-    interpolation: Interpolation = "bilinear"
+    interpolation: Interpolation = Field(
+        "bilinear", description="Pillow's filter, antialiased when it shrinks"
+    )
     validation: Fraction = Field(0.15, description="share of train cut off for choosing an epoch")
     test: Fraction = Field(
         0.2, description="share cut off for the final judgement, where no test folder exists"
@@ -80,7 +85,7 @@ class BackboneSettings(_Section):
     normalization: Literal["shared", "own"] = Field(
         "shared", description="shared folds the pretrained mean and std into the first convolution"
     )
-    freeze: Literal["none", "backbone"] = "none"
+    freeze: Literal["none", "backbone"] = Field("none", description="backbone trains the head alone")
     freeze_batchnorm: bool = Field(True, description="keep BatchNorm statistics as pretrained")
 
     @field_validator("weights")
@@ -104,23 +109,27 @@ class BackboneSettings(_Section):
 class Augmentation(_Section):
     """Random changes of training pictures; strengths of 0 switch a part off."""
 
-    horizontal_flip: bool = True
+    horizontal_flip: bool = Field(True, description="mirror every second picture, by chance")
     crop_scale: float = Field(0.8, gt=0, le=1, description="smallest share of the area that a crop keeps")
-    brightness: float = Field(0.2, ge=0, le=1)
-    contrast: float = Field(0.2, ge=0, le=1)
-    saturation: float = Field(0.0, ge=0, le=1)
-    hue: float = Field(0.0, ge=0, le=0.5)
+    brightness: float = Field(0.2, ge=0, le=1, description="largest change, as a share")
+    contrast: float = Field(0.2, ge=0, le=1, description="largest change, as a share")
+    saturation: float = Field(0.0, ge=0, le=1, description="largest change, as a share")
+    hue: float = Field(0.0, ge=0, le=0.5, description="largest turn of the colour circle, as a share")
 
 
 class FinetuneSettings(_Section):
     """How the network is trained."""
 
     epochs: int = Field(4, ge=0, description="0 keeps the linear probe")
-    batch_size: int = Field(32, ge=1)
-    learning_rate: float = Field(3e-4, gt=0)
-    weight_decay: float = Field(1e-2, ge=0)
+    batch_size: int = Field(32, ge=1, description="pictures for each step")
+    learning_rate: float = Field(
+        3e-4, gt=0, description="AdamW's highest; it falls as a cosine after the warm-up"
+    )
+    weight_decay: float = Field(1e-2, ge=0, description="AdamW's")
     warmup: float = Field(0.1, ge=0, lt=1, description="share of all steps over which the rate rises")
-    label_smoothing: float = Field(0.05, ge=0, lt=1)
+    label_smoothing: float = Field(
+        0.05, ge=0, lt=1, description="share of the target spread over all classes"
+    )
     probe: bool = Field(True, description="start the head from a linear probe")
     threads: int = Field(0, ge=0, description="CPU threads; 0 takes every usable core")
     checkpoint_seconds: float = Field(60.0, gt=0, description="how much work a kill may lose, besides epochs")
@@ -130,8 +139,12 @@ class FinetuneSettings(_Section):
 class ExportSettings(_Section):
     """The ONNX file."""
 
-    opset: int = Field(18, ge=18, le=20)
-    parity_images: int = Field(64, ge=64)
+    opset: int = Field(
+        18, ge=18, le=20, description="of the ONNX graph; 20 is the newest that TensorRT 10.3 reads"
+    )
+    parity_images: int = Field(
+        64, ge=64, description="real pictures that the graph and PyTorch must agree on"
+    )
     parity_tolerance: float = Field(1e-3, gt=0, description="max |logit difference| over the logit range")
     fp16_tolerance: float = Field(
         2e-2, gt=0, description="the same for FP16 graphs, whose values have 11 bits"
@@ -141,9 +154,9 @@ class ExportSettings(_Section):
 class BatchSettings(_Section):
     """The batch sizes that one engine takes; its kernels are chosen for ``opt``."""
 
-    min: int = Field(1, ge=1)
-    opt: int = Field(8, ge=1)
-    max: int = Field(32, ge=1, le=1024)
+    min: int = Field(1, ge=1, description="smallest batch")
+    opt: int = Field(8, ge=1, description="the batch that kernels are chosen for")
+    max: int = Field(32, ge=1, le=1024, description="largest batch; it decides the memory")
 
     @model_validator(mode="after")
     def _ordered(self) -> BatchSettings:
@@ -166,7 +179,9 @@ class BuildSettings(_Section):
         None, ge=0, le=5, description="more is slower to build; rtx ignores it"
     )
     tf32: bool = Field(False, description="let FP32 products drop to 10 bits of mantissa")
-    hardware_compatibility: Literal["none", "ampere-plus", "same-compute-capability"] = "none"
+    hardware_compatibility: Literal["none", "ampere-plus", "same-compute-capability"] = Field(
+        "none", description="tensorrt: also run on other GPUs, at some cost in speed"
+    )
     version_compatible: bool = Field(
         False, description="newer TensorRT versions and tensorrt-lean run it too"
     )
@@ -181,14 +196,15 @@ class BuildSettings(_Section):
 class VariantSettings(_Section):
     """One engine to make."""
 
-    name: Annotated[
-        str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,58}$")
-    ]  # NAME.onnx is a file of the bundle
-    precision: Precision
-    backend: Backend = "onnxruntime-cpu"
+    # 58: NAME.onnx is a file of the bundle.
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,58}$")] = Field(
+        description="what --set, load and the report call it"
+    )
+    precision: Precision = Field(description="what the engine's products compute in")
+    backend: Backend = Field("onnxruntime-cpu", description="the library that runs it")
     required: bool = Field(True, description="run exits 3 when it does not pass")
     max_drop: float | None = Field(None, ge=0, lt=1, description="overrides gate.max_drop")
-    calibration_images: int = Field(512, ge=32)
+    calibration_images: int = Field(512, ge=32, description="pictures of train that ranges are read from")
     calibration_method: Literal["minmax", "max", "entropy", "percentile"] | None = Field(
         None,
         description="onnxruntime-cpu: minmax (default), entropy, percentile; TensorRT: max (default), entropy",
@@ -281,7 +297,7 @@ class GateSettings(_Section):
 
     metric: Literal["top1", "balanced"] = Field("top1", description="what may not drop by more than max_drop")
     max_drop: float = Field(0.01, ge=0, lt=1, description="a share: 0.01 is one point of the metric")
-    confidence: float = Field(0.95, gt=0.5, lt=1)
+    confidence: float = Field(0.95, gt=0.5, lt=1, description="of the interval that decides")
     inconclusive: Literal["fail", "warn"] = Field(
         "fail", description="what an undecided required variant does"
     )
@@ -290,10 +306,10 @@ class GateSettings(_Section):
 class BenchmarkSettings(_Section):
     """How latency is measured."""
 
-    enabled: bool = True
+    enabled: bool = Field(True, description="false leaves speed out of the report")
     processes: int = Field(5, ge=2, description="fresh processes per contender")
     blocks: int = Field(60, ge=2, description="timed blocks per process, contenders alternating")
-    block_seconds: float = Field(0.05, gt=0)
+    block_seconds: float = Field(0.05, gt=0, description="length of a timed block")
     images: int = Field(64, ge=2, description="real images that rotate")
     peers: tuple[Literal["pytorch-tuned", "pytorch-compile"], ...] = Field(
         (),
@@ -309,8 +325,10 @@ class BenchmarkSettings(_Section):
 class Recipe(_Section):
     """The user's whole wish."""
 
-    name: Name
-    seed: int = Field(0, ge=0, lt=2**32)
+    name: Name = Field(description="of the folder below runs/ and of the bundle")
+    seed: int = Field(
+        0, ge=0, lt=2**32, description="of the split, the training and the choice of calibration pictures"
+    )
     data: DataSettings
     backbone: BackboneSettings
     finetune: FinetuneSettings = FinetuneSettings()

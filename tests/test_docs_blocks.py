@@ -1,0 +1,232 @@
+"""Every block of the documents runs as printed, in a folder that holds what a reader would have by then.
+
+sh: line by line, edgekiln in this process. python: all blocks of a page one after the other. toml: loaded as a recipe,
+what a fragment lacks is added. `make` and `pip` are looked up in the Makefile and in pyproject. A block that is marked
+`<!-- not executed: REASON -->` is parsed: its commands, options and imports exist.
+"""
+
+import ast
+import contextlib
+import io
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import warnings
+from pathlib import Path
+
+import pytest
+from documents import (
+    DOCUMENTS,
+    LANGUAGES,
+    edgekiln_commands,
+    fences,
+    find_command,
+    is_edgekiln,
+    is_pending,
+    options_of,
+    shell_commands,
+)
+from PIL import Image
+from tests_support import ROOT, TINY_RECIPE
+
+from edgekiln.pipeline.cli import main
+from edgekiln.pipeline.recipe import load_recipe
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+each_document = pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+
+SECTIONS = {  # what a fragment of a recipe may leave out
+    "name =": 'name = "fragment"\n',
+    "[data]": '[data]\nsource = "imagefolder"\npath = "photos"\n',
+    "[backbone]": '[backbone]\nmodel = "edgekiln/tiny-cnn"\nweights = "none"\n',
+    "[[variants]]": '[[variants]]\nname = "fp32"\nprecision = "fp32"\n',
+}
+
+
+# -- the reader's folder
+
+
+@pytest.fixture(scope="session")
+def prepared(tiny_run, tmp_path_factory):
+    """What a reader has after the commands that take minutes: pictures, recipes, finished runs, a .venv."""
+    recipe, runs, _ = tiny_run
+    folder = tmp_path_factory.mktemp("reader")
+    shutil.copytree(recipe.parent / "pictures", folder / "photos")
+    shutil.copytree(recipe.parent / "pictures", folder / "test-pictures")
+    shutil.copytree(ROOT / "recipes", folder / "recipes")
+    for name in ("photos", "my-photos", "lights", "traffic-lights"):
+        text = TINY_RECIPE.replace('"tiny"', f'"{name}"', 1).replace('"pictures"', '"photos"')
+        (folder / f"{name}.toml").write_text(text)
+        shutil.copytree(runs / "tiny", folder / "runs" / name, copy_function=_link)
+        _edgekiln(["run", str(folder / f"{name}.toml"), "--runs", str(folder / "runs"), "-q"])
+    for copy in ("bundle", "released/bundle"):
+        shutil.copytree(folder / "runs/photos/bundle", folder / copy, copy_function=_link)
+    picture = next((folder / "photos/red").iterdir())
+    Image.open(picture).convert("RGB").save(folder / "photo.jpg")
+    _write_venv(folder / ".venv/bin")
+    return folder
+
+
+def _link(source, target):
+    """Weights are linked, not copied: edgekiln never writes into a finished file."""
+    if os.stat(source).st_size > 2**20:
+        os.link(source, target)
+    else:
+        shutil.copy2(source, target)
+
+
+def _write_venv(folder):
+    folder.mkdir(parents=True)
+    for name, call in {
+        "python": f"'{sys.executable}'",
+        "edgekiln": f"'{sys.executable}' -c 'from edgekiln.pipeline.cli import main; main()'",
+    }.items():
+        (folder / name).write_text(f'#!/bin/sh\nexec {call} "$@"\n')
+        (folder / name).chmod(0o755)
+
+
+@pytest.fixture
+def reader(prepared, tmp_path, monkeypatch):
+    folder = tmp_path / "reader"
+    shutil.copytree(prepared, folder, copy_function=_link)
+    monkeypatch.chdir(folder)
+    monkeypatch.setenv("PATH", f"{folder}/.venv/bin{os.pathsep}{os.environ['PATH']}")
+    return folder
+
+
+# -- sh
+
+
+def _edgekiln(arguments):
+    """Run a command in this process; what it printed."""
+    out, err = (io.TextIOWrapper(io.BytesIO(), encoding="utf-8") for _ in range(2))
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err), pytest.raises(SystemExit) as left:
+        main(list(arguments))
+    out.flush()
+    err.flush()
+    assert left.value.code in {None, 0}, f"exit code {left.value.code}: {err.buffer.getvalue().decode()}"
+    return out.buffer.getvalue().decode()
+
+
+def _run_line(line):
+    commands = shell_commands(line)
+    if any(map(is_pending, commands)):
+        return
+    if commands[0][0] in {"make", "pip"}:
+        _check_known(commands[0])
+    elif len(commands) == 1 and is_edgekiln(commands[0]) and not re.search(r"[<>$*]", line.partition(" #")[0]):
+        _edgekiln(commands[0][1:])
+    else:
+        done = subprocess.run(["bash", "-euo", "pipefail", "-c", line], capture_output=True, text=True)
+        assert done.returncode == 0, f"exit code {done.returncode}: {done.stderr}"
+
+
+def _check_known(command):
+    """Targets of the Makefile, extras and names that pip would be given; nothing is run."""
+    program, *words = command
+    words = [word for word in words if not word.startswith("-") and "=" not in word.partition("[")[0]]
+    if program == "make":
+        targets = re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text("utf-8"), re.MULTILINE)
+        assert set(words) <= set(targets), command
+        return
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
+    for word in words[1:]:
+        name, _, extras = word.rstrip("]").partition("[")
+        assert not extras or name in {"edgekiln", "."}, command
+        assert set(filter(None, extras.split(","))) <= set(project["optional-dependencies"]), command
+
+
+@each_document
+def test_shell_blocks_run(document, reader):
+    for fence in fences(document, "sh"):
+        for line in fence.lines() if fence.reason is None else ():
+            try:
+                _run_line(line)
+            except (AssertionError, pytest.fail.Exception) as problem:
+                raise AssertionError(f"{fence.place}: {line}\n{problem}") from problem
+
+
+@each_document
+def test_commands_of_all_blocks_are_complete(document, reader):
+    for fence in fences(document, "sh"):
+        for line in fence.lines():
+            for command in shell_commands(line):
+                if command[0] in {"make", "pip"}:
+                    _check_known(command)
+        for arguments in edgekiln_commands(fence):
+            command, path, rest = find_command(arguments)
+            assert {w.partition("=")[0] for w in rest if w.startswith("--")} <= options_of(command), fence.place
+            if path:
+                command.make_context(path[-1], list(rest))  # raises UsageError
+
+
+# -- python
+
+
+@each_document
+def test_python_blocks_run(document, reader):
+    namespace = {"__name__": "__main__"}
+    for fence in fences(document, "python"):
+        code = "\n" * (fence.line) + fence.body  # so that a traceback shows the document's line
+        program = compile(code, fence.place, "exec")
+        if fence.reason is None:
+            with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
+                exec(program, namespace)
+
+
+@each_document
+def test_imports_of_all_blocks_exist(document):
+    for fence in fences(document, "python"):
+        for node in ast.walk(ast.parse(fence.body)):
+            if isinstance(node, ast.ImportFrom) and node.module.startswith("edgekiln"):
+                module = __import__(node.module, fromlist=["*"])
+                assert all(hasattr(module, alias.name) for alias in node.names), fence.place
+
+
+# -- toml, json
+
+
+def _complete(text):
+    """A fragment with the sections that it lacks: the name in front, sections behind."""
+    missing = [part for key, part in SECTIONS.items() if not re.search(rf"^{re.escape(key)}", text, re.MULTILINE)]
+    front = [part for part in missing if part.startswith("name")]
+    return "".join([*front, text, *(part for part in missing if part not in front)])
+
+
+@each_document
+def test_recipes_load(document, reader):
+    for fence in fences(document, "toml"):
+        path = Path("fragment.toml")
+        path.write_text(_complete(fence.body))
+        assert load_recipe(path).variants, fence.place
+
+
+@each_document
+def test_json_blocks_are_json(document):
+    for fence in fences(document, "json"):
+        json.loads(fence.body)
+
+
+# -- the markers themselves
+
+
+@each_document
+def test_languages_are_known(document):
+    """A misspelt language, or an indented fence, would let a block off."""
+    assert {fence.language for fence in fences(document)} <= LANGUAGES
+    text = document.read_text("utf-8")
+    assert text.count("```") == 2 * len(fences(document))
+
+
+@each_document
+def test_markers_stand_above_a_fence_and_give_a_reason(document):
+    marked = [fence for fence in fences(document) if fence.reason is not None]
+    assert document.read_text("utf-8").count("<!-- not executed") == len(marked)
+    assert all(len(fence.reason.split()) >= 3 for fence in marked)
