@@ -30,6 +30,10 @@ _INLINE = re.compile(r"`([^`\n]+)`")
 _EDGEKILN = re.compile(r"(?:\S*/)?edgekiln$")
 
 
+def name_of(document: Path) -> str:
+    return str(document.relative_to(ROOT))
+
+
 @dataclass(frozen=True)
 class Fence:
     """One fenced block: where it begins, its language and text, and why it is not executed (``None``: it is)."""
@@ -42,7 +46,7 @@ class Fence:
 
     @property
     def place(self) -> str:
-        return f"{self.document.relative_to(ROOT)}:{self.line}"
+        return f"{name_of(self.document)}:{self.line}"
 
     def lines(self) -> list[str]:
         """Shell lines, continued ones put together, without comments and blank ones."""
@@ -143,12 +147,18 @@ def edgekiln_commands(fence: Fence) -> list[list[str]]:
 
 
 def edgekiln_commands_in_prose(document: Path) -> list[list[str]]:
-    texts = (text for text in _INLINE.findall(prose(document)) if re.match(r"edgekiln( |$)", text))
-    return [command[1:] for command in map(shlex.split, texts) if not is_pending(command)]
+    """Those in code spans; ``COMMAND`` stands for any, ``[OPTIONS]`` for what may follow."""
+    texts = (text for text in _INLINE.findall(prose(document)) if re.match(r"edgekiln( [a-z-]|$)", text))
+    commands = ([word for word in shlex.split(text) if word[0] != "["] for text in texts]
+    return [command[1:] for command in commands if not is_pending(command)]
 
 
 def options_in_prose(document: Path) -> set[str]:
-    return {text.split()[0].partition("=")[0] for text in _INLINE.findall(prose(document)) if text.startswith("--")}
+    return {
+        text.split()[0].partition("=")[0]
+        for text in _INLINE.findall(prose(document))
+        if text.startswith("--")
+    }
 
 
 def find_command(arguments: list[str]) -> tuple[click.Command, list[str], list[str]]:

@@ -24,7 +24,7 @@ else:
 TENSORRT, JETSON = ROOT / "docs/tensorrt.md", ROOT / "docs/jetson.md"
 PACKAGES = ("pipeline", "export", "runtime", "benchmarks")
 
-each_document = pytest.mark.parametrize("document", (TENSORRT, JETSON), ids=lambda path: path.name)
+each_document = pytest.mark.parametrize("document", [TENSORRT, JETSON], ids=lambda path: path.name)
 
 
 def test_the_recipe_example_shows_fp16_and_int8_with_fallback_and_rtx(tmp_path):

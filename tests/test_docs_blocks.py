@@ -14,7 +14,7 @@ import re
 import shutil
 import subprocess
 import sys
-import warnings
+import sysconfig
 from pathlib import Path
 
 import pytest
@@ -26,6 +26,7 @@ from documents import (
     find_command,
     is_edgekiln,
     is_pending,
+    name_of,
     options_of,
     shell_commands,
 )
@@ -40,7 +41,7 @@ if sys.version_info >= (3, 11):
 else:
     import tomli as tomllib
 
-each_document = pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+each_document = pytest.mark.parametrize("document", DOCUMENTS, ids=name_of)
 
 SECTIONS = {  # what a fragment of a recipe may leave out
     "name =": 'name = "fragment"\n',
@@ -66,36 +67,43 @@ def prepared(tiny_run, tmp_path_factory):
         (folder / f"{name}.toml").write_text(text)
         shutil.copytree(runs / "tiny", folder / "runs" / name, copy_function=_link)
         _edgekiln(["run", str(folder / f"{name}.toml"), "--runs", str(folder / "runs"), "-q"])
+    shutil.copy(folder / "photos.toml", folder / "recipe.toml")
     for copy in ("bundle", "released/bundle"):
         shutil.copytree(folder / "runs/photos/bundle", folder / copy, copy_function=_link)
     picture = next((folder / "photos/red").iterdir())
     Image.open(picture).convert("RGB").save(folder / "photo.jpg")
-    _write_venv(folder / ".venv/bin")
+    _write_venv(folder / ".venv")
     return folder
 
 
 def _link(source, target):
     """Weights are linked, not copied: edgekiln never writes into a finished file."""
-    if os.stat(source).st_size > 2**20:
+    if Path(source).stat().st_size > 2**20:
         os.link(source, target)
     else:
         shutil.copy2(source, target)
 
 
 def _write_venv(folder):
-    folder.mkdir(parents=True)
+    """What `make setup` makes, as far as the documents use it."""
+    library = Path(sysconfig.get_path("purelib"))
+    link = folder / "lib" / library.parent.name / library.name
+    link.parent.mkdir(parents=True)
+    link.symlink_to(library, target_is_directory=True)
+    (folder / "bin").mkdir()
     for name, call in {
         "python": f"'{sys.executable}'",
         "edgekiln": f"'{sys.executable}' -c 'from edgekiln.pipeline.cli import main; main()'",
     }.items():
-        (folder / name).write_text(f'#!/bin/sh\nexec {call} "$@"\n')
-        (folder / name).chmod(0o755)
+        path = folder / "bin" / name
+        path.write_text(f'#!/bin/sh\nexec {call} "$@"\n')
+        path.chmod(0o755)
 
 
 @pytest.fixture
 def reader(prepared, tmp_path, monkeypatch):
     folder = tmp_path / "reader"
-    shutil.copytree(prepared, folder, copy_function=_link)
+    shutil.copytree(prepared, folder, symlinks=True, copy_function=_link)
     monkeypatch.chdir(folder)
     monkeypatch.setenv("PATH", f"{folder}/.venv/bin{os.pathsep}{os.environ['PATH']}")
     return folder
@@ -121,11 +129,27 @@ def _run_line(line):
         return
     if commands[0][0] in {"make", "pip"}:
         _check_known(commands[0])
-    elif len(commands) == 1 and is_edgekiln(commands[0]) and not re.search(r"[<>$*]", line.partition(" #")[0]):
+    elif is_edgekiln(commands[0]) and commands[0][1] == "init":
+        _init(commands[0][1:])
+    elif (
+        len(commands) == 1 and is_edgekiln(commands[0]) and not re.search(r"[<>$*]", line.partition(" #")[0])
+    ):
         _edgekiln(commands[0][1:])
     else:
-        done = subprocess.run(["bash", "-euo", "pipefail", "-c", line], capture_output=True, text=True)
+        done = subprocess.run(
+            ["bash", "-euo", "pipefail", "-c", line], capture_output=True, text=True, check=False
+        )
         assert done.returncode == 0, f"exit code {done.returncode}: {done.stderr}"
+
+
+def _init(arguments):
+    """``init`` as printed. The page goes on with the tiny recipe of that name: what is written would train for long."""
+    out = Path(arguments[arguments.index("--out") + 1] if "--out" in arguments else "recipe.toml")
+    tiny, name = out.read_text("utf-8"), load_recipe(out).name
+    out.unlink()
+    _edgekiln(arguments)
+    assert load_recipe(out).name == name
+    out.write_text(tiny, "utf-8")
 
 
 def _check_known(command):
@@ -162,7 +186,9 @@ def test_commands_of_all_blocks_are_complete(document, reader):
                     _check_known(command)
         for arguments in edgekiln_commands(fence):
             command, path, rest = find_command(arguments)
-            assert {w.partition("=")[0] for w in rest if w.startswith("--")} <= options_of(command), fence.place
+            assert {w.partition("=")[0] for w in rest if w.startswith("--")} <= options_of(command), (
+                fence.place
+            )
             if path:
                 command.make_context(path[-1], list(rest))  # raises UsageError
 
@@ -177,7 +203,7 @@ def test_python_blocks_run(document, reader):
         code = "\n" * (fence.line) + fence.body  # so that a traceback shows the document's line
         program = compile(code, fence.place, "exec")
         if fence.reason is None:
-            with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
+            with contextlib.redirect_stdout(io.StringIO()):
                 exec(program, namespace)
 
 
@@ -195,7 +221,9 @@ def test_imports_of_all_blocks_exist(document):
 
 def _complete(text):
     """A fragment with the sections that it lacks: the name in front, sections behind."""
-    missing = [part for key, part in SECTIONS.items() if not re.search(rf"^{re.escape(key)}", text, re.MULTILINE)]
+    missing = [
+        part for key, part in SECTIONS.items() if not re.search(rf"^{re.escape(key)}", text, re.MULTILINE)
+    ]
     front = [part for part in missing if part.startswith("name")]
     return "".join([*front, text, *(part for part in missing if part not in front)])
 
@@ -228,5 +256,6 @@ def test_languages_are_known(document):
 @each_document
 def test_markers_stand_above_a_fence_and_give_a_reason(document):
     marked = [fence for fence in fences(document) if fence.reason is not None]
-    assert document.read_text("utf-8").count("<!-- not executed") == len(marked)
+    markers = re.findall(r"^<!-- not executed", document.read_text("utf-8"), re.MULTILINE)
+    assert len(markers) == len(marked)
     assert all(len(fence.reason.split()) >= 3 for fence in marked)

@@ -13,6 +13,7 @@ from documents import (
     edgekiln_commands_in_prose,
     find_command,
     links,
+    name_of,
     options_in_prose,
     options_of,
 )
@@ -27,9 +28,16 @@ else:
     import tomli as tomllib
 
 # Options of other programs that the documents name.
-FOREIGN_OPTIONS = {"--system-site-packages", "--no-deps", "--extra-index-url", "--prepare", "--into", "--quick"}
+FOREIGN_OPTIONS = {
+    "--system-site-packages",
+    "--no-deps",
+    "--extra-index-url",
+    "--prepare",
+    "--into",
+    "--quick",
+}
 
-each_document = pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+each_document = pytest.mark.parametrize("document", DOCUMENTS, ids=name_of)
 
 
 @each_document

@@ -36,12 +36,12 @@ def test_make_docs_writes_every_page():
 
 def test_into_replaces_the_generated_part_alone(tmp_path):
     page = tmp_path / "page.md"
-    page.write_text(f"above\n\n{BEGIN}\n\nold\n\n{END}\n\nbelow\n")
+    page.write_text(f"above\n\n{BEGIN}\n\nstale words\n\n{END}\n\nbelow\n")
     assert CliRunner().invoke(write_reference, ["recipe", "--into", str(page)]).exit_code == 0
     text = page.read_text()
     assert text.startswith(f"above\n\n{BEGIN}\n\n## Top level\n")
     assert text.endswith(f"|\n\n{END}\n\nbelow\n")
-    assert "old" not in text
+    assert "stale words" not in text
 
 
 @pytest.mark.parametrize("page", ["nothing", f"{END}\n{BEGIN}\n", f"{BEGIN}\n{BEGIN}\n{END}\n"])
@@ -85,7 +85,9 @@ def _key_paths(values, path=""):
 def test_the_complete_recipe_has_every_key():
     example = max((fence.body for fence in fences(RECIPE_PAGE, "toml")), key=len)
     known = {
-        f"{title.strip('[]')}.{name}".lstrip(".") for title, model in sections(Recipe) for name in model.model_fields
+        f"{title.strip('[]')}.{name}".lstrip(".")
+        for title, model in sections(Recipe)
+        for name in model.model_fields
     }
     assert set(_key_paths(tomllib.loads(example))) == known
 
