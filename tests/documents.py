@@ -147,9 +147,9 @@ def edgekiln_commands(fence: Fence) -> list[list[str]]:
 
 
 def edgekiln_commands_in_prose(document: Path) -> list[list[str]]:
-    """Those in code spans; ``COMMAND`` stands for any, ``[OPTIONS]`` for what may follow."""
+    """Those in code spans, without placeholders such as ``COMMAND`` and ``[OPTIONS]``."""
     texts = (text for text in _INLINE.findall(prose(document)) if re.match(r"edgekiln( [a-z-]|$)", text))
-    commands = ([word for word in shlex.split(text) if word[0] != "["] for text in texts)
+    commands = ([w for w in shlex.split(text) if w[0] != "[" and not w.isupper()] for text in texts)
     return [command[1:] for command in commands if not is_pending(command)]
 
 
