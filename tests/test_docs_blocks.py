@@ -1,8 +1,8 @@
 """Every block of the documents runs as printed, in a folder that holds what a reader would have by then.
 
-sh: line by line, edgekiln in this process. python: all blocks of a page one after the other. toml: loaded as a recipe,
-what a fragment lacks is added. `make` and `pip` are looked up in the Makefile and in pyproject. A block that is marked
-`<!-- not executed: REASON -->` is parsed: its commands, options and imports exist.
+A page's blocks run one after the other in one folder. sh: line by line, edgekiln in this process. python: in one
+namespace. toml: loaded as a recipe, what a fragment lacks is added. `make` and `pip` are looked up in the Makefile and
+in pyproject. A block that is marked `<!-- not executed: REASON -->` is parsed: its commands, options and imports exist.
 """
 
 import ast
@@ -119,7 +119,10 @@ def _edgekiln(arguments):
         main(list(arguments))
     out.flush()
     err.flush()
-    assert left.value.code in {None, 0}, f"exit code {left.value.code}: {err.buffer.getvalue().decode()}"
+    said = err.buffer.getvalue().decode()
+    assert left.value.code in {None, 0}, (
+        f"edgekiln {' '.join(arguments)}: exit code {left.value.code}: {said}"
+    )
     return out.buffer.getvalue().decode()
 
 
@@ -139,7 +142,7 @@ def _run_line(line):
         done = subprocess.run(
             ["bash", "-euo", "pipefail", "-c", line], capture_output=True, text=True, check=False
         )
-        assert done.returncode == 0, f"exit code {done.returncode}: {done.stderr}"
+        assert done.returncode == 0, f"{line}: exit code {done.returncode}: {done.stderr}"
 
 
 def _init(arguments):
@@ -168,16 +171,6 @@ def _check_known(command):
 
 
 @each_document
-def test_shell_blocks_run(document, reader):
-    for fence in fences(document, "sh"):
-        for line in fence.lines() if fence.reason is None else ():
-            try:
-                _run_line(line)
-            except (AssertionError, pytest.fail.Exception) as problem:
-                raise AssertionError(f"{fence.place}: {line}\n{problem}") from problem
-
-
-@each_document
 def test_commands_of_all_blocks_are_complete(document, reader):
     for fence in fences(document, "sh"):
         for line in fence.lines():
@@ -196,15 +189,10 @@ def test_commands_of_all_blocks_are_complete(document, reader):
 # -- python
 
 
-@each_document
-def test_python_blocks_run(document, reader):
-    namespace = {"__name__": "__main__"}
-    for fence in fences(document, "python"):
-        code = "\n" * (fence.line) + fence.body  # so that a traceback shows the document's line
-        program = compile(code, fence.place, "exec")
-        if fence.reason is None:
-            with contextlib.redirect_stdout(io.StringIO()):
-                exec(program, namespace)
+def _run_python(fence, namespace):
+    code = "\n" * fence.line + fence.body  # so that a traceback shows the document's line
+    with contextlib.redirect_stdout(io.StringIO()):
+        exec(compile(code, fence.place, "exec"), namespace)
 
 
 @each_document
@@ -240,6 +228,45 @@ def test_recipes_load(document, reader):
 def test_json_blocks_are_json(document):
     for fence in fences(document, "json"):
         json.loads(fence.body)
+
+
+# -- all of them
+
+
+def _run_fence(fence, namespace):
+    match fence.language:
+        case "sh":
+            for line in fence.lines():
+                _run_line(line)
+        case "python":
+            _run_python(fence, namespace)
+
+
+@each_document
+def test_blocks_run_in_their_order(document, reader):
+    namespace = {"__name__": "__main__"}
+    for fence in fences(document):
+        if fence.reason is None:
+            try:
+                _run_fence(fence, namespace)
+            except (Exception, pytest.fail.Exception) as problem:
+                raise AssertionError(f"{fence.place}: {type(problem).__name__}: {problem}") from problem
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ("edgekiln predict nowhere photo.jpg", "exit code 2: edgekiln: There is no folder nowhere"),
+        (".venv/bin/edgekiln predict runs/photos/bundle photo.jpg | grep nothing", "exit code 1"),
+        ("false && true", "false && true: exit code 1"),
+        ("make dinner", "dinner"),
+        ("pip install 'edgekiln[everything]'", "everything"),
+    ],
+)
+def test_a_line_that_does_not_work_is_found(reader, line, said):
+    with pytest.raises(AssertionError) as found:
+        _run_line(line)
+    assert said in str(found.value)
 
 
 # -- the markers themselves
