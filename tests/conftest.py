@@ -5,6 +5,10 @@ from pathlib import Path
 import pytest
 from tests_support import ROOT, TENSORRT_VARIANTS, TINY_RECIPE, write_pictures
 
+from edgekiln.runtime.telemetry import refuse_telemetry
+
+refuse_telemetry()  # before any test module loads onnxruntime
+
 
 @pytest.fixture(scope="session", autouse=True)
 def engine_cache(tmp_path_factory):

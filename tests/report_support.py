@@ -15,8 +15,20 @@ ENGINES = {"fp32": (1.7, 0.0), "int8": (0.6, 0.35), "rtx-int8-with-a-long-name":
 """Median milliseconds, and noise on the logits, by name."""
 
 
-def make_report(images: int, classes: list[str], *, processes: int = 5, blocks: int = 60) -> dict[str, Any]:
-    """Engines of which one lost classes, one that was not run, and timings in which the machine throttles."""
+REASONS = {
+    "valid": [],
+    "noisy": ["int8 varies by 12% between blocks"],
+    "invalid": ["the baseline differs from itself: 1.021 .. 1.064"],
+}
+
+
+def make_report(
+    images: int, classes: list[str], *, processes: int = 5, blocks: int = 60, state: str = "noisy"
+) -> dict[str, Any]:
+    """Every section filled: an engine that lost classes, one not run, searches that ended well and badly, LoadGen.
+
+    The machine throttles in the timings; ``state`` is what they are said to be worth.
+    """
     generator = np.random.default_rng(11)
     labels = np.arange(images) % len(classes)
     logits = generator.normal(size=(images, len(classes))).astype(np.float32)
@@ -24,13 +36,9 @@ def make_report(images: int, classes: list[str], *, processes: int = 5, blocks: 
     reference = Reference(logits, labels, [f"{classes[i]}/{n:05}.png" for n, i in enumerate(labels)], classes)
     timed = _time({"baseline": 2.3, **{name: ms for name, (ms, _) in ENGINES.items()}}, processes, blocks)
     validity = assess(timed, steal=0.0, foreign_load=0.0)
-    validity_dict = {
-        "state": "noisy",
-        "reasons": ["int8 varies by 12% between blocks"],
-        "self_ratio": [0.98, 1.02],
-    }
+    validity_dict = {"state": state, "reasons": REASONS[state], "self_ratio": [0.98, 1.02]}
     assert validity.state != "invalid"
-    limits = {"floor_ms": 0.4, "share_of_floor": 0.31, "peak_rss_mb": 210.0, "device_mb": None}
+    limits = {"floor_ms": 0.4, "share_of_floor": 0.31, "peak_rss_mb": 210.0, "device_mb": None, **_ENERGY}
     latencies = {m.name: {k: v for k, v in m.to_dict().items() if k != "blocks"} | limits for m in timed}
     variants = []
     for (name, (_, noise)), measurement in zip(ENGINES.items(), timed[1:], strict=True):
@@ -42,7 +50,7 @@ def make_report(images: int, classes: list[str], *, processes: int = 5, blocks: 
         variants.append(
             {
                 **_row(name), **judged, "size": 4_300_000, "latency": latencies[name],
-                "speedup": asdict(compare_speed(timed[0], measurement)),
+                "speedup": None if state == "invalid" else asdict(compare_speed(timed[0], measurement)),
             }
         )  # fmt: skip
     variants[1]["audit"] = {
@@ -51,6 +59,9 @@ def make_report(images: int, classes: list[str], *, processes: int = 5, blocks: 
         "expected": {"Conv": 21},
         "floating": ["c"],
     }
+    doctor = {"warnings": [f"no calibration image of {classes[0]}"]}
+    variants[1]["calibration"] = {"images": 128, "method": "minmax", "doctor": doctor}
+    variants[1]["search"], variants[2]["search"] = make_search("found"), make_search("impossible")
     variants[2]["audit"] = {
         "share": 0.8, "evidence": "inspector", "precision": "int8", "reformats": 3,
         "macs": {"int8": 800, "fp16": 150, "fp32": 40, "unknown": 10},
@@ -73,12 +84,18 @@ def make_report(images: int, classes: list[str], *, processes: int = 5, blocks: 
         "parity": {},
         "baseline": {
             "name": "baseline", "precision": "fp32", "size": 17_000_000, "accuracy": accuracy,
-            "latency": latencies["baseline"],
+            "latency": latencies["baseline"], "sha256": "0" * 64, "onnx_sha256": "1" * 64,
         },
+        "peers": [{"name": "pytorch-tuned", "precision": "fp32", "latency": latencies["fp32"], "speedup": None}],
+        "mlperf": make_mlperf(), "recipe_toml": 'name = "made-up"\n', "recipe_commit": "c" * 40,
         "variants": variants,
         "notices": ["int8: a notice that matters."],
         "benchmark": {
-            "measurements": [m.to_dict() | limits for m in timed], "sides": [], "side_ratios": {}, "ratios": {},
+            "measurements": [
+                *(m.to_dict() | limits for m in timed[:-1]),
+                timed[-1].to_dict() | limits | {"energy": None, "energy_reason": "NVML: no permission"},
+            ],
+            "sides": [], "side_ratios": {}, "ratios": {},
             "cold_start": {m.name: {"load_ms": 210.0, "first_result_ms": 4.0} for m in timed},
             "repeated_image": {m.name: 0.99 for m in timed}, "validity": validity_dict, "machine": _MACHINE,
             "ceilings": [], "limits_problems": [],
@@ -89,7 +106,58 @@ def make_report(images: int, classes: list[str], *, processes: int = 5, blocks: 
 
 
 _CONTRACT = {"height": 224, "width": 224, "resize": "letterbox", "interpolation": "bilinear"}
-_MACHINE = {"cpu": "A processor of some make, at 3.1 GHz", "cores": 8, "versions": {"numpy": "2.4"}}
+_MACHINE = {
+    "cpu": "A processor of some make, at 3.1 GHz", "cores": 8, "versions": {"numpy": "2.4"},
+    "cpu_flags": ["avx", "avx2", "f16c", "fma"], "governor": "powersave", "cpu_mhz": {"current": 3100.0, "max": None},
+    "load_1min": 0.4, "commit": "d" * 40, "jetson": {"power_mode": "MAXN"}, "gpus": [{"name": "A GPU of some make"}],
+    "gpu_state": [{"sm_mhz": 1980.0, "temperature_c": 61.0, "power_w": 350.5, "driver": "580.95.05",
+                   "throttled_by": ["software power cap"]}],
+}  # fmt: skip
+_ENERGY = {
+    "energy": {"mj_per_image": 40.2, "error_mj": 7.1, "idle_watts": 5.01, "busy_watts": 9.04, "images": 301,
+               "seconds": 3.0, "samples": 60, "source": "board rails VDD_IN"},
+    "energy_reason": None,
+}  # fmt: skip
+
+
+def make_search(verdict: str) -> dict[str, Any]:
+    """What ``hold_budget`` stores: six sets of blocks, the fourth of which holds a budget of half a point."""
+    names = [f"block {i} of a network with long names" for i in range(6)]
+    drops = (
+        (0.16, None, 0.031, 0.004, 0.003, 0.0) if verdict == "found" else (0.4, 0.31, 0.3, 0.22, 0.1, 0.06)
+    )
+    curve = [
+        {"kept": names[:kept], "products": 2 * kept, "share_quantized": 1 - 0.09 * kept, "drop": drop}
+        for kept, drop in enumerate(drops)
+    ]
+    kept = [{"name": name, "products": [f"{name}.a", f"{name}.b"]} for name in names[:3]]
+    return {
+        "verdict": verdict, "kept": kept if verdict == "found" else [], "curve": curve, "ranking": [], "blocks": 21,
+        "evaluations": 33, "fewest": True, "max_drop": 0.005, "rule": "estimate", "split": "val", "images": 237,
+        "judged_by": "onnxruntime on this CPU", "reference": "the FP32 graph", "seconds_allowed": 600.0,
+        "share_quantized": 0.73,
+    }  # fmt: skip
+
+
+def make_mlperf() -> dict[str, Any]:
+    """What the stage ``mlperf`` stores: a valid and an invalid run, and an engine that was not driven."""
+    common = {
+        "tool": "mlcommons-loadgen 6.0", "variant": "int8", "backend": "onnxruntime-cpu", "threads": 2,
+        "library": 297, "min_seconds": 10.0, "shortfalls": ["10 s, MLPerf asks for 600"],
+    }  # fmt: skip
+    times = {"p50_ms": 0.6, "p90_ms": 0.72, "p99_ms": 0.91, "samples_per_second": 1601.25}
+    single = {
+        **common, "scenario": "SingleStream", "result": "VALID", "valid": True, "reasons": [], "batch": 1,
+        "loadgen": {**times, "early_stopping_p90_ms": 0.73}, "ours": {**times, "calls": 16000, "samples": 16000},
+        "ours_over_loadgen_p50": 0.987, "ours_over_loadgen_p90": 0.991,
+    }  # fmt: skip
+    offline = {
+        **common, "scenario": "Offline", "result": "INVALID", "valid": False, "batch": 64,
+        "reasons": ["Min duration satisfied: no"], "loadgen": {**times, "early_stopping_p90_ms": None},
+        "ours": {**times, "calls": 250, "samples": 16000}, "ours_over_loadgen_samples_per_second": 1.012,
+    }  # fmt: skip
+    left_out = [{"name": "trt-fp16", "scenario": None, "reason": "only engines for the CPU are driven"}]
+    return {"results": [single, offline], "left_out": left_out, "reason": None, "remedy": None}
 
 
 def _row(name: str) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""What docs/tensorrt.md and docs/jetson.md tell of the code is what the code says: keys, options, rules, messages.
+"""What docs/tensorrt.md, jetson.md and backends.md tell is what the code says: keys, options, rules, messages.
 
 That the blocks of all documents run and their links lead somewhere is in ``test_docs_blocks`` and ``test_docs_links``.
 """
@@ -7,6 +7,7 @@ import ast
 import itertools
 import re
 import sys
+from typing import get_args
 
 import pytest
 from documents import fences, options_of, prose, table
@@ -14,14 +15,17 @@ from tests_support import ROOT
 
 from edgekiln.pipeline.cli import cli
 from edgekiln.pipeline.recipe import BuildSettings, load_recipe
+from edgekiln.runtime.backends import CPU_BACKENDS, Backend
+from edgekiln.runtime.bundle import PREFERENCE
 from edgekiln.runtime.errors import ExitCode
+from edgekiln.runtime.spec import Precision
 
 if sys.version_info >= (3, 11):
     import tomllib
 else:
     import tomli as tomllib
 
-TENSORRT, JETSON = ROOT / "docs/tensorrt.md", ROOT / "docs/jetson.md"
+TENSORRT, JETSON, BACKENDS = (ROOT / f"docs/{name}.md" for name in ("tensorrt", "jetson", "backends"))
 PACKAGES = ("pipeline", "export", "runtime", "benchmarks")
 
 each_document = pytest.mark.parametrize("document", [TENSORRT, JETSON], ids=lambda path: path.name)
@@ -54,6 +58,23 @@ def test_every_option_of_build_is_told():
 
 
 # -- what the code says
+
+
+def test_the_order_of_preference_is_the_codes():
+    told = [
+        (row[1].strip("`"), Precision(row[2].lower())) for row in table(BACKENDS, "", "backend", "precision")
+    ]
+    assert told == list(PREFERENCE)
+
+
+def test_every_backend_and_its_precisions_are_told():
+    rows = table(BACKENDS, "backend", "runs on", "precisions", "extra", "what it is for")
+    told = {(row[0].strip("`"), Precision(p.lower())) for row in rows for p in row[2].split(", ")}
+    not_made = {("onnxruntime-cpu", Precision.FP16)}  # such a bundle is read, no recipe makes one
+    assert told == set(PREFERENCE) - not_made
+    assert {row[0].strip("`"): row[1].lower() for row in rows} == {
+        name: "cpu" if name in CPU_BACKENDS else "nvidia gpu" for name in get_args(Backend)
+    }
 
 
 def test_the_lint_table_is_the_lint():

@@ -44,7 +44,6 @@ else:
 each_document = pytest.mark.parametrize("document", DOCUMENTS, ids=name_of)
 
 SECTIONS = {  # what a fragment of a recipe may leave out
-    "name =": 'name = "fragment"\n',
     "[data]": '[data]\nsource = "imagefolder"\npath = "photos"\n',
     "[backbone]": '[backbone]\nmodel = "edgekiln/tiny-cnn"\nweights = "none"\n',
     "[[variants]]": '[[variants]]\nname = "fp32"\nprecision = "fp32"\n',
@@ -209,11 +208,11 @@ def test_imports_of_all_blocks_exist(document):
 
 def _complete(text):
     """A fragment with the sections that it lacks: the name in front, sections behind."""
+    front = "" if re.search(r"^name =", text.partition("[")[0], re.MULTILINE) else 'name = "fragment"\n'
     missing = [
         part for key, part in SECTIONS.items() if not re.search(rf"^{re.escape(key)}", text, re.MULTILINE)
     ]
-    front = [part for part in missing if part.startswith("name")]
-    return "".join([*front, text, *(part for part in missing if part not in front)])
+    return "".join([front, text, *missing])
 
 
 @each_document

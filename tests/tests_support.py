@@ -93,6 +93,19 @@ def write_pictures(folder: Path, per_class: int = 40, size: int = 28) -> Path:
     return folder
 
 
+def open_constant(classes: int):
+    """A contender that answers zeros at once."""
+
+    class Constant:
+        def run(self, frames):
+            return np.zeros((len(frames), classes), np.float32)
+
+        def close(self) -> None:
+            pass
+
+    return Constant()
+
+
 def open_turncoat(path: str, threads: int):
     """A benchmark contender whose answers are right for the first calls and wrong from then on."""
     from edgekiln.runtime.backends import open_session

@@ -6,10 +6,14 @@ import tracemalloc
 import numpy as np
 import pytest
 from scipy.special import log_softmax, rel_entr, softmax
+from sklearn.calibration import calibration_curve
 from sklearn.metrics import (
     accuracy_score,
     balanced_accuracy_score,
     confusion_matrix,
+    log_loss,
+    max_error,
+    mean_absolute_error,
     recall_score,
     top_k_accuracy_score,
 )
@@ -52,6 +56,36 @@ def test_agrees_with_scikit_learn(classes):
     if classes > 5:
         expected = top_k_accuracy_score(labels, logits, k=5, labels=every)
         assert accuracy.top5 == pytest.approx(expected, abs=1e-12)
+
+
+def test_calibration_error_agrees_with_scikit_learns_reliability_curve():
+    logits, labels = random_case(images=3000, classes=7)
+    logits *= 2  # confidences in every bin
+    confidence, right = (
+        softmax(logits.astype(np.float64), axis=1).max(axis=1),
+        logits.argmax(axis=1) == labels,
+    )
+    shares, means = calibration_curve(right, confidence, n_bins=15)
+    counts = np.unique(np.ceil(confidence * 15), return_counts=True)[1]
+    expected = (counts * np.abs(shares - means)).sum() / len(labels)
+    assert measure_accuracy(logits, labels).ece == pytest.approx(expected, abs=1e-12)
+
+
+def test_differences_agree_with_scikit_learn():
+    (first, labels), (second, _) = random_case(classes=7), random_case(seed=1, classes=7)
+    found = compare_logits(first, second)
+    one, other = first.astype(np.float64).ravel(), second.astype(np.float64).ravel()
+    assert found.max_logit_difference == pytest.approx(max_error(one, other), abs=1e-12)
+    assert found.mean_logit_difference == pytest.approx(mean_absolute_error(one, other), abs=1e-12)
+    # KL(p || q) = cross-entropy of q under p, less p's own; log_loss takes p as the weights of one label each.
+    p, q = softmax(first.astype(np.float64), axis=1), softmax(second.astype(np.float64), axis=1)
+    rows, classes = np.repeat(np.arange(len(p)), 7), np.tile(np.arange(7), len(p))
+    kl = log_loss(classes, q[rows], sample_weight=p.ravel()) - log_loss(
+        classes, p[rows], sample_weight=p.ravel()
+    )
+    assert found.kl_nats == pytest.approx(kl, rel=1e-9)
+    counts = pair_answers(first, second, labels)
+    assert counts.agreement == pytest.approx(accuracy_score(first.argmax(axis=1), second.argmax(axis=1)))
 
 
 def test_top5_says_nothing_below_six_classes():

@@ -8,6 +8,7 @@ import pytest
 
 from edgekiln.benchmarks.compare import compare_bundles
 from edgekiln.runtime.bundle import MANIFEST_NAME, write_manifest
+from edgekiln.runtime.contract import Contract
 from edgekiln.runtime.errors import BundleError, UsageError
 
 
@@ -166,6 +167,110 @@ def test_unreadable_answers_are_one_line(bundles):
     write_manifest(after, {k: v for k, v in document.items() if k not in {"files", "schema_version"}})
     with pytest.raises(BundleError, match=r"The answers in .* cannot be read"):
         compare_bundles(before, after)
+
+
+def test_speed_of_an_invalid_benchmark_is_refused_with_its_reason(bundles):
+    before, after, change = bundles
+
+    def invalid(report):
+        validity = {"state": "invalid", "reasons": ["the baseline differs from itself: 1.02 .. 1.06"]}
+        report["benchmark"] = {"validity": validity}
+
+    change(report=invalid)
+    shutil.rmtree(before)
+    shutil.copytree(after, before)
+    reason = find(compare_bundles(before, after), "int8", "speed").reason
+    assert reason == f"the benchmark of {before} is invalid: the baseline differs from itself: 1.02 .. 1.06"
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "complaint"),
+    [("batch", 8, "other batch sizes: 1 and 8"), ("boundary", "image", "other boundaries: call and image")],
+)
+def test_speed_of_other_work_is_not_compared(bundles, field, value, complaint):
+    before, after, change = bundles
+
+    def timed(report):
+        with_speedup(4.0)(report)
+        report["variants"][1]["latency"] = {"batch": 1, "boundary": "call"}
+
+    change(report=timed)
+    shutil.rmtree(before)
+    shutil.copytree(after, before)
+    change(report=lambda report: report["variants"][1]["latency"].update({field: value}))
+    assert complaint in find(compare_bundles(before, after), "int8", "speed").reason
+
+
+def test_another_contract_is_refused_unless_it_is_asked_for(bundles):
+    before, after, change = bundles
+    contract = json.loads((after / MANIFEST_NAME).read_text())["contract"] | {"interpolation": "nearest"}
+    change(manifest={"contract": contract, "contract_digest": Contract.from_dict(contract).digest})
+    with pytest.raises(
+        UsageError, match=r"prepare pictures otherwise \(interpolation: bilinear and nearest\)"
+    ):
+        compare_bundles(before, after)
+    assert find(compare_bundles(before, after, other_contract=True), "int8", "top1").change == 0
+
+
+def test_other_classes_are_refused(bundles):
+    before, after, change = bundles
+    contract = json.loads((after / MANIFEST_NAME).read_text())["contract"] | {"classes": ["a", "b", "c"]}
+    change(manifest={"contract": contract, "contract_digest": Contract.from_dict(contract).digest})
+    with pytest.raises(UsageError, match="one knows blue, green, red, the other a, b, c"):
+        compare_bundles(before, after)
+
+
+# -- reports and run folders
+
+
+def report_of(folder, path, edit=lambda report: None):
+    values = json.loads((folder / "report.json").read_text())
+    edit(values)
+    path.write_text(json.dumps(values))
+    return path
+
+
+def test_a_runs_folder_and_the_report_in_a_bundle_stand_for_the_bundle(tiny_run):
+    _, runs, result = tiny_run
+    for before in (runs / "tiny", result.bundle / "report.json"):
+        found = find(compare_bundles(before, result.bundle), "int8", "top1")
+        assert found.reason == "0 broken, 0 mended of 30 pictures"
+
+
+def test_reports_alone_are_compared_unpaired_and_say_so(bundles, tmp_path):
+    def lose(report):
+        report["variants"][1]["accuracy"]["top1"] -= 0.5
+
+    before = report_of(bundles[0], tmp_path / "before.json")
+    after = report_of(bundles[0], tmp_path / "after.json", lose)
+    result = compare_bundles(before, after)
+    assert [(c.engine, c.figure) for c in result.regressions] == [("int8", "top1")]
+    assert find(result, "fp32", "top1").verdict == "undecided"  # 30 images, unpaired: too wide for anything
+    assert "right of 30, unpaired" in result.regressions[0].reason
+    assert "A report alone holds no single answers" in result.notes[0]
+
+
+def test_reports_on_other_images_are_refused(bundles, tmp_path):
+    def elsewhere(report):
+        report["data"]["test_digest"] = "0" * 64
+
+    before = report_of(bundles[0], tmp_path / "before.json")
+    with pytest.raises(UsageError, match="judged on different test images"):
+        compare_bundles(before, report_of(bundles[0], tmp_path / "after.json", elsewhere))
+    with pytest.raises(UsageError, match="judged on different test images"):
+        compare_bundles(bundles[0], report_of(bundles[0], tmp_path / "after.json", elsewhere))
+    older = report_of(bundles[0], tmp_path / "older.json", lambda report: report["data"].pop("test_digest"))
+    with pytest.raises(UsageError, match="does not say which images it was judged on"):
+        compare_bundles(before, older)
+
+
+def test_pictures_on_one_side_only_are_counted(bundles):
+    before, after, change = bundles
+    with np.load(after / "test_logits.npz") as arrays:
+        change(**{key: arrays[key][:12] for key in arrays.files})
+    assert compare_bundles(before, after).notes == (
+        "12 test pictures are in both; 18 in the first only, 0 in the second.",
+    )
 
 
 def test_command_exits_3_on_a_regression(bundles, capsys):

@@ -1,19 +1,24 @@
+import os
 import sys
 import time
 import types
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from edgekiln.benchmarks.energy import (
     CounterMeter,
+    EnergyPerImage,
     PowerMeter,
+    measure_contender,
     measure_energy,
     open_meter,
     parse_tegrastats,
     total_watts,
 )
-from edgekiln.runtime.errors import UsageError
+from edgekiln.benchmarks.latency import save_inputs
+from edgekiln.runtime.errors import EngineError, UsageError
 
 LINES = dict(
     line.split("|")
@@ -84,6 +89,73 @@ def test_idle_power_is_taken_off(clock):
     assert found.images in {200, 201}  # the clock's sums of 0.01 are not exact
     assert found.samples == 1
     assert found.source == "made up"
+
+
+def test_error_is_that_of_both_powers_in_opposite_ways():
+    found = EnergyPerImage(0.04, 5.0, 9.0, images=200, seconds=2.0, samples=40, source="made up")
+    assert found.error_joules == pytest.approx(0.05 * (9 + 5) * 2 / 200)
+    values = found.to_dict()
+    assert (values["mj_per_image"], values["error_mj"]) == (pytest.approx(40), pytest.approx(7))
+
+
+def test_threads_may_settle_before_idle_power_is_read(clock):
+    """8 W for a second after the last call, while threads still spin; 5 W from then on."""
+    joules, busy_until = 0.0, 0.0
+
+    def pass_by(seconds):
+        nonlocal joules
+        spun = max(0.0, min(seconds, busy_until - clock.now))
+        joules += 8 * spun + 5 * (seconds - spun)
+        clock.pass_by(seconds)
+
+    def run():
+        nonlocal busy_until
+        busy_until = clock.now + 1.1
+        pass_by(0.1)
+
+    meter = CounterMeter([(lambda: joules, None)], "made up")
+    assert measure_energy(run, 2.0, meter, clock=clock, sleep=pass_by).idle_watts == pytest.approx(6.5)
+    settled = measure_energy(run, 2.0, meter, settle_seconds=1.0, clock=clock, sleep=pass_by)
+    assert settled.idle_watts == pytest.approx(5)
+
+
+# ---- one contender in a fresh process
+
+
+@pytest.fixture
+def frames_file(tmp_path, monkeypatch):
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(str(Path(p).resolve()) for p in sys.path if p))
+    path = tmp_path / "inputs.npz"
+    save_inputs(path, np.zeros((4, 8, 8, 3), np.uint8))
+    return path
+
+
+def test_contender_is_measured_in_a_process_of_its_own(tmp_path, frames_file):
+    """On a recorded counter that stands still: every figure but zero would come from elsewhere."""
+    rapl = tmp_path / "powercap" / "intel-rapl:0"
+    write_files(rapl, name="package-0", energy_uj=4_000_000, max_energy_range_uj=262_143_328_850)
+    places = {
+        "hwmon": str(tmp_path),
+        "powercap": str(tmp_path / "powercap"),
+        "tegrastats": "/nowhere/tegrastats",
+    }
+    arguments = {"classes": 3}
+    found = measure_contender(
+        "tests_support:open_constant", arguments, frames_file, seconds=0.5, places=places
+    )
+    assert (found.joules_per_image, found.idle_watts, found.busy_watts) == (0, 0, 0)
+    assert found.images > 10
+    assert found.source == "RAPL package-0"
+
+
+def test_contender_without_a_source_says_why(tmp_path, frames_file):
+    places = {
+        "hwmon": str(tmp_path / "a"),
+        "powercap": str(tmp_path / "b"),
+        "tegrastats": "/nowhere/tegrastats",
+    }
+    with pytest.raises(EngineError, match=r"no INA3221 .*; no tegrastats; no RAPL energy counter"):
+        measure_contender("tests_support:open_constant", {"classes": 3}, frames_file, places=places)
 
 
 def test_a_call_of_several_images_is_shared_out(clock):

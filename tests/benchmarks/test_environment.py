@@ -17,6 +17,7 @@ from edgekiln.benchmarks.environment import (
     read_cpu_quota,
     read_gpu_state,
     read_jetson,
+    read_work_commit,
     tool_versions,
 )
 
@@ -45,6 +46,26 @@ def test_machine_is_described_in_half_a_second():
     assert min(times) < 0.5
 
 
+def test_instructions_that_choose_kernels_are_named():
+    machine = describe_machine()
+    assert machine["avx2"] == ("avx2" in machine["cpu_flags"])
+    assert machine["vnni"] == bool({"avx512_vnni", "avx_vnni"} & set(machine["cpu_flags"]))
+
+
+def test_commit_of_the_recipes_work_tree(tmp_path):
+    assert read_work_commit(None) is None
+    assert read_work_commit(tmp_path) is None
+    write(tmp_path / "recipes" / "mine.toml", "a = 1")
+    git = ["git", "-C", str(tmp_path), "-c", "user.name=a", "-c", "user.email=a@b"]
+    for command in (["init", "-q"], ["add", "."], ["commit", "-q", "-m", "first"]):
+        subprocess.run([*git, *command], check=True)
+    commit = read_work_commit(tmp_path / "recipes")
+    assert commit is not None
+    assert set(commit) <= set("0123456789abcdef")
+    write(tmp_path / "recipes" / "mine.toml", "a = 2")
+    assert read_work_commit(tmp_path / "recipes") == f"{commit}-dirty"
+
+
 def test_absent_tools_are_left_out():
     assert tool_versions(["numpy", "no-such-distribution"]).keys() == {"numpy"}
 
@@ -71,15 +92,15 @@ def test_thread_settings_of_the_environment_are_told(monkeypatch):
     ("line", "expected"),
     [
         (
-            "1980, 1980, 2619, 31, 121.45, 700.00, P0, 0x0000000000000024",
+            "1980, 1980, 2619, 31, 121.45, 700.00, P0, 580.95.05, 0x0000000000000024",
             {"sm_mhz": 1980, "temperature_c": 31, "power_state": "P0",
-             "throttled_by": ["software power cap", "software thermal slowdown"]},
+             "driver": "580.95.05", "throttled_by": ["software power cap", "software thermal slowdown"]},
         ),
         (
-            "[N/A], [N/A], [N/A], 40, [Not Supported], N/A, P8, 0x0000000000000000",
+            "[N/A], [N/A], [N/A], 40, [Not Supported], N/A, P8, 540.4.0, 0x0000000000000000",
             {"sm_mhz": None, "power_w": None, "power_limit_w": None, "throttled_by": []},
         ),
-        ("1, 2, 3, 4, 5, 6, P0, [N/A]", {"throttled_by": None}),
+        ("1, 2, 3, 4, 5, 6, P0, 550.1, [N/A]", {"throttled_by": None}),
     ],
 )  # fmt: skip
 def test_gpu_state(line, expected):
@@ -90,7 +111,9 @@ def test_older_driver_is_asked_by_the_older_name(monkeypatch):
     def ask(command, seconds=5):
         assert command[0] == "nvidia-smi"
         return (
-            None if "clocks_event" in command[1] else "1, 2, 3, 4, 5, 6, P0, 0x1\n1, 2, 3, 4, 5, 6, P0, 0x0"
+            None
+            if "clocks_event" in command[1]
+            else "1, 2, 3, 4, 5, 6, P0, 550.1, 0x1\n1, 2, 3, 4, 5, 6, P0, 550.1, 0x0"
         )
 
     monkeypatch.setattr(environment, "_ask", ask)

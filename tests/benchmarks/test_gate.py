@@ -13,6 +13,7 @@ from edgekiln.benchmarks.gate import (
     judge,
     judge_balanced,
     mcnemar_p,
+    newcombe_interval,
     tango_interval,
     tango_limits,
 )
@@ -316,3 +317,17 @@ def test_a_stratified_bootstrap_would_pass_what_a_rare_class_hides():
     unflipped = (draws[:, :, :2] == 0).all(axis=(1, 2))  # a bootstrap's interval is 0 to 0 here, which passes
     assert unflipped.mean() > 0.7
     assert (balanced_bounds(draws)[1] < budget).mean() == 0
+
+
+@pytest.mark.parametrize(
+    ("counts", "published"), [((9, 3, 10), (0.1705, 0.8090)), ((6, 2, 7), (0.0582, 0.8062))]
+)
+def test_newcombe_agrees_with_his_own_examples(counts, published):
+    """Newcombe (1998), table II, method 10, contrasts (b) and (c)."""
+    assert newcombe_interval(*counts, 0.95) == pytest.approx(published, abs=5e-5)
+
+
+def test_newcombe_has_width_where_every_answer_is_right():
+    low, high = newcombe_interval(30, 30, 30, 0.95)
+    assert low == pytest.approx(-high)
+    assert high > 0.1

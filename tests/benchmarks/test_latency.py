@@ -64,7 +64,7 @@ def test_error_inside_a_worker_arrives_with_its_text(engine, tmp_path):
     _, inputs, logits = engine
     (tmp_path / "bad.onnx").write_bytes(b"no model")
     broken = engine_contender("broken", [tmp_path / "bad.onnx"], "onnxruntime-cpu", logits)
-    with pytest.raises(EngineError, match=r"broken: onnxruntime .* cannot load this model"):
+    with pytest.raises(EngineError, match="broken: This is no ONNX model"):
         run_benchmark([broken], inputs, PLAN)
 
 

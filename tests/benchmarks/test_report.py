@@ -1,15 +1,19 @@
 import copy
 import json
 import re
+from html import unescape
 
 import numpy as np
 import pytest
-from report_support import make_report
+import tomllib
+from report_support import make_mlperf, make_report, make_search
 
 from edgekiln.benchmarks.report import (
     describe_floor,
+    describe_mlperf,
     format_markdown,
     format_text,
+    mlperf_rows,
     render_card,
     render_page,
     render_summary,
@@ -20,6 +24,7 @@ from edgekiln.benchmarks.report.drawings import (
     confusion_matrix,
     draw_accuracy_latency,
     draw_confusion,
+    draw_search,
     pareto_front,
 )
 
@@ -186,3 +191,118 @@ def test_summary_is_short_and_lets_no_html_through():
     assert "&lt;img src=x> lost" in text
     assert "made-up: " in text.splitlines()[0]
     assert len(text.splitlines()) < 30
+
+
+# -- the closed loop
+
+
+def test_search_is_drawn_with_budget_and_choice():
+    drawing = draw_search(make_search("found"), "search0")
+    for words in ("% of the MACs in INT8", "top-1 against FP32, points", "budget", "chosen"):
+        assert words in drawing
+
+
+def test_impossible_search_is_drawn_without_a_choice():
+    drawing = draw_search(make_search("impossible"), "search0")
+    assert "budget" in drawing
+    assert "chosen" not in drawing
+
+
+def test_search_that_was_not_needed_is_no_picture(report):
+    search = make_search("found") | {"verdict": "not-needed", "kept": []}
+    assert draw_search(search, "search0") == ""
+    report["variants"][1]["search"] = search
+    assert "ended as\n<strong>not-needed</strong>" in render_page(report)
+
+
+def test_search_in_which_every_set_answered_nan_is_no_picture():
+    search = make_search("impossible")
+    search["curve"] = [point | {"drop": None} for point in search["curve"]]
+    assert draw_search(search, "search0") == ""
+
+
+# -- energy and LoadGen
+
+
+def test_energy_is_told_with_the_bound_of_its_error_and_idle_power():
+    page = render_page(make_report(60, ["a", "b", "c"], processes=2, blocks=4))
+    assert "<td>40.2 ± 7.1</td><td>5.01</td><td>9.04</td><td>301</td><td>board rails VDD_IN</td>" in page
+    assert "rtx-int8-with-a-long-name: not known, NVML: no permission." in page
+
+
+def test_energy_below_what_the_source_resolves_is_not_a_figure():
+    report = make_report(60, ["a", "b", "c"], processes=2, blocks=4)
+    report["benchmark"]["measurements"][1]["energy"] |= {"mj_per_image": -2.0}
+    assert "<td>-2 ± 7.1: not resolved</td>" in render_page(report)
+
+
+def test_machine_without_a_meter_is_one_line():
+    report = make_report(60, ["a", "b", "c"], processes=2, blocks=4)
+    for measurement in report["benchmark"]["measurements"]:
+        measurement |= {"energy": None, "energy_reason": "no tegrastats; no RAPL energy counter"}
+    page = render_page(report)
+    assert page.count("no RAPL energy counter") == 1
+    assert "All engines: not known, no tegrastats; no RAPL energy counter." in page
+
+
+def test_loadgens_rows_and_what_they_do_not_say():
+    rows = mlperf_rows({"mlperf": make_mlperf()})
+    times = "0.600 / 0.720 / 0.910"
+    assert rows[0] == (
+        "int8", "SingleStream", "VALID", times, times, "1601.2", "1601.2", "0.987 (p50), 0.991 (p90)",
+    )  # fmt: skip
+    assert rows[1] == ("int8", "Offline", "INVALID", "-", "-", "1601.2", "1601.2", "1.012")
+    assert describe_mlperf({"mlperf": make_mlperf()}) == [
+        "int8, Offline: LoadGen calls its run INVALID: Min duration satisfied: no",
+        "Not of MLPerf's length: 10 s, MLPerf asks for 600.",
+        "trt-fp16 was not driven: only engines for the CPU are driven.",
+    ]
+    assert mlperf_rows({"mlperf": None}) == describe_mlperf({}) == []
+
+
+# -- what the page must hold
+
+
+@pytest.mark.parametrize("state", ["valid", "noisy", "invalid"])
+def test_page_says_what_the_timings_are_worth(state):
+    report = make_report(60, ["a", "b", "c"], processes=2, blocks=4, state=state)
+    page = render_page(report)
+    assert f"<p>{state.capitalize()}" in page
+    assert (table_rows(report)[2][9] == "-") == (state == "invalid")
+
+
+def test_page_has_every_section_and_the_verdict_first(report):
+    page = render_page(make_report(60, ["a", "b", "c"], processes=2, blocks=4))
+    wanted = [
+        "made-up", "Accuracy against latency", "Latency", "Which classes an engine lost",
+        "How the answers differ", "Images whose answer changed", "Share of the floor", "Energy",
+        "Second opinion: MLPerf LoadGen",
+        "Layers by precision", "Blocks kept in float", "Built but not run", "Data", "Environment", "Do it again",
+    ]  # fmt: skip
+    assert re.findall("<h[12]>(.*?)</h[12]>", page) == wanted
+    assert page.index('class="headline"') < page.index('<table class="main">') < page.index("<h2>")
+    assert "prefers-color-scheme: dark" in page
+    assert "edgekiln&#39;s git commit: " + "d" * 40 in page
+    assert (
+        "GPU: A GPU of some make, 1980 MHz, 61 °C, 350.5 W, driver 580.95.05, held back by software" in page
+    )
+
+
+def test_page_of_a_real_run_shows_a_recipe_that_runs(report):
+    page = render_page(report)
+    assert "<pre>edgekiln run tiny.toml --set data.path=FOLDER</pre>" in page
+    recipe = unescape(re.search(r"<details><summary>Recipe</summary>\n<pre>(.*?)</pre>", page, re.DOTALL)[1])
+    assert tomllib.loads(recipe)["variants"][1] == {
+        "name": "int8", "precision": "int8", "calibration_images": 48,
+    }  # fmt: skip
+
+
+def test_page_tells_what_changed_in_the_answers_and_what_the_doctor_said(report):
+    page = " ".join(render_page(report).split())
+    row, own = report["variants"][1], report["baseline"]["accuracy"]
+    assert f"<td>PyTorch</td><td>-</td><td>{own['ece']:.4f}</td>" + "<td>-</td>" * 7 in page
+    assert f"<td>{row['kl_nats']:.3g}</td><td>{row['accuracy']['distinct_outputs']}</td>" in page
+    assert "Calibration of int8: 48 images. Nothing to complain of" in page
+    report["variants"][1]["calibration"]["doctor"]["warnings"] = ["no calibration image of red"]
+    told = "Calibration of int8: 48 images. The doctor says: no calibration image of red."
+    assert told in " ".join(render_page(report).split())

@@ -4,6 +4,7 @@ import json
 import re
 import shutil
 import subprocess
+import time
 from html import unescape
 
 import pytest
@@ -64,9 +65,13 @@ def awkward_page():
 @pytest.mark.slow
 @in_browser
 @pytest.mark.parametrize("width", [390, 1280])
-@pytest.mark.parametrize("classes", [AWKWARD, [f"species {i}" for i in range(60)]], ids=["awkward", "many"])
-def test_nothing_overflows_and_no_script_runs(tmp_path, width, classes):
-    page = render_page(make_report(600, classes, processes=2, blocks=20))
+@pytest.mark.parametrize(
+    ("classes", "state"),
+    [(AWKWARD, "noisy"), ([f"species {i}" for i in range(60)], "valid"), (AWKWARD, "invalid")],
+    ids=["awkward", "many", "invalid"],
+)
+def test_nothing_overflows_and_no_script_runs(tmp_path, width, classes, state):
+    page = render_page(make_report(600, classes, processes=2, blocks=20, state=state))
     dom, _ = open_page(page.replace("</body>", PROBE + "</body>"), tmp_path, width)
     found = json.loads(unescape(re.search("FOUND({.*})END", dom)[1]))
     assert found["width"] == width
@@ -99,6 +104,16 @@ def test_same_report_gives_the_same_bytes(awkward_page):
 
 @pytest.mark.slow
 def test_big_report_stays_small():
+    """10,000 images of 1,000 classes through the real judge; the time is printed, since a busy machine decides it."""
+    start = time.perf_counter()
     report = make_report(10_000, [f"n{i:08} some species" for i in range(1000)])
-    assert len(json.dumps(report, sort_keys=True, ensure_ascii=False).encode()) < 10e6
-    assert len(render_page(report).encode()) < 10e6
+    judged = time.perf_counter()
+    text = json.dumps(report, sort_keys=True, ensure_ascii=False)
+    page = render_page(json.loads(text))
+    rendered = time.perf_counter()
+    sizes = {"report.json": len(text.encode()), "report.html": len(page.encode())}
+    print(f"\njudged in {judged - start:.1f} s, rendered in {rendered - judged:.1f} s; bytes: {sizes}")
+    assert max(sizes.values()) < 10e6
+    assert (
+        len(report["variants"][1]["flips"]) > 200
+    )  # as many as the page lists at most: the bound was reached

@@ -144,7 +144,7 @@ def test_path_is_asked_for():
 
 
 def test_unknown_source_lists_the_known_ones():
-    with pytest.raises(DataError, match="Known: imagefolder, cifar10"):
+    with pytest.raises(DataError, match="Known: imagefolder, csv, cifar10, fashion-mnist, digits"):
         read_source(DataSettings(source="imagenet"))
 
 

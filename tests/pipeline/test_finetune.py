@@ -1,4 +1,3 @@
-import json
 import signal
 import subprocess
 import sys
@@ -6,47 +5,15 @@ import time
 from itertools import pairwise
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
+from finetune_support import CONTRACT, TINY, events, job, split
 
 from edgekiln.pipeline.backbones import build_backbone
 from edgekiln.pipeline.checkpoint import CHECKPOINT_NAME, load_checkpoint, load_tensors
-from edgekiln.pipeline.data import PreparedSplit
 from edgekiln.pipeline.finetune import LOG_NAME, FinetuneJob, finetune, learning_rate_factor
-from edgekiln.pipeline.recipe import BackboneSettings, FinetuneSettings
-from edgekiln.runtime.contract import Contract
+from edgekiln.pipeline.recipe import BackboneSettings
 from edgekiln.runtime.errors import GateError, RecipeError, UntrustedError
-
-TINY = BackboneSettings(model="edgekiln/tiny-cnn", weights="none")
-CONTRACT = Contract(height=16, width=16, classes=("dark", "light"))
-
-
-def split(count, seed):
-    """Dark and light noise: separable, in both classes alike."""
-    generator = np.random.default_rng(seed)
-    labels = np.arange(count) % 2
-    frames = (
-        generator.integers(0, 120, (count, 16, 16, 3), np.uint8)
-        + (labels * 120).astype(np.uint8)[:, None, None, None]
-    )
-    return PreparedSplit(frames, labels.astype(np.int64), tuple(map(str, range(count))), ("",) * count)
-
-
-def job(backbone=TINY, **settings):
-    return FinetuneJob(
-        backbone=backbone,
-        settings=FinetuneSettings(**{"epochs": 2, "batch_size": 16, "threads": 1, **settings}),
-        contract=CONTRACT,
-        train=split(70, 0),  # 70 = 4 * 16 + 6: the tail batch counts
-        val=split(20, 1),
-        seed=5,
-    )
-
-
-def events(folder, kind):
-    lines = [json.loads(line) for line in (folder / LOG_NAME).read_text().splitlines()]
-    return [line for line in lines if line["event"] == kind]
 
 
 def test_training_learns_logs_and_writes_one_checkpoint(tmp_path):
@@ -150,7 +117,7 @@ CHILD = """
 import sys
 sys.path[:0] = {path!r}
 from pathlib import Path
-from test_finetune import job
+from finetune_support import job
 from edgekiln.pipeline.finetune import finetune
 finetune(job(epochs=6, checkpoint_seconds=0.001), Path(sys.argv[1]))
 """

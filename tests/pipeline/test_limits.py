@@ -1,7 +1,8 @@
 import numpy as np
 import pytest
 
-from edgekiln.benchmarks import memory, roofline
+from edgekiln.benchmarks import energy, memory, roofline
+from edgekiln.benchmarks.energy import CounterMeter, EnergyPerImage, OpenedMeter
 from edgekiln.benchmarks.latency import Contender
 from edgekiln.benchmarks.memory import MemoryUse
 from edgekiln.benchmarks.roofline import Ceilings
@@ -39,6 +40,9 @@ def measured(monkeypatch):
     monkeypatch.setattr(roofline, "measure_ceilings", ceilings)
     monkeypatch.setattr(roofline, "measure_gpu_ceilings", lambda: None)
     monkeypatch.setattr(memory, "measure_memory", use)
+    monkeypatch.setattr(
+        energy, "open_meter", lambda device, *, gpu_uuid: OpenedMeter(None, f"no meter of {device}")
+    )
     return asked
 
 
@@ -58,6 +62,39 @@ def test_each_engine_gets_the_floor_of_its_threads(measured, tmp_path):
     assert values["limits_problems"] == []
     assert [entry for entry in measured if isinstance(entry, int)] == [1, 2]
     assert ({"path": "gpu", "threads": None}, True) in measured
+
+
+def test_energy_that_cannot_be_read_is_null_with_its_reason(measured, tmp_path):
+    values = {"measurements": [timed("baseline", 1), timed("gpu", None)]}
+    add_limits(values, [contender("baseline"), contender("gpu")], {}, tmp_path)
+    found = [(m["energy"], m["energy_reason"]) for m in values["measurements"]]
+    assert found == [(None, "no meter of cpu"), (None, "no meter of cuda")]
+
+
+def test_energy_of_each_contender_at_its_best_configuration(measured, monkeypatch, tmp_path):
+    looked, driven = [], []
+
+    def look(device, *, gpu_uuid):
+        looked.append(device)
+        return OpenedMeter(CounterMeter([], "made up"), "")
+
+    def measure(factory, arguments, frames_file, *, device):
+        driven.append((arguments["path"], arguments["threads"], device))
+        if arguments["path"] == "b":
+            raise EngineError("the sensor went away")
+        return EnergyPerImage(0.04, 5.0, 9.0, 200, 2.0, 40, "made up")
+
+    monkeypatch.setattr(energy, "open_meter", look)
+    monkeypatch.setattr(energy, "measure_contender", measure)
+    values = {"measurements": [timed("a", 2), timed("b", 1), timed("gpu", None)]}
+    add_limits(values, [contender(m["name"]) for m in values["measurements"]], {}, tmp_path)
+    assert looked == ["cpu", "cuda"]
+    assert driven == [("a", 2, "cpu"), ("b", 1, "cpu"), ("gpu", None, "cuda")]
+    assert values["measurements"][0]["energy"]["mj_per_image"] == pytest.approx(40)
+    assert values["measurements"][0]["energy_reason"] is None
+    assert values["measurements"][1]["energy"] is None
+    assert values["measurements"][1]["energy_reason"] == "the sensor went away"
+    assert values["limits_problems"] == []
 
 
 def test_finished_timings_are_kept_where_limits_cannot_be_measured(measured, monkeypatch, tmp_path):

@@ -1,4 +1,5 @@
 import base64
+import hashlib
 import io
 import json
 import shutil
@@ -8,6 +9,7 @@ import pytest
 from PIL import Image
 from tests_support import write_pictures
 
+from edgekiln.benchmarks.judging import digest_split
 from edgekiln.benchmarks.report import render_page
 from edgekiln.pipeline.progress import SilentProgress
 from edgekiln.pipeline.recipe import load_recipe
@@ -210,6 +212,22 @@ def test_logits_in_the_bundle_are_keyed_by_image_hash(tiny_run):
         assert arrays["image_sha256"].tolist() == index["splits"]["test"]["sha256"]
         assert arrays["labels"].tolist() == index["splits"]["test"]["labels"]
         assert arrays["logits.baseline"].shape == arrays["logits.int8"].shape == (30, 3)
+
+
+def test_report_hashes_model_and_engines_and_names_its_images(tiny_run):
+    result = tiny_run[2]
+    report, files = result.report, open_bundle(result.bundle).files
+    for row in report["variants"]:
+        assert row["sha256"] == {name: files[name].sha256 for name in row["files"]}
+    checkpoint = result.stages["finetune"].folder / "checkpoint.safetensors"
+    assert report["baseline"]["sha256"] == hashlib.sha256(checkpoint.read_bytes()).hexdigest()
+    with np.load(result.bundle / "test_logits.npz") as arrays:
+        order = np.arange(30)[::-1]
+        digest = digest_split(arrays["image_sha256"][order].tolist(), arrays["labels"][order])
+        assert report["data"]["test_digest"] == digest
+        assert digest != digest_split(arrays["image_sha256"].tolist(), arrays["labels"][order])
+    assert {"commit", "cpu_flags", "governor", "load_1min", "versions"} <= set(report["machine"])
+    assert report["recipe_commit"] is None  # the recipe lies in no work tree
 
 
 def test_no_file_of_the_bundle_names_a_folder_of_this_machine(tiny_run):

@@ -1,5 +1,6 @@
 """The closed loop inside a variant stage: what it writes, what it never opens, and what an interruption costs."""
 
+import importlib.util
 import json
 
 import numpy as np
@@ -93,10 +94,12 @@ def only_val_is_opened(monkeypatch):
 # -- the stage
 
 
-@pytest.mark.parametrize("backend", ["onnxruntime-cpu", "tensorrt"])
+@pytest.mark.parametrize("backend", ["onnxruntime-cpu", "openvino", "tensorrt"])
 def test_hostile_block_is_kept_and_told(made, tmp_path, backend):
     if backend == "tensorrt":
         pytest.importorskip("modelopt", reason="nvidia-modelopt is not installed")
+    if backend == "openvino" and importlib.util.find_spec("openvino") is None:  # never imported plainly
+        pytest.skip("OpenVINO is not installed")
     about, progress = run_stage(made, tmp_path / "v", "hostile", backend=backend)
     search = about["search"]
     assert about["failure"] is None
@@ -111,11 +114,11 @@ def test_hostile_block_is_kept_and_told(made, tmp_path, backend):
         1 - search["share_quantized"], abs=1e-4 + (backend == "tensorrt")
     )
     [notice] = about["notices"]
-    rest, judge = (
-        ("FP32", "onnxruntime on")
-        if backend == "onnxruntime-cpu"
-        else ("FP16", "a simulation of the graph on")
-    )
+    rest, judge = {
+        "onnxruntime-cpu": ("FP32", "onnxruntime on"),
+        "openvino": ("FP32", "OpenVINO on"),
+        "tensorrt": ("FP16", "a simulation of the graph on"),
+    }[backend]
     blocks = search["blocks"]
     assert notice.startswith(f"int8 keeps 1 of {blocks} blocks in {rest} to hold its budget: layers.2. ")
     assert f"judged by {judge}" in notice
@@ -123,7 +126,9 @@ def test_hostile_block_is_kept_and_told(made, tmp_path, backend):
     assert any(note == "layers.2 alone" for _, _, note in progress.steps)
     assert "node_conv2d_2" not in quantized_products(onnx.load(tmp_path / "v" / MODEL_NAME).graph)
     assert {p.name for p in (tmp_path / "v").iterdir() if p.suffix != ".part"} == {ABOUT_NAME, MODEL_NAME}
-    if backend == "onnxruntime-cpu":
+    if backend == "openvino":
+        assert about["audit"]["islands"] == ["node_conv2d/WithoutBiases", "node_conv2d_2/WithoutBiases"]
+    elif backend == "onnxruntime-cpu":
         assert about["audit"]["kept_float"] == ["node_conv2d_2"]
         assert about["pixels_feed_directly"] is True
     else:
@@ -267,10 +272,10 @@ def test_report_tells_what_was_kept_and_what_was_impossible(tmp_path):
     assert row["search"]["verdict"] == "found"
     assert [block["name"] for block in row["search"]["kept"]] == ["layers.2"]
     assert result.report["notices"] == row["notices"] != []
-    assert (
-        "keeps 1 of 5 blocks in FP32 to hold its budget: layers.2"
-        in (result.bundle / "report.html").read_text()
-    )
+    page = (result.bundle / "report.html").read_text()
+    assert "keeps 1 of 5 blocks in FP32 to hold its budget: layers.2" in page
+    assert "% of the MACs in INT8" in page  # the curve
+    assert "ended as\n<strong>found</strong>" in page
     again = run_recipe(load_recipe(tmp_path / "r.toml"), tmp_path / "runs", SilentProgress())
     assert all(stage.cached for stage in again.stages.values())
     recipe = load_recipe(tmp_path / "r.toml", ["variants.int8.search_seconds=1e-6"])

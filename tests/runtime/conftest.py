@@ -119,3 +119,36 @@ def make_bundle(tmp_path: Path, contract: Contract) -> Callable[..., Path]:
 @pytest.fixture
 def bundle_folder(make_bundle: Callable[..., Path]) -> Path:
     return make_bundle(_variant("fp32", "fp32"), _variant("int8", "int8"))
+
+
+@pytest.fixture
+def model_with_external_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., bytes]:
+    """Makes ``logits = mean @ 2 I`` whose matrix stands in a file at ``location``, or inside where that is ``None``.
+
+    The file exists, beside the current folder; ``{folder}`` in the location is its folder.
+    """
+    folder = tmp_path / "weights"
+    folder.mkdir()
+    weights = 2 * np.eye(3, dtype=np.float32)
+    (folder / "weights.bin").write_bytes(weights.tobytes())
+    monkeypatch.chdir(folder)
+
+    def make(location: str | None) -> bytes:
+        tensor = numpy_helper.from_array(weights, "weights")
+        if location is not None:
+            tensor.ClearField("raw_data")
+            tensor.data_location = TensorProto.EXTERNAL
+            tensor.external_data.add(key="location", value=location.format(folder=folder))
+        nodes = [
+            helper.make_node("Cast", ["image"], ["pixels"], to=TensorProto.FLOAT),
+            helper.make_node("ReduceMean", ["pixels", "axes"], ["mean"], keepdims=0),
+            helper.make_node("MatMul", ["mean", "weights"], ["logits"]),
+        ]
+        image = helper.make_tensor_value_info("image", TensorProto.UINT8, ["N", HEIGHT, WIDTH, 3])
+        logits = helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["N", 3])
+        axes = numpy_helper.from_array(np.array([1, 2], np.int64), "axes")
+        graph = helper.make_graph(nodes, "external", [image], [logits], [axes, tensor])
+        opset = helper.make_opsetid("", 18)
+        return helper.make_model(graph, opset_imports=[opset], ir_version=10).SerializeToString()
+
+    return make

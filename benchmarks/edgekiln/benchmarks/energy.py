@@ -6,21 +6,30 @@ None of these is a calibrated meter; vendors give 5 % and more. Whole boards inc
 so idle power is measured just before and taken off. Power readings become energy by the trapezoid sum:
 
     E = sum over readings of (t[i] - t[i-1]) * (P[i] + P[i-1]) / 2
+
+Run as a module, this measures one contender in a fresh process: one request in, one answer out, each a line of JSON.
 """
 
 from __future__ import annotations
 
 import contextlib
+import importlib
+import itertools
+import json
+import os
 import re
 import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, Protocol
 
-from edgekiln.runtime.errors import MissingExtraError, UsageError
+import numpy as np
+
+from edgekiln.runtime.errors import EngineError, MissingExtraError, UsageError
 from edgekiln.runtime.extras import import_extra
 
 __all__ = [
@@ -29,6 +38,8 @@ __all__ = [
     "EnergyPerImage",
     "OpenedMeter",
     "PowerMeter",
+    "find_gpu_uuid",
+    "measure_contender",
     "measure_energy",
     "open_meter",
     "parse_tegrastats",
@@ -38,6 +49,12 @@ __all__ = [
 _HWMON, _POWERCAP = Path("/sys/class/hwmon"), Path("/sys/class/powercap")
 _SAMPLE_SECONDS = 0.05
 _LEAST_SECONDS = 0.5
+_CONTENDER_SECONDS = 3.0  # idle, and again busy: the slowest source then gives six readings of each
+_SETTLE_SECONDS = 1.0  # threads that wait for work spin for some tenths of a second, which is not idle
+_TIMEOUT_SECONDS = 600.0  # a first run may compile kernels
+SOURCE_ERROR = 0.05
+"""Of a power reading, as a share: nvml.h gives +-5 % for nvmlDeviceGetPowerUsage. Taken for every source here, since
+none of the others states less for a whole board or package."""
 
 
 class EnergyMeter(Protocol):
@@ -79,6 +96,29 @@ class EnergyPerImage:
     samples: int
     source: str
 
+    @property
+    def error_joules(self) -> float:
+        """Bound of the error of ``joules_per_image`` by the source: both powers are wrong by 5 %, in opposite ways.
+
+        error = 0.05 * (busy watts + idle watts) * seconds / images
+
+        It holds the source's error alone: not other work that came or went between idle and busy.
+        """
+        return SOURCE_ERROR * (self.busy_watts + self.idle_watts) * self.seconds / self.images
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON values, units in the keys."""
+        return {
+            "mj_per_image": 1000 * self.joules_per_image,
+            "error_mj": 1000 * self.error_joules,
+            "idle_watts": self.idle_watts,
+            "busy_watts": self.busy_watts,
+            "images": self.images,
+            "seconds": self.seconds,
+            "samples": self.samples,
+            "source": self.source,
+        }
+
 
 class OpenedMeter(NamedTuple):
     """A meter, or ``None`` and why there is none."""
@@ -93,6 +133,7 @@ def measure_energy(
     meter: EnergyMeter,
     *,
     images_per_call: int = 1,
+    settle_seconds: float = 0.0,
     clock: Callable[[], float] = time.monotonic,
     sleep: Callable[[float], None] = time.sleep,
 ) -> EnergyPerImage:
@@ -108,6 +149,7 @@ def measure_energy(
     if seconds < _LEAST_SECONDS:
         raise UsageError(f"Energy over {seconds} s means nothing; measure for {_LEAST_SECONDS} s at least.")
     run()  # warm up, outside both spans
+    sleep(settle_seconds)
     start, joules = clock(), meter.read_joules()
     sleep(seconds)
     idle_watts = (meter.read_joules() - joules) / (clock() - start)
@@ -126,6 +168,52 @@ def measure_energy(
         samples=meter.samples - samples,
         source=meter.describe(),
     )
+
+
+def measure_contender(
+    factory: str,
+    arguments: Mapping[str, Any],
+    frames_file: Path,
+    *,
+    device: Literal["cpu", "cuda"] = "cpu",
+    seconds: float = _CONTENDER_SECONDS,
+    places: Mapping[str, str] | None = None,
+) -> EnergyPerImage:
+    """Energy of one ``Session.run`` at batch 1 over rotating frames, in a fresh process.
+
+    Args:
+        factory: ``module:function`` that opens a Session, as a Contender names it.
+        arguments: its keyword arguments, JSON values.
+        frames_file: file of ``latency.save_inputs``.
+        device: where it runs; on ``cuda`` the first GPU of the driver.
+        seconds: idle, and again busy.
+        places: ``hwmon``, ``powercap`` and ``tegrastats`` of ``open_meter``, where they are not the system's own.
+
+    Raises:
+        EngineError: the process failed, or the source went away; the last line that it said is in the message.
+    """
+    request = {
+        "factory": factory, "arguments": dict(arguments), "frames": str(frames_file), "device": device,
+        "seconds": seconds, "places": dict(places or {}),
+    }  # fmt: skip
+    environment = {key: value for key, value in os.environ.items() if key != "OMP_WAIT_POLICY"}
+    try:
+        done = subprocess.run(
+            [sys.executable, "-m", "edgekiln.benchmarks.energy"],
+            input=json.dumps(request), capture_output=True, text=True, check=True, env=environment,
+            timeout=_TIMEOUT_SECONDS,
+        )  # fmt: skip
+    except subprocess.SubprocessError as error:
+        said = str(getattr(error, "stderr", None) or "").strip().splitlines() or [str(error)]
+        raise EngineError(f"The process that measures energy failed: {said[-1]}") from error
+    return EnergyPerImage(**json.loads(done.stdout.splitlines()[-1]))
+
+
+def find_gpu_uuid() -> str | None:
+    """The first GPU as the driver names it, ``None`` without one: NVML counts GPUs in another order."""
+    from edgekiln.runtime.cuda.driver import probe_driver
+
+    return next((device.uuid for device in probe_driver().devices), None)
 
 
 def open_meter(
@@ -444,3 +532,40 @@ def _read_text(path: Path) -> str | None:
         return path.read_text().strip()
     except OSError:
         return None
+
+
+# --------------------------------------------------------------------------------------------------------------
+# In the measuring process
+
+
+def _measure_here(request: Mapping[str, Any]) -> EnergyPerImage:
+    with np.load(request["frames"], allow_pickle=False) as inputs:
+        frames = itertools.cycle([np.ascontiguousarray(frame[None]) for frame in inputs["frames"]])
+    module, _, name = request["factory"].partition(":")
+    session = getattr(importlib.import_module(module), name)(**request["arguments"])
+    uuid = find_gpu_uuid() if request["device"] == "cuda" else None
+    places = request["places"]
+    meter, reason = open_meter(
+        request["device"],
+        gpu_uuid=uuid,
+        hwmon=Path(places.get("hwmon", _HWMON)),
+        powercap=Path(places.get("powercap", _POWERCAP)),
+        tegrastats=places.get("tegrastats", "tegrastats"),
+    )
+    if meter is None:
+        raise EngineError(reason)
+    with contextlib.closing(session), contextlib.closing(meter):
+        return measure_energy(
+            lambda: session.run(next(frames)), request["seconds"], meter, settle_seconds=_SETTLE_SECONDS
+        )
+
+
+def main() -> None:
+    """Entry point: ``python -m edgekiln.benchmarks.energy``."""
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)  # what a library prints goes to stderr
+    print(json.dumps(asdict(_measure_here(json.load(sys.stdin)))), file=answers, flush=True)
+
+
+if __name__ == "__main__":
+    main()

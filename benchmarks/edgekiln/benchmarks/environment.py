@@ -25,6 +25,7 @@ __all__ = [
     "read_cpu_times",
     "read_gpu_state",
     "read_jetson",
+    "read_work_commit",
     "tool_versions",
 ]
 
@@ -34,6 +35,7 @@ TOOLS = (
     "Pillow",
     "onnxruntime",
     "onnxruntime-gpu",
+    "openvino",
     "onnx",
     "nvidia-ml-py",
     "torch",
@@ -46,6 +48,7 @@ TOOLS = (
     "pycuda",
     "cuda-bindings",
     "mlcommons-loadgen",
+    "openvino",
 )
 
 
@@ -60,6 +63,11 @@ _THREAD_VARIABLES = (
     "KMP_BLOCKTIME",
     "GOMP_CPU_AFFINITY",
 )
+# What decides which kernels of the engine libraries run: x86, then ARM.
+_FLAGS = frozenset({
+    "sse4_2", "fma", "f16c", "avx", "avx2", "avx512f", "avx512bw", "avx512vl", "avx512_vnni", "avx512_bf16", "avx_vnni",
+    "amx_tile", "amx_int8", "amx_bf16", "asimd", "asimdhp", "asimddp", "i8mm", "bf16", "sve", "sve2",
+})  # fmt: skip
 _SMI_FIELDS = {
     "sm_mhz": "clocks.sm",
     "sm_max_mhz": "clocks.max.sm",
@@ -68,6 +76,7 @@ _SMI_FIELDS = {
     "power_w": "power.draw",
     "power_limit_w": "power.limit",
     "power_state": "pstate",
+    "driver": "driver_version",
 }
 # Bits of nvmlClocksEventReasons, nvml.h of CUDA 13.
 _THROTTLE_REASONS = {
@@ -92,6 +101,7 @@ def describe_machine() -> dict[str, Any]:
         "cores": len(os.sched_getaffinity(0)),
         "avx2": "avx2" in flags,
         "vnni": bool(flags & {"avx512_vnni", "avx_vnni"}),
+        "cpu_flags": sorted(flags & _FLAGS),
         "governor": _read("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor"),
         "cpu_mhz": read_cpu_mhz(),
         "cpu_quota_cores": read_cpu_quota(),
@@ -212,8 +222,20 @@ def read_commit(source: Path = Path(__file__)) -> str | None:
     # An installed package may lie in a virtual environment inside somebody else's repository.
     if not (root / ".git").exists() or not (root / "benchmarks" / "edgekiln").is_dir():
         return None
+    return _describe_commit(root)
+
+
+def read_work_commit(folder: Path | None) -> str | None:
+    """The git commit of the work tree that a recipe lies in, ``-dirty`` where tracked files differ; else ``None``.
+
+    The commit alone: no name of a branch, remote or folder.
+    """
+    return None if folder is None else _describe_commit(folder)
+
+
+def _describe_commit(folder: Path) -> str | None:
     return _ask(
-        ["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"], seconds=2
+        ["git", "-C", str(folder), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"], seconds=2
     )
 
 

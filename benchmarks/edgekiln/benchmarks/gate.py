@@ -7,6 +7,7 @@ told beside them and decides nothing: it asks whether anything changed at all, n
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from statistics import NormalDist
@@ -19,7 +20,7 @@ from edgekiln.benchmarks.accuracy import PairedCounts
 from edgekiln.runtime.errors import DataError
 
 __all__ = ["GateResult", "Metric", "balanced_interval", "check_metric", "format_confidence", "images_to_decide",
-           "judge", "judge_balanced", "mcnemar_p", "tango_interval", "tango_limits"]  # fmt: skip
+           "judge", "judge_balanced", "mcnemar_p", "newcombe_interval", "tango_interval", "tango_limits"]  # fmt: skip
 
 Metric = Literal["top1", "balanced"]
 Interval = tuple[float, float]
@@ -234,6 +235,36 @@ def mcnemar_p(broken: int, mended: int) -> float:
         term = term * (total - i) // (i + 1)  # C(n, i + 1), always whole
         tail += term
     return min(1.0, 2 * tail / (1 << total))
+
+
+def newcombe_interval(first: int, second: int, images: int, confidence: float) -> Interval:
+    """Interval of the drop ``(first - second) / images`` of two shares whose pairs are not known.
+
+    Newcombe, R. G. (1998), Interval estimation for the difference between independent proportions, Statistics in
+    Medicine 17:873-890, method 10, from the Wilson limits (l, u) of each share p:
+
+        low  = p1 - p2 - sqrt((p1 - l1)^2 + (u2 - p2)^2)
+        high = p1 - p2 + sqrt((u1 - p1)^2 + (p2 - l2)^2)
+
+    Two models answer the same images alike more often than chance would, so that it is wider than it need be.
+
+    Args:
+        first, second: right answers of each.
+        images: of which both were given all.
+        confidence: two-sided.
+    """
+    p1, p2 = first / images, second / images
+    (l1, u1), (l2, u2) = (_wilson_interval(right, images, confidence) for right in (first, second))
+    return p1 - p2 - math.hypot(p1 - l1, u2 - p2), p1 - p2 + math.hypot(u1 - p1, p2 - l2)
+
+
+def _wilson_interval(right: int, images: int, confidence: float) -> Interval:
+    """Wilson, E. B. (1927), Journal of the American Statistical Association 22:209-212."""
+    z = NormalDist().inv_cdf(0.5 + confidence / 2)
+    share, extra = right / images, z * z / images
+    middle = (share + extra / 2) / (1 + extra)
+    half = z * math.sqrt(share * (1 - share) / images + extra / (4 * images)) / (1 + extra)
+    return max(0.0, middle - half), min(1.0, middle + half)
 
 
 def images_to_decide(counts: PairedCounts, *, max_drop: float, confidence: float) -> int | None:

@@ -5,6 +5,7 @@ Finished bundles keep all logits of their test split, so they can be judged agai
 
 from __future__ import annotations
 
+import hashlib
 import io
 import os
 from collections.abc import Mapping, Sequence
@@ -36,7 +37,15 @@ from edgekiln.runtime.bundle import Bundle, VariantRecord, open_bundle
 from edgekiln.runtime.errors import BundleError
 from edgekiln.runtime.spec import Logits
 
-__all__ = ["Reference", "StoredAnswers", "judge_answers", "read_answers", "rejudge", "summarize_simulation"]
+__all__ = [
+    "Reference",
+    "StoredAnswers",
+    "digest_split",
+    "judge_answers",
+    "read_answers",
+    "rejudge",
+    "summarize_simulation",
+]
 
 _PREFIX = "logits."
 _BASELINE = f"{_PREFIX}baseline"
@@ -136,6 +145,12 @@ def summarize_simulation(reference: Reference, logits: Logits) -> dict[str, Any]
 
 # --------------------------------------------------------------------------------------------------------------
 # Finished bundles
+
+
+def digest_split(image_digests: Sequence[str], labels: Labels) -> str:
+    """One sha256 over which images, by the sha256 of their bytes, have which label; their order does not matter."""
+    pairs = sorted(f"{digest} {label}" for digest, label in zip(image_digests, labels.tolist(), strict=True))
+    return hashlib.sha256("\n".join(pairs).encode()).hexdigest()
 
 
 def read_answers(bundle: Bundle) -> StoredAnswers:

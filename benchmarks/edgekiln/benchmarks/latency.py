@@ -31,6 +31,7 @@ from edgekiln.benchmarks.measurement import (
     assess,
     compare_speed,
 )
+from edgekiln.runtime.backends import CPU_BACKENDS
 from edgekiln.runtime.errors import EngineError, GateError
 from edgekiln.runtime.spec import Frames, Logits
 
@@ -135,7 +136,7 @@ def thread_choices() -> list[int]:
 
 def engine_contender(name: str, paths: Sequence[Path], backend: str, logits: Logits) -> Contender:
     """The engine files of one model under one of the runtime's backends."""
-    threads: list[int | None] = [*thread_choices()] if backend.endswith("cpu") else [None]
+    threads: list[int | None] = [*thread_choices()] if backend in CPU_BACKENDS else [None]
     return Contender(
         name=name,
         factory="edgekiln.benchmarks.worker:open_engine",

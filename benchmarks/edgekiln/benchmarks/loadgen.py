@@ -1,4 +1,4 @@
-"""MLPerf's own load generator drives an engine of a bundle: a second opinion on our timing.
+"""MLPerf's own load generator drives an engine of a bundle, or of a run: a second opinion on our timing.
 
 LoadGen is C++ with its own clock, its own order of samples and its own rules of what counts. It runs in a fresh
 process, writes its logs to a temporary folder, and calls ``Session.run`` through a system under test that also times
@@ -34,6 +34,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgekiln.benchmarks.environment import describe_machine, measure_foreign_load
+from edgekiln.runtime.backends import open_session
 from edgekiln.runtime.bundle import load, open_bundle
 from edgekiln.runtime.contract import Contract
 from edgekiln.runtime.errors import (
@@ -51,7 +52,17 @@ from edgekiln.runtime.image import prepare
 from edgekiln.runtime.session import Session
 from edgekiln.runtime.spec import Frames
 
-__all__ = ["SCENARIOS", "Scenario", "Summary", "parse_summary", "run_loadgen"]
+__all__ = [
+    "MIN_LIBRARY",
+    "SCENARIOS",
+    "EngineFiles",
+    "Scenario",
+    "Summary",
+    "choose_frames",
+    "drive_engine",
+    "parse_summary",
+    "run_loadgen",
+]
 
 Scenario = Literal["SingleStream", "Offline"]
 SCENARIOS: tuple[Scenario, ...] = get_args(Scenario)
@@ -101,6 +112,16 @@ class Summary:
     def valid(self) -> bool:
         """Whether LoadGen accepts its own run."""
         return self.result == "VALID"
+
+
+@dataclass(frozen=True, slots=True)
+class EngineFiles:
+    """An engine that lies in no bundle yet: its files, the runtime's backend for them, CPU threads or ``None``."""
+
+    name: str
+    paths: Sequence[Path]
+    backend: str
+    threads: int | None
 
 
 def parse_summary(text: str) -> Summary:
@@ -168,22 +189,50 @@ def run_loadgen(  # one argument for each option of the command
     if variant is not None:
         opened.variant(variant)
     frames = _read_frames(images, opened.contract)
+    job = {
+        "bundle": str(bundle),
+        "variant": variant,
+        "scenario": scenario,
+        "threads": threads,
+        "min_seconds": min_seconds,
+        "expected_per_second": expected_per_second,
+    }
+    return {**_run_job(job, frames), "machine": describe_machine()}
+
+
+def drive_engine(
+    engine: EngineFiles, frames: Frames, scenario: Scenario, *, min_seconds: float = 10
+) -> dict[str, Any]:
+    """Let LoadGen drive one engine of a run on prepared frames uint8 (N, H, W, 3); JSON values as ``run_loadgen``'s.
+
+    The machine is left out: the run's own report tells it.
+
+    Raises:
+        MissingExtraError: LoadGen is not installed.
+    """
+    import_extra("mlperf_loadgen", "mlperf")
+    job = {
+        "paths": [str(path) for path in engine.paths],
+        "backend": engine.backend,
+        "variant": engine.name,
+        "scenario": scenario,
+        "threads": engine.threads,
+        "min_seconds": min_seconds,
+        "expected_per_second": None,
+    }
+    return _run_job(job, frames)
+
+
+def _run_job(job: Mapping[str, Any], frames: Frames) -> dict[str, Any]:
     foreign = measure_foreign_load()
     with tempfile.TemporaryDirectory(prefix="edgekiln-") as name:
         folder = Path(name)
         np.save(folder / "frames.npy", frames)
-        job = {
-            "bundle": str(bundle),
-            "variant": variant,
-            "scenario": scenario,
-            "threads": threads,
-            "min_seconds": min_seconds,
-            "expected_per_second": expected_per_second,
-        }
         (folder / "job.json").write_text(json.dumps(job))
         _run_child(folder)
         answer = _read_answer(folder)
         text = (folder / "mlperf_log_summary.txt").read_text()
+    scenario, min_seconds = job["scenario"], job["min_seconds"]
     return {
         "tool": f"mlcommons-loadgen {version('mlcommons-loadgen')}",
         "scenario": scenario,
@@ -191,7 +240,6 @@ def run_loadgen(  # one argument for each option of the command
         "library": len(frames),
         **_judge(parse_summary(text), answer, scenario, min_seconds, len(frames)),
         "foreign_load_cores": round(foreign, 2),
-        "machine": describe_machine(),
         "summary": text,
     }
 
@@ -256,12 +304,12 @@ def _read_frames(images: Path | None, contract: Contract) -> Frames:
                 path=images,
             )
         _check_count(len(frames), images)
-        return frames[_choose(len(frames))]
+        return frames[choose_frames(len(frames))]
     if not images.is_dir():
         raise DataError(f"There is no folder {images}.", path=images)
     paths = sorted(p for p in images.rglob("*") if p.suffix.lower() in _SUFFIXES and p.is_file())
     _check_count(len(paths), images)
-    return np.stack([prepare(paths[i], contract) for i in _choose(len(paths))])
+    return np.stack([prepare(paths[i], contract) for i in choose_frames(len(paths))])
 
 
 def _check_count(count: int, images: Path) -> None:
@@ -273,7 +321,7 @@ def _check_count(count: int, images: Path) -> None:
         )
 
 
-def _choose(count: int) -> NDArray[np.int64]:
+def choose_frames(count: int) -> NDArray[np.int64]:
     """Up to 1,024 indices, evenly spaced, so that pictures sorted by class give all classes."""
     return np.linspace(0, count - 1, min(count, COMPLIANT_LIBRARY)).round().astype(np.int64)
 
@@ -404,8 +452,7 @@ def _drive(folder: Path) -> dict[str, Any]:
     loadgen = import_extra("mlperf_loadgen", "mlperf")
     job = json.loads((folder / "job.json").read_text())
     frames: Frames = np.load(folder / "frames.npy", mmap_mode="r", allow_pickle=False)
-    with load(job["bundle"], variant=job["variant"], threads=job["threads"]) as classifier:
-        session = classifier.session
+    with _open(job) as (variant, session):
         largest = getattr(session, "buckets", (_OFFLINE_BATCH,))[-1]
         batch = largest if job["scenario"] == "Offline" else 1
         settings = _settings(loadgen, job, _warm_up(session, frames, batch))
@@ -422,13 +469,25 @@ def _drive(folder: Path) -> dict[str, Any]:
             loadgen.DestroyQSL(library)
             loadgen.DestroySUT(sut)
         return {
-            "variant": classifier.variant.name,
+            "variant": variant,
             "backend": session.backend,
             "device": session.device,
             "threads": session.threads,
             "batch": batch,
             "ours": _describe_times(system),
         }
+
+
+@contextlib.contextmanager
+def _open(job: Mapping[str, Any]) -> Iterator[tuple[str, Session]]:
+    """The engine that the job names, of a bundle or by its files, with its variant's name."""
+    if "bundle" in job:
+        with load(job["bundle"], variant=job["variant"], threads=job["threads"]) as classifier:
+            yield classifier.variant.name, classifier.session
+        return
+    files = [Path(path).read_bytes() for path in job["paths"]]
+    with contextlib.closing(open_session(job["backend"], files, threads=job["threads"])) as session:
+        yield job["variant"], session
 
 
 def _describe_times(system: _System) -> dict[str, Any]:

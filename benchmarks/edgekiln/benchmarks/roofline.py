@@ -26,7 +26,7 @@ from typing import Any
 
 import numpy as np
 
-from edgekiln.runtime.errors import EngineError
+from edgekiln.runtime.errors import EngineError, EnvironmentProblem
 
 __all__ = ["Ceilings", "floor_ms", "measure_ceilings", "measure_gpu_ceilings", "share_of_floor"]
 
@@ -177,9 +177,11 @@ def _fp32_rate(threads: int) -> float:
 
 
 def _int8_rate(threads: int) -> tuple[float, str] | None:
+    from edgekiln.runtime.backends.onnxruntime import import_onnxruntime
+
     try:
-        import onnxruntime
-    except ImportError:
+        onnxruntime = import_onnxruntime("cpu")
+    except EnvironmentProblem:
         return None
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = options.inter_op_num_threads = 1

@@ -1,9 +1,10 @@
-"""Did I really get INT8 or FP16? Judges a TensorRT engine by what its layers compute with, weighted by MACs.
+"""Did I really get INT8 or FP16? Judges an engine by what its layers compute with, weighted by MACs.
 
-Three kinds of evidence: TensorRT's engine inspector (``parse_inspector``), the graph text inside a
+For TensorRT there are three kinds of evidence: its engine inspector (``parse_inspector``), the graph text inside a
 TensorRT-RTX plan (``parse_rtx_plan``), and the types that a parsed network declares (``audit_declared``), which
-can refuse an engine but never confirm one. What it does not know: the inside of an opaque foreign node, which
-counts as unknown and so never as achieved, and the type in which a kernel accumulates.
+can refuse an engine but never confirm one. ``audit_openvino`` brings layers of its own. What it does not know: the
+inside of an opaque foreign node, which counts as unknown and so never as achieved, and the type in which a kernel
+accumulates.
 
 Needs the standard library and edgekiln.runtime only, so that it runs where an engine is built on its target.
 """
@@ -31,7 +32,7 @@ __all__ = [
     "parse_rtx_plan",
 ]
 
-Evidence = Literal["inspector", "rtx-plan", "declared", "none"]
+Evidence = Literal["inspector", "rtx-plan", "openvino", "declared", "none"]
 
 # Most specific first: "uint8" holds "int8", "bfloat16" holds "float". "float8..." and "fp8" are 8 bit wide.
 _DATATYPES = (
@@ -327,24 +328,30 @@ def _between(line: str, start: str, end: str) -> str:
 
 
 def audit_engine(
-    layers: Sequence[EngineLayer], products: Mapping[str, int], precision: Precision, minimum_share: float
+    layers: Sequence[EngineLayer],
+    products: Mapping[str, int],
+    precision: Precision,
+    minimum_share: float,
+    *,
+    evidence: Evidence = "inspector",
 ) -> EngineAudit:
-    """Judge an engine by its inspector's layers.
+    """Judge an engine by the layers that its library tells of.
 
     A layer's precision is that of its activation inputs, not of its output: an INT8 convolution may give FP16.
     Only where they are unknown (dynamic shapes) do the kernel's name, and then the weights' type, stand in; a note
     says so.
 
     Args:
-        layers: from ``parse_inspector``.
+        layers: from ``parse_inspector``, or those of another library in the same form.
         products: ONNX name of each Conv, Gemm and MatMul to its MACs for one image.
         precision: what was wanted. FP16 counts all of 16 bits and less; FP32 is met by everything.
         minimum_share: of the MACs, 0 to 1.
+        evidence: where the layers come from.
 
     Raises:
         PrecisionError: less than ``minimum_share`` runs in the wanted precision; the layers are named.
     """
-    return _require(_judge(layers, products, precision, "inspector"), minimum_share)
+    return _require(_judge(layers, products, precision, evidence), minimum_share)
 
 
 def audit_rtx_plan(

@@ -172,4 +172,7 @@ def read_contract(proto: Any) -> Contract:
     for entry in proto.metadata_props:
         if entry.key == _CONTRACT_KEY:
             return Contract.from_json(entry.value)
-    raise ContractError("This ONNX file holds no edgekiln contract in its metadata.")
+    raise ContractError(
+        "This ONNX file holds no edgekiln contract in its metadata.",
+        hint="Take a graph that `edgekiln run` exported: only there it is told how a picture becomes the input.",
+    )

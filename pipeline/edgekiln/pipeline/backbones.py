@@ -6,9 +6,10 @@ model of edgekiln takes (x - 127) / 128. This module knows nothing of data or tr
 
 from __future__ import annotations
 
+import difflib
 import hashlib
 import importlib.util
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from torch import Tensor, nn
 
 from edgekiln.pipeline.data import import_callable
 from edgekiln.pipeline.recipe import BackboneSettings
+from edgekiln.pipeline.weights import StoredWeights, fit_weights, read_weights
 from edgekiln.runtime.contract import SHARED_NORMALIZATION, Normalization
 from edgekiln.runtime.errors import DataError, EnvironmentProblem, MissingExtraError, RecipeError
 from edgekiln.runtime.extras import import_extra
@@ -72,7 +74,8 @@ def build_backbone(
     weights = settings.weights if load_weights else "none"
     network, trained_with = _create(settings, weights, num_classes, size)
     if weights.endswith((".safetensors", ".pth")):
-        _load_file(network, Path(weights), num_classes)
+        trained_with = _load_file(network, settings, num_classes, size, trained_with)
+        return Backbone(network, trained_with if settings.normalization == "own" else SHARED_NORMALIZATION)
     if settings.normalization == "own":
         return Backbone(network, trained_with)
     if settings.weights != "none" and trained_with != SHARED_NORMALIZATION:
@@ -103,7 +106,8 @@ def _create(
         case _:
             raise RecipeError(
                 f"Unknown backbone {settings.model!r}.",
-                hint="Known: timm/NAME, torchvision/NAME, edgekiln/tiny-cnn, module:callable.",
+                hint="Known: timm/NAME, torchvision/NAME, edgekiln/tiny-cnn, module:callable; perhaps "
+                f"backbone.model = 'timm/{name or library}'.",
             )
 
 
@@ -112,10 +116,9 @@ def _create_timm(
 ) -> tuple[nn.Module, Normalization]:
     timm = import_extra("timm", "build")
     if not timm.is_model(name):
-        near = timm.list_models(f"*{name.split('_')[-1]}*")[:3]
-        raise RecipeError(
-            f"timm has no model {name!r}.", hint=f"Similar: {', '.join(near)}." if near else None
-        )
+        near = difflib.get_close_matches(name, timm.list_models(), n=3, cutoff=0.6)
+        hint = f"Similar: {', '.join(near)}." if near else "timm.list_models() gives all names."
+        raise RecipeError(f"backbone.model: timm has no model {name!r}.", hint=hint)
     if weights.startswith("package:"):
         network = _load_package(timm, name, weights.removeprefix("package:"))
         network.reset_classifier(num_classes)
@@ -180,7 +183,9 @@ def _create_torchvision(name: str, pretrained: bool, num_classes: int) -> nn.Mod
     try:
         models.get_model_builder(name)
     except ValueError as error:
-        raise RecipeError(f"torchvision has no classification model {name!r}.") from error
+        near = difflib.get_close_matches(name, models.list_models(module=models), n=3, cutoff=0.5)
+        hint = f"Similar: {', '.join(near)}." if near else "torchvision.models.list_models() gives all names."
+        raise RecipeError(f"torchvision has no classification model {name!r}.", hint=hint) from error
     network: nn.Module = _fetch(lambda: models.get_model(name, weights="DEFAULT" if pretrained else None))
     path, head = find_head(network, 1000)
     parent = network.get_submodule(path.rpartition(".")[0])
@@ -199,40 +204,42 @@ def find_head(network: nn.Module, num_classes: int) -> tuple[str, nn.Linear]:
     return linears[-1]
 
 
-def _load_file(network: nn.Module, path: Path, num_classes: int) -> None:
-    """Weights from a local file; only the head may be missing or of another size."""
-    stored = _read_weights(path)
-    ours = network.state_dict()
-    head = find_head(network, num_classes)[0]
-    free = {f"{head}.weight", f"{head}.bias"}
-    fitting = {k: v for k, v in stored.items() if k not in free or (k in ours and ours[k].shape == v.shape)}
-    wrong = sorted(
-        key
-        for key in (set(ours) | set(fitting)) - free
-        if key not in ours or key not in fitting or ours[key].shape != fitting[key].shape
-    )
-    if wrong:
+def _load_file(
+    network: nn.Module, settings: BackboneSettings, num_classes: int, size: int, trained_with: Normalization
+) -> Normalization:
+    """Weights from a local file; returns the normalization that the network then expects."""
+    stored = read_weights(Path(settings.weights))
+    if stored.backbone not in {None, settings.model}:
         raise RecipeError(
-            f"{path.name} does not fit the model; {len(wrong)} tensors differ: {', '.join(wrong[:5])}.",
-            path=path,
+            f"{stored.path} holds {stored.backbone}, the recipe names {settings.model}.", path=stored.path
         )
-    network.load_state_dict({**ours, **fitting}, strict=True)
+    optional: frozenset[str] = frozenset()
+    folds = settings.normalization == "shared" and trained_with != SHARED_NORMALIZATION
+    if stored.contract is not None:
+        if folds:
+            # The structure that folding leaves, as in the earlier run: its first convolution has a bias.
+            fold_normalization(network, SHARED_NORMALIZATION, size)
+            optional = frozenset({f"{_first_convolution(network, size)[0]}.bias"})
+        trained_with = _check_normalization(stored, settings, trained_with)
+    head = find_head(network, num_classes)[0]
+    fit_weights(network, stored, head, replace_head=settings.head == "replace", optional=optional)
+    if folds and (stored.contract is None or trained_with != SHARED_NORMALIZATION):
+        fold_normalization(network, trained_with, size)
+    return trained_with
 
 
-def _read_weights(path: Path) -> Mapping[str, Tensor]:
-    if not path.is_file():
-        raise RecipeError(f"There is no weight file {path}.", path=path)
-    try:
-        if path.suffix == ".safetensors":
-            from safetensors.torch import load_file
-
-            return load_file(path)  # type: ignore[no-any-return] # safetensors is untyped
-        stored = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # each format has its own errors
-        raise RecipeError(f"{path} cannot be read as weights: {error}.", path=path) from error
-    if not isinstance(stored, Mapping) or not all(isinstance(v, Tensor) for v in stored.values()):
-        raise RecipeError(f"{path} holds no plain state dict.", hint="torch.save(model.state_dict(), path)")
-    return stored
+def _check_normalization(
+    stored: StoredWeights, settings: BackboneSettings, trained_with: Normalization
+) -> Normalization:
+    """What the checkpoint's contract says; only with ``normalization = "own"`` must it be the library's."""
+    assert stored.contract is not None
+    if settings.normalization == "own" and stored.contract.normalization != trained_with:
+        raise RecipeError(
+            f"{stored.path} was trained with another normalization than {settings.model} has by itself.",
+            hint="Leave backbone.normalization out.",
+            path=stored.path,
+        )
+    return stored.contract.normalization
 
 
 def fold_normalization(network: nn.Module, trained_with: Normalization, size: int) -> None:
@@ -246,7 +253,7 @@ def fold_normalization(network: nn.Module, trained_with: Normalization, size: in
     Raises:
         RecipeError: the first layer is no convolution of the picture itself.
     """
-    convolution = _first_convolution(network, size)
+    convolution = _first_convolution(network, size)[1]
     mean, std = torch.tensor(trained_with.mean), torch.tensor(trained_with.std)
     scale = (128.0 / std).view(1, 3, 1, 1)
     shift = ((127.0 - mean) / std).view(1, 3, 1, 1)
@@ -259,8 +266,8 @@ def fold_normalization(network: nn.Module, trained_with: Normalization, size: in
         weight *= scale.to(weight)
 
 
-def _first_convolution(network: nn.Module, size: int) -> nn.Conv2d:
-    """The convolution that sees the picture untouched, found by running one picture through."""
+def _first_convolution(network: nn.Module, size: int) -> tuple[str, nn.Conv2d]:
+    """Name and module of the convolution that sees the picture untouched, found by running one picture through."""
     picture = torch.rand(2, 3, size, size, generator=torch.Generator().manual_seed(0))
     found: list[nn.Conv2d] = []
 
@@ -284,4 +291,4 @@ def _first_convolution(network: nn.Module, size: int) -> nn.Conv2d:
             "The network's first layer is no plain convolution of the picture, so mean and std cannot be folded.",
             hint="backbone.normalization = 'own' keeps them in the graph.",
         )
-    return found[0]
+    return next(name for name, module in network.named_modules() if module is found[0]), found[0]

@@ -31,6 +31,7 @@ __all__ = [
     "PreparedSplit",
     "Sample",
     "SplitName",
+    "describe_unjudged",
     "load_split",
     "make_contract",
     "prepare_splits",
@@ -43,6 +44,8 @@ SplitName = Literal["train", "val", "test"]
 SPLITS: tuple[SplitName, ...] = ("train", "val", "test")
 PICTURE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp"})
 INDEX_NAME = "index.json"
+_SPLIT_FOLDERS = {"train": None, "val": "val", "valid": "val", "validation": "val", "test": "test"}
+_SPLIT_WORDS = frozenset({*_SPLIT_FOLDERS, "training", "testing", "dev", "eval"})
 _WINDOW = 512  # pictures in flight between decoding threads and the writer
 
 
@@ -100,15 +103,29 @@ def read_source(settings: DataSettings) -> LabelledImages:
             images = _read_traffic_lights()
         case "cifar10":
             images = _read_cifar10(_required_path(settings), settings.download)
+        case "csv" | "digits" | "fashion-mnist":
+            images = _read_other(settings)
         case source if ":" in source:
             images = _call_source(source)
         case source:
             raise DataError(
-                f"Unknown data source {source!r}.",
-                hint="Known: imagefolder, cifar10, traffic-lights, module:callable.",
+                f"Unknown data.source {source!r}.",
+                hint="Known: imagefolder, csv, cifar10, fashion-mnist, digits, traffic-lights, module:callable.",
             )
-    _check_classes(images)
+    _check_classes(images, settings.path)
     return images
+
+
+def _read_other(settings: DataSettings) -> LabelledImages:
+    from edgekiln.pipeline import sources
+
+    if settings.source == "digits":
+        return sources.read_digits()
+    if settings.source == "fashion-mnist":
+        return sources.read_fashion_mnist(settings.path)
+    return sources.read_table(
+        _required_path(settings), path_column=settings.path_column, label_column=settings.label_column
+    )
 
 
 def _required_path(settings: DataSettings) -> Path:
@@ -119,15 +136,21 @@ def _required_path(settings: DataSettings) -> Path:
 
 def _read_imagefolder(folder: Path) -> LabelledImages:
     if not folder.is_dir():
-        raise DataError(f"There is no folder {folder}.", path=folder)
+        raise DataError(
+            f"{folder} is a file, data.path wants a folder."
+            if folder.exists()
+            else f"There is no folder {folder}.",
+            hint="A relative data.path is taken from the recipe's own folder.",
+            path=folder,
+        )
     if not (folder / "train").is_dir():
         classes, samples, ignored = _read_class_folders(folder, folder, None)
+        _check_layout(folder, classes)
         return LabelledImages(classes, samples, ignored=ignored)
     classes, train, ignored = _read_class_folders(folder, folder / "train", None)
     parts: dict[str, tuple[Sample, ...] | None] = {"val": None, "test": None}
-    known = {"train": None, "val": "val", "valid": "val", "validation": "val", "test": "test"}
     for entry in sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith(".")):
-        split = known.get(entry.name, "")
+        split = _SPLIT_FOLDERS.get(entry.name, "")
         if split == "":
             ignored += (f"{_readable(entry.name)}/",)
         elif split is not None:
@@ -140,31 +163,97 @@ def _read_class_folders(
     root: Path, folder: Path, expected: tuple[str, ...] | None
 ) -> tuple[tuple[str, ...], tuple[Sample, ...], tuple[str, ...]]:
     """Class folders of one split: class names, samples, files passed over. Sorted, so that runs agree."""
-    entries = sorted(entry for entry in folder.iterdir() if not entry.name.startswith("."))
+    entries = sorted(entry for entry in _list_folder(folder) if not entry.name.startswith("."))
     classes = tuple(_readable(entry.name) for entry in entries if entry.is_dir())
     if expected is not None and classes != expected:
-        odd = sorted(set(classes) ^ set(expected))
-        raise DataError(
-            f"{folder} and {root / 'train'} have different classes: {', '.join(odd)}.", path=folder
-        )
+        raise _unlike_classes(root, folder, classes, expected)
     samples: list[Sample] = []
     ignored = [_readable(entry.relative_to(root).as_posix()) for entry in entries if not entry.is_dir()]
     for label, class_folder in enumerate(entry for entry in entries if entry.is_dir()):
-        for file in sorted(class_folder.rglob("*")):
+        for file in _list_files(class_folder):
             key = _readable(file.relative_to(root).as_posix())
-            if file.is_dir() or file.name.startswith("."):
+            if file.name.startswith("."):
                 continue
             if file.suffix.lower() in PICTURE_SUFFIXES:
                 samples.append(Sample(key, label, file))
             else:
                 ignored.append(key)
     if not samples:
+        raise _no_pictures(folder, ignored)
+    return classes, tuple(samples), tuple(ignored)
+
+
+def _list_folder(folder: Path) -> list[Path]:
+    try:
+        return list(folder.iterdir())
+    except OSError as error:
+        raise _unreadable_folder(folder, error) from error
+
+
+def _list_files(folder: Path) -> list[Path]:
+    """Every file below a folder, sorted. A folder that cannot be read is an error: its pictures would vanish."""
+
+    def refuse(error: OSError) -> None:
+        raise _unreadable_folder(Path(error.filename or folder), error) from error
+
+    return sorted(Path(at, name) for at, _, names in os.walk(folder, onerror=refuse) for name in names)
+
+
+def _unreadable_folder(folder: Path, error: OSError) -> DataError:
+    return DataError(
+        f"The folder {folder} cannot be read: {error.strerror}.",
+        hint=f"Run: chmod u+rx '{folder}' - or remove it from the data.",
+        path=folder,
+    )
+
+
+def _unlike_classes(
+    root: Path, folder: Path, classes: tuple[str, ...], expected: tuple[str, ...]
+) -> DataError:
+    added = sorted(set(classes) - set(expected))
+    missing = sorted(set(expected) - set(classes))
+    parts = [f"{', '.join(added)} only in {folder}"] if added else []
+    parts += [f"{', '.join(missing)} only in {root / 'train'}"] if missing else []
+    return DataError(
+        f"{folder} and {root / 'train'} have different classes: {', '.join(sorted([*added, *missing]))} "
+        f"({'; '.join(parts)}).",
+        hint="Every split wants a folder for each class, of the same name.",
+        path=folder,
+    )
+
+
+def _no_pictures(folder: Path, ignored: Sequence[str]) -> DataError:
+    """Says what the folder holds instead: loose pictures, other files, or nothing."""
+    wanted = f"Wanted {folder}/CLASS/PICTURE.jpg with endings {', '.join(sorted(PICTURE_SUFFIXES))}."
+    loose = [name for name in ignored if Path(name).suffix.lower() in PICTURE_SUFFIXES]
+    if loose:
+        holds = f"{len(loose)} pictures lie in no class folder, the first is {loose[0]}"
+        wanted = f"Put each picture into a folder that is named after its class. {wanted}"
+    elif ignored:
+        endings = sorted({Path(name).suffix or "no ending" for name in ignored})
+        holds = f"it holds {len(ignored)} other files ({', '.join(endings[:5])})"
+    else:
+        holds = "it holds no files"
+    return DataError(f"{folder} holds no pictures in class folders: {holds}.", hint=wanted, path=folder)
+
+
+def _check_layout(folder: Path, classes: Sequence[str]) -> None:
+    """Refuse what would train on the wrong thing: splits taken for classes, classes one level too deep."""
+    if classes and {name.casefold() for name in classes} <= _SPLIT_WORDS:
         raise DataError(
-            f"{folder} holds no pictures in class folders.",
-            hint=f"Wanted {folder}/CLASS/PICTURE.jpg with endings {', '.join(sorted(PICTURE_SUFFIXES))}.",
+            f"The folders of {folder} look like splits, not like classes: {', '.join(classes)}.",
+            hint="Name them train, val and test, in small letters; train is needed, the others are cut from it.",
             path=folder,
         )
-    return classes, tuple(samples), tuple(ignored)
+    if len(classes) == 1:
+        inner = [entry for entry in _list_folder(folder / classes[0]) if entry.is_dir()]
+        names = ", ".join(sorted(entry.name for entry in inner)[:5])
+        one = f"Found 1 class ({classes[0]}), wanted at least 2, in {folder}."
+        if len(inner) > 1:
+            raise DataError(
+                one, hint=f"Set data.path to {folder / classes[0]}: its folders are {names}.", path=folder
+            )
+        raise DataError(one, hint="Each class is a folder of its own below data.path.", path=folder)
 
 
 def _readable(name: str) -> str:
@@ -228,11 +317,12 @@ def import_callable(reference: str) -> Callable[..., Any]:
     return function  # type: ignore[no-any-return] # getattr gives Any
 
 
-def _check_classes(images: LabelledImages) -> None:
+def _check_classes(images: LabelledImages, path: Path | None) -> None:
     if len(images.classes) < 2:
         raise DataError(
             f"Found {len(images.classes)} class ({', '.join(images.classes) or 'none'}), wanted at least 2.",
             hint="Each class is a folder of its own below data.path.",
+            path=path,
         )
     for name in ("train", "test"):
         samples = getattr(images, name)
@@ -242,8 +332,9 @@ def _check_classes(images: LabelledImages) -> None:
         for label in np.flatnonzero(counts == 0):
             if name == "train":
                 raise DataError(
-                    f"Class {images.classes[label]!r} has no picture in train.",
+                    f"Class {images.classes[label]!r} has no picture in train{f', in {path}' if path else ''}.",
                     hint="Add pictures or remove its folder.",
+                    path=path,
                 )
 
 
@@ -252,22 +343,45 @@ def _check_classes(images: LabelledImages) -> None:
 
 
 def split_samples(
-    images: LabelledImages, *, validation: float, test: float, seed: int
+    images: LabelledImages, *, validation: float, test: float, seed: int, share: float = 1.0
 ) -> dict[SplitName, tuple[Sample, ...]]:
-    """Cut ``test`` and ``val`` from ``train``, stratified by class, where the source does not define them."""
+    """Cut ``test`` and ``val`` from ``train``, stratified by class, where the source does not define them.
+
+    ``share`` of train is kept, stratified too. It is taken after ``test`` was cut and before ``val`` is, so that every
+    share is judged on the same pictures, and is validated on as few as somebody with so little data would have.
+    """
     train = images.train
     held_out = images.test
     if held_out is None:
         train, held_out = _cut(train, test, seed)
+    if share < 1:
+        train = _cut(train, share, seed + 2)[1]
     val = images.val
     if val is None:
         train, val = _cut(train, validation, seed + 1)
     for name, part in (("test", held_out), ("val", val), ("train", train)):
         if not part:
             raise DataError(
-                f"The {name} split is empty.", hint="Add pictures: each class needs three or more."
+                f"The {name} split is empty: {len(images.train)} pictures in {len(images.classes)} classes are too "
+                "few to cut it from.",
+                hint="Add pictures: each class needs three or more.",
             )
     return {"train": train, "val": val, "test": held_out}
+
+
+def _split(images: LabelledImages, settings: DataSettings, seed: int) -> dict[SplitName, tuple[Sample, ...]]:
+    """``split_samples``, whose refusal knows no folder."""
+    try:
+        return split_samples(
+            images,
+            validation=settings.validation,
+            test=settings.test,
+            seed=seed,
+            share=settings.train_share,
+        )
+    except DataError as error:
+        where = settings.path or settings.source
+        raise DataError(f"{where}: {error.message}", hint=error.hint, path=settings.path) from error
 
 
 def _cut(
@@ -321,7 +435,7 @@ def prepare_splits(
         DataError: the source is unusable, or too many pictures are unreadable.
     """
     images = read_source(settings)
-    samples = split_samples(images, validation=settings.validation, test=settings.test, seed=seed)
+    samples = _split(images, settings, seed)
     contract = make_contract(settings, images.classes)
     total, done = sum(len(part) for part in samples.values()), 0
     seen: dict[str, str] = {}
@@ -331,29 +445,41 @@ def prepare_splits(
     conflicts: list[dict[str, str]] = []
     labels: dict[str, int] = {}
     for name in ("test", "val", "train"):
-        writer = _SplitWriter(folder / f"{name}.npy", len(samples[name]), contract)
         # In a split that judges a repeated picture would count twice; in train it may, as the source says.
         elsewhere = dict(seen) if name == "train" else seen
-        for sample, outcome in _decode_all(samples[name], contract):
-            done += 1
-            advance(done, total)
-            if isinstance(outcome, ImageError):
-                unreadable.append({"key": sample.key, "reason": outcome.reason, "message": outcome.message})
-                continue
-            frame, digest = outcome
-            if labels.setdefault(digest, sample.label) != sample.label:
-                conflicts.append({"key": sample.key, "split": name})
-            if digest in elsewhere:
-                duplicates.append({"key": sample.key, "split": name, "same_as": elsewhere[digest]})
-                continue
-            seen.setdefault(digest, sample.key)
-            writer.add(frame, sample, digest)
-        index["splits"][name] = writer.finish()
-    _check_unreadable(unreadable, total, settings.max_unreadable)
+        with _SplitWriter(folder / f"{name}.npy", len(samples[name]), contract) as writer:
+            for sample, outcome in _decode_all(samples[name], contract):
+                done += 1
+                advance(done, total)
+                if isinstance(outcome, ImageError):
+                    unreadable.append(
+                        {"key": sample.key, "reason": outcome.reason, "message": outcome.message}
+                    )
+                    continue
+                frame, digest = outcome
+                if labels.setdefault(digest, sample.label) != sample.label:
+                    conflicts.append({"key": sample.key, "split": name})
+                if digest in elsewhere:
+                    duplicates.append({"key": sample.key, "split": name, "same_as": elsewhere[digest]})
+                    continue
+                seen.setdefault(digest, sample.key)
+                writer.add(frame, sample, digest)
+            index["splits"][name] = writer.finish()
+    _check_unreadable(unreadable, total, settings)
     index |= {"unreadable": unreadable, "duplicates": duplicates, "conflicts": conflicts}
     _check_after_decoding(index)
+    index["unjudged"] = _find_unjudged(index)
     (folder / INDEX_NAME).write_text(json.dumps(index, indent=1, ensure_ascii=False), "utf-8")
     return index
+
+
+def describe_unjudged(entries: Sequence[dict[str, Any]]) -> list[str]:
+    """Sentences about the classes that some split which judges has no picture of; five, and a count of the others."""
+    told = [
+        f"Class {e['class']!r} has no picture in {' and '.join(e['splits'])}: it is trained, and not judged there."
+        for e in entries[:5]
+    ]
+    return [*told, f"{len(entries) - 5} more classes likewise."] if len(entries) > 5 else told
 
 
 class _SplitWriter:
@@ -366,6 +492,12 @@ class _SplitWriter:
         self._keys: list[str] = []
         self._labels: list[int] = []
         self._digests: list[str] = []
+
+    def __enter__(self) -> _SplitWriter:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._file.close()  # a full disk must not leave it open
 
     def add(self, frame: Frame, sample: Sample, digest: str) -> None:
         self._file.write(frame.tobytes())
@@ -424,15 +556,26 @@ def _digest_picture(picture: Picture) -> str:
     return hashlib.sha256(f"{array.dtype}{array.shape}".encode() + array.tobytes()).hexdigest()
 
 
-def _check_unreadable(unreadable: Sequence[dict[str, str]], total: int, limit: float) -> None:
-    if len(unreadable) <= limit * total:
+def _check_unreadable(unreadable: Sequence[dict[str, str]], total: int, settings: DataSettings) -> None:
+    if len(unreadable) <= settings.max_unreadable * total:
         return
-    first = unreadable[0]
+    first = min(unreadable, key=lambda entry: entry["key"])
     raise DataError(
-        f"{len(unreadable)} of {total} pictures are unreadable, more than {limit:.1%}; "
+        f"{len(unreadable)} of {total} pictures are unreadable, more than {settings.max_unreadable:.1%}; "
         f"the first is {first['key']}: {first['message']}",
         hint="Remove or replace them, or raise data.max_unreadable.",
+        path=settings.path / first["key"] if settings.path else None,
     )
+
+
+def _find_unjudged(index: dict[str, Any]) -> list[dict[str, Any]]:
+    """Classes without a picture in val or test: they are trained, and nothing is learnt about how well."""
+    found = []
+    for label, name in enumerate(index["classes"]):
+        missing = [split for split in ("val", "test") if label not in index["splits"][split]["labels"]]
+        if missing:
+            found.append({"class": name, "splits": missing})
+    return found
 
 
 def _check_after_decoding(index: dict[str, Any]) -> None:
@@ -440,12 +583,16 @@ def _check_after_decoding(index: dict[str, Any]) -> None:
     for name in SPLITS:
         if not index["splits"][name]["keys"]:
             raise DataError(
-                f"No picture of the {name} split is left after removing duplicates and unreadable files."
+                f"No picture of the {name} split is left after removing duplicates and unreadable files.",
+                hint="Add pictures that stand in no other split.",
             )
     present = set(index["splits"]["train"]["labels"])
     for label, name in enumerate(index["classes"]):
         if label not in present:
-            raise DataError(f"No readable picture of class {name!r} is left in train.")
+            raise DataError(
+                f"No readable picture of class {name!r} is left in train.",
+                hint="Add pictures to it that stand in no other split, or remove the class.",
+            )
 
 
 def load_split(folder: Path, name: SplitName) -> PreparedSplit:

@@ -1,7 +1,9 @@
 """Fine-tuning: a linear probe starts the head, then AdamW with a warmed-up cosine, best epoch on val.
 
-Order, augmentation and dropout of a step depend on (seed, step) alone, and all state is in one atomic file, so
-that a run killed at any moment ends, on the CPU with the same threads, with the weights of an uninterrupted one.
+A source task may be learned beside the target's (``source_task``), and weights may be pulled towards the pretrained
+ones (L2-SP). Order, augmentation and dropout of a step depend on (seed, step) alone, and all state is in one atomic
+file, so that a run killed at any moment ends, on the CPU with the same threads, with the weights of an uninterrupted
+one.
 This module knows no export and no engine.
 """
 
@@ -20,17 +22,19 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torchvision.transforms import v2
 
 from edgekiln.export.onnx import PixelModel, normalize
+from edgekiln.pipeline.augmentation import augment_batch, augment_picture
 from edgekiln.pipeline.backbones import Backbone, build_backbone, find_head
 from edgekiln.pipeline.checkpoint import CHECKPOINT_NAME, load_tensors, save_checkpoint, save_tensors
 from edgekiln.pipeline.data import PreparedSplit
-from edgekiln.pipeline.recipe import Augmentation, BackboneSettings, FinetuneSettings
+from edgekiln.pipeline.recipe import BackboneSettings, FinetuneSettings, TeacherSettings
+from edgekiln.pipeline.source_task import Batches, SourceData, SourceTask
+from edgekiln.pipeline.teacher import Teacher, distillation_loss
 from edgekiln.runtime.contract import Contract
-from edgekiln.runtime.errors import GateError
+from edgekiln.runtime.errors import GateError, RecipeError
 
-__all__ = ["LOG_NAME", "FinetuneJob", "evaluate_model", "finetune", "fit_probe"]
+__all__ = ["LOG_NAME", "FinetuneJob", "evaluate_model", "finetune", "fit_probe", "list_stages"]
 
 LOG_NAME = "log.jsonl"
 _PROGRESS_NAME = "progress.safetensors"
@@ -43,7 +47,14 @@ Advance = Callable[[int, int, str], None]
 
 @dataclass(frozen=True, slots=True)
 class FinetuneJob:
-    """Everything that determines the weights. ``advance(done, total, note)`` is told of progress."""
+    """Everything that determines the weights.
+
+    Attributes:
+        advance: told of progress as ``advance(done, total, note)``.
+        source: the source task of the combined loss, if any.
+        beta: weight of the target's loss.
+        teacher: a larger network to learn from, if any.
+    """
 
     backbone: BackboneSettings
     settings: FinetuneSettings
@@ -52,6 +63,9 @@ class FinetuneJob:
     val: PreparedSplit
     seed: int
     advance: Advance = lambda done, total, note: None
+    source: SourceData | None = None
+    beta: float = 1.0
+    teacher: TeacherSettings | None = None
 
 
 @dataclass(slots=True)
@@ -64,6 +78,7 @@ class _State:
     best_top1: float = -1.0
     best_loss: float = math.inf
     best: dict[str, Tensor] = field(default_factory=dict)
+    best_source: dict[str, Tensor] = field(default_factory=dict)
 
 
 def finetune(job: FinetuneJob, folder: Path) -> None:
@@ -88,15 +103,20 @@ class _Trainer:
         self.model = _place(backbone, self.device)
         self.network = self.model.network
         _freeze(self.network, job.backbone, len(job.contract.classes))
-        trainable = [p for p in self.network.parameters() if p.requires_grad]
-        self.optimizer = torch.optim.AdamW(
-            trainable, lr=job.settings.learning_rate, weight_decay=job.settings.weight_decay
-        )
-        # A last batch of one picture joins the one before: BatchNorm has no statistics of one.
-        tail = len(job.train) % job.settings.batch_size == 1 and len(job.train) > 1
-        self.steps_per_epoch = math.ceil(len(job.train) / job.settings.batch_size) - tail
+        self.head = find_head(self.network, len(job.contract.classes))[1]
+        self.pretrained = _remember(self.network, self.head) if job.settings.l2_sp else {}
+        self.source: SourceTask | None = None
+        if job.source is not None:
+            batches = Batches(len(job.source.train), job.settings.batch_size, job.seed, (1,))
+            self.source = SourceTask(job.source, self.head.in_features, batches, self.device)
+        self.teacher = Teacher(job.teacher.checkpoint, job.contract, self.device) if job.teacher else None
+        self.optimizer = _make_optimizer(self.network, self.head, self.source, job.settings)
+        self.batches = Batches(len(job.train), job.settings.batch_size, job.seed)
+        self.steps_per_epoch = self.batches.per_epoch
         self.total_steps = self.steps_per_epoch * job.settings.epochs
-        self.augment = _augmentation(job.settings.augmentation, job.contract)
+        self.augment = augment_picture(job.settings.augmentation, job.contract)
+        self.mix = augment_batch(job.settings.augmentation, len(job.contract.classes))
+        self.class_weights = _weigh_classes(job).to(self.device) if job.settings.class_balance else None
         self.state = _State(threads=job.settings.threads or usable_cores())
 
     def run(self) -> None:
@@ -106,7 +126,7 @@ class _Trainer:
                 self._start()
             saved_at = time.monotonic()
             started, first = time.monotonic(), self.state.step
-            while self.state.step < self.total_steps:
+            while self.state.step < self.total_steps and not self._has_stalled():
                 self._train_step()
                 self._report_speed(started, first)
                 epoch_ended = self.state.step % self.steps_per_epoch == 0
@@ -115,17 +135,45 @@ class _Trainer:
                 if epoch_ended or time.monotonic() - saved_at > self.settings.checkpoint_seconds:
                     self._save_progress()
                     saved_at = time.monotonic()
+            if self.state.step < self.total_steps:
+                self._log("stopped", reason=f"no better epoch in {self.settings.patience}")
+            self._judge_source_after()
         self._write_checkpoint()
 
     def _start(self) -> None:
         (self.folder / LOG_NAME).write_text("")
         self._log("start", device=str(self.device), threads=self.state.threads, torch=torch.__version__)
-        if self.settings.probe:
+        if self.settings.probe and not self.job.backbone.keeps_head:
             self.job.advance(0, max(1, self.total_steps), "linear probe")
             penalty = fit_probe(self.model, self.job, self.device)
             self._log("probe", l2=penalty)
+        if self.source is not None:
+            self._start_source(self.source)
         self._judge_epoch()
         self._save_progress()
+
+    def _start_source(self, source: SourceTask) -> None:
+        """A fresh source head from a linear probe, and what the network knows of the source before it learns."""
+        data = source.data
+        if data.head is None:
+            self.job.advance(0, max(1, self.total_steps), "linear probe of the source task")
+            weight, bias, penalty = _fit_head(
+                self.model, self.head, (data.train, data.val), len(data.classes), self.job.seed, self.device
+            )
+            source.load({"weight": weight.float(), "bias": bias.float()})
+            self._log("source_probe", l2=penalty)
+        self._log("source", when="before", val_top1=round(source.top1(self._extract), 6))
+
+    def _judge_source_after(self) -> None:
+        """What the kept weights still know of the source: the difference to before is what was forgotten."""
+        if self.source is None or not self.total_steps:
+            return
+        self.network.load_state_dict(self.state.best, strict=True)
+        self.source.load(self.state.best_source)
+        self._log("source", when="after", val_top1=round(self.source.top1(self._extract), 6))
+
+    def _extract(self, split: PreparedSplit) -> Tensor:
+        return _features(self.model, self.head, split.frames, self.device)
 
     def _train_step(self) -> None:
         step = self.state.step
@@ -133,14 +181,10 @@ class _Trainer:
         images, labels = self._batch(step)
         for group in self.optimizer.param_groups:
             group["lr"] = self.settings.learning_rate * learning_rate_factor(
-                step, self.total_steps, self.settings.warmup
+                step, self.total_steps, self.settings.warmup, self.settings.schedule
             )
         self._set_training_mode()
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.device.type == "cuda"):
-            logits = self.network(images)
-        loss = nn.functional.cross_entropy(
-            logits.float(), labels, label_smoothing=self.settings.label_smoothing
-        )
+        loss, parts = self._loss(step, images, labels)
         if not torch.isfinite(loss):
             raise GateError(
                 f"The loss became {loss.item()} at step {step} of {self.total_steps}.",
@@ -148,28 +192,63 @@ class _Trainer:
             )
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call] # torch
+        self._pull_to_pretrained()
         self.optimizer.step()
         self.state.step = step + 1
-        self._log("step", loss=round(loss.item(), 6))
+        self._log("step", loss=round(loss.item(), 6), **parts)
+
+    def _loss(self, step: int, images: Tensor, labels: Tensor) -> tuple[Tensor, dict[str, float]]:
+        """J = alpha * J_source + beta * J_target, and the two of them for the log where there is a source task."""
+        smoothing = self.settings.label_smoothing
+        if self.mix is not None:
+            images, labels = self.mix(images, labels)
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.device.type == "cuda"):
+            logits = self.network(images)
+        target = nn.functional.cross_entropy(
+            logits.float(), labels, weight=self.class_weights, label_smoothing=smoothing
+        )
+        parts: dict[str, float] = {}
+        if self.teacher is not None and self.job.teacher is not None:
+            weight, pixels = self.job.teacher.weight, (images - self.model.offset) / self.model.scale
+            taught = distillation_loss(
+                logits.float(), self.teacher.answer(pixels), self.job.teacher.temperature
+            )
+            parts["teacher_loss"] = round(taught.item(), 6)
+            target = (1 - weight) * target + weight * taught
+        if self.source is None:
+            return self.job.beta * target, parts
+        images, labels = self._draw(self.source.data.train, self.source.batches.indices(step))
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.device.type == "cuda"):
+            source = self.source.loss(_run_to_head(self.network, self.head, images), labels, smoothing)
+        total = self.source.data.alpha * source + self.job.beta * target
+        parts |= {"target_loss": round(target.item(), 6), "source_loss": round(source.item(), 6)}
+        return total, parts
+
+    def _pull_to_pretrained(self) -> None:
+        """Add the gradient of L2-SP, (l2_sp / 2) * |w - w0|^2 over all weights but the heads' (Li et al. 2018,
+        arXiv:1802.01483, equation 3)."""
+        for parameter, start in self.pretrained.items():
+            if parameter.grad is not None:
+                parameter.grad.add_(parameter.detach() - start, alpha=self.settings.l2_sp)
 
     def _batch(self, step: int) -> tuple[Tensor, Tensor]:
-        """The step's pictures, augmented and normalized, float32 (B, 3, H, W) channels-last; and labels."""
-        epoch, position = divmod(step, self.steps_per_epoch)
-        order = np.random.default_rng((self.job.seed, epoch)).permutation(len(self.job.train))
-        size = self.settings.batch_size
-        end = None if position == self.steps_per_epoch - 1 else (position + 1) * size
-        chosen = order[position * size : end]
-        frames = torch.from_numpy(self.job.train.frames[np.sort(chosen)])  # sorted: sequential disk reads
-        labels = torch.from_numpy(self.job.train.labels[np.sort(chosen)])
+        """The step's pictures of the target task."""
+        return self._draw(self.job.train, self.batches.indices(step))
+
+    def _draw(
+        self, split: PreparedSplit, chosen: np.ndarray[Any, np.dtype[np.int64]]
+    ) -> tuple[Tensor, Tensor]:
+        """Pictures augmented and normalized, float32 (B, 3, H, W) channels-last; and labels int64 (B,)."""
+        frames, labels = torch.from_numpy(split.frames[chosen]), torch.from_numpy(split.labels[chosen])
         pictures = torch.stack([self.augment(picture) for picture in frames.permute(0, 3, 1, 2)])
         pixels = pictures.to(self.device).float().contiguous(memory_format=torch.channels_last)
         return normalize(pixels, self.model.scale, self.model.offset), labels.to(self.device)
 
     def _set_training_mode(self) -> None:
         self.network.train()
+        everywhere = self.job.backbone.freeze_batchnorm or self.job.backbone.freeze == "backbone"
         for module in self.network.modules():
-            frozen = self.job.backbone.freeze_batchnorm or self.job.backbone.freeze == "backbone"
-            if isinstance(module, nn.modules.batchnorm._BatchNorm) and frozen:
+            if isinstance(module, nn.modules.batchnorm._BatchNorm) and (everywhere or _is_frozen(module)):
                 module.eval()
 
     def _judge_epoch(self) -> None:
@@ -181,8 +260,14 @@ class _Trainer:
         if (top1, -loss) > (self.state.best_top1, -self.state.best_loss):
             self.state.best_top1, self.state.best_loss, self.state.best_step = top1, loss, self.state.step
             self.state.best = {k: v.detach().cpu().clone() for k, v in self.network.state_dict().items()}
+            self.state.best_source = self.source.copy() if self.source else {}
         epoch = self.state.step // max(1, self.steps_per_epoch)
         self._log("epoch", epoch=epoch, val_top1=round(top1, 6), val_loss=round(loss, 6))
+
+    def _has_stalled(self) -> bool:
+        """Whether ``patience`` epochs went by without a better one; the state alone tells, so a resumed run agrees."""
+        epochs = (self.state.step - self.state.best_step) // self.steps_per_epoch
+        return 0 < self.settings.patience <= epochs
 
     def _report_speed(self, started: float, first: int) -> None:
         rate = (self.state.step - first) * self.settings.batch_size / (time.monotonic() - started)
@@ -200,7 +285,10 @@ class _Trainer:
         tensors = {f"model.{k}": v.detach().cpu() for k, v in self.network.state_dict().items()}
         tensors |= {f"best.{k}": v for k, v in self.state.best.items()}
         for index, slots in self.optimizer.state_dict()["state"].items():
-            tensors |= {f"adam.{index}.{slot}": value.detach().cpu() for slot, value in slots.items()}
+            tensors |= {f"optimizer.{index}.{slot}": value.detach().cpu() for slot, value in slots.items()}
+        if self.source is not None:
+            tensors |= {f"source.{k}": v for k, v in self.source.copy().items()}
+            tensors |= {f"best_source.{k}": v for k, v in self.state.best_source.items()}
         counters = {
             name: repr(getattr(self.state, name))
             for name in ("step", "threads", "best_step", "best_top1", "best_loss")
@@ -212,13 +300,16 @@ class _Trainer:
         if not path.exists():
             return False
         tensors, counters = load_tensors(path)
-        parts: dict[str, dict[str, Tensor]] = {"model": {}, "best": {}, "adam": {}}
+        kinds = ("model", "best", "optimizer", "source", "best_source")
+        parts: dict[str, dict[str, Tensor]] = {kind: {} for kind in kinds}
         for key, value in tensors.items():
             kind, _, name = key.partition(".")
             parts[kind][name] = value
         self.network.load_state_dict(parts["model"], strict=True)
+        if self.source is not None:
+            self.source.load(parts["source"])
         slots: dict[int, dict[str, Tensor]] = {}
-        for key, value in parts["adam"].items():
+        for key, value in parts["optimizer"].items():
             index, _, slot = key.partition(".")
             slots.setdefault(int(index), {})[slot] = value
         state = {"state": slots, "param_groups": self.optimizer.state_dict()["param_groups"]}
@@ -230,6 +321,7 @@ class _Trainer:
             best_top1=float(counters["best_top1"]),
             best_loss=float(counters["best_loss"]),
             best=parts["best"],
+            best_source=parts["best_source"],
         )
         self._forget_lines_after(self.state.step)
         return True
@@ -268,38 +360,91 @@ def _place(backbone: Backbone, device: torch.device) -> PixelModel:
 
 
 def _freeze(network: nn.Module, settings: BackboneSettings, num_classes: int) -> None:
+    """Switch off the gradients of what ``freeze`` names: nothing, all but the head, or all before a stage."""
     if settings.freeze == "none":
         return
     head = find_head(network, num_classes)[1]
-    network.requires_grad_(False)
+    frozen: nn.Module | list[nn.Module] = network
+    if settings.freeze != "backbone":
+        frozen = _before_stage(network, settings.freeze.removeprefix("until:"))
+    for module in [frozen] if isinstance(frozen, nn.Module) else frozen:
+        module.requires_grad_(False)
     head.requires_grad_(True)
 
 
-def learning_rate_factor(step: int, total: int, warmup: float) -> float:
-    """Linear warm-up over the share ``warmup`` of all steps, then half a cosine down to 0 (arXiv:1608.03983)."""
+def _is_frozen(module: nn.Module) -> bool:
+    """Whether a module has weights of its own and none of them is trained."""
+    own = list(module.parameters(recurse=False))
+    return bool(own) and not any(parameter.requires_grad for parameter in own)
+
+
+def list_stages(network: nn.Module) -> dict[str, nn.Module]:
+    """The parts of a network in their order, by name: its children, and in the place of a list of blocks its blocks."""
+    stages: dict[str, nn.Module] = {}
+    for name, child in network.named_children():
+        if isinstance(child, nn.Sequential | nn.ModuleList) and len(child) > 1:
+            stages |= {f"{name}.{part}": module for part, module in child.named_children()}
+        else:
+            stages[name] = child
+    return {name: module for name, module in stages.items() if any(True for _ in module.parameters())}
+
+
+def _before_stage(network: nn.Module, wanted: str) -> list[nn.Module]:
+    """Modules of all stages before ``wanted``, which may name a list of blocks as a whole."""
+    stages = list_stages(network)
+    names = list(stages)
+    matching = [i for i, name in enumerate(names) if name == wanted or name.startswith(f"{wanted}.")]
+    if not matching:
+        raise RecipeError(
+            f"The network has no stage {wanted!r} to freeze up to.", hint=f"It has: {', '.join(names)}."
+        )
+    return [stages[name] for name in names[: matching[0]]]
+
+
+def _weigh_classes(job: FinetuneJob) -> Tensor:
+    """float32 (classes,): N / (C n_c), so that every class counts alike in the loss, with a mean of 1 per picture."""
+    counts = np.bincount(job.train.labels, minlength=len(job.contract.classes))
+    return torch.from_numpy(len(job.train) / (len(counts) * counts)).float()
+
+
+def _remember(network: nn.Module, head: nn.Linear) -> dict[nn.Parameter, Tensor]:
+    """Copies of the pretrained weights by parameter, the head's left out: those have no pretrained value."""
+    own_head = set(head.parameters())
+    return {p: p.detach().clone() for p in network.parameters() if p.requires_grad and p not in own_head}
+
+
+def _make_optimizer(
+    network: nn.Module, head: nn.Linear, source: SourceTask | None, settings: FinetuneSettings
+) -> torch.optim.Optimizer:
+    """AdamW or SGD over all that is trained. With L2-SP weight decay is for the heads alone: the others have a pull."""
+    own_head = set(head.parameters())
+    trained = [p for p in network.parameters() if p.requires_grad]
+    heads = [] if source is None else list(source.head.parameters())
+    groups: list[dict[str, Any]] = [{"params": [*trained, *heads]}]
+    if settings.l2_sp:
+        body = [p for p in trained if p not in own_head]
+        groups = [
+            {"params": body, "weight_decay": 0.0},
+            {"params": [*(p for p in trained if p in own_head), *heads]},
+        ]
+    rate, decay = settings.learning_rate, settings.weight_decay
+    if settings.optimizer == "sgd":
+        return torch.optim.SGD(groups, lr=rate, momentum=settings.momentum, weight_decay=decay)
+    return torch.optim.AdamW(groups, lr=rate, weight_decay=decay)
+
+
+def learning_rate_factor(step: int, total: int, warmup: float, schedule: str = "cosine") -> float:
+    """Linear warm-up over the share ``warmup`` of all steps, then 1, or half a cosine down to 0 (arXiv:1608.03983)."""
     rising = round(warmup * total)
     if step < rising:
         return (step + 1) / (rising + 1)
+    if schedule == "constant":
+        return 1.0
     return 0.5 * (1 + math.cos(math.pi * (step - rising) / max(1, total - rising)))
 
 
 def _step_seed(seed: int, step: int) -> int:
     return int(np.random.SeedSequence((seed, step)).generate_state(1, np.uint64)[0])
-
-
-def _augmentation(settings: Augmentation, contract: Contract) -> Callable[[Tensor], Tensor]:
-    """torchvision v2 on uint8 (3, H, W); never changes what ``prepare`` promises for evaluation."""
-    parts: list[nn.Module] = []
-    if settings.crop_scale < 1:
-        size = [contract.height, contract.width]
-        parts.append(v2.RandomResizedCrop(size, scale=(settings.crop_scale, 1.0), antialias=True))
-    if settings.horizontal_flip:
-        parts.append(v2.RandomHorizontalFlip())
-    strengths = (settings.brightness, settings.contrast, settings.saturation, settings.hue)
-    if any(strengths):
-        parts.append(v2.ColorJitter(*strengths))
-    pipeline: Callable[[Tensor], Tensor] = v2.Compose(parts) if parts else v2.Identity()
-    return pipeline
 
 
 @torch.inference_mode()
@@ -316,30 +461,55 @@ def evaluate_model(
 
 
 def fit_probe(model: PixelModel, job: FinetuneJob, device: torch.device) -> float:
-    """Fit the head alone by L2-penalized logistic regression on frozen features; returns the penalty chosen.
+    """Fit the head alone by L2-penalized logistic regression on frozen features; returns the penalty chosen."""
+    classes = len(job.contract.classes)
+    _, head = find_head(model.network, classes)
+    weight, bias, penalty = _fit_head(model, head, (job.train, job.val), classes, job.seed, device)
+    with torch.no_grad():
+        head.weight.copy_(weight.to(head.weight))
+        head.bias.copy_(bias.to(head.bias))
+    return penalty
+
+
+def _fit_head(
+    model: PixelModel,
+    head: nn.Linear,
+    splits: tuple[PreparedSplit, PreparedSplit],
+    classes: int,
+    seed: int,
+    device: torch.device,
+) -> tuple[Tensor, Tensor, float]:
+    """Weight (classes, features), bias (classes,) and penalty of a linear probe on what ``head`` sees.
 
     Features are divided by one common factor, their root mean square, so that the penalty has the same meaning
     for every backbone; a factor per feature would blow up the weights of nearly constant ones. The penalty is
     chosen on val.
     """
-    _, head = find_head(model.network, len(job.contract.classes))
-    chosen = np.random.default_rng(job.seed).permutation(len(job.train))[:_PROBE_LIMIT]
-    features = _features(model, head, job.train.frames[np.sort(chosen)], device)
-    labels = torch.from_numpy(job.train.labels[np.sort(chosen)])
-    val_features = _features(model, head, job.val.frames, device)
-    val_labels = torch.from_numpy(job.val.labels)
+    train, val = splits
+    chosen = np.sort(np.random.default_rng(seed).permutation(len(train))[:_PROBE_LIMIT])
+    features = _features(model, head, train.frames[chosen], device)
+    labels, val_labels = torch.from_numpy(train.labels[chosen]), torch.from_numpy(val.labels)
+    val_features = _features(model, head, val.frames, device)
     scale = features.square().mean().sqrt().clamp_min(1e-12)
     best = (math.inf, 0.0, torch.empty(0), torch.empty(0))
     for penalty in _PROBE_PENALTIES:
-        weight, bias = _logistic_regression(features / scale, labels, len(job.contract.classes), penalty)
+        weight, bias = _logistic_regression(features / scale, labels, classes, penalty)
         logits = val_features / scale @ weight.T + bias
         loss = float(nn.functional.cross_entropy(logits, val_labels))
         if loss < best[0]:
             best = (loss, penalty, weight / scale, bias)
-    with torch.no_grad():
-        head.weight.copy_(best[2].to(head.weight))
-        head.bias.copy_(best[3].to(head.bias))
-    return best[1]
+    return best[2], best[3], best[1]
+
+
+def _run_to_head(network: nn.Module, head: nn.Linear, images: Tensor) -> Tensor:
+    """What the head sees of normalized images (B, 3, H, W), with its graph: (B, features)."""
+    seen: list[Tensor] = []
+    hook = head.register_forward_pre_hook(lambda _, arguments: seen.append(arguments[0]))
+    try:
+        network(images)
+    finally:
+        hook.remove()
+    return seen[0]
 
 
 def _features(

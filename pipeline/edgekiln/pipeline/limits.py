@@ -1,9 +1,9 @@
-"""Puts physical limits beside the timings of a benchmark: ceilings, floors, shares of them, and memory."""
+"""Puts physical limits beside the timings of a benchmark: ceilings, floors, shares of them, memory and energy."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from edgekiln.pipeline.engines import built_files
 from edgekiln.pipeline.stage_files import (
@@ -50,13 +50,15 @@ def add_limits(
     products: Mapping[str, tuple[Mapping[str, Any], str]],
     frames_file: Path,
 ) -> None:
-    """Add ``ceilings`` to a benchmark's JSON values, and to each measurement its floor, share and memory.
+    """Add ``ceilings`` to a benchmark's JSON values, and to each measurement its floor, share, memory and energy.
 
     Measured after the timings, in processes of their own: neither disturbs the other. Ceilings are those of the
     thread count that a contender was timed with, or of the GPU for one that has no threads. What cannot be measured
-    is ``None``, and why stands in ``limits_problems``: finished timings are not lost for it.
+    is ``None``, and why stands in ``limits_problems``: finished timings are not lost for it. Why there is no energy
+    stands beside it, in ``energy_reason``: most machines have no meter, which is no problem of the run.
     """
     problems: list[str] = []
+    meters = _Meters()
     ceilings: dict[int | None, Ceilings | None] = {}
     for measurement, contender in zip(values["measurements"], contenders, strict=True):
         threads = measurement["config"].get("threads")
@@ -65,6 +67,7 @@ def add_limits(
         limits, product = ceilings[threads], products.get(measurement["name"])
         measurement.update(_find_floor(measurement["p50_ms"], limits, product))
         measurement.update(_measure_memory(contender, measurement["config"], frames_file, problems))
+        measurement.update(meters.measure(contender, measurement["config"], frames_file))
     values["ceilings"] = [found.to_dict() for found in ceilings.values() if found]
     values["limits_problems"] = problems
 
@@ -90,6 +93,39 @@ def _measure_memory(
         problems.append(f"{contender.name}: {error}")
         return {"peak_rss_mb": None, "device_mb": None}
     return {"peak_rss_mb": used.peak_rss_mb, "device_mb": used.device_mb}
+
+
+class _Meters:
+    """Knows after one look at each kind of device whether its energy can be read."""
+
+    def __init__(self) -> None:
+        self._reasons: dict[str, str] = {}
+
+    def measure(self, contender: Contender, config: Mapping[str, Any], frames_file: Path) -> dict[str, Any]:
+        """``energy`` in the units of its keys, or ``None`` with ``energy_reason``."""
+        from edgekiln.benchmarks.energy import measure_contender
+
+        device: Literal["cpu", "cuda"] = "cuda" if config.get("threads") is None else "cpu"
+        reason = self._look(device)
+        if reason:
+            return {"energy": None, "energy_reason": reason}
+        arguments = {**contender.arguments, **config}
+        try:
+            found = measure_contender(contender.factory, arguments, frames_file, device=device)
+        except EngineError as error:
+            return {"energy": None, "energy_reason": str(error)}
+        return {"energy": found.to_dict(), "energy_reason": None}
+
+    def _look(self, device: Literal["cpu", "cuda"]) -> str:
+        """Why there is no meter; empty where there is one."""
+        from edgekiln.benchmarks.energy import find_gpu_uuid, open_meter
+
+        if device not in self._reasons:
+            meter, reason = open_meter(device, gpu_uuid=find_gpu_uuid() if device == "cuda" else None)
+            if meter is not None:
+                meter.close()
+            self._reasons[device] = reason
+        return self._reasons[device]
 
 
 def _measure_ceilings(threads: int | None, problems: list[str]) -> Ceilings | None:

@@ -13,12 +13,14 @@ from typing import Any
 import numpy as np
 
 from edgekiln.benchmarks.accuracy import measure_accuracy
-from edgekiln.benchmarks.environment import describe_machine
-from edgekiln.benchmarks.judging import Reference, judge_answers, summarize_simulation
+from edgekiln.benchmarks.environment import describe_machine, read_work_commit
+from edgekiln.benchmarks.judging import Reference, digest_split, judge_answers, summarize_simulation
 from edgekiln.benchmarks.report import render_card, render_page
-from edgekiln.pipeline.data import INDEX_NAME, PreparedSplit, load_split
+from edgekiln.pipeline.data import INDEX_NAME, PreparedSplit, describe_unjudged, load_split
 from edgekiln.pipeline.engines import built_files
 from edgekiln.pipeline.recipe import Recipe, VariantSettings
+from edgekiln.pipeline.recipe_toml import write_toml
+from edgekiln.pipeline.sbom import write_sbom
 from edgekiln.pipeline.stage_files import (
     ABOUT_NAME,
     BASELINE,
@@ -30,13 +32,13 @@ from edgekiln.pipeline.stage_files import (
     NOT_RUN_NAME,
     SIMULATED_NAME,
     StageContext,
+    read_contract,
     read_json,
     read_logits,
 )
-from edgekiln.runtime.bundle import write_manifest
-from edgekiln.runtime.contract import Contract
+from edgekiln.runtime.bundle import hash_file, write_manifest
 
-__all__ = ["LOGITS_FILE", "REPORT_NAME", "pack_bundle", "public_recipe"]
+__all__ = ["LOGITS_FILE", "REPORT_NAME", "judge_variant", "pack_bundle", "public_recipe"]
 
 REPORT_NAME = "report.json"
 LOGITS_FILE = "test_logits.npz"
@@ -46,11 +48,14 @@ _MAX_THUMBNAILS = 24  # of one engine
 _THUMBNAIL_BYTES = 1_000_000  # of all engines together, as they stand in the report
 
 
-def public_recipe(recipe: Recipe) -> dict[str, Any]:
-    """The recipe as JSON values, without the folders of this machine."""
-    values = recipe.model_dump(mode="json")
-    if recipe.data.path is not None:
-        values["data"]["path"] = recipe.data.path.name
+def public_recipe(recipe: Recipe, *, as_given: bool = False) -> dict[str, Any]:
+    """The recipe as JSON values, without the folders of this machine; ``as_given`` leaves out all defaults."""
+    values = recipe.model_dump(mode="json", exclude_unset=as_given)
+    for section in (values["data"], (values.get("source_task") or {}).get("data") or {}):
+        if section.get("path"):
+            section["path"] = Path(section["path"]).name
+    if recipe.teacher is not None:
+        values["teacher"]["checkpoint"] = recipe.teacher.checkpoint.name
     if recipe.backbone.weights.endswith((".pth", ".safetensors")):
         values["backbone"]["weights"] = Path(recipe.backbone.weights).name
     return values
@@ -73,6 +78,7 @@ def pack_bundle(context: StageContext) -> None:
     )  # as `edgekiln report` will read it, keys in order, so that both render the same
     (folder / "report.html").write_text(render_page(stored), "utf-8")
     (folder / "MODEL_CARD.md").write_text(render_card(stored), "utf-8")
+    write_sbom(folder, report)
     write_manifest(folder, _manifest(report))
 
 
@@ -131,16 +137,16 @@ def _manifest(report: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _build_report(context: StageContext) -> dict[str, Any]:
-    from edgekiln.pipeline.checkpoint import CHECKPOINT_NAME, load_tensors
+    from edgekiln.pipeline.checkpoint import CHECKPOINT_NAME
 
     test = load_split(context.inputs["data"], "test")
     baseline = read_logits(context.inputs[f"evaluate.{BASELINE}"])
     checkpoint = context.inputs["finetune"] / CHECKPOINT_NAME
-    contract = Contract.from_json(load_tensors(checkpoint)[1]["contract"])
-    benchmark = _read_benchmark(context)
+    contract = read_contract(context)
+    benchmark = _read_stage(context, "benchmark")
     data = json.loads((context.inputs["data"] / INDEX_NAME).read_text("utf-8"))
     reference = Reference(baseline, test.labels, test.keys, contract.classes)
-    variants = [_judge_variant(context, variant, reference, benchmark) for variant in context.recipe.variants]
+    variants = [judge_variant(context, variant, reference, benchmark) for variant in context.recipe.variants]
     _add_thumbnails(variants, test)
     return {
         "schema_version": REPORT_SCHEMA,
@@ -148,9 +154,11 @@ def _build_report(context: StageContext) -> dict[str, Any]:
         "contract": contract.to_dict(),
         "contract_digest": contract.digest,
         "recipe": public_recipe(context.recipe),
+        "recipe_toml": write_toml(public_recipe(context.recipe, as_given=True)),
         "data": {
             "classes": data["classes"],
             "counts": {name: len(part["keys"]) for name, part in data["splits"].items()},
+            "test_digest": digest_split(test.sha256, test.labels),
             **{key: data[key] for key in ("unreadable", "duplicates", "conflicts", "ignored")},
         },
         "parity": json.loads((context.inputs["export"] / "parity.json").read_text("utf-8")),
@@ -158,6 +166,8 @@ def _build_report(context: StageContext) -> dict[str, Any]:
             "name": BASELINE,
             "precision": "fp32",
             "size": checkpoint.stat().st_size,
+            "sha256": hash_file(checkpoint)[0],
+            "onnx_sha256": hash_file(context.inputs["export"] / MODEL_NAME)[0],
             "accuracy": measure_accuracy(baseline, test.labels).to_dict(),
             "latency": _latency(benchmark, BASELINE),
         },
@@ -172,9 +182,14 @@ def _build_report(context: StageContext) -> dict[str, Any]:
             if benchmark is not None
         ],
         "variants": variants,
-        "notices": [notice for variant in variants for notice in variant["notices"]],
+        "notices": [
+            *describe_unjudged(data["unjudged"]),
+            *(notice for variant in variants for notice in variant["notices"]),
+        ],
         "benchmark": benchmark,
+        "mlperf": _read_stage(context, "mlperf"),
         "machine": benchmark["machine"] if benchmark else describe_machine(),
+        "recipe_commit": read_work_commit(context.recipe.folder),
         "parents": {name: folder.parent.name for name, folder in sorted(context.inputs.items())},
     }
 
@@ -203,7 +218,7 @@ def _draw_thumbnail(frame: Any) -> str:
     return base64.b64encode(buffer.getvalue()).decode()
 
 
-def _judge_variant(
+def judge_variant(
     context: StageContext,
     variant: VariantSettings,
     reference: Reference,
@@ -221,6 +236,7 @@ def _judge_variant(
         "source": name if (name := f"{variant.name}.onnx") in graphs else None,
         "fallback_source": name if (name := f"{variant.name}.fallback.onnx") in graphs else None,
         "size": max((path.stat().st_size for path in files.values()), default=None),
+        "sha256": {name: hash_file(path)[0] for name, path in (files | graphs).items()},
         "flips": [],
         "notices": [],
         **_read_making(context, variant),
@@ -276,10 +292,11 @@ def _graph(context: StageContext, variant: VariantSettings) -> Path:
     return context.inputs[f"variant.{variant.name}"] / MODEL_NAME
 
 
-def _read_benchmark(context: StageContext) -> dict[str, Any] | None:
-    if "benchmark" not in context.inputs:
+def _read_stage(context: StageContext, name: str) -> dict[str, Any] | None:
+    """What the optional stage ``benchmark`` or ``mlperf`` found; ``None`` where the recipe has none."""
+    if name not in context.inputs:
         return None
-    values: dict[str, Any] = json.loads((context.inputs["benchmark"] / "benchmark.json").read_text("utf-8"))
+    values: dict[str, Any] = read_json(context.inputs[name] / f"{name}.json")
     return values
 
 

@@ -8,11 +8,19 @@ from __future__ import annotations
 
 import difflib
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    PrivateAttr,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 from edgekiln.runtime.backends import Backend
 from edgekiln.runtime.bundle import PREFERENCE
@@ -36,12 +44,16 @@ __all__ = [
     "FinetuneSettings",
     "GateSettings",
     "Recipe",
+    "SourceTaskSettings",
+    "TeacherSettings",
     "VariantSettings",
     "load_recipe",
 ]
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
 MAX_FILE_NAME = 64  # of a bundle
+# The runtime opens these and no recipe makes them: CPUs have no FP16 arithmetic.
+_NOT_MADE = {("onnxruntime-cpu", Precision.FP16)}
 Fraction = Annotated[float, Field(gt=0, lt=1)]
 
 
@@ -55,9 +67,17 @@ class DataSettings(_Section):
     """Where the labelled pictures come from and how they become arrays."""
 
     source: str = Field(
-        description="imagefolder, cifar10, traffic-lights, or module:callable returning LabelledImages"
+        description="imagefolder, csv, cifar10, fashion-mnist, digits, traffic-lights, "
+        "or module:callable returning LabelledImages"
     )
-    path: Path | None = Field(None, description="folder of imagefolder and cifar10, relative to the recipe")
+    path: Path | None = Field(
+        None,
+        description="folder of imagefolder, cifar10 and fashion-mnist, file of csv; relative to the recipe",
+    )
+    path_column: str = Field(
+        "path", description="csv only: column of the pictures' paths, relative to the file"
+    )
+    label_column: str = Field("label", description="csv only: column of the class names")
     download: bool = Field(False, description="cifar10 only: fetch the archive from its home page if absent")
     size: int = Field(224, ge=8, le=2048, description="height and width of the model's input, pixels")
     resize: ResizeRule = Field(
@@ -72,6 +92,9 @@ class DataSettings(_Section):
     test: Fraction = Field(
         0.2, description="share cut off for the final judgement, where no test folder exists"
     )
+    train_share: float = Field(
+        1.0, gt=0, le=1, description="share of train that is used, of each class; test stays whole"
+    )
     max_unreadable: float = Field(0.01, ge=0, le=1, description="more than this share stops the run")
 
 
@@ -85,7 +108,14 @@ class BackboneSettings(_Section):
     normalization: Literal["shared", "own"] = Field(
         "shared", description="shared folds the pretrained mean and std into the first convolution"
     )
-    freeze: Literal["none", "backbone"] = Field("none", description="backbone trains the head alone")
+    head: Literal["keep", "replace"] = Field(
+        "keep", description="of a weight file: keep takes its last layer, replace starts a fresh one"
+    )
+    freeze: str = Field(
+        "none",
+        pattern=r"^(none|backbone|until:.+)$",
+        description="none, backbone (only the head is trained), or until:STAGE, as in until:layer4 or until:blocks.3",
+    )
     freeze_batchnorm: bool = Field(True, description="keep BatchNorm statistics as pretrained")
 
     @field_validator("weights")
@@ -103,7 +133,21 @@ class BackboneSettings(_Section):
             raise ValueError(f"weights = {self.weights!r} are for timm models, not for {self.model}")
         if self.weights == "imagenet" and ":" in self.model:
             raise ValueError(f"{self.model} is your own network; weights = 'none' or a file")
+        if self.head == "replace" and not self.from_file:
+            raise ValueError(
+                f"head = 'replace' is for weight files; weights = {self.weights!r} start a fresh one"
+            )
         return self
+
+    @property
+    def from_file(self) -> bool:
+        """Whether the first weights are a local file's."""
+        return self.weights.endswith((".safetensors", ".pth"))
+
+    @property
+    def keeps_head(self) -> bool:
+        """Whether the head is one that was trained already."""
+        return self.from_file and self.head == "keep"
 
 
 class Augmentation(_Section):
@@ -115,6 +159,9 @@ class Augmentation(_Section):
     contrast: float = Field(0.2, ge=0, le=1, description="largest change, as a share")
     saturation: float = Field(0.0, ge=0, le=1, description="largest change, as a share")
     hue: float = Field(0.0, ge=0, le=0.5, description="largest turn of the colour circle, as a share")
+    randaugment: int = Field(0, ge=0, le=30, description="strength of two random operations; 9 is usual")
+    mixup: float = Field(0.0, ge=0, description="alpha of Mixup; 0.2 is usual")
+    cutmix: float = Field(0.0, ge=0, description="alpha of CutMix; 1.0 is usual")
 
 
 class FinetuneSettings(_Section):
@@ -122,18 +169,57 @@ class FinetuneSettings(_Section):
 
     epochs: int = Field(4, ge=0, description="0 keeps the linear probe")
     batch_size: int = Field(32, ge=1, description="pictures for each step")
-    learning_rate: float = Field(
-        3e-4, gt=0, description="AdamW's highest; it falls as a cosine after the warm-up"
+    optimizer: Literal["adamw", "sgd"] = Field("adamw", description="AdamW, or SGD with momentum")
+    learning_rate: float = Field(3e-4, gt=0, description="the highest; see schedule and warmup")
+    momentum: float = Field(0.9, ge=0, lt=1, description="of sgd")
+    weight_decay: float = Field(1e-2, ge=0, description="of the optimizer")
+    l2_sp: float = Field(
+        0.0, ge=0, description="pull towards the pretrained weights; weight_decay is then the head's alone"
     )
-    weight_decay: float = Field(1e-2, ge=0, description="AdamW's")
+    schedule: Literal["cosine", "constant"] = Field("cosine", description="of the rate after its warm-up")
     warmup: float = Field(0.1, ge=0, lt=1, description="share of all steps over which the rate rises")
     label_smoothing: float = Field(
         0.05, ge=0, lt=1, description="share of the target spread over all classes"
     )
-    probe: bool = Field(True, description="start the head from a linear probe")
+    class_balance: bool = Field(False, description="every class counts alike in the loss, however rare")
+    patience: int = Field(
+        0, ge=0, description="stop after so many epochs without a better one; 0 never stops early"
+    )
+    probe: bool = Field(True, description="start a fresh head from a linear probe")
     threads: int = Field(0, ge=0, description="CPU threads; 0 takes every usable core")
     checkpoint_seconds: float = Field(60.0, gt=0, description="how much work a kill may lose, besides epochs")
     augmentation: Augmentation = Augmentation()
+
+
+class SourceTaskSettings(_Section):
+    """The combined loss J = alpha * J_source + beta * J_target: the source task is learned beside the target's."""
+
+    data: DataSettings
+    alpha: float = Field(ge=0, description="weight of the source task's loss; 0 is the plain run")
+    beta: float = Field(1.0, ge=0, description="weight of the target task's loss")
+    head: Literal["fresh", "keep"] = Field(
+        "fresh",
+        description="keep takes the head of the checkpoint in backbone.weights, whose classes it must know",
+    )
+
+    @model_validator(mode="after")
+    def _learns_something(self) -> SourceTaskSettings:
+        if self.alpha == 0 and self.beta == 0:
+            raise ValueError("alpha and beta are both 0: nothing would be learned")
+        shaping = {"size", "resize", "shorter_side", "interpolation"} & self.data.model_fields_set
+        if shaping:
+            raise ValueError(
+                f"data.{sorted(shaping)[0]} is the target's: one network sees both tasks' pictures"
+            )
+        return self
+
+
+class TeacherSettings(_Section):
+    """Distillation from a larger network that an earlier run fine-tuned on the same classes."""
+
+    checkpoint: Path = Field(description="checkpoint.safetensors of that run, relative to the recipe")
+    temperature: float = Field(4.0, gt=0, description="softens both answers")
+    weight: float = Field(0.5, gt=0, le=1, description="of the teacher's answers against the labels")
 
 
 class ExportSettings(_Section):
@@ -207,10 +293,13 @@ class VariantSettings(_Section):
     calibration_images: int = Field(512, ge=32, description="pictures of train that ranges are read from")
     calibration_method: Literal["minmax", "max", "entropy", "percentile"] | None = Field(
         None,
-        description="onnxruntime-cpu: minmax (default), entropy, percentile; TensorRT: max (default), entropy",
+        description="CPU backends: minmax (default), entropy, percentile; TensorRT: max (default), entropy",
     )
     min_precision_share: float | None = Field(
-        None, ge=0, le=1, description="default 0.95 for onnxruntime-cpu, 0.8 of the MACs for TensorRT"
+        None,
+        ge=0,
+        le=1,
+        description="default 0.95 of the nodes for onnxruntime-cpu, 0.8 of the MACs for OpenVINO and TensorRT",
     )
     fallback: Literal["none", "fp16"] = Field(
         "none",
@@ -250,18 +339,24 @@ class VariantSettings(_Section):
 
     @property
     def precision_share(self) -> float:
-        """The smallest share that must run in the precision, or the backend's default."""
+        """The smallest share that must run in the precision, or the backend's default.
+
+        onnxruntime quantizes every node where all is right, so almost all are asked for. OpenVINO always computes
+        the first convolution of pixels in FP32, and TensorRT keeps what it finds faster: of these most of the work
+        is asked for, in MACs, since one layer in float says little by its number.
+        """
         if self.min_precision_share is not None:
             return self.min_precision_share
-        return 0.8 if self.builds_engine else 0.95
+        return 0.95 if self.backend == "onnxruntime-cpu" else 0.8
 
     @model_validator(mode="after")
     def _check_support(self) -> VariantSettings:
-        if (self.backend, self.precision) not in PREFERENCE or (self.backend, self.precision) == (
-            "onnxruntime-cpu",
-            Precision.FP16,
-        ):
-            raise ValueError(f"{self.backend} has no {self.precision.value} variant")
+        wanted = (self.backend, self.precision)
+        if wanted not in PREFERENCE or wanted in _NOT_MADE:
+            there = [p.value for b, p in PREFERENCE if b == self.backend and (b, p) not in _NOT_MADE]
+            raise ValueError(
+                f"{self.backend} has no {self.precision.value} variant; its precisions are {', '.join(sorted(there))}"
+            )
         known = {"max", "entropy"} if self.builds_engine else {"minmax", "entropy", "percentile"}
         if self.calibration not in known:
             raise ValueError(
@@ -320,6 +415,20 @@ class BenchmarkSettings(_Section):
         ge=1,
         description="blocks per process of the boundaries engine and image, and of one repeated image",
     )
+    mlperf: bool = Field(
+        False, description="MLPerf LoadGen then drives each engine on the CPU that passed its gate"
+    )
+    mlperf_seconds: float = Field(
+        10.0, ge=1, description="for each engine and scenario, at least; MLPerf's own rules ask for 600"
+    )
+
+    @model_validator(mode="after")
+    def _check_mlperf(self) -> BenchmarkSettings:
+        if self.mlperf and not self.enabled:
+            raise ValueError(
+                "mlperf = true needs enabled = true: it drives engines as the benchmark found best"
+            )
+        return self
 
 
 class Recipe(_Section):
@@ -332,10 +441,18 @@ class Recipe(_Section):
     data: DataSettings
     backbone: BackboneSettings
     finetune: FinetuneSettings = FinetuneSettings()
+    source_task: SourceTaskSettings | None = None
+    teacher: TeacherSettings | None = None
     export: ExportSettings = ExportSettings()
     variants: tuple[VariantSettings, ...] = Field(min_length=1)
     gate: GateSettings = GateSettings()
     benchmark: BenchmarkSettings = BenchmarkSettings()
+    _folder: Path | None = PrivateAttr(None)  # no wish, and no part of any key
+
+    @property
+    def folder(self) -> Path | None:
+        """Where the file lies that the recipe was read from; ``None`` for one that was made otherwise."""
+        return self._folder
 
     @field_validator("variants")
     @classmethod
@@ -349,6 +466,16 @@ class Recipe(_Section):
         if taken := {"baseline", "pytorch-tuned", "pytorch-compile"} & set(names):
             raise ValueError(f"{sorted(taken)[0]!r} is the PyTorch model's own name")
         return variants
+
+    @model_validator(mode="after")
+    def _transfer_makes_sense(self) -> Recipe:
+        if self.finetune.l2_sp and (self.backbone.weights == "none" or self.backbone.freeze == "backbone"):
+            raise ValueError(
+                "finetune.l2_sp pulls towards pretrained weights that are trained on; there are none"
+            )
+        if self.source_task is not None and self.source_task.head == "keep" and not self.backbone.from_file:
+            raise ValueError("source_task.head = 'keep' needs a checkpoint in backbone.weights")
+        return self
 
 
 def load_recipe(path: Path, overrides: Iterable[str] = ()) -> Recipe:
@@ -364,24 +491,51 @@ def load_recipe(path: Path, overrides: Iterable[str] = ()) -> Recipe:
     try:
         values = tomllib.loads(path.read_text("utf-8-sig"))  # some editors write a byte order mark
     except FileNotFoundError as error:
-        raise RecipeError(f"There is no recipe {path}.", path=path) from error
-    except (OSError, UnicodeDecodeError) as error:
-        raise RecipeError(f"The recipe {path} cannot be read: {error}.", path=path) from error
+        raise RecipeError(f"There is no recipe {path}.", hint=_suggest_recipe(path), path=path) from error
+    except IsADirectoryError as error:
+        inside = ", ".join(sorted(entry.name for entry in path.glob("*.toml"))[:5])
+        hint = f"It holds {inside}: name one of them." if inside else _suggest_recipe(path)
+        raise RecipeError(
+            f"The recipe {path} is a folder, wanted a TOML file.", hint=hint, path=path
+        ) from error
+    except UnicodeDecodeError as error:
+        text = f"The recipe {path} cannot be read: it is no text in UTF-8 ({error.reason} at byte {error.start})."
+        raise RecipeError(text, hint="Save it as UTF-8.", path=path) from error
+    except OSError as error:
+        hint = "Check the path and its permissions."
+        raise RecipeError(
+            f"The recipe {path} cannot be read: {error.strerror}.", hint=hint, path=path
+        ) from error
     except tomllib.TOMLDecodeError as error:
-        raise RecipeError(f"{path} is not valid TOML: {error}.", path=path) from error
+        hint = "Texts stand in quotes, sections in [brackets]: https://toml.io"
+        raise RecipeError(f"{path} is not valid TOML: {error}.", hint=hint, path=path) from error
     for override in overrides:
         _apply_override(values, override)
     _resolve_paths(values, path.parent)
     try:
-        return Recipe.model_validate(values)
+        recipe = Recipe.model_validate(values)
     except ValidationError as error:
-        raise RecipeError(f"{path}: {_explain(error)}", path=path) from error
+        message, hint = _explain(error, values)
+        raise RecipeError(f"{path}: {message}", hint=hint, path=path) from error
+    recipe._folder = path.resolve().parent
+    return recipe
+
+
+def _suggest_recipe(path: Path) -> str:
+    """The nearest TOML file in the folder where one was looked for."""
+    beside = sorted(entry.stem for entry in path.parent.glob("*.toml")) if path.parent.is_dir() else []
+    near = difflib.get_close_matches(path.stem, beside, n=1, cutoff=0.5)
+    if near:
+        return f"Did you mean {path.parent / near[0]}.toml?"
+    return "A recipe is a TOML file; the folder recipes/ of the project holds ready ones."
 
 
 def _apply_override(values: dict[str, Any], override: str) -> None:
     key, equals, text = override.partition("=")
     if not equals or not key:
-        raise RecipeError(f"--set {override}: wanted section.key=value.", hint="--set finetune.epochs=2")
+        raise RecipeError(
+            f"--set {override}: wanted section.key=value.", hint="Example: --set finetune.epochs=2"
+        )
     try:
         value = tomllib.loads(f"value = {text}")["value"]
     except tomllib.TOMLDecodeError:
@@ -391,7 +545,10 @@ def _apply_override(values: dict[str, Any], override: str) -> None:
     for parent in parents:
         target = _descend(target, parent, override)
     if isinstance(target, list):
-        raise RecipeError(f"--set {override}: name the variant, as in variants.int8.{last}=...")
+        raise RecipeError(
+            f"--set {override}: wanted the name of a variant.",
+            hint=f"Example: --set variants.int8.{last}=...",
+        )
     target[last] = value
 
 
@@ -401,45 +558,92 @@ def _descend(target: Any, parent: str, override: str) -> Any:
         for item in target:
             if isinstance(item, dict) and item.get("name") == parent:
                 return item
-        raise RecipeError(f"--set {override}: there is no variant {parent!r}.")
+        names = [str(item.get("name")) for item in target if isinstance(item, dict)]
+        raise RecipeError(
+            f"--set {override}: there is no variant {parent!r}.", hint=f"The recipe has: {', '.join(names)}."
+        )
     child = target.setdefault(parent, {})
     if not isinstance(child, dict | list):
-        raise RecipeError(f"--set {override}: {parent!r} is a value, not a section.")
+        raise RecipeError(
+            f"--set {override}: {parent!r} is a value, not a section.",
+            hint=f"Set it as a whole, with nothing behind {parent}.",
+        )
     return child
 
 
 def _resolve_paths(values: dict[str, Any], folder: Path) -> None:
-    data, backbone = values.get("data"), values.get("backbone")
-    if isinstance(data, dict) and isinstance(data.get("path"), str):
-        data["path"] = str(folder / Path(data["path"]).expanduser())
+    source, backbone = values.get("source_task"), values.get("backbone")
+    for data in (values.get("data"), source.get("data") if isinstance(source, dict) else None):
+        if isinstance(data, dict) and isinstance(data.get("path"), str):
+            data["path"] = str(folder / Path(data["path"]).expanduser())
+    teacher = values.get("teacher")
+    if isinstance(teacher, dict) and isinstance(teacher.get("checkpoint"), str):
+        teacher["checkpoint"] = str(folder / Path(teacher["checkpoint"]).expanduser())
     if isinstance(backbone, dict) and str(backbone.get("weights", "")).endswith((".safetensors", ".pth")):
         backbone["weights"] = str(folder / Path(backbone["weights"]).expanduser())
 
 
-def _explain(error: ValidationError) -> str:
-    """The first problem in one sentence, with a count of the others."""
+def _explain(error: ValidationError, values: Mapping[str, Any]) -> tuple[str, str]:
+    """The first problem in one sentence with a count of the others, and what to do about it."""
     # A misspelt key also leaves the right one missing: tell of the cause, not of the consequence.
     problems = sorted(error.errors(), key=lambda problem: problem["type"] != "extra_forbidden")
     first = problems[0]
-    where = ".".join(str(part) for part in first["loc"])
+    where = _name_place(first["loc"], values)
     more = f" ({len(problems) - 1} more)" if len(problems) > 1 else ""
     if first["type"] == "extra_forbidden":
         known = _keys_beside(first["loc"])
         near = difflib.get_close_matches(str(first["loc"][-1]), known, n=1, cutoff=0.5)
         advice = f"did you mean {near[0]!r}?" if near else f"known keys: {', '.join(sorted(known))}."
-        return f"unknown key {where!r}; {advice}{more}"
+        return f"unknown key {where!r}; {advice}{more}", "Rename the key, or remove it."
     if first["type"] == "missing":
-        return f"{where!r} is missing.{more}"
-    return f"{where or 'the recipe'} = {first['input']!r}: {first['msg']}.{more}"
+        return f"{where!r} is missing.{more}", _describe_key(first["loc"]) or "Add it to the recipe."
+    text = first["msg"].removeprefix("Value error, ")
+    if isinstance(
+        first["input"], dict | list | BaseModel
+    ):  # a rule over a whole section: its text names the keys
+        return f"{where or 'the recipe'}: {text}.{more}", "Change one of the keys that it names."
+    hint = _describe_key(first["loc"]) or "Change it in the recipe, or with --set KEY=VALUE."
+    return f"{where or 'the recipe'} = {first['input']!r}: {text}.{more}", hint
 
 
-def _keys_beside(location: tuple[int | str, ...]) -> list[str]:
+def _name_place(location: Sequence[int | str], values: Mapping[str, Any]) -> str:
+    """``variants.int8.precision``, as ``--set`` takes it, of ``("variants", 1, "precision")``."""
+    parts: list[str] = []
+    here: Any = values
+    for part in location:
+        try:
+            here = here[part]
+        except (LookupError, TypeError):
+            here = None
+        named = isinstance(part, int) and isinstance(here, dict) and isinstance(here.get("name"), str)
+        parts.append(here["name"] if named else str(part))
+    return ".".join(parts)
+
+
+def _describe_key(location: Sequence[int | str]) -> str | None:
+    """What a key means and its default, as the recipe's models say; ``None`` where they say nothing."""
+    try:
+        field = _model_at(location[:-1]).model_fields[str(location[-1])]
+    except (LookupError, AttributeError):
+        return None
+    told = [f"{location[-1]}: {field.description}."] if field.description else []
+    if not field.is_required() and not isinstance(field.default, BaseModel):
+        told.append(f"Left out, it is {field.default!r}.")
+    return " ".join(told) or None
+
+
+def _keys_beside(location: Sequence[int | str]) -> list[str]:
     """The keys that are allowed where an unknown one stood."""
+    return list(_model_at(location[:-1]).model_fields)
+
+
+def _model_at(location: Sequence[int | str]) -> Any:
+    """The model of a section, by its place in the recipe."""
     model: Any = Recipe
-    for part in location[:-1]:
+    for part in location:
         if isinstance(part, int):
             continue
         annotation = model.model_fields[part].annotation
         arguments: Mapping[str, Any] = {str(i): a for i, a in enumerate(getattr(annotation, "__args__", ()))}
         model = next(iter(arguments.values()), annotation)
-    return list(model.model_fields)
+    return model

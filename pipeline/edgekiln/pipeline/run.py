@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import json
 import os
 import shutil
@@ -67,7 +68,12 @@ def _matching(names: Sequence[str], wanted: str) -> list[str]:
     """Stages of that name or kind: ``variant`` means every variant."""
     found = [name for name in names if wanted in {name, name.partition(".")[0]}]
     if not found:
-        raise UsageError(f"There is no stage {wanted!r}; there are: {', '.join(names)}.")
+        kinds = list(dict.fromkeys([*names, *(name.partition(".")[0] for name in names)]))
+        near = difflib.get_close_matches(wanted, kinds, n=1, cutoff=0.5)
+        raise UsageError(
+            f"There is no stage {wanted!r}; there are: {', '.join(names)}.",
+            hint=f"Did you mean {near[0]!r}?" if near else "Give one of these.",
+        )
     return found
 
 
@@ -99,7 +105,7 @@ def _run_stage(
     context = StageContext(recipe, folder, {name: done[name].folder for name in stage.inputs}, progress)
     started = time.monotonic()
     progress.message(f"{label} ...")
-    with progress.stage(label):
+    with progress.stage(label), store.explain_full_disk():
         stage.work(context)
     record = store.finish(stage.name, key, time.monotonic() - started, about)
     progress.message(f"{label}: {record.seconds:.1f} s")

@@ -19,7 +19,7 @@ from edgekiln.benchmarks.gate import tango_interval
 from edgekiln.pipeline.data import load_split
 from edgekiln.pipeline.recipe import VariantSettings
 from edgekiln.pipeline.stage_files import MODEL_NAME, StageContext
-from edgekiln.runtime.backends import open_session
+from edgekiln.runtime.backends import Backend, open_session
 from edgekiln.runtime.spec import Frames, Logits
 
 __all__ = ["CANDIDATES_NAME", "Loop", "allowed_drop", "answer", "hold_budget", "make_rule"]
@@ -71,9 +71,9 @@ def make_rule(max_drop: float, confidence: float, images: int) -> tuple[Callable
     return accepts, "interval" if by_interval else "estimate"
 
 
-def answer(model: bytes, frames: Frames) -> Logits:
-    """float32 (N, C) logits of a graph as onnxruntime runs it on the CPU; frames may be memory-mapped."""
-    session = open_session("onnxruntime-cpu", model)
+def answer(model: bytes, frames: Frames, backend: Backend = "onnxruntime-cpu") -> Logits:
+    """float32 (N, C) logits of a graph as one of the CPU backends runs it; frames may be memory-mapped."""
+    session = open_session(backend, model)
     try:
         return np.concatenate(
             [session.run(np.array(frames[i : i + _BATCH])) for i in range(0, len(frames), _BATCH)]

@@ -1,6 +1,7 @@
 """The stages: each a function from finished folders to files in its own folder. ``run`` puts them in order.
 
-data -> finetune -> export -> variant.NAME -> engine.NAME -> evaluate.NAME -> benchmark -> bundle
+data (-> data.source) -> finetune -> export -> variant.NAME -> engine.NAME -> evaluate.NAME -> benchmark -> mlperf
+-> bundle
 """
 
 from __future__ import annotations
@@ -11,12 +12,13 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from edgekiln.pipeline.data import (
     LabelledImages,
+    describe_unjudged,
     load_split,
     make_contract,
     prepare_splits,
@@ -24,20 +26,23 @@ from edgekiln.pipeline.data import (
     read_source,
 )
 from edgekiln.pipeline.engines import build_variant, built_files, evaluate_variant
-from edgekiln.pipeline.recipe import Recipe, VariantSettings
+from edgekiln.pipeline.recipe import DataSettings, Recipe, VariantSettings
 from edgekiln.pipeline.stage_files import (
     BASELINE,
     LOGITS_NAME,
     MODEL_NAME,
     StageContext,
+    read_contract,
     read_logits,
     save_logits,
     write_json,
 )
 from edgekiln.pipeline.variants import make_variant
-from edgekiln.runtime.backends import open_session
-from edgekiln.runtime.contract import Contract
+from edgekiln.runtime.backends import CPU_BACKENDS, open_session
 from edgekiln.runtime.spec import Precision
+
+if TYPE_CHECKING:
+    from edgekiln.pipeline.source_task import SourceData
 
 __all__ = ["Stage", "plan_stages", "stage_names"]
 
@@ -70,19 +75,24 @@ def stage_names(recipe: Recipe) -> list[str]:
     variants = [variant.name for variant in recipe.variants]
     return [
         "data",
+        *([_SOURCE_STAGE] if _source_task(recipe) else []),
         "finetune",
         "export",
         *(f"variant.{name}" for name in variants),
         *(f"engine.{variant.name}" for variant in recipe.variants if variant.builds_engine),
         *(f"evaluate.{name}" for name in (BASELINE, *variants)),
         *(["benchmark"] if recipe.benchmark.enabled else []),
+        *(["mlperf"] if recipe.benchmark.mlperf else []),
         "bundle",
     ]
 
 
 def plan_stages(recipe: Recipe) -> list[Stage]:
     """All stages of a recipe, each after those that it reads."""
-    stages = [_data_stage(recipe), _finetune_stage(recipe), _export_stage(recipe)]
+    stages = [_data_stage(recipe)]
+    if source := _source_task(recipe):
+        stages.append(_data_stage(recipe, source, _SOURCE_STAGE))
+    stages += [_finetune_stage(recipe), _export_stage(recipe)]
     stages += [_variant_stage(recipe, variant) for variant in recipe.variants]
     stages += [_engine_stage(variant) for variant in recipe.variants if variant.builds_engine]
     stages.append(
@@ -98,6 +108,8 @@ def plan_stages(recipe: Recipe) -> list[Stage]:
     judged = tuple(stage.name for stage in stages)
     if recipe.benchmark.enabled:
         stages.append(_benchmark_stage(recipe, judged))
+    if recipe.benchmark.mlperf:
+        stages.append(_mlperf_stage(recipe, judged))
     stages.append(_bundle_stage(recipe, tuple(stage.name for stage in stages)))
     return stages
 
@@ -106,17 +118,31 @@ def plan_stages(recipe: Recipe) -> list[Stage]:
 # data
 
 
-def _data_stage(recipe: Recipe) -> Stage:
+_SOURCE_STAGE = "data.source"
+
+
+def _source_task(recipe: Recipe) -> DataSettings | None:
+    """The source task's data, prepared as the target's; ``None`` where its loss has no weight."""
+    task = recipe.source_task
+    if task is None or task.alpha == 0:
+        return None
+    shaping = {"size", "resize", "shorter_side", "interpolation"}
+    return task.data.model_copy(update={key: getattr(recipe.data, key) for key in shaping})
+
+
+def _data_stage(recipe: Recipe, settings: DataSettings | None = None, name: str = "data") -> Stage:
+    data = settings or recipe.data
     return Stage(
-        "data",
+        name,
         (),
         {
-            "data": recipe.data.model_dump(mode="json"),
+            "data": data.model_dump(mode="json"),
             "seed": recipe.seed,
-            "pictures": _fingerprint(read_source(recipe.data)),
+            "pictures": _fingerprint(read_source(data)),
         },
         ("numpy", "Pillow"),
-        _prepare_data,
+        lambda context: _prepare_data(context, data),
+        revision=2,
     )
 
 
@@ -142,9 +168,9 @@ def _file_status(path: Path) -> tuple[int, int, int] | None:
     return status.st_size, status.st_mtime_ns, status.st_ctime_ns
 
 
-def _prepare_data(context: StageContext) -> None:
+def _prepare_data(context: StageContext, settings: DataSettings) -> None:
     index = prepare_splits(
-        context.recipe.data,
+        settings,
         seed=context.recipe.seed,
         folder=context.folder,
         advance=lambda done, total: context.progress.advance(done, total, "pictures"),
@@ -161,6 +187,8 @@ def _prepare_data(context: StageContext) -> None:
         if entries:
             more = f" and {len(entries) - 5} more" if len(entries) > 5 else ""
             context.progress.message(f"  {len(entries)} {text}: {', '.join(entries[:5])}{more}")
+    for notice in describe_unjudged(index["unjudged"]):
+        context.progress.message(f"  {notice}")
 
 
 # --------------------------------------------------------------------------------------------------------------
@@ -174,7 +202,7 @@ def _finetune_stage(recipe: Recipe) -> Stage:
     weights = Path(recipe.backbone.weights)
     return Stage(
         "finetune",
-        ("data",),
+        ("data", *([_SOURCE_STAGE] if _source_task(recipe) else [])),
         {
             "backbone": recipe.backbone.model_dump(mode="json"),
             "weights_file": _file_digest(weights) if weights.suffix in {".pth", ".safetensors"} else None,
@@ -184,6 +212,14 @@ def _finetune_stage(recipe: Recipe) -> Stage:
                 mode="json", include={"size", "resize", "shorter_side", "interpolation"}
             ),
             "code": _source_digest(recipe.backbone.model),
+            "source_task": recipe.source_task.model_dump(mode="json", exclude={"data"})
+            if recipe.source_task
+            else None,
+            "teacher": recipe.teacher
+            and {
+                **recipe.teacher.model_dump(mode="json", exclude={"checkpoint"}),
+                "sha256": _file_digest(recipe.teacher.checkpoint),
+            },
             "seed": recipe.seed,
             "device": "cuda" if torch.cuda.is_available() else "cpu",
         },
@@ -227,8 +263,30 @@ def _finetune(context: StageContext) -> None:
         val=load_split(data, "val"),
         seed=recipe.seed,
         advance=context.progress.advance,
+        source=_load_source(context, classes),
+        beta=recipe.source_task.beta if recipe.source_task else 1.0,
+        teacher=recipe.teacher,
     )
     finetune(job, context.folder)
+
+
+def _load_source(context: StageContext, target: tuple[str, ...]) -> SourceData | None:
+    """The pictures of the source task, and its head where a checkpoint's is kept."""
+    from edgekiln.pipeline.backbones import build_backbone, find_head
+    from edgekiln.pipeline.source_task import SourceData, check_labels, read_source_head
+    from edgekiln.pipeline.weights import read_weights
+
+    recipe, task = context.recipe, context.recipe.source_task
+    if task is None or _SOURCE_STAGE not in context.inputs:
+        return None
+    folder = context.inputs[_SOURCE_STAGE]
+    classes, head = read_classes(folder), None
+    check_labels(classes, target)
+    if task.head == "keep":
+        network = build_backbone(recipe.backbone, len(target), recipe.data.size, load_weights=False).network
+        stored = read_weights(Path(recipe.backbone.weights))
+        head = read_source_head(stored, find_head(network, len(target))[0], classes)
+    return SourceData(load_split(folder, "train"), load_split(folder, "val"), classes, task.alpha, head)
 
 
 def _export_stage(recipe: Recipe) -> Stage:
@@ -289,7 +347,8 @@ def _variant_stage(recipe: Recipe, variant: VariantSettings) -> Stage:
     relevant: dict[str, Any] = {"precision": variant.precision.value, "engine": variant.builds_engine}
     if variant.precision is not Precision.FP32:
         relevant |= {
-            "family": "cpu" if variant.backend == "onnxruntime-cpu" else "gpu",
+            # onnxruntime's and OpenVINO's INT8 graphs are the same; what audits and searches them is not.
+            "family": _FAMILIES.get(variant.backend, "gpu"),
             "calibration_images": variant.calibration_images,
             "calibration_method": variant.calibration,
             "precision_share": variant.precision_share,
@@ -304,11 +363,19 @@ def _variant_stage(recipe: Recipe, variant: VariantSettings) -> Stage:
         f"variant.{variant.name}",
         ("data", "export"),
         relevant,
-        ("onnx", "onnxruntime", "onnxruntime-gpu", "nvidia-modelopt"),
+        ("onnx", "onnxruntime", "onnxruntime-gpu", "nvidia-modelopt", *_own_tools(variant)),
         lambda context: make_variant(context, variant),
         resumable=variant.searches,  # judged candidates are kept
         revision=3,
     )
+
+
+_FAMILIES = {"onnxruntime-cpu": "cpu", "openvino": "openvino"}
+
+
+def _own_tools(variant: VariantSettings) -> tuple[str, ...]:
+    """What no other backend uses: its coming and going leaves the stages of the others as they are."""
+    return ("openvino",) if variant.backend == "openvino" else ()
 
 
 def _engine_stage(variant: VariantSettings) -> Stage:
@@ -357,9 +424,16 @@ def _evaluate_stage(variant: VariantSettings) -> Stage:
         ("data", *makers),
         {
             "backend": variant.backend,
-            "devices": None if variant.backend == "onnxruntime-cpu" else _visible_devices(),
+            "devices": None if variant.backend in CPU_BACKENDS else _visible_devices(),
         },
-        ("onnxruntime", "onnxruntime-gpu", "pycuda", "cuda-bindings", *_ENGINE_LIBRARIES),
+        (
+            "onnxruntime",
+            "onnxruntime-gpu",
+            "pycuda",
+            "cuda-bindings",
+            *_ENGINE_LIBRARIES,
+            *_own_tools(variant),
+        ),
         lambda context: evaluate_variant(context, variant),
         revision=2,
     )
@@ -373,18 +447,36 @@ def _benchmark_stage(recipe: Recipe, inputs: tuple[str, ...]) -> Stage:
     from edgekiln.benchmarks.environment import describe_machine
 
     machine = describe_machine()
+    tools = sorted({tool for variant in recipe.variants for tool in _own_tools(variant)})
     return Stage(
         "benchmark",
         inputs,
         {
-            "benchmark": recipe.benchmark.model_dump(mode="json"),
+            "benchmark": recipe.benchmark.model_dump(mode="json", exclude={"mlperf", "mlperf_seconds"}),
             "backbone": recipe.backbone.model_dump(mode="json"),
             "variants": [v.name for v in recipe.variants],
             "machine": {key: machine[key] for key in ("cpu", "cores", "avx2", "vnni", "gpus")},
         },
-        ("torch", "onnxruntime", "onnxruntime-gpu"),
+        ("torch", "onnxruntime", "onnxruntime-gpu", *tools),
         _benchmark,
-        revision=2,
+        revision=3,
+    )
+
+
+def _mlperf_stage(recipe: Recipe, judged: tuple[str, ...]) -> Stage:
+    from edgekiln.pipeline.mlperf import drive_engines
+
+    return Stage(
+        "mlperf",
+        (*judged, "benchmark"),
+        {
+            "seconds": recipe.benchmark.mlperf_seconds,
+            # An engine is driven when it passed, and verdicts depend on the gate.
+            "gate": recipe.gate.model_dump(mode="json", exclude={"inconclusive"}),
+            "max_drops": [variant.max_drop for variant in recipe.variants],
+        },
+        ("mlcommons-loadgen", "onnxruntime", "onnxruntime-gpu"),
+        drive_engines,
     )
 
 
@@ -400,7 +492,7 @@ def _benchmark(context: StageContext) -> None:
         inputs,
         np.array(test.frames[:count]),
         _encoded_pictures(context.recipe, test.keys[:count]),
-        _read_contract(context).to_json(),
+        read_contract(context).to_json(),
     )
     contenders = [_torch_contender(context, BASELINE, count)]
     contenders += [_torch_contender(context, peer, count) for peer in settings.peers]
@@ -429,12 +521,6 @@ def _encoded_pictures(recipe: Recipe, keys: Sequence[str]) -> list[bytes]:
     if not all(isinstance(picture, str | os.PathLike) for picture in pictures):
         return []
     return [Path(str(picture)).read_bytes() for picture in pictures]
-
-
-def _read_contract(context: StageContext) -> Contract:
-    from edgekiln.pipeline.checkpoint import CHECKPOINT_NAME, load_tensors
-
-    return Contract.from_json(load_tensors(context.inputs["finetune"] / CHECKPOINT_NAME)[1]["contract"])
 
 
 _PEERS: dict[str, dict[str, bool]] = {
@@ -478,4 +564,5 @@ def _bundle_stage(recipe: Recipe, inputs: tuple[str, ...]) -> Stage:
         {"recipe": public_recipe(recipe)},
         ("jinja2", "matplotlib"),
         pack_bundle,
+        revision=2,
     )

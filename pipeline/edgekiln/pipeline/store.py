@@ -8,6 +8,7 @@ This module knows nothing of what stages do.
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import hashlib
 import json
@@ -80,6 +81,21 @@ class StageStore:
             yield
         finally:
             os.close(descriptor)
+
+    @contextlib.contextmanager
+    def explain_full_disk(self) -> Iterator[None]:
+        """Say which place is full: the system's own error names no file when writing fails."""
+        try:
+            yield
+        except OSError as error:
+            if error.errno not in {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}:
+                raise
+            raise ResourceError(
+                f"No space is left for {error.filename or self._root}: {error.strerror}.",
+                hint="Free some, or choose another place with --runs, and run the same command again: finished "
+                "stages are kept.",
+                path=error.filename or self._root,
+            ) from error
 
     def find(self, name: str, key: str) -> StageRecord | None:
         """The finished stage of that key, or ``None`` where it is absent, incomplete or unreadable."""

@@ -22,6 +22,7 @@ from edgekiln.benchmarks.environment import describe_machine
 from edgekiln.benchmarks.judging import Reference, judge_answers, read_answers
 from edgekiln.pipeline.building import EngineRequest, build_engines, plan_builds
 from edgekiln.pipeline.progress import Progress
+from edgekiln.pipeline.sbom import write_sbom
 from edgekiln.runtime.backends import open_session
 from edgekiln.runtime.bundle import Bundle, VariantRecord, open_bundle, write_manifest
 from edgekiln.runtime.contract import Contract
@@ -444,6 +445,7 @@ def _write(parent: Bundle, rows: list[dict[str, Any]], folder: Path) -> dict[str
         "provenance": parent.manifest.get("provenance"),
         "machine": describe_machine(),
     }
+    write_sbom(folder, {**content, "recipe": (content["provenance"] or {}).get("recipe")})
     write_manifest(folder, content)
     return content
 

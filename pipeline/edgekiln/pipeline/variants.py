@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Collection
+from collections.abc import Callable, Collection
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +14,7 @@ from edgekiln.pipeline.recipe import VariantSettings
 from edgekiln.pipeline.searching import Loop, answer, hold_budget
 from edgekiln.pipeline.stage_files import ABOUT_NAME, FALLBACK_NAME, MODEL_NAME, StageContext, write_json
 from edgekiln.runtime.errors import DataError, EngineError, GateError, MissingExtraError
-from edgekiln.runtime.spec import Precision
+from edgekiln.runtime.spec import Frames, Logits, Precision
 
 __all__ = ["make_variant"]
 
@@ -48,7 +50,7 @@ def _make_graph(
             shutil.copyfile(source, target)
         case Precision.FP16, _:
             _convert_to_fp16(context, variant, source, target, about)
-        case Precision.INT8, "onnxruntime-cpu":
+        case Precision.INT8, "onnxruntime-cpu" | "openvino":
             _quantize_for_cpu(context, variant, source, target, about)
         case _:
             _quantize_for_tensorrt(context, variant, source, target, about)
@@ -144,9 +146,9 @@ def _quantize_for_tensorrt(
 def _quantize_for_cpu(
     context: StageContext, variant: VariantSettings, source: Path, target: Path, about: dict[str, Any]
 ) -> None:
-    from edgekiln.export.audit_onnxruntime import audit_int8
     from edgekiln.export.int8_cpu import measure_ranges, quantize_for_cpu
 
+    judge = _cpu_judge(variant)
     calibration = _choose_calibration(context, variant, about)
     method = variant.calibration
     about["calibration"]["method"] = method
@@ -161,13 +163,35 @@ def _quantize_for_cpu(
             quantize_for_cpu(source, part, calibration, method, keep_float=keep_float, ranges=ranges)
             return part.read_bytes()
 
-        loop = Loop(target.read_bytes(), make, answer, "onnxruntime on this CPU", "FP32")
+        loop = Loop(target.read_bytes(), make, judge.evaluate, f"{judge.name} on this CPU", "FP32")
         kept = hold_budget(context, variant, loop, about)
         if kept:
             pixels = quantize_for_cpu(source, target, calibration, method, keep_float=kept, ranges=ranges)
     about["pixels_feed_directly"] = pixels
-    audit = audit_int8(source.read_bytes(), target.read_bytes(), variant.precision_share, keep_float=kept)
+    audit = judge.audit(source.read_bytes(), target.read_bytes(), variant.precision_share, keep_float=kept)
     about["audit"] = audit.to_dict()
+
+
+@dataclass(frozen=True, slots=True)
+class _CpuJudge:
+    """The library that runs an INT8 graph for CPUs, and so answers for it and tells what it computes with."""
+
+    name: str
+    evaluate: Callable[[bytes, Frames], Logits]
+    audit: Callable[..., Any]
+
+
+def _cpu_judge(variant: VariantSettings) -> _CpuJudge:
+    """Raises MissingExtraError where the variant's library is not here: nothing is calibrated in vain."""
+    if variant.backend == "openvino":
+        from edgekiln.export.audit_openvino import audit_openvino
+        from edgekiln.runtime.backends.openvino import import_openvino
+
+        import_openvino()
+        return _CpuJudge("OpenVINO", partial(answer, backend="openvino"), audit_openvino)
+    from edgekiln.export.audit_onnxruntime import audit_int8
+
+    return _CpuJudge("onnxruntime", answer, audit_int8)
 
 
 def _count_macs(model: Path) -> dict[str, int]:

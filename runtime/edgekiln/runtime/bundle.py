@@ -1,8 +1,10 @@
-"""The bundle: a flat folder with a manifest that lists every file by sha256. What ships, and how it is opened.
+"""The bundle: a flat folder, or a zip of one, with a manifest that lists every file by sha256. What ships, and how it
+is opened.
 
 Schema policy: ``schema_version`` is "major.minor". A reader takes every minor version of its own major, unknown
 fields included, and refuses another major. Nothing is handed to an engine library before the whole folder
-agrees with the manifest, and the bytes that were hashed are the bytes that are loaded.
+agrees with the manifest, and the bytes that were hashed are the bytes that are loaded. A signature, ``model.sig``,
+covers the manifest and every file, so the manifest does not list it; it is checked first, where keys are trusted.
 """
 
 from __future__ import annotations
@@ -12,13 +14,13 @@ import json
 import logging
 import os
 import re
-import stat
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, BinaryIO, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
-from edgekiln.runtime.backends import Backend, open_session
+from edgekiln.runtime.backends import CPU_BACKENDS, Backend, open_session
+from edgekiln.runtime.bundle_source import FRESH_COPY, BundleSource, FolderSource, hash_chunks, hash_file
 from edgekiln.runtime.classifier import Classifier, Selection
 from edgekiln.runtime.contract import Contract
 from edgekiln.runtime.errors import (
@@ -27,15 +29,20 @@ from edgekiln.runtime.errors import (
     EdgekilnError,
     EnvironmentProblem,
     ResourceError,
+    SignatureError,
     UsageError,
 )
 from edgekiln.runtime.session import Session
 from edgekiln.runtime.spec import Precision
 
+if TYPE_CHECKING:
+    from edgekiln.runtime.signing import KeySource, SignedContent
+
 __all__ = [
     "MANIFEST_NAME",
     "PREFERENCE",
     "SCHEMA_VERSION",
+    "SIGNATURE_NAME",
     "Bundle",
     "FileRecord",
     "VariantRecord",
@@ -51,6 +58,9 @@ Verdict = Literal["pass", "fail", "inconclusive", "not-run", "unverified"]
 MANIFEST_NAME = "manifest.json"
 SCHEMA_VERSION = "1.1"
 MAX_MANIFEST_BYTES = 16 * 2**20
+SIGNATURE_NAME = "model.sig"
+MAX_SIGNATURE_BYTES = 4 * 2**20
+_UNLISTED = frozenset({MANIFEST_NAME, SIGNATURE_NAME})
 _SAFE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
 PREFERENCE: tuple[tuple[Backend, Precision], ...] = (
@@ -63,11 +73,15 @@ PREFERENCE: tuple[tuple[Backend, Precision], ...] = (
     ("tensorrt-rtx", Precision.INT8),  # unfused there: slower than FP16 as far as its plans tell
     ("onnxruntime-cuda", Precision.FP32),
     ("onnxruntime-cpu", Precision.INT8),
+    ("openvino", Precision.INT8),  # as fast or faster, but slower to load: docs/backends.md
     ("onnxruntime-cpu", Precision.FP32),
+    ("openvino", Precision.FP32),
     ("onnxruntime-cpu", Precision.FP16),
 )
 """``load`` without a variant takes the first of these that passed its gate and can run here: GPU before CPU,
 then the precision that is fastest there (CPUs have no FP16 arithmetic, so it comes last on them)."""
+
+_WHERE_BUNDLES_ARE = "`edgekiln run` prints the path of the bundle that it made: RUNS/NAME/bundle."
 
 _log = logging.getLogger("edgekiln.runtime")
 
@@ -109,7 +123,7 @@ class VariantRecord:
     @property
     def device(self) -> Literal["cpu", "cuda"]:
         """What its backend runs on."""
-        return "cpu" if self.backend == "onnxruntime-cpu" else "cuda"
+        return "cpu" if self.backend in CPU_BACKENDS else "cuda"
 
     @property
     def deployable(self) -> bool:
@@ -119,7 +133,14 @@ class VariantRecord:
 
 @dataclass(frozen=True, slots=True)
 class Bundle:
-    """An opened bundle, every file of which agreed with the manifest when it was opened."""
+    """An opened bundle, every file of which agreed with the manifest when it was opened.
+
+    Attributes:
+        path: the folder or archive.
+        digest: sha256 of the manifest, as hex.
+        signer: fingerprint of the trusted key that signed it; ``None`` where no trusted keys were given, and then
+            a signature that may be there proves nothing.
+    """
 
     path: Path
     name: str
@@ -128,6 +149,8 @@ class Bundle:
     variants: tuple[VariantRecord, ...]
     files: Mapping[str, FileRecord]
     manifest: Mapping[str, Any] = field(repr=False)
+    source: BundleSource = field(repr=False, compare=False)
+    signer: str | None = None
 
     def variant(self, name: str) -> VariantRecord:
         """The variant of that name; raises UsageError with the names there are."""
@@ -135,41 +158,113 @@ class Bundle:
             if variant.name == name:
                 return variant
         known = ", ".join(v.name for v in self.variants)
-        raise UsageError(f"The bundle {self.path} has no variant {name!r}; it has: {known}.")
+        raise UsageError(
+            f"The bundle {self.path} has no variant {name!r}; it has: {known}.",
+            hint="Give one of these, or none: then the best that runs here is taken.",
+            path=self.path,
+        )
 
     def read(self, name: str) -> bytes:
         """The bytes of one file, hashed as they are returned; raises BundleError where they changed."""
         record = self.files.get(name)
         if record is None:
-            raise BundleError(f"{name!r} is not listed in the manifest.", path=self.path)
-        data = b"".join(_read_chunks(self.path / name, record.size))
-        _compare(self.path / name, record, hashlib.sha256(data).hexdigest(), len(data))
-        return data
+            raise BundleError(f"{name!r} is not listed in the manifest.", hint=FRESH_COPY, path=self.path)
+        return _read_checked(self.source, name, record)
+
+    def members(self) -> Iterator[tuple[str, bytes]]:
+        """Every file by name, manifest and signature first, hashed as it is returned."""
+        manifest = b"".join(self.source.read(MANIFEST_NAME, MAX_MANIFEST_BYTES))
+        if hashlib.sha256(manifest).hexdigest() != self.digest:
+            raise BundleError(f"{self.path / MANIFEST_NAME} was changed since it was read.", path=self.path)
+        yield MANIFEST_NAME, manifest
+        if SIGNATURE_NAME in self.source.names():
+            yield SIGNATURE_NAME, b"".join(self.source.read(SIGNATURE_NAME, MAX_SIGNATURE_BYTES))
+        for name in sorted(self.files):
+            yield name, self.read(name)
 
 
-def open_bundle(path: str | os.PathLike[str]) -> Bundle:
-    """Open a bundle and check every byte of it against its manifest.
+def open_bundle(path: str | os.PathLike[str], *, trusted_keys: Sequence[KeySource] | None = None) -> Bundle:
+    """Open a bundle, a folder or a ``.zip``, and check every byte of it against its manifest.
+
+    Args:
+        path: the folder or archive. An archive is read into memory; nothing of it is written to disk.
+        trusted_keys: public keys, as paths of PEM files or PEM bytes; the bundle must be signed by one of them.
 
     Raises:
-        UsageError: there is no such folder, or it is no bundle.
+        UsageError: there is no such folder or archive, or it is no bundle; a key that is none.
+        SignatureError: with ``trusted_keys``, no signature, a foreign one, or one over other content.
         BundleError: a changed byte, a missing or extra file, a link, or a manifest that cannot be read.
     """
-    folder = Path(path)
-    if not folder.is_dir():
-        raise UsageError(f"There is no folder {folder}.", path=folder)
-    if not (folder / MANIFEST_NAME).exists():
-        raise UsageError(
-            f"{folder} is no bundle: it has no {MANIFEST_NAME}.",
-            hint="`edgekiln run` prints the path of the bundle that it made.",
-            path=folder,
-        )
-    raw = b"".join(_read_chunks(folder / MANIFEST_NAME, MAX_MANIFEST_BYTES))
-    bundle = _parse_manifest(folder, raw)
+    source = _open_source(Path(path))
+    signed = None if trusted_keys is None else _verify_signature(source, trusted_keys)
+    raw = b"".join(source.read(MANIFEST_NAME, MAX_MANIFEST_BYTES))
+    if signed is not None:
+        signed.check(MANIFEST_NAME, hashlib.sha256(raw).hexdigest())
+    bundle = _parse_manifest(source, raw)
+    if signed is not None:
+        _check_all_signed(bundle, signed)
+        bundle = replace(bundle, signer=signed.fingerprint)
     _check_listing(bundle)
     for name, record in bundle.files.items():
-        digest, size = hash_file(folder / name, limit=record.size)
-        _compare(folder / name, record, digest, size)
+        digest, size = hash_chunks(source.read(name, record.size))
+        _compare(bundle.path / name, record, digest, size)
     return bundle
+
+
+def _open_source(path: Path) -> BundleSource:
+    if path.suffix.lower() == ".zip" and not path.is_dir():
+        from edgekiln.runtime.archive import read_zip
+
+        source: BundleSource = read_zip(path)
+    elif path.is_dir():
+        source = FolderSource(path)
+    else:
+        found = (
+            f"{path} is a file, a bundle is a folder or a .zip."
+            if path.exists()
+            else f"There is no folder {path}."
+        )
+        raise UsageError(found, hint=_WHERE_BUNDLES_ARE, path=path)
+    if MANIFEST_NAME not in source.names():
+        inside = path / "bundle"
+        raise UsageError(
+            f"{path} is no bundle: it has no {MANIFEST_NAME}.",
+            hint=f"Did you mean {inside}?" if (inside / MANIFEST_NAME).exists() else _WHERE_BUNDLES_ARE,
+            path=path,
+        )
+    return source
+
+
+def _verify_signature(source: BundleSource, trusted_keys: Sequence[KeySource]) -> SignedContent:
+    """What a trusted key signed; nothing else of the bundle was read."""
+    from edgekiln.runtime.signing import load_public_keys, verify_signature
+
+    keys = load_public_keys(trusted_keys)
+    path = source.path / SIGNATURE_NAME
+    if SIGNATURE_NAME not in source.names():
+        raise SignatureError(
+            f"{source.path} is not signed: it has no {SIGNATURE_NAME}, and a trusted key is asked for.",
+            hint="`edgekiln sign BUNDLE --key KEY` signs it, where you made it.",
+            path=source.path,
+        )
+    return verify_signature(b"".join(source.read(SIGNATURE_NAME, MAX_SIGNATURE_BYTES)), keys, path)
+
+
+def _check_all_signed(bundle: Bundle, signed: SignedContent) -> None:
+    """The signature covers exactly the files that the manifest lists, with the same digests."""
+    for name, record in bundle.files.items():
+        signed.check(name, record.sha256)
+    for name in sorted(set(signed.digests) - set(bundle.files) - {MANIFEST_NAME}):
+        raise SignatureError(
+            f"The signature of {bundle.path} covers {name}, which its manifest does not list.",
+            path=bundle.path,
+        )
+
+
+def _read_checked(source: BundleSource, name: str, record: FileRecord) -> bytes:
+    data = b"".join(source.read(name, record.size))
+    _compare(source.path / name, record, hashlib.sha256(data).hexdigest(), len(data))
+    return data
 
 
 def load(
@@ -179,19 +274,23 @@ def load(
     device: Literal["cpu", "cuda"] | None = None,
     threads: int | None = None,
     allow_unverified: bool = False,
+    trusted_keys: Sequence[KeySource] | None = None,
 ) -> Classifier:
     """Open a bundle and load one of its engines.
 
     Args:
-        path: the bundle's folder.
+        path: the bundle's folder, or a ``.zip`` of it.
         variant: by name; ``None`` takes the first in ``PREFERENCE`` that passed its gate and runs here.
             ``classifier.variant.reason`` says why it was taken.
         device: restrict the choice to ``cpu`` or ``cuda``.
         threads: CPU worker threads; ``None`` leaves it to the engine library.
         allow_unverified: also load a variant, named by ``variant``, whose gate did not pass.
+        trusted_keys: public keys, as paths of PEM files or PEM bytes. The bundle must be signed by one of them; this
+            is checked before its manifest is read or an engine library is handed a byte. ``None`` asks for none.
 
     Raises:
         UsageError: no such folder or variant, or one that did not pass.
+        SignatureError: no signature, a foreign one, or one over other content.
         BundleError: the bundle was altered.
         EnvironmentProblem: nothing that passed can run here.
     """
@@ -201,7 +300,7 @@ def load(
         raise UsageError(
             "allow_unverified needs a variant by name: only engines that passed are chosen automatically."
         )
-    bundle = open_bundle(path)
+    bundle = open_bundle(path, trusted_keys=trusted_keys)
     if variant is not None:
         chosen = bundle.variant(variant)
         _check_loadable(chosen, device, allow_unverified)
@@ -212,24 +311,26 @@ def load(
 
 def _check_loadable(variant: VariantRecord, device: str | None, allow_unverified: bool) -> None:
     if variant.file is None:
-        raise UsageError(f"Variant {variant.name!r} was never built: {variant.reason}")
+        raise UsageError(
+            f"Variant {variant.name!r} was never built: {variant.reason}",
+            hint="Take another variant; `edgekiln build` makes TensorRT engines on the machine that runs them.",
+        )
     if not variant.deployable and not allow_unverified:
         raise UsageError(
             f"Variant {variant.name!r} is not deployable (verdict {variant.verdict}): {variant.reason}",
-            hint="Take another variant, or load it with allow_unverified=True.",
+            hint="Take another variant, or load it with allow_unverified=True (--allow-unverified).",
         )
     if device is not None and variant.device != device:
-        raise UsageError(f"Variant {variant.name!r} runs on {variant.backend}, not on {device}.")
+        raise UsageError(
+            f"Variant {variant.name!r} runs on {variant.backend}, not on {device}.",
+            hint="Leave the device out, or take another variant.",
+        )
 
 
 def _load_preferred(bundle: Bundle, device: str | None, threads: int | None) -> Classifier:
     passed = [v for v in bundle.variants if v.deployable and device in {None, v.device}]
     if not passed:
-        verdicts = ", ".join(f"{v.name}: {v.verdict}" for v in bundle.variants)
-        raise UsageError(
-            f"No variant of {bundle.path} passed its gate{f' for {device}' if device else ''} ({verdicts}).",
-            hint="Name one with variant=... and allow_unverified=True to load it all the same.",
-        )
+        raise _nothing_passed(bundle, device)
     skipped: list[str] = []
     for candidate in sorted(passed, key=lambda v: PREFERENCE.index((v.backend, v.precision))):
         try:
@@ -240,7 +341,29 @@ def _load_preferred(bundle: Bundle, device: str | None, threads: int | None) -> 
             continue
         reason = "; ".join(["first in the order of preference that passed and runs here", *skipped])
         return Classifier(session, bundle.contract, _selection(candidate, reason))
-    raise EnvironmentProblem(f"Nothing in {bundle.path} can run here: {'; '.join(skipped)}.")
+    raise EnvironmentProblem(
+        f"Nothing in {bundle.path} can run here: {'; '.join(skipped)}.",
+        hint="`edgekiln doctor BUNDLE` tells what each engine lacks"
+        + ("; without the device, an engine for the CPU may be taken." if device else "."),
+        path=bundle.path,
+    )
+
+
+def _nothing_passed(bundle: Bundle, device: str | None) -> UsageError:
+    candidates = [v for v in bundle.variants if device in {None, v.device}]
+    if device and not candidates:
+        there = ", ".join(f"{v.name} on {v.backend}" for v in bundle.variants)
+        return UsageError(
+            f"{bundle.path} has no variant for {device}; it has: {there}.",
+            hint="Leave the device out, or make a variant for it: add one to the recipe and run it again.",
+            path=bundle.path,
+        )
+    verdicts = ", ".join(f"{v.name}: {v.verdict}" for v in candidates)
+    return UsageError(
+        f"No variant of {bundle.path} passed its gate{f' for {device}' if device else ''} ({verdicts}).",
+        hint="Name one (variant=, --variant) with allow_unverified=True (--allow-unverified) to load it all the same.",
+        path=bundle.path,
+    )
 
 
 def _open(bundle: Bundle, variant: VariantRecord, threads: int | None) -> Session:
@@ -255,11 +378,11 @@ def write_manifest(folder: Path, content: Mapping[str, Any]) -> str:
     """Write ``manifest.json`` over all files now in ``folder``; returns its sha256 as hex.
 
     ``content`` holds ``name``, ``contract``, ``variants`` and anything else worth keeping; the schema version
-    and the list of files are added here. Same content, same bytes.
+    and the list of files are added here. Same content, same bytes. A signature is not listed: it covers the manifest.
     """
     files = {}
     for entry in sorted(folder.iterdir()):
-        if entry.name == MANIFEST_NAME:
+        if entry.name in _UNLISTED:
             continue
         digest, size = hash_file(entry)
         files[entry.name] = {"sha256": digest, "size": size}
@@ -269,57 +392,24 @@ def write_manifest(folder: Path, content: Mapping[str, Any]) -> str:
     return hashlib.sha256(raw).hexdigest()
 
 
-def hash_file(path: Path, *, limit: int | None = None) -> tuple[str, int]:
-    """sha256 as hex and size in bytes of a regular file, never of a link.
-
-    ``limit`` stops the reading of a file that is larger than it should be.
-    """
-    digest, size = hashlib.sha256(), 0
-    for chunk in _read_chunks(path, limit):
-        digest.update(chunk)
-        size += len(chunk)
-    return digest.hexdigest(), size
-
-
-def _read_chunks(path: Path, limit: int | None) -> Iterator[bytes]:
-    """The file in pieces, one byte past ``limit`` at most; refuses links, devices and pipes."""
-    try:
-        # O_NONBLOCK: opening a pipe must not hang before it can be refused.
-        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
-    except OSError as error:
-        raise BundleError(f"{path} cannot be read: {error.strerror}.", path=path) from error
-    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-        os.close(descriptor)
-        raise BundleError(f"{path} is not a regular file.", path=path)
-    with os.fdopen(descriptor, "rb") as file:
-        left = -1 if limit is None else limit + 1
-        while chunk := _read(file, 2**20 if left < 0 else min(left, 2**20), path):
-            left -= len(chunk) if limit is not None else 0
-            yield chunk
-
-
-def _read(file: BinaryIO, size: int, path: Path) -> bytes:
-    try:
-        return file.read(size)
-    except OSError as error:  # a failing disk
-        raise BundleError(f"{path} cannot be read: {error.strerror}.", path=path) from error
-
-
 def _compare(path: Path, record: FileRecord, digest: str, size: int) -> None:
     if size == record.size and digest == record.sha256:
         return
     raise BundleError(
         f"{path} was changed: sha256 {digest[:12]}..., the manifest says {record.sha256[:12]}... "
         f"({record.size} bytes).",
-        hint="Take a fresh copy of the bundle, or make it again.",
+        hint=FRESH_COPY,
         path=path,
     )
 
 
 def _check_listing(bundle: Bundle) -> None:
-    present = {entry.name for entry in os.scandir(bundle.path)} - {MANIFEST_NAME}
+    names = bundle.source.names()
+    if SIGNATURE_NAME in names:  # exempt by name, and so a plain file or nothing
+        hash_chunks(bundle.source.read(SIGNATURE_NAME, MAX_SIGNATURE_BYTES))
+    present = names - _UNLISTED
     for name in sorted(set(bundle.files) - present):
-        raise BundleError(f"{name} is missing from {bundle.path}.", path=bundle.path / name)
+        raise BundleError(f"{name} is missing from {bundle.path}.", hint=FRESH_COPY, path=bundle.path / name)
     for name in sorted(present - set(bundle.files)):
         raise BundleError(
             f"{bundle.path / name} is not listed in the manifest.",
@@ -328,17 +418,17 @@ def _check_listing(bundle: Bundle) -> None:
         )
 
 
-def _parse_manifest(folder: Path, raw: bytes) -> Bundle:
-    path = folder / MANIFEST_NAME
+def _parse_manifest(source: BundleSource, raw: bytes) -> Bundle:
+    path = source.path / MANIFEST_NAME
     if len(raw) > MAX_MANIFEST_BYTES:
-        raise BundleError(f"{path} has over {MAX_MANIFEST_BYTES} bytes.", path=path)
+        raise BundleError(f"{path} has over {MAX_MANIFEST_BYTES} bytes.", hint=FRESH_COPY, path=path)
     try:
         document = json.loads(raw)
         if not isinstance(document, dict):
             raise TypeError("not a JSON object")
         _check_version(str(document["schema_version"]), path)
         files = {
-            _safe_name(name): FileRecord(_hex(f["sha256"]), _size(f["size"]))
+            _file_name(name): FileRecord(_hex(f["sha256"]), _size(f["size"]))
             for name, f in document["files"].items()
         }
         variants = tuple(_parse_variant(v, files) for v in document["variants"])
@@ -348,14 +438,15 @@ def _parse_manifest(folder: Path, raw: bytes) -> Bundle:
         if document.get("contract_digest", contract.digest) != contract.digest:
             raise ValueError("the contract was changed: its digest is another")
         digest = hashlib.sha256(raw).hexdigest()
-        return Bundle(folder, _safe_name(document["name"]), digest, contract, variants, files, document)
+        name = _safe_name(document["name"])
+        return Bundle(source.path, name, digest, contract, variants, files, document, source)
     except ContractError as error:
         raise ContractError(f"{path}: {error.message}", hint=error.hint, path=path) from error
     except EdgekilnError:
         raise
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise BundleError(
-            f"{path} is not a valid manifest: {type(error).__name__}: {error}.", path=path
+            f"{path} is not a valid manifest: {type(error).__name__}: {error}.", hint=FRESH_COPY, path=path
         ) from error
 
 
@@ -405,6 +496,12 @@ def _safe_name(name: object) -> str:
     if isinstance(name, str) and _SAFE_NAME.fullmatch(name):
         return name
     raise ValueError(f"unsafe name {name!r}: wanted {_SAFE_NAME.pattern}")
+
+
+def _file_name(name: object) -> str:
+    if name in _UNLISTED:
+        raise ValueError(f"it lists {name}, which no manifest lists")
+    return _safe_name(name)
 
 
 def _hex(digest: object) -> str:

@@ -30,6 +30,7 @@ __all__ = [
     "PrecisionError",
     "RecipeError",
     "ResourceError",
+    "SignatureError",
     "UntrustedError",
     "UsageError",
 ]
@@ -165,6 +166,12 @@ class BundleError(UntrustedError):
     """A bundle does not hold exactly what its manifest lists."""
 
     code = "bundle"
+
+
+class SignatureError(UntrustedError):
+    """A bundle is not signed by a key that is trusted, or its signature covers other content."""
+
+    code = "signature"
 
 
 class ContractError(UntrustedError):

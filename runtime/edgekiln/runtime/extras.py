@@ -6,6 +6,7 @@ import importlib
 from types import ModuleType
 
 from edgekiln.runtime.errors import MissingExtraError
+from edgekiln.runtime.telemetry import refuse_telemetry
 
 __all__ = ["import_extra"]
 
@@ -17,6 +18,7 @@ def import_extra(module: str, extra: str) -> ModuleType:
         MissingExtraError: the package is absent; the message holds the install line. A package that is
             present but broken raises its own ImportError: hiding that would send people the wrong way.
     """
+    refuse_telemetry()  # here, since several packages load onnxruntime on their own
     try:
         return importlib.import_module(module)
     except ModuleNotFoundError as error:

@@ -31,6 +31,8 @@ FORMATS = ("JPEG", "PNG", "WEBP", "BMP")
 MAX_BYTES = 64 * 2**20
 MAX_PIXELS = 50_000_000  # 150 MB decoded to RGB; larger is refused from the header, before decoding
 
+_SCALE_DOWN = "Scale it down: models see a few hundred pixels of a side."
+_COPY_AGAIN = "Copy or export it again."
 _ALPHA_MODES = frozenset({"RGBA", "LA", "PA", "La", "RGBa"})
 _SIXTEEN_BIT_MODES = frozenset({"I;16", "I;16L", "I;16B", "I;16N", "I"})
 _EXIF_ORIENTATION = 0x0112
@@ -104,13 +106,30 @@ def _read_bytes(path: Path) -> bytes:
             size = os.fstat(file.fileno()).st_size
             if size > MAX_BYTES:
                 raise ImageError(
-                    f"{path} has {size} bytes, the limit is {MAX_BYTES}.", reason="too_large", path=path
+                    f"{path} has {size} bytes, the limit is {MAX_BYTES}.",
+                    reason="too_large",
+                    hint=_SCALE_DOWN,
+                    path=path,
                 )
             return file.read(MAX_BYTES + 1)
     except FileNotFoundError as error:
-        raise ImageError(f"There is no file {path}.", reason="missing", path=path) from error
+        raise ImageError(
+            f"There is no file {path}.", reason="missing", hint="Check the path.", path=path
+        ) from error
+    except IsADirectoryError as error:
+        raise ImageError(
+            f"{path} cannot be read: it is a directory, no picture.",
+            reason="unreadable",
+            hint="Name its pictures.",
+            path=path,
+        ) from error
     except (OSError, ValueError) as error:  # ValueError: a NUL in the path
-        raise ImageError(f"{path} cannot be read: {error}.", reason="unreadable", path=path) from error
+        raise ImageError(
+            f"{path} cannot be read: {error}.",
+            reason="unreadable",
+            hint="Check the path and its permissions.",
+            path=path,
+        ) from error
 
 
 def _open_encoded(data: bytes, path: Path | None) -> Image.Image:
@@ -119,19 +138,26 @@ def _open_encoded(data: bytes, path: Path | None) -> Image.Image:
 
     name = "The picture" if path is None else str(path)
     if len(data) > MAX_BYTES:
-        raise ImageError(f"{name} has over {MAX_BYTES} bytes.", reason="too_large", path=path)
+        raise ImageError(
+            f"{name} has over {MAX_BYTES} bytes.", reason="too_large", hint=_SCALE_DOWN, path=path
+        )
     try:
         image = Image.open(io.BytesIO(data), formats=FORMATS)
     except UnidentifiedImageError as error:
         raise ImageError(
             f"{name} is not a {', '.join(FORMATS)} picture ({len(data)} bytes, starts with {data[:8]!r}).",
             reason="format",
+            hint="Convert it to JPEG or PNG." if data else "The file is empty: copy it again.",
             path=path,
         ) from error
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        raise ImageError(f"{name} is too large: {error}.", reason="too_large", path=path) from error
+        raise ImageError(
+            f"{name} is too large: {error}.", reason="too_large", hint=_SCALE_DOWN, path=path
+        ) from error
     except Exception as error:  # a decoder may raise anything on garbage
-        raise ImageError(f"{name} is corrupt: {error}.", reason="corrupt", path=path) from error
+        raise ImageError(
+            f"{name} is corrupt: {error}.", reason="corrupt", hint=_COPY_AGAIN, path=path
+        ) from error
     return image
 
 
@@ -143,6 +169,7 @@ def _upright_rgb(image: Image.Image, background: tuple[int, int, int], path: Pat
         raise ImageError(
             f"{name} has {image.width} x {image.height} pixels, the limit is {MAX_PIXELS}.",
             reason="too_large",
+            hint=_SCALE_DOWN,
             path=path,
         )
     try:
@@ -152,7 +179,9 @@ def _upright_rgb(image: Image.Image, background: tuple[int, int, int], path: Pat
         raise
     except Exception as error:  # a decoder may raise anything on garbage
         reason = "truncated" if "truncated" in str(error) else "corrupt"
-        raise ImageError(f"{name} cannot be decoded: {error}.", reason=reason, path=path) from error
+        raise ImageError(
+            f"{name} cannot be decoded: {error}.", reason=reason, hint=_COPY_AGAIN, path=path
+        ) from error
 
 
 def _apply_orientation(image: Image.Image) -> Image.Image:

@@ -5,9 +5,12 @@ from edgekiln.benchmarks.report.reading import read_report
 from edgekiln.benchmarks.report.table import (
     describe_config,
     describe_floor,
+    describe_mlperf,
     describe_simulation,
     format_markdown,
     format_text,
+    mlperf_headings,
+    mlperf_rows,
     table_headings,
     table_rows,
 )
@@ -15,9 +18,12 @@ from edgekiln.benchmarks.report.table import (
 __all__ = [
     "describe_config",
     "describe_floor",
+    "describe_mlperf",
     "describe_simulation",
     "format_markdown",
     "format_text",
+    "mlperf_headings",
+    "mlperf_rows",
     "read_report",
     "render_card",
     "render_page",

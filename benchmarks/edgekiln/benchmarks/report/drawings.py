@@ -24,6 +24,7 @@ __all__ = [
     "draw_distributions",
     "draw_precisions",
     "draw_recall_losses",
+    "draw_search",
     "draw_series",
     "pareto_front",
 ]
@@ -247,6 +248,43 @@ def draw_precisions(report: Mapping[str, Any]) -> str:
 
     height = 0.8 + 0.35 * len(audited) + _legend_height(len(precisions))
     return _save("precision", (_WIDTH, height), lambda f: draw(f.subplots()))
+
+
+def draw_search(search: Mapping[str, Any], salt: str) -> str:
+    """The closed loop's curve: top-1 on val against FP32 over the share of MACs in INT8, with budget and choice.
+
+    Sets that answered NaN have no drop and no point. Empty where nothing was searched.
+    """
+    points = [
+        (100 * p["share_quantized"], -100 * p["drop"]) for p in search["curve"] if p["drop"] is not None
+    ]
+    if search["verdict"] == "not-needed" or not points:
+        return ""
+    chosen = _chosen_point(search)
+
+    def draw(axes: Any) -> None:
+        axes.plot(*zip(*sorted(points), strict=True), "o-", color=_COLORS[1], linewidth=1, markersize=4,
+                  label="sets tried")  # fmt: skip
+        axes.axhline(-100 * search["max_drop"], color=_WORSE, linewidth=1, linestyle="--", label="budget")
+        if chosen is not None:
+            axes.plot(*chosen, "D", color=_PRECISIONS["int8"], markersize=8, label="chosen")
+        axes.margins(x=0.08, y=0.15)
+        axes.set_xlabel("% of the MACs in INT8")
+        axes.set_ylabel("top-1 against FP32, points")
+        _add_legend(axes)
+
+    return _save(salt, (_WIDTH, 2.9), lambda f: draw(f.subplots()))
+
+
+def _chosen_point(search: Mapping[str, Any]) -> tuple[float, float] | None:
+    if search["verdict"] != "found":
+        return None
+    names = [block["name"] for block in search["kept"]]
+    products = sum(len(block["products"]) for block in search["kept"])
+    for point in search["curve"]:
+        if point["kept"] == names and point["products"] == products and point["drop"] is not None:
+            return 100 * point["share_quantized"], -100 * point["drop"]
+    return None
 
 
 def _rank(precision: str) -> tuple[int, str]:

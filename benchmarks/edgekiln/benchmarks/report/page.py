@@ -15,14 +15,18 @@ from edgekiln.benchmarks.report.drawings import (
     draw_distributions,
     draw_precisions,
     draw_recall_losses,
+    draw_search,
     draw_series,
 )
 from edgekiln.benchmarks.report.table import (
     describe_audit,
     describe_config,
     describe_limits,
+    describe_mlperf,
     describe_simulation,
     format_markdown,
+    mlperf_headings,
+    mlperf_rows,
     table_headings,
     table_rows,
 )
@@ -55,6 +59,12 @@ def render_page(report: Mapping[str, Any]) -> str:
         headline=_headline(report),
         boundaries=_boundaries(report),
         floors=_floors(report),
+        energies=_energies(report),
+        no_energy=_explain_no_energy(report),
+        searches=[{**part, "drawing": markupsafe.Markup(part["drawing"])} for part in _searches(report)],
+        answers=_answers(report),
+        doctors=_doctors(report),
+        environment=_describe_environment(report),
         matrix_classes=_MATRIX_CLASSES,
         max_listed=_MAX_LISTED,
     )
@@ -73,6 +83,7 @@ def render_summary(report: Mapping[str, Any]) -> str:
         "summary.md",
         report,
         markdown_table=format_markdown(table_rows(report), table_headings(report)),
+        mlperf_table=format_markdown(mlperf_rows(report), mlperf_headings()),
         headline=_headline(report),
     )
 
@@ -97,7 +108,13 @@ def _render(template: str, report: Mapping[str, Any], **extra: Any) -> str:
         "plain": lambda text: str(text).replace("&", "&amp;").replace("<", "&lt;"),
     }
     text: str = environment.get_template(template).render(
-        report=report, headings=table_headings(report), rows=table_rows(report), **extra
+        report=report,
+        headings=table_headings(report),
+        rows=table_rows(report),
+        mlperf_headings=mlperf_headings(),
+        mlperf_rows=mlperf_rows(report),
+        mlperf_lines=describe_mlperf(report),
+        **extra,
     )
     return text
 
@@ -173,3 +190,121 @@ def _floors(report: Mapping[str, Any]) -> list[list[str]]:
         [name, f"{t['p50_ms']:.3g}", f"{t['floor_ms']:.3g}", f"{t['share_of_floor']:.0%}"]
         for name, t in known
     ]
+
+
+def _answers(report: Mapping[str, Any]) -> list[list[str]]:
+    """Rows of every figure of an engine's answers that the main table has no room for, the baseline's own first."""
+    rows = []
+    for engine in ({**report["baseline"], "name": "PyTorch"}, *report["variants"]):
+        accuracy = engine.get("accuracy")
+        if not accuracy:
+            continue
+        rows.append(
+            [
+                engine["name"],
+                "-" if accuracy["top5"] is None else f"{100 * accuracy['top5']:.2f}",
+                f"{accuracy['ece']:.4f}",
+                *(_format_pairs(engine) if engine.get("counts") else ["-"] * 7),
+                str(accuracy["distinct_outputs"]),
+            ]
+        )
+    return rows
+
+
+def _format_pairs(engine: Mapping[str, Any]) -> list[str]:
+    counts = engine["counts"]
+    differences = (engine[key] for key in ("max_logit_difference", "mean_logit_difference", "kl_nats"))
+    return [
+        f"{100 * counts['agreeing'] / counts['images']:.2f}",
+        str(counts["broken"]),
+        str(counts["mended"]),
+        f"{engine['mcnemar_p']:.2g}",
+        *(f"{value:.3g}" for value in differences),
+    ]
+
+
+def _doctors(report: Mapping[str, Any]) -> list[tuple[str, int, Sequence[str]]]:
+    """What the calibration doctor said of each variant that was calibrated."""
+    calibrations = [(v["name"], v.get("calibration") or {}) for v in report["variants"]]
+    return [(name, c["images"], c["doctor"]["warnings"]) for name, c in calibrations if "doctor" in c]
+
+
+def _energies(report: Mapping[str, Any]) -> list[list[str]]:
+    """Rows: engine, energy of an image with the bound of its error, idle and busy power, images, source."""
+    rows = []
+    for number, measurement in enumerate((report.get("benchmark") or {}).get("measurements", ())):
+        energy = measurement.get("energy")
+        if energy:
+            figure = f"{energy['mj_per_image']:.3g} ± {energy['error_mj']:.2g}"
+            resolved = abs(energy["mj_per_image"]) > energy["error_mj"]
+            rows.append(
+                [
+                    "PyTorch" if number == 0 else measurement["name"],
+                    figure if resolved else f"{figure}: not resolved",
+                    f"{energy['idle_watts']:.2f}",
+                    f"{energy['busy_watts']:.2f}",
+                    str(energy["images"]),
+                    energy["source"],
+                ]
+            )
+    return rows
+
+
+def _explain_no_energy(report: Mapping[str, Any]) -> list[str]:
+    """Why engines have no energy, one line for all that share the reason."""
+    names: dict[str, list[str]] = {}
+    measurements = (report.get("benchmark") or {}).get("measurements", ())
+    for number, measurement in enumerate(measurements):
+        if reason := measurement.get("energy_reason"):
+            names.setdefault(reason, []).append("PyTorch" if number == 0 else measurement["name"])
+    return [
+        f"{'All engines' if len(who) == len(measurements) else ', '.join(who)}: not known, {reason}."
+        for reason, who in names.items()
+    ]
+
+
+def _searches(report: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The closed loop of each variant that had one: its words and its curve."""
+    searched = [(v["name"], v["search"]) for v in report["variants"] if v.get("search")]
+    return [
+        {"name": name, "search": search, "drawing": draw_search(search, f"search{number}")}
+        for number, (name, search) in enumerate(searched)
+    ]
+
+
+def _describe_environment(report: Mapping[str, Any]) -> list[str]:
+    """The machine in short lines; what was not told is left out."""
+    machine = report["machine"]
+    clock = machine.get("cpu_mhz") or {}
+    facts = {
+        "instructions": ", ".join(machine.get("cpu_flags", ())),
+        "governor": machine.get("governor"),
+        "clock": f"{clock['current']:.0f} MHz" if clock.get("current") else None,
+        "cores that the container's quota allows": machine.get("cpu_quota_cores"),
+        "load average before": machine.get("load_1min"),
+        "thread settings": ", ".join(f"{k}={v}" for k, v in machine.get("thread_settings", {}).items()),
+        "power mode": (machine.get("jetson") or {}).get("power_mode"),
+        "edgekiln's git commit": machine.get("commit"),
+        "the recipe's git commit": report.get("recipe_commit"),
+    }
+    lines = [f"{name}: {value}" for name, value in facts.items() if value not in (None, "")]
+    return lines + [_describe_gpu(gpu, state) for gpu, state in _pair_gpus(machine)]
+
+
+def _pair_gpus(machine: Mapping[str, Any]) -> list[tuple[Mapping[str, Any], Mapping[str, Any]]]:
+    gpus, states = machine.get("gpus", ()), machine.get("gpu_state", ())
+    # nvidia-smi may list more GPUs than this process may use: then nobody knows which state belongs to which.
+    return list(zip(gpus, states, strict=True)) if len(gpus) == len(states) else [(gpu, {}) for gpu in gpus]
+
+
+def _describe_gpu(gpu: Mapping[str, Any], state: Mapping[str, Any]) -> str:
+    words = [
+        f"{state[key]:g} {unit}"
+        for key, unit in (("sm_mhz", "MHz"), ("temperature_c", "°C"), ("power_w", "W"))
+        if isinstance(state.get(key), int | float)
+    ]
+    if state.get("driver"):
+        words.append(f"driver {state['driver']}")
+    if state.get("throttled_by"):
+        words.append(f"held back by {', '.join(state['throttled_by'])}")
+    return f"GPU: {gpu['name']}{', ' if words else ''}{', '.join(words)}"

@@ -18,6 +18,7 @@ _PARTS: Mapping[str, type | tuple[type, ...]] = {
     "name": str, "recipe": dict, "data": dict, "contract": dict, "baseline": dict, "variants": list, "notices": list,
     "machine": dict, "benchmark": (dict, type(None)),
 }  # fmt: skip
+_WHERE = "Give the report.json that `edgekiln run` wrote; the same run again makes a damaged one anew."
 _COLUMNS = ("name", "backend", "precision", "verdict", "reason", "flips")
 
 
@@ -30,26 +31,30 @@ def read_report(path: str | os.PathLike[str]) -> dict[str, Any]:
     """
     path = Path(path)
     if not path.is_file():
-        raise UsageError(f"There is no file {path}.", path=path)
+        raise UsageError(f"There is no file {path}.", hint=_WHERE, path=path)
     if path.stat().st_size > _MAX_BYTES:
-        raise UntrustedError(f"{path} is larger than any report: {path.stat().st_size} bytes.", path=path)
+        raise UntrustedError(
+            f"{path} is larger than any report: {path.stat().st_size} bytes.", hint=_WHERE, path=path
+        )
     try:
         values = json.loads(path.read_bytes())
     except (ValueError, RecursionError) as error:
         raise UntrustedError(
-            f"{path} is no JSON that can be read, it may be cut off: {error}.", path=path
+            f"{path} is no JSON that can be read, it may be cut off: {error}.", hint=_WHERE, path=path
         ) from error
     if not isinstance(values, dict) or not isinstance(values.get("schema_version"), str):
-        raise UntrustedError(f"{path} is no report: it has no schema version.", path=path)
+        raise UntrustedError(f"{path} is no report: it has no schema version.", hint=_WHERE, path=path)
     _check_version(values["schema_version"], path)
     for name, kind in _PARTS.items():
         if name not in values or not isinstance(values[name], kind):
             raise UntrustedError(
-                f"{path} is no whole report: {name!r} is missing or of another kind.", path=path
+                f"{path} is no whole report: {name!r} is missing or of another kind.", hint=_WHERE, path=path
             )
     for row in values["variants"]:
         if not isinstance(row, dict) or any(key not in row for key in _COLUMNS):
-            raise UntrustedError(f"{path} is no whole report: a variant lacks what one needs.", path=path)
+            raise UntrustedError(
+                f"{path} is no whole report: a variant lacks what one needs.", hint=_WHERE, path=path
+            )
     return values
 
 
@@ -60,6 +65,6 @@ def _check_version(version: str, path: Path) -> None:
         newer = major.isdecimal() and int(major) > _MAJOR
         raise UntrustedError(
             f"{path} has schema version {version}, this edgekiln reads {_MAJOR}.x.",
-            hint="Update edgekiln." if newer else None,
+            hint="Update edgekiln." if newer else _WHERE,
             path=path,
         )

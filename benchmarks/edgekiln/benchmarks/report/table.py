@@ -12,9 +12,12 @@ __all__ = [
     "describe_config",
     "describe_floor",
     "describe_limits",
+    "describe_mlperf",
     "describe_simulation",
     "format_markdown",
     "format_text",
+    "mlperf_headings",
+    "mlperf_rows",
     "table_headings",
     "table_rows",
 ]
@@ -70,6 +73,63 @@ def _interval(values: Mapping[str, float] | None, factor: float, form: str, unit
     return f"{value}{unit} [{low}, {high}]"
 
 
+def mlperf_headings() -> tuple[str, ...]:
+    """What the columns of ``mlperf_rows`` hold."""
+    return (
+        "engine",
+        "scenario",
+        "LoadGen says",
+        "LoadGen p50 / p90 / p99 ms",
+        "our p50 / p90 / p99 ms",
+        "LoadGen samples/s",
+        "our samples/s",
+        "ours / LoadGen",
+    )
+
+
+def mlperf_rows(report: Mapping[str, Any]) -> list[tuple[str, ...]]:
+    """One tuple of strings per engine and scenario that LoadGen drove."""
+    return [_mlperf_row(result) for result in (report.get("mlperf") or {}).get("results", ())]
+
+
+def _mlperf_row(result: Mapping[str, Any]) -> tuple[str, ...]:
+    theirs, ours = result["loadgen"], result["ours"]
+    single = result["scenario"] == "SingleStream"
+    # Offline a latency counts from the start of the one query, which is no figure of the engine.
+    times = [" / ".join(f"{side[f'p{q}_ms']:.3f}" for q in (50, 90, 99)) for side in (theirs, ours) if single]
+    ratios = [f"{value:.3f}" for key, value in sorted(result.items()) if key.startswith("ours_over_loadgen")]
+    return (
+        result["variant"],
+        result["scenario"],
+        result["result"],
+        *(times or ("-", "-")),
+        f"{theirs['samples_per_second']:.1f}",
+        f"{ours['samples_per_second']:.1f}",
+        (" (p50), ".join(ratios) + " (p90)") if single else ratios[0],
+    )
+
+
+def describe_mlperf(report: Mapping[str, Any]) -> list[str]:
+    """What the table of LoadGen does not say, a sentence each: why not tried, why invalid, what was left out."""
+    found = report.get("mlperf")
+    if not found:
+        return []
+    lines = []
+    if found["reason"]:
+        lines.append(f"Asked for, not tried: {found['reason']} {found['remedy'] or ''}".strip())
+    for result in found["results"]:
+        if not result["valid"]:
+            name = f"{result['variant']}, {result['scenario']}"
+            lines.append(f"{name}: LoadGen calls its run {result['result']}: {'; '.join(result['reasons'])}")
+    shortfalls = dict.fromkeys(text for result in found["results"] for text in result["shortfalls"])
+    if shortfalls:
+        lines.append(f"Not of MLPerf's length: {'; '.join(shortfalls)}.")
+    for entry in found["left_out"]:
+        what = entry["name"] if entry["scenario"] is None else f"{entry['name']}, {entry['scenario']}"
+        lines.append(f"{what} was not driven: {entry['reason']}.")
+    return lines
+
+
 def format_text(rows: Sequence[Sequence[str]], headings: Sequence[str]) -> str:
     """Columns padded with spaces, numbers to the right; nothing but text, so that it can be pasted anywhere."""
     widths = [max(len(row[i]) for row in (headings, *rows)) for i in range(len(headings))]
@@ -108,9 +168,11 @@ def describe_audit(variant: Mapping[str, Any]) -> str:
         return ""
     if "evidence" not in audit:
         return f"{audit['share']:.0%} of its products and residual adds run in INT8 (onnxruntime's optimized graph)."
-    source = {"inspector": "TensorRT's engine inspector", "rtx-plan": "the engine's own plan"}[
-        audit["evidence"]
-    ]
+    source = {
+        "inspector": "TensorRT's engine inspector",
+        "rtx-plan": "the engine's own plan",
+        "openvino": "OpenVINO's runtime model",
+    }[audit["evidence"]]
     reformats = f", {audit['reformats']} reformats" if audit["reformats"] else ""
     return (
         f"{audit['share']:.0%} of its MACs run in {audit['precision'].upper()} or less ({source}){reformats}."

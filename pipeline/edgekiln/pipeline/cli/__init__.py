@@ -53,16 +53,25 @@ def main(arguments: list[str] | None = None) -> None:
     except click.exceptions.Exit as leave:
         sys.exit(leave.exit_code)
     except click.ClickException as error:
-        if as_json:
-            _print_json_error("usage", error.format_message(), None, None)
-        else:
-            error.show()
+        _tell("usage", _as_sentence(error.format_message()), _help_line(error), as_json, None)
         sys.exit(ExitCode.USAGE)
     except (KeyboardInterrupt, click.Abort):
         _tell("interrupted", "Interrupted.", "Run the same command again to go on.", as_json, None)
         sys.exit(ExitCode.INTERRUPTED)
     except Exception as error:  # the one place where everything ends
         sys.exit(_report(error, as_json=as_json, debug="--debug" in arguments))
+
+
+def _help_line(error: click.ClickException) -> str:
+    """Where the right spelling stands."""
+    context = getattr(error, "ctx", None)
+    return f"See: {context.command_path if context else 'edgekiln'} --help"
+
+
+def _as_sentence(text: str) -> str:
+    """click's messages on one line, like all others."""
+    line = " ".join(text.split())
+    return line if line.endswith((".", "?", "!")) else f"{line}."
 
 
 def _report(error: Exception, *, as_json: bool, debug: bool) -> ExitCode:
@@ -89,9 +98,14 @@ def _as_edgekiln_error(error: Exception) -> EdgekilnError | None:
         return ResourceError(
             f"No space is left for {error.filename or 'a file'}.",
             hint="Free some, and run the same command again.",
+            path=error.filename,
         )
     if isinstance(error, OSError) and error.errno in {errno.EACCES, errno.EROFS, errno.EPERM}:
-        return ResourceError(f"{error.filename} cannot be written: {error.strerror}.", path=error.filename)
+        return ResourceError(
+            f"{error.filename or 'A file'} cannot be written or read: {error.strerror}.",
+            hint="Check who owns it and its permissions, or choose another place.",
+            path=error.filename,
+        )
     return None
 
 

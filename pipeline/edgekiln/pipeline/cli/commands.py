@@ -10,9 +10,11 @@ from typing import Any
 import click
 
 from edgekiln.pipeline.cli.comparing import compare
+from edgekiln.pipeline.cli.doctor import doctor
 from edgekiln.pipeline.cli.engines import build, cache
-from edgekiln.pipeline.cli.options import json_option, print_document, quiet_option
+from edgekiln.pipeline.cli.options import json_option, print_document, quiet_option, trusted_key_option
 from edgekiln.pipeline.cli.reporting import report
+from edgekiln.pipeline.cli.signing import SIGNING_COMMANDS
 from edgekiln.runtime.errors import UsageError
 
 __all__ = ["COMMANDS"]
@@ -87,7 +89,9 @@ def _run_and_print(
         _print_report(result.report, result.bundle)
         check_gate(result.report)
         return
-    document = {key: result.report[key] for key in ("name", "baseline", "variants", "data", "machine")}
+    document = {
+        key: result.report[key] for key in ("name", "baseline", "variants", "data", "machine", "mlperf")
+    }
     document |= {"stages": stages, "bundle": str(result.bundle)}
     try:
         check_gate(result.report)
@@ -103,8 +107,11 @@ def _print_report(report: Mapping[str, Any], bundle: Path) -> None:
     from edgekiln.benchmarks.report import (
         describe_config,
         describe_floor,
+        describe_mlperf,
         describe_simulation,
         format_text,
+        mlperf_headings,
+        mlperf_rows,
         table_headings,
         table_rows,
     )
@@ -125,6 +132,11 @@ def _print_report(report: Mapping[str, Any], bundle: Path) -> None:
         click.echo(f"         batch 1; {configs}")
         if floor := describe_floor(report):
             click.echo(f"         {floor}")
+    if rows := mlperf_rows(report):
+        click.echo("")
+        click.echo(format_text(rows, mlperf_headings()))
+    for line in describe_mlperf(report):
+        click.echo(f"LoadGen  {line}")
     click.echo(f"images   {report['data']['counts']['test']} in the test split")
     click.echo(f"bundle   {bundle}")
     click.echo(f"report   {bundle / 'report.html'}")
@@ -138,8 +150,9 @@ def _print_report(report: Mapping[str, Any], bundle: Path) -> None:
 @click.option("--threads", type=click.IntRange(min=1), help="CPU threads.")
 @click.option("--allow-unverified", is_flag=True, help="With --variant: also one whose gate did not pass.")
 @click.option("--top", type=click.IntRange(min=1), default=1, show_default=True, help="Classes to print.")
+@trusted_key_option
 @json_option
-def predict(
+def predict(  # noqa: PLR0913 # one argument for each option
     bundle: Path,
     images: Sequence[Path],
     variant: str | None,
@@ -147,6 +160,7 @@ def predict(
     threads: int | None,
     allow_unverified: bool,
     top: int,
+    trusted_keys: Sequence[Path],
     as_json: bool,
 ) -> None:
     """Classify pictures with a bundle. Exits 2 when a picture could not be read; the others are answered.
@@ -160,7 +174,12 @@ def predict(
     answers: list[dict[str, Any]] = []
     failures: list[ImageError] = []
     with load(
-        bundle, variant=variant, device=device, threads=threads, allow_unverified=allow_unverified
+        bundle,
+        variant=variant,
+        device=device,
+        threads=threads,
+        allow_unverified=allow_unverified,
+        trusted_keys=trusted_keys or None,
     ) as classifier:
         selection = classifier.variant
         for path in images:
@@ -205,16 +224,17 @@ def _print_predictions(answers: Sequence[Mapping[str, Any]], failures: Sequence[
 
 @click.command()
 @click.argument("path", type=click.Path(path_type=Path))
+@trusted_key_option
 @json_option
-def inspect(path: Path, as_json: bool) -> None:
-    """Say what a bundle, an ONNX file, a checkpoint or an engine is, and whether it would load here.
+def inspect(path: Path, trusted_keys: Sequence[Path], as_json: bool) -> None:
+    """Say what a bundle, folder or zip, an ONNX file, a checkpoint or an engine is, and whether it would load here.
 
     \b
     edgekiln inspect runs/traffic-lights/bundle
     """
     from edgekiln.pipeline.cli.inspecting import describe
 
-    values = describe(path)
+    values = describe(path, trusted_keys or None)
     if as_json:
         print_document(values)
         return
@@ -235,12 +255,16 @@ def _one_line(item: Mapping[str, Any]) -> str:
 @click.argument("target", type=click.Path(path_type=Path))
 @click.option("--runtime", is_flag=True, help="What the runtime itself costs; TARGET is a bundle.")
 @click.option("--again", is_flag=True, help="Measure again although it was measured before.")
-@click.option("--mlperf", is_flag=True, help="Let MLPerf LoadGen drive an engine; TARGET is a bundle.")
 @click.option(
-    "--images", type=click.Path(path_type=Path), help="With --mlperf: folder of 64 pictures or more."
-)
-@click.option("--variant", help="With --mlperf: this engine instead of the preferred one.")
-@click.option("--threads", type=click.IntRange(min=1), help="With --mlperf: CPU threads.")
+    "--mlperf", is_flag=True,
+    help="Let MLPerf LoadGen drive an engine of a bundle, or each CPU engine of a recipe that passed.",
+)  # fmt: skip
+@click.option(
+    "--images", type=click.Path(path_type=Path),
+    help="With --mlperf of a bundle: folder of 64 pictures or more.",
+)  # fmt: skip
+@click.option("--variant", help="With --mlperf of a bundle: this engine instead of the preferred one.")
+@click.option("--threads", type=click.IntRange(min=1), help="With --mlperf of a bundle: CPU threads.")
 @click.option(
     "--seconds", type=click.FloatRange(min=1), default=10, show_default=True,
     help="With --mlperf: for each scenario, at least; its own rules ask for 600.",
@@ -269,12 +293,20 @@ def bench(  # noqa: PLR0913 # one argument for each option
     edgekiln bench recipes/traffic-lights-224.toml --again
     edgekiln bench runs/traffic-lights/bundle --runtime
     edgekiln bench runs/traffic-lights/bundle --mlperf --images photos
+    edgekiln bench recipes/traffic-lights-224.toml --mlperf --seconds 60
     """
     if mlperf and runtime:
         raise UsageError("--mlperf and --runtime are two measurements: give one of them.")
     if not mlperf and (images or variant or threads):
         raise UsageError("--images, --variant and --threads belong to --mlperf.")
-    if mlperf:
+    if mlperf and target.is_file():
+        if images or variant or threads:
+            raise UsageError(
+                "--images, --variant and --threads belong to --mlperf of a bundle.",
+                hint="Of a recipe, LoadGen drives every engine on the CPU that passed, on the run's test images.",
+            )
+        overrides = [*overrides, "benchmark.mlperf=true", f"benchmark.mlperf_seconds={seconds}"]
+    elif mlperf:
         from edgekiln.pipeline.cli.mlperf import run_and_print
 
         run_and_print(target, images, variant=variant, threads=threads, seconds=seconds, as_json=as_json)
@@ -297,4 +329,4 @@ def bench(  # noqa: PLR0913 # one argument for each option
         click.echo(f"{key:32} {value}")
 
 
-COMMANDS = (run, predict, inspect, bench, build, compare, report, cache)
+COMMANDS = (run, predict, inspect, bench, build, compare, report, cache, doctor, *SIGNING_COMMANDS)

@@ -4,30 +4,34 @@ from __future__ import annotations
 
 import json
 import struct
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from edgekiln.runtime.bundle import open_bundle
+from edgekiln.runtime.bundle import SIGNATURE_NAME, Bundle, open_bundle
 from edgekiln.runtime.contract import Contract
-from edgekiln.runtime.errors import UntrustedError, UsageError
+from edgekiln.runtime.errors import ContractError, EngineError, UntrustedError, UsageError
 from edgekiln.runtime.extras import import_extra
 
 __all__ = ["describe"]
 
+_INSPECTED = "It inspects bundles (folders, .zip), .onnx, .safetensors, .engine, .plan and .trt files."
 _MAX_HEADER_BYTES = 64 * 2**20
 
 
-def describe(path: Path) -> dict[str, Any]:
+def describe(path: Path, trusted_keys: Sequence[Path] | None = None) -> dict[str, Any]:
     """JSON values about a bundle, an ONNX file, a safetensors checkpoint or a TensorRT engine.
 
     Raises:
-        UsageError: nothing there, or of no known kind.
-        UntrustedError: damaged.
+        UsageError: nothing there, or of no known kind; trusted keys for anything but a bundle.
+        UntrustedError: damaged, or a bundle that none of the trusted keys signed.
     """
-    if path.is_dir():
-        return _describe_bundle(path)
+    if path.is_dir() or path.suffix.lower() == ".zip":
+        return _describe_bundle(path, trusted_keys)
+    if trusted_keys is not None:
+        raise UsageError(f"{path} is no bundle, and only bundles are signed.", path=path)
     if not path.is_file():
-        raise UsageError(f"There is no file or folder {path}.", path=path)
+        raise UsageError(f"There is no file or folder {path}.", hint=_INSPECTED, path=path)
     match path.suffix:
         case ".onnx":
             return _describe_onnx(path)
@@ -38,7 +42,7 @@ def describe(path: Path) -> dict[str, Any]:
         case suffix:
             raise UsageError(
                 f"{path} is of no kind that edgekiln knows (ending {suffix or 'none'}).",
-                hint="It inspects bundles (folders), .onnx, .safetensors, .engine, .plan and .trt files.",
+                hint=_INSPECTED,
                 path=path,
             )
 
@@ -51,12 +55,13 @@ def _describe_contract(contract: Contract) -> dict[str, Any]:
     }
 
 
-def _describe_bundle(path: Path) -> dict[str, Any]:
-    bundle = open_bundle(path)
+def _describe_bundle(path: Path, trusted_keys: Sequence[Path] | None) -> dict[str, Any]:
+    bundle = open_bundle(path, trusted_keys=trusted_keys)
     return {
         "kind": "bundle",
         "name": bundle.name,
         "digest": bundle.digest,
+        "signature": _describe_signature(bundle),
         **_describe_contract(bundle.contract),
         "variants": [
             {
@@ -72,6 +77,12 @@ def _describe_bundle(path: Path) -> dict[str, Any]:
     }
 
 
+def _describe_signature(bundle: Bundle) -> str:
+    if bundle.signer is not None:
+        return f"verified, key {bundle.signer}"
+    return "there, not verified" if SIGNATURE_NAME in bundle.source.names() else "none"
+
+
 def _describe_onnx(path: Path) -> dict[str, Any]:
     onnx = import_extra("onnx", "build")
     from edgekiln.export.onnx import read_contract
@@ -79,7 +90,13 @@ def _describe_onnx(path: Path) -> dict[str, Any]:
     try:
         model = onnx.load(path, load_external_data=False)
     except Exception as error:  # protobuf's errors share no public base class
-        raise UntrustedError(f"{path} is no ONNX file: {error}.", path=path) from error
+        raise UntrustedError(
+            f"{path} is no ONNX file: {error}.", hint="Copy it again, or export it again.", path=path
+        ) from error
+    try:
+        contract = read_contract(model)
+    except ContractError as error:  # the library knows the model alone, not its file
+        raise ContractError(f"{path}: {error.message}", hint=error.hint, path=path) from error
     operators: dict[str, int] = {}
     for node in model.graph.node:
         operators[node.op_type] = operators.get(node.op_type, 0) + 1
@@ -87,7 +104,7 @@ def _describe_onnx(path: Path) -> dict[str, Any]:
         "kind": "onnx",
         "ir_version": model.ir_version,
         "opset": {entry.domain or "ai.onnx": entry.version for entry in model.opset_import},
-        **_describe_contract(read_contract(model)),
+        **_describe_contract(contract),
         "operators": dict(sorted(operators.items())),
     }
 
@@ -104,7 +121,11 @@ def _describe_checkpoint(path: Path) -> dict[str, Any]:
         contract = Contract.from_json(metadata["contract"])
         backbone = metadata["backbone"]
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UntrustedError(f"{path} is no checkpoint of edgekiln: {error}.", path=path) from error
+        raise UntrustedError(
+            f"{path} is no checkpoint of edgekiln: {error!r}.",
+            hint="`edgekiln run` writes checkpoint.safetensors into RUNS/NAME/stages/finetune.",
+            path=path,
+        ) from error
     return {
         "kind": "checkpoint",
         "backbone": backbone,
@@ -124,7 +145,11 @@ def _describe_engine(path: Path) -> dict[str, Any]:
     from edgekiln.runtime.engine_header import HEADER_BYTES, explain_refusal, read_engine_header
 
     with path.open("rb") as file:
-        header = read_engine_header(file.read(HEADER_BYTES))
+        begin = file.read(HEADER_BYTES)
+    try:
+        header = read_engine_header(begin)
+    except EngineError as error:  # the library sees bytes alone
+        raise EngineError(f"{path}: {error.message}", hint=error.hint, path=path) from error
     state, library = probe_driver(), find_version(header.flavour)
     device = state.devices[0] if state.devices else None
     if library is None:

@@ -51,7 +51,9 @@ def report(target: Path, out: Path | None, form: Format, as_json: bool) -> None:
     ) as error:
         # Deep inside, a report has hundreds of values: rendering is what checks them. --debug shows where.
         raise UntrustedError(
-            f"{path} cannot be rendered, it lacks something: {error!r}.", path=path
+            f"{path} cannot be rendered, it lacks something: {error!r}.",
+            hint="Take the file that `edgekiln run` wrote, unchanged.",
+            path=path,
         ) from error
     if out is not None:
         out.write_text(text, "utf-8")
@@ -70,7 +72,11 @@ def _find_report(target: Path) -> Path:
     if target.is_file():
         return target
     if not target.exists():
-        raise UsageError(f"There is no file or folder {target}.", path=target)
+        raise UsageError(
+            f"There is no file or folder {target}.",
+            hint="Give a run's folder, a bundle or a report.json; `edgekiln run` makes them.",
+            path=target,
+        )
     for folder in (target, target / "bundle"):
         if (folder / MANIFEST_NAME).exists():
             # A page made from an altered report would prove nothing.

@@ -25,7 +25,12 @@ _SIGNS = {"ge": ">=", "gt": ">", "le": "<=", "lt": "<"}
 
 def describe_recipe(model: type[BaseModel]) -> str:
     """Every section below the model, the top level first, in the order in which the models name them."""
-    return "\n\n".join(_describe(title, section) for title, section in sections(model))
+    first: dict[type[BaseModel], str] = {}
+    parts = []
+    for title, section in sections(model):
+        parts.append(_refer(title, first[section]) if section in first else _describe(title, section))
+        first.setdefault(section, title)
+    return "\n\n".join(parts)
 
 
 def sections(model: type[BaseModel], path: str = "") -> Iterator[Section]:
@@ -44,11 +49,16 @@ def _describe(title: str, model: type[BaseModel]) -> str:
     return f"{heading}\n\n{inspect.cleandoc(model.__doc__ or '')}\n\n{table(_HEADER, rows)}"
 
 
+def _refer(title: str, same: str) -> str:
+    return f"## {code(title)}\n\nThe keys of {code(same)}."
+
+
 def _row(name: str, field: FieldInfo) -> tuple[str, str, str, str, str]:
     inner, repeated = _inner_model(field.annotation)
     if inner is not None:
         kind = "sections" if repeated else "section"
         default = "must be given" if field.is_required() else "its own defaults"
+        default = "unset" if field.default is None else default
         limits = "one or more" if repeated else ""
         return code(name), kind, default, limits, _one_line(inner.__doc__ or "")
     default = "must be given" if field.is_required() else _toml(field.default)
@@ -58,6 +68,7 @@ def _row(name: str, field: FieldInfo) -> tuple[str, str, str, str, str]:
 
 def _inner_model(annotation: Any) -> tuple[type[BaseModel] | None, bool]:
     """The model that a field holds, if any, and whether it may hold several."""
+    annotation = _without_none(annotation)
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return annotation, False
     if get_origin(annotation) is tuple and isinstance(get_args(annotation)[0], type):
@@ -66,12 +77,19 @@ def _inner_model(annotation: Any) -> tuple[type[BaseModel] | None, bool]:
     return None, False
 
 
+def _without_none(annotation: Any) -> Any:
+    """``X`` of ``X | None``; anything else as it is."""
+    if get_origin(annotation) not in {Union, types.UnionType}:
+        return annotation
+    return next(a for a in get_args(annotation) if a is not type(None))
+
+
 def _type(annotation: Any) -> str:
     origin, arguments = get_origin(annotation), get_args(annotation)
     if hasattr(annotation, "__metadata__"):  # Annotated
         return _type(annotation.__origin__)
     if origin in {Union, types.UnionType}:
-        return _type(next(a for a in arguments if a is not type(None)))
+        return _type(_without_none(annotation))
     if origin is Literal:
         return ", ".join(code(_quoted(a)) for a in arguments)
     if origin is tuple:

@@ -8,9 +8,12 @@ from typing import Literal, get_args
 from edgekiln.runtime.errors import UsageError
 from edgekiln.runtime.session import Session
 
-__all__ = ["Backend", "open_session"]
+__all__ = ["CPU_BACKENDS", "Backend", "open_session"]
 
-Backend = Literal["onnxruntime-cpu", "onnxruntime-cuda", "tensorrt", "tensorrt-rtx"]
+Backend = Literal["onnxruntime-cpu", "openvino", "onnxruntime-cuda", "tensorrt", "tensorrt-rtx"]
+
+CPU_BACKENDS: frozenset[Backend] = frozenset({"onnxruntime-cpu", "openvino"})
+"""Those that run on the CPU, with a choice of threads; all others need a GPU."""
 
 
 def open_session(backend: Backend, model: bytes | Sequence[bytes], *, threads: int | None = None) -> Session:
@@ -35,6 +38,10 @@ def open_session(backend: Backend, model: bytes | Sequence[bytes], *, threads: i
             return OnnxRuntimeSession(
                 _only(engines), device=backend.removeprefix("onnxruntime-"), threads=threads
             )
+        case "openvino":
+            from edgekiln.runtime.backends.openvino import OpenVinoSession
+
+            return OpenVinoSession(_only(engines), threads=threads)
         case "tensorrt" | "tensorrt-rtx":
             from edgekiln.runtime.backends.tensorrt import TensorRTSession
 
@@ -45,5 +52,5 @@ def open_session(backend: Backend, model: bytes | Sequence[bytes], *, threads: i
 
 def _only(engines: Sequence[bytes]) -> bytes:
     if len(engines) != 1:
-        raise UsageError(f"onnxruntime takes one model for all batch sizes, got {len(engines)}.")
+        raise UsageError(f"ONNX files serve all batch sizes: wanted one, got {len(engines)}.")
     return engines[0]

@@ -20,6 +20,7 @@ from edgekiln.runtime.errors import (
     UsageError,
 )
 from edgekiln.runtime.extras import import_extra
+from edgekiln.runtime.onnx_scan import check_self_contained
 from edgekiln.runtime.spec import Frames, Logits, check_finite, check_frames
 
 __all__ = ["OnnxRuntimeSession", "import_onnxruntime"]
@@ -41,7 +42,9 @@ def import_onnxruntime(device: str) -> ModuleType:
             hint="Run: pip uninstall -y onnxruntime onnxruntime-gpu, then install one of "
             "'edgekiln[onnx]' (CPU) and 'edgekiln[gpu]' (CUDA).",
         )
-    return import_extra("onnxruntime", "gpu" if device == "cuda" else "onnx")
+    ort = import_extra("onnxruntime", "gpu" if device == "cuda" else "onnx")
+    ort.disable_telemetry_events()  # for a process that had loaded it before; see runtime/telemetry.py
+    return ort
 
 
 def _is_installed(distribution: str) -> bool:
@@ -61,6 +64,7 @@ class OnnxRuntimeSession:
         if threads is not None and threads < 1:
             raise UsageError(f"threads must be at least 1, got {threads}.")
         ort = import_onnxruntime(device)
+        check_self_contained(model)
         self._threads = threads
         self._device = "cpu" if device == "cpu" else "cuda:0"
         self._session: Any = _create(ort, model, device, threads)
@@ -139,7 +143,7 @@ def _create(ort: ModuleType, model: bytes, device: str, threads: int | None) -> 
         ort.preload_dlls()  # CUDA and cuDNN from their Python packages
     options = ort.SessionOptions()
     options.log_severity_level = _ERRORS_ONLY
-    # Weights that a model keeps in another file would be read from the current folder, unhashed.
+    # check_self_contained has refused weights in other files; this is the library's own lock on the same door.
     options.add_session_config_entry("session.model_external_initializers_file_folder_path", os.devnull)
     if threads is not None:
         options.intra_op_num_threads = threads

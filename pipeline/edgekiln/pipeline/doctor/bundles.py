@@ -1,0 +1,57 @@
+"""A bundle on this machine: whether it is whole, and which of its engines load, and why the others do not."""
+
+from __future__ import annotations
+
+import functools
+import os
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from edgekiln.pipeline.doctor.child import ask_child
+from edgekiln.pipeline.doctor.row import Row, fail, ok, warn
+from edgekiln.runtime.bundle import VariantRecord, open_bundle
+from edgekiln.runtime.errors import UntrustedError
+
+__all__ = ["check_bundle"]
+
+_ENVIRONMENT_CODES = {"environment", "missing_extra", "device", "resources"}
+
+
+def check_bundle(path: Path) -> list[Row]:
+    """One row for the bundle, one for each variant; each engine is loaded and run in a child process.
+
+    Raises:
+        UsageError: there is no such folder, or it is no bundle.
+    """
+    try:
+        bundle = open_bundle(path)
+    except UntrustedError as error:
+        return [
+            fail("bundle", error.message, error.hint or "Take a fresh copy of the bundle, or make it again.")
+        ]
+    with ThreadPoolExecutor(max_workers=max(2, os.cpu_count() or 1)) as pool:
+        rows = list(pool.map(functools.partial(_check_variant, path), bundle.variants))
+    loading = [
+        v.name for v, row in zip(bundle.variants, rows, strict=True) if row.state == "OK" and v.deployable
+    ]
+    head = f"{bundle.name}, whole, {len(bundle.variants)} variants"
+    if loading:
+        return [ok("bundle", f"{head}; passed and load here: {', '.join(loading)}"), *rows]
+    remedy = "See the rows below; `edgekiln build` makes TensorRT engines on the machine that runs them."
+    return [fail("bundle", f"{head}; none that passed its gate loads here", remedy), *rows]
+
+
+def _check_variant(path: Path, variant: VariantRecord) -> Row:
+    name = f"variant {variant.name}"
+    told = f"{variant.backend}, verdict {variant.verdict}"
+    if variant.file is None:
+        return warn(
+            name, f"{told}: never built: {variant.reason}", "Run `edgekiln build` where its library is."
+        )
+    answer = ask_child("variant", str(path), variant.name)
+    if answer.problem is None:
+        return ok(name, f"{told}: loads and runs here")
+    found = f"{told}: does not load here: {answer.problem}"
+    if answer.values.get("code") in _ENVIRONMENT_CODES:
+        return warn(name, found, "Mend what the message names, or take another variant on this machine.")
+    return fail(name, found, "Make its engine again on this machine: edgekiln build BUNDLE --out FOLDER")

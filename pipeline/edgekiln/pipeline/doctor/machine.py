@@ -1,0 +1,123 @@
+"""Processor, its INT8 instructions, governor, usable cores and memory: what decides how fast an engine runs."""
+
+from __future__ import annotations
+
+import os
+import platform
+from pathlib import Path
+
+from edgekiln.benchmarks.environment import read_cpu_quota
+from edgekiln.pipeline.doctor.row import Row, fail, ok, warn
+
+__all__ = ["check_cores", "check_governor", "check_int8", "check_memory", "check_processor"]
+
+_X86_NAMES = {
+    "avx2": "AVX2",
+    "avx512f": "AVX-512",
+    "avx512_vnni": "AVX512-VNNI",
+    "avx_vnni": "AVX-VNNI",
+    "amx_int8": "AMX-INT8",
+}
+_ARM_NAMES = {"asimd": "NEON", "asimddp": "dotprod", "i8mm": "i8mm"}
+_LITTLE_MEMORY, _TOO_LITTLE_MEMORY = 2 * 2**30, 2**29  # bytes
+
+
+def check_processor(root: Path = Path("/")) -> Row:
+    """Its name and the instruction sets that matter here."""
+    name, flags = _read_cpuinfo(root)
+    known = {**_X86_NAMES, **_ARM_NAMES}
+    sets = [title for flag, title in known.items() if flag in flags]
+    return ok("cpu", f"{name}; {', '.join(sets) or 'no vector instructions that edgekiln looks for'}")
+
+
+def check_int8(root: Path = Path("/")) -> Row:
+    """What INT8 is worth on this processor, and whether its products saturate."""
+    _, flags = _read_cpuinfo(root)
+    if flags & {"avx512_vnni", "avx_vnni", "amx_int8"}:
+        return ok("int8 on cpu", "VNNI: products of 8 bits are added in 32, nothing saturates")
+    if "avx2" in flags:
+        return ok(
+            "int8 on cpu",
+            "AVX2 without VNNI: pairs of products are added in 16 bits and saturate. Files that edgekiln makes for "
+            "CPUs are safe by construction; INT8 files made for TensorRT, or elsewhere, lose accuracy here",
+        )
+    if flags & {"asimddp", "i8mm"}:
+        return ok("int8 on cpu", "dotprod or i8mm: products of 8 bits are added in 32, nothing saturates")
+    return warn(
+        "int8 on cpu",
+        "neither AVX2 nor NEON dotprod: INT8 runs without instructions of its own, and may be slower than FP32",
+        "Compare the fp32 and the int8 variant with `edgekiln bench` on this machine.",
+    )
+
+
+def _read_cpuinfo(root: Path) -> tuple[str, set[str]]:
+    fields: dict[str, str] = {}
+    for line in (_read(root / "proc/cpuinfo") or "").splitlines():
+        key, _, value = line.partition(":")
+        fields.setdefault(key.strip(), value.strip())
+    name = fields.get("model name") or fields.get("Model") or platform.machine()
+    return name, set((fields.get("flags") or fields.get("Features") or "").split())
+
+
+def check_governor(root: Path = Path("/")) -> Row:
+    """A governor that saves power lets clocks wander, and with them every figure."""
+    governor = _read(root / "sys/devices/system/cpu/cpu0/cpufreq/scaling_governor")
+    if governor is None:
+        return ok("cpu governor", "not told, as in most virtual machines")
+    if governor == "powersave":
+        return warn(
+            "cpu governor",
+            "powersave: clocks wander, and with them every figure",
+            "Before measuring: sudo cpupower frequency-set -g performance",
+        )
+    return ok("cpu governor", governor)
+
+
+def check_cores() -> Row:
+    """Cores that this process may use, and the quota that a container sets on top."""
+    cores, quota = len(os.sched_getaffinity(0)), read_cpu_quota()
+    threads = os.environ.get("OMP_NUM_THREADS")
+    setting = f", OMP_NUM_THREADS={threads}" if threads else ""
+    found = f"{cores} of {os.cpu_count()} usable{setting}"
+    if quota is not None and quota < cores:
+        return warn(
+            "cores",
+            f"{found}, and a quota of {quota:g}: threads beyond it are stalled",
+            f"Give --threads {max(1, int(quota))}, or raise the container's limit.",
+        )
+    return ok("cores", found)
+
+
+def check_memory(root: Path = Path("/")) -> Row:
+    """Memory that is free now, within the container's limit."""
+    free = _free_memory(root)
+    if free is None:
+        return ok("memory", "not told by this system")
+    found = f"{free / 2**30:.1f} GiB free"
+    if free < _TOO_LITTLE_MEMORY:
+        return fail(
+            "memory", found, "Close other programs, or raise the container's limit: loading may be killed."
+        )
+    if free < _LITTLE_MEMORY:
+        return warn("memory", found, "Enough to run an engine; training and building may be killed.")
+    return ok("memory", found)
+
+
+def _free_memory(root: Path) -> int | None:
+    """Bytes: MemAvailable, or less where a cgroup leaves less."""
+    amounts = []
+    for line in (_read(root / "proc/meminfo") or "").splitlines():
+        if line.startswith("MemAvailable:"):
+            amounts.append(int(line.split()[1]) * 1024)
+    limit = _read(root / "sys/fs/cgroup/memory.max")
+    used = _read(root / "sys/fs/cgroup/memory.current")
+    if limit and used and limit.isdigit() and used.isdigit():
+        amounts.append(max(0, int(limit) - int(used)))
+    return min(amounts, default=None)
+
+
+def _read(path: Path) -> str | None:
+    try:
+        return path.read_text(errors="replace").strip()
+    except OSError:
+        return None

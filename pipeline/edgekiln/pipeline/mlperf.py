@@ -1,0 +1,120 @@
+"""The optional stage ``mlperf``: LoadGen drives each engine on the CPU that passed, on the run's own test images.
+
+The stage stands before the bundle, whose files are hashed by its manifest: a result that came later could not be put
+into its report. What was asked for and could not be done is written down with its reason; it never fails a run.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from edgekiln.benchmarks.judging import Reference
+from edgekiln.pipeline.data import load_split
+from edgekiln.pipeline.engines import built_files
+from edgekiln.pipeline.packing import judge_variant
+from edgekiln.pipeline.recipe import VariantSettings
+from edgekiln.pipeline.stage_files import (
+    BASELINE,
+    StageContext,
+    read_contract,
+    read_json,
+    read_logits,
+    write_json,
+)
+from edgekiln.runtime.errors import EdgekilnError, MissingExtraError
+
+if TYPE_CHECKING:
+    from edgekiln.benchmarks.loadgen import EngineFiles
+    from edgekiln.runtime.spec import Frames
+
+__all__ = ["MLPERF_NAME", "drive_engines"]
+
+MLPERF_NAME = "mlperf.json"
+_GPU_BACKENDS = frozenset({"tensorrt", "tensorrt-rtx", "onnxruntime-cuda"})
+
+
+def drive_engines(context: StageContext) -> None:
+    """Write ``mlperf.json``: ``results``, one an engine and scenario; ``left_out``, engines and why; ``reason``.
+
+    ``reason`` tells why nothing was tried at all, with ``remedy``; else both are ``None``.
+    """
+    values: dict[str, Any] = {"results": [], "left_out": [], "reason": None, "remedy": None}
+    try:
+        _drive(context, values)
+    except MissingExtraError as error:
+        values |= {"reason": error.message, "remedy": error.hint}
+        context.progress.message(f"  LoadGen was asked for and not tried: {error}")
+    write_json(context.folder / MLPERF_NAME, values)
+
+
+def _drive(context: StageContext, values: dict[str, Any]) -> None:
+    from edgekiln.benchmarks.loadgen import MIN_LIBRARY, SCENARIOS, choose_frames
+    from edgekiln.runtime.extras import import_extra
+
+    import_extra("mlperf_loadgen", "mlperf")
+    test = load_split(context.inputs["data"], "test")
+    if len(test) < MIN_LIBRARY:
+        values["reason"] = f"The test split holds {len(test)} images, LoadGen is given {MIN_LIBRARY} or more."
+        values["remedy"] = "Fewer stay in caches; raise data.test, or add pictures."
+        context.progress.message(f"  LoadGen was asked for and not tried: {values['reason']}")
+        return
+    frames = np.array(test.frames[choose_frames(len(test))])
+    engines = list(_choose_engines(context, values["left_out"]))
+    for number, engine in enumerate(engines):
+        for turn, scenario in enumerate(SCENARIOS):
+            done = number * len(SCENARIOS) + turn
+            context.progress.advance(
+                done, len(engines) * len(SCENARIOS), f"LoadGen, {engine.name}, {scenario}"
+            )
+            _drive_one(context, values, engine, (frames, scenario))
+
+
+def _drive_one(
+    context: StageContext, values: dict[str, Any], engine: EngineFiles, work: tuple[Frames, Any]
+) -> None:
+    """Add one result, or why there is none."""
+    from edgekiln.benchmarks.loadgen import drive_engine
+
+    frames, scenario = work
+    try:
+        result = drive_engine(engine, frames, scenario, min_seconds=context.recipe.benchmark.mlperf_seconds)
+    except MissingExtraError:
+        raise
+    except EdgekilnError as error:
+        values["left_out"].append({"name": engine.name, "scenario": scenario, "reason": str(error)})
+        context.progress.message(f"  LoadGen, {engine.name}, {scenario}: {error}")
+        return
+    values["results"].append(result)
+    context.progress.message(f"  LoadGen, {engine.name}, {scenario}: {result['result']}")
+
+
+def _choose_engines(context: StageContext, left_out: list[dict[str, Any]]) -> Iterator[EngineFiles]:
+    """Engines for the CPU that passed their gate, at the threads that the benchmark found best."""
+    from edgekiln.benchmarks.loadgen import EngineFiles
+
+    test = load_split(context.inputs["data"], "test")
+    baseline = read_logits(context.inputs[f"evaluate.{BASELINE}"])
+    reference = Reference(baseline, test.labels, test.keys, read_contract(context).classes)
+    threads = _best_threads(context.inputs["benchmark"])
+    for variant in context.recipe.variants:
+        reason = _why_not(variant, judge_variant(context, variant, reference, None)["verdict"])
+        if reason is None:
+            files = built_files(context, variant)
+            yield EngineFiles(variant.name, files, variant.backend, threads.get(variant.name))
+        else:
+            left_out.append({"name": variant.name, "scenario": None, "reason": reason})
+
+
+def _why_not(variant: VariantSettings, verdict: str) -> str | None:
+    if variant.backend in _GPU_BACKENDS:
+        return "only engines for the CPU are driven"
+    return None if verdict == "pass" else f"its verdict is {verdict}"
+
+
+def _best_threads(benchmark: Path) -> Mapping[str, int | None]:
+    measurements = read_json(benchmark / "benchmark.json")["measurements"]
+    return {m["name"]: m["config"].get("threads") for m in measurements}

@@ -1,0 +1,312 @@
+"""OpenVINO on CPUs: the ONNX files that onnxruntime runs too, FP32 and INT8, in the precision that was asked for.
+
+The library is never imported plainly (that would report to Intel), reads ONNX only and only what
+``onnx_scan`` let pass, and writes no cache. A single image has a model of static shape to itself, which its CPU plugin
+plans memory and kernels for; other batches share one of dynamic shape, compiled when the first of them comes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+
+from edgekiln.runtime.errors import EngineError, UsageError
+from edgekiln.runtime.extras import import_extra
+from edgekiln.runtime.onnx_scan import check_self_contained
+from edgekiln.runtime.spec import Frames, Logits, check_finite, check_frames
+
+__all__ = ["OpenVinoSession", "RuntimeLayer", "import_openvino", "read_layers"]
+
+MAX_CHUNK = 64
+"""Images per call of the library: bounds the memory of activations, whatever batch the caller hands in."""
+
+_TELEMETRY = "openvino_telemetry"
+_importing = threading.Lock()
+
+
+def import_openvino() -> ModuleType:
+    """Import OpenVINO without its telemetry.
+
+    Its package imports a conversion tool that sends an event to Google Analytics and writes an identifier below the
+    user's home. Both are done by ``openvino_telemetry``; where that is not installed the tool takes a stub of its own
+    and keeps it, so the package is hidden during the import. Nothing is changed for a process that has imported
+    OpenVINO already.
+
+    Raises:
+        MissingExtraError: OpenVINO is not installed.
+    """
+    with _importing, _hidden(_TELEMETRY):
+        return import_extra("openvino", "openvino")
+
+
+@contextlib.contextmanager
+def _hidden(package: str) -> Iterator[None]:
+    """Let imports of a package fail as if it were not installed; ``None`` in ``sys.modules`` means that."""
+    modules: dict[str, ModuleType | None] = sys.modules  # type: ignore[assignment] # None is the import system's own
+    before = {package: modules[package]} if package in modules else {}
+    modules[package] = None
+    try:
+        yield
+    finally:
+        del modules[package]
+        modules.update(before)
+
+
+class OpenVinoSession:
+    """An ONNX file under OpenVINO: uint8 (N, H, W, 3) in, float32 (N, C) out. See ``Session``."""
+
+    def __init__(self, model: bytes, *, threads: int | None = None) -> None:
+        if threads is not None and threads < 1:
+            raise UsageError(f"threads must be at least 1, got {threads}.")
+        self._threads = threads
+        engine = _Engine(import_openvino(), model, threads)
+        self._frame_shape, self._num_classes = engine.frame_shape, engine.num_classes
+        self._engine: _Engine | None = engine
+
+    @property
+    def backend(self) -> str:
+        return "openvino"
+
+    @property
+    def device(self) -> str:
+        return "cpu"
+
+    @property
+    def threads(self) -> int | None:
+        return self._threads
+
+    @property
+    def frame_shape(self) -> tuple[int, int]:
+        return self._frame_shape
+
+    @property
+    def num_classes(self) -> int:
+        return self._num_classes
+
+    def run(self, frames: Frames) -> Logits:
+        engine = self._engine  # one read: close() in another thread cannot pull it away midway
+        if engine is None:
+            raise UsageError("This session is closed.", hint="Load the bundle again.")
+        check_frames(frames, *self._frame_shape)
+        logits = np.empty((len(frames), self._num_classes), np.float32)
+        for start in range(0, len(frames), MAX_CHUNK):
+            part = frames[start : start + MAX_CHUNK]
+            with _converted_errors("failed while running"):
+                engine.answer(part, logits[start : start + len(part)])
+        check_finite(logits, self.backend)
+        return logits
+
+    def bare_call(self, frames: Frames) -> Callable[[], object]:
+        """The library's call alone: what a benchmark's boundary ``engine`` times. Not for several threads."""
+        assert self._engine is not None
+        return self._engine.bare_call(frames)
+
+    def layers(self) -> tuple[RuntimeLayer, ...]:
+        """What the static model really runs, layer by layer."""
+        assert self._engine is not None
+        return self._engine.layers()
+
+    def close(self) -> None:
+        self._engine = None
+
+
+@dataclass(frozen=True, slots=True)
+class RuntimeLayer:
+    """One layer of the graph that OpenVINO executes, as its runtime model describes it.
+
+    Attributes:
+        kind: ``Convolution``, ``FullyConnected``, ``Reorder``, ``Subgraph`` and so on.
+        precision: in which it computes: ``f32``, ``bf16``, ``u8`` and so on.
+        primitive: the kernel, for example ``brgconv_avx2_1x1_I8``; its end names the weights' precision.
+        origins: names that its ONNX nodes have in OpenVINO: the node's or its output's, some with a ``/`` and more.
+    """
+
+    name: str
+    kind: str
+    precision: str
+    primitive: str
+    origins: tuple[str, ...]
+
+
+def read_layers(model: bytes) -> tuple[RuntimeLayer, ...]:
+    """Compile a model as a session does, and tell what would run, layer by layer.
+
+    Raises:
+        MissingExtraError: OpenVINO is not installed.
+        EngineError: it refuses the model.
+    """
+    session = OpenVinoSession(model)
+    try:
+        return session.layers()
+    finally:
+        session.close()
+
+
+class _Engine:
+    """The compiled models of one ONNX file. Everything in it is immutable but the pools and the late model."""
+
+    def __init__(self, library: ModuleType, model: bytes, threads: int | None) -> None:
+        self._library, self._threads = library, threads
+        self._graph = _read_graph(library, model)
+        self.frame_shape = _read_input(self._graph)
+        with _converted_errors("cannot load this model"):
+            self._core = library.Core()
+            single = self._graph.clone()
+            single.reshape([1, *self.frame_shape, 3])
+            self.num_classes = _read_output(single)
+            self._single = self._core.compile_model(single, "CPU", _settings(threads))
+        self._free_single: list[_Slot] = []
+        self._dynamic: Any = None
+        self._free_dynamic: list[Any] = []
+        self._compiling = threading.Lock()
+        self._bare: Any = None
+
+    def answer(self, frames: Frames, logits: Logits) -> None:
+        """Fill float32 (N, C) for uint8 (N, H, W, 3), N from 1 to ``MAX_CHUNK``. Safe from any thread.
+
+        Each call has a request to itself, so answers cannot mix; one that failed is not used again.
+        """
+        if len(frames) == 1:
+            slot = _take(self._free_single) or _Slot.of(self._single.create_infer_request())
+            slot.frames[:] = frames
+            slot.request.infer()
+            logits[:] = slot.logits
+            self._free_single.append(slot)
+        else:
+            request = _take(self._free_dynamic) or self._dynamic_model().create_infer_request()
+            logits[:] = request.infer([np.ascontiguousarray(frames)], share_outputs=True)[0]
+            self._free_dynamic.append(request)
+
+    def _dynamic_model(self) -> Any:
+        with self._compiling:
+            if self._dynamic is None:
+                self._dynamic = self._core.compile_model(self._graph, "CPU", _settings(self._threads))
+            return self._dynamic
+
+    def bare_call(self, frames: Frames) -> Callable[[], object]:
+        if self._bare is None:
+            self._bare = self._single.create_infer_request()
+        tensor = self._library.Tensor(np.ascontiguousarray(frames))  # a copy, in memory that is aligned
+        return partial(self._bare.infer, [tensor], share_inputs=True, share_outputs=True)
+
+    def layers(self) -> tuple[RuntimeLayer, ...]:
+        with _converted_errors("cannot tell what it runs"):
+            return tuple(_describe(node) for node in self._single.get_runtime_model().get_ordered_ops())
+
+
+@dataclass(frozen=True, slots=True)
+class _Slot:
+    """A request of the static model, with views of its own input and output, which never move."""
+
+    request: Any
+    frames: Frames
+    logits: Logits
+
+    @classmethod
+    def of(cls, request: Any) -> _Slot:
+        return cls(request, request.get_input_tensor(0).data, request.get_output_tensor(0).data)
+
+
+def _take(free: list[Any]) -> Any:
+    """The last one, or ``None``; in one step, so that no two threads get the same."""
+    try:
+        return free.pop()
+    except IndexError:
+        return None
+
+
+def _settings(threads: int | None) -> dict[str, Any]:
+    settings: dict[str, Any] = {
+        "PERFORMANCE_HINT": "LATENCY",
+        # Left to itself it computes FP32 models in bfloat16 on CPUs that have it.
+        "INFERENCE_PRECISION_HINT": "f32",
+        # Two processes would pin their threads to the same cores.
+        "ENABLE_CPU_PINNING": False,
+    }
+    return settings if threads is None else {**settings, "INFERENCE_NUM_THREADS": threads}
+
+
+def _read_graph(library: ModuleType, model: bytes) -> Any:
+    """Its ONNX reader alone is asked: ``Core.read_model`` guesses the format, and takes its own XML too."""
+    check_self_contained(model)
+    with _converted_errors("cannot load this model"):
+        reader = library.frontend.FrontEndManager().load_by_framework("onnx")
+        return reader.convert(reader.load(io.BytesIO(model)))
+
+
+@contextlib.contextmanager
+def _converted_errors(what: str) -> Iterator[None]:
+    try:
+        yield
+    except EngineError:
+        raise
+    except Exception as error:  # the library's errors share no base class
+        said = " ".join(str(error).split())
+        raise EngineError(f"OpenVINO {_version()} {what}: {said}") from error
+
+
+def _version() -> str:
+    """Of the library that is loaded, as 2026.4.1."""
+    return str(sys.modules["openvino"].__version__).partition("-")[0]
+
+
+def _read_input(graph: Any) -> tuple[int, int]:
+    inputs = graph.inputs
+    if len(inputs) == 1 and inputs[0].element_type.get_type_name() == "u8":
+        batch, *rest = _dimensions(inputs[0])
+        match rest:
+            case [int(height), int(width), 3] if batch is None:
+                return height, width
+    raise EngineError(
+        f"The model's inputs are [{_listed(inputs)}], wanted one u8 [N, H, W, 3] with a dynamic N."
+    )
+
+
+def _read_output(graph: Any) -> int:
+    outputs = graph.outputs
+    if len(outputs) == 1 and outputs[0].element_type.get_type_name() == "f32":
+        match _dimensions(outputs[0]):
+            case [1, int(classes)]:
+                return classes
+    raise EngineError(
+        f"For one image the model's outputs are [{_listed(outputs)}], wanted one f32 [1, classes]."
+    )
+
+
+def _dimensions(port: Any) -> list[int | None]:
+    """``None`` for a dynamic one; a shape of unknown rank has none."""
+    shape = port.partial_shape
+    if shape.rank.is_dynamic:
+        return [None]
+    return [None if dimension.is_dynamic else dimension.get_length() for dimension in shape]
+
+
+def _listed(ports: Any) -> str:
+    return ", ".join(
+        f"{', '.join(sorted(port.names)) or 'unnamed'}: {port.element_type.get_type_name()} {port.partial_shape}"
+        for port in ports
+    )
+
+
+def _describe(node: Any) -> RuntimeLayer:
+    about = node.get_rt_info()
+
+    def read(key: str) -> str:
+        return str(about[key].value) if key in about else ""
+
+    return RuntimeLayer(
+        name=node.get_friendly_name(),
+        kind=read("layerType"),
+        precision=read("runtimePrecision"),
+        primitive=read("primitiveType"),
+        origins=tuple(filter(None, read("originalLayersNames").split(","))),
+    )

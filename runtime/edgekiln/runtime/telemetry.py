@@ -1,0 +1,21 @@
+"""Keeps engine libraries from reporting home. edgekiln sends nothing, and neither may what it loads.
+
+Official builds of onnxruntime from 1.29 on (Linux, macOS) upload process, device and model facts and keep a device
+identifier under ``~/.cache`` unless they are told otherwise before they initialize (its docs/Privacy.md,
+"Disabling Telemetry"). huggingface_hub, which timm loads, does the like when it downloads.
+"""
+
+from __future__ import annotations
+
+import os
+
+__all__ = ["OPT_OUTS", "refuse_telemetry"]
+
+OPT_OUTS = {"ORT_DISABLE_TELEMETRY": "1", "HF_HUB_DISABLE_TELEMETRY": "1"}
+"""Environment variables that the libraries read once, when they are loaded."""
+
+
+def refuse_telemetry() -> None:
+    """Set the opt-outs of this process and its children. A value that somebody set on purpose stays."""
+    for name, value in OPT_OUTS.items():
+        os.environ.setdefault(name, value)

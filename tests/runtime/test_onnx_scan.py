@@ -1,0 +1,284 @@
+"""The scan of ONNX bytes: external data wherever a tensor can stand, nothing but ONNX, bounded whatever comes."""
+
+import contextlib
+import time
+
+import numpy as np
+import onnx
+import pytest
+from onnx import AttributeProto, SparseTensorProto, TensorProto, TrainingInfoProto, helper, numpy_helper
+
+from edgekiln.runtime import onnx_scan
+from edgekiln.runtime.errors import EngineError, ExitCode
+from edgekiln.runtime.onnx_scan import MAX_DEPTH, check_self_contained
+
+EXTERNAL = "is kept in another file"
+
+
+def inside(name="inner"):
+    return numpy_helper.from_array(np.ones(2, np.float32), name)
+
+
+def outside(name="inner"):
+    tensor = inside(name)
+    tensor.ClearField("raw_data")
+    tensor.data_location = TensorProto.EXTERNAL
+    tensor.external_data.add(key="location", value="/etc/passwd")
+    return tensor
+
+
+def graph_of(*nodes, initializers=()):
+    return helper.make_graph(list(nodes), "g", [], [], list(initializers))
+
+
+def model_of(graph, **parts):
+    return helper.make_model(graph, **parts)
+
+
+def attribute(kind, field, *values):
+    made = AttributeProto(name="value", type=kind)
+    target = getattr(made, field)
+    if values and hasattr(target, "extend"):
+        target.extend(values)
+    else:
+        target.CopyFrom(values[0])
+    return made
+
+
+def node_with(made):
+    node = helper.make_node("Anything", [], ["out"])
+    node.attribute.append(made)
+    return node
+
+
+def sparse(values, indices):
+    return SparseTensorProto(values=values, indices=indices, dims=[2])
+
+
+def in_initializer(tensor):
+    return model_of(graph_of(initializers=[inside("first"), tensor]))
+
+
+def in_attribute(tensor):
+    return model_of(graph_of(node_with(attribute(AttributeProto.TENSOR, "t", tensor))))
+
+
+def in_attribute_list(tensor):
+    return model_of(graph_of(node_with(attribute(AttributeProto.TENSORS, "tensors", inside(), tensor))))
+
+
+def in_subgraph(tensor):
+    inner = graph_of(initializers=[tensor])
+    for _ in range(5):
+        inner = graph_of(node_with(attribute(AttributeProto.GRAPH, "g", inner)))
+    return model_of(inner)
+
+
+def in_subgraph_list(tensor):
+    inner = graph_of(initializers=[tensor])
+    return model_of(graph_of(node_with(attribute(AttributeProto.GRAPHS, "graphs", graph_of(), inner))))
+
+
+def in_sparse_initializer_values(tensor):
+    graph = graph_of()
+    graph.sparse_initializer.append(sparse(tensor, inside()))
+    return model_of(graph)
+
+
+def in_sparse_initializer_indices(tensor):
+    graph = graph_of()
+    graph.sparse_initializer.append(sparse(inside(), tensor))
+    return model_of(graph)
+
+
+def in_sparse_attribute(tensor):
+    made = attribute(AttributeProto.SPARSE_TENSOR, "sparse_tensor", sparse(tensor, inside()))
+    return model_of(graph_of(node_with(made)))
+
+
+def in_sparse_attribute_list(tensor):
+    made = attribute(AttributeProto.SPARSE_TENSORS, "sparse_tensors", sparse(tensor, inside()))
+    return model_of(graph_of(node_with(made)))
+
+
+def in_function(tensor):
+    node = node_with(attribute(AttributeProto.TENSOR, "t", tensor))
+    function = helper.make_function("d", "f", [], ["out"], [node], [helper.make_opsetid("", 18)])
+    return model_of(graph_of(), functions=[function])
+
+
+def in_function_default(tensor):
+    function = helper.make_function("d", "f", [], [], [], [helper.make_opsetid("", 18)])
+    function.attribute_proto.append(attribute(AttributeProto.TENSOR, "t", tensor))
+    return model_of(graph_of(), functions=[function])
+
+
+def in_training_initialization(tensor):
+    made = model_of(graph_of())
+    made.training_info.append(TrainingInfoProto(initialization=graph_of(initializers=[tensor])))
+    return made
+
+
+def in_training_algorithm(tensor):
+    made = model_of(graph_of())
+    made.training_info.append(TrainingInfoProto(algorithm=graph_of(initializers=[tensor])))
+    return made
+
+
+PLACES = [value for name, value in list(globals().items()) if name.startswith("in_")]
+
+
+@pytest.mark.parametrize("place", PLACES, ids=lambda place: place.__name__)
+def test_external_data_is_found_wherever_a_tensor_can_stand(place):
+    check_self_contained(place(inside()).SerializeToString())
+    with pytest.raises(EngineError, match=rf"'inner' of the model {EXTERNAL}") as caught:
+        check_self_contained(place(outside()).SerializeToString())
+    assert caught.value.exit_code == ExitCode.UNTRUSTED == 4
+    assert "passwd" not in str(caught.value)
+
+
+def test_every_field_of_onnx_that_leads_to_a_tensor_is_walked():
+    """Against the descriptors of the installed onnx: a place that a later version adds shows here."""
+    leads, grown = {"TensorProto"}, True
+    messages = onnx.ModelProto.DESCRIPTOR.file.message_types_by_name
+    while grown:
+        found = {
+            n
+            for n, m in messages.items()
+            if any(f.message_type and f.message_type.name in leads for f in m.fields)
+        }
+        grown, leads = not found <= leads, leads | found
+    wanted = {
+        name: {
+            f.number: f.message_type.name
+            for f in messages[name].fields
+            if f.message_type and f.message_type.name in leads
+        }
+        for name in leads
+    }
+    assert wanted == onnx_scan._CHILDREN
+
+
+def test_either_sign_of_external_data_is_enough():
+    place, location = inside(), inside()
+    place.data_location = TensorProto.EXTERNAL
+    location.external_data.add(key="location", value="x")
+    for tensor in (place, location):
+        with pytest.raises(EngineError, match=EXTERNAL):
+            check_self_contained(in_initializer(tensor).SerializeToString())
+
+
+def varint(value):
+    out = bytearray()
+    while value > 127:
+        out.append(value & 127 | 128)
+        value >>= 7
+    return bytes([*out, value])
+
+
+def field(number, payload):
+    return varint(number << 3 | 2) + varint(len(payload)) + payload
+
+
+def model_bytes(graph):
+    return b"\x08\x0a" + field(7, graph)
+
+
+@pytest.mark.parametrize(
+    ("tensor", "message"),
+    [
+        (b"\x70\x01", EXTERNAL),  # field 14, varint 1
+        (b"\xf0\x80\x00\x01", EXTERNAL),  # the same tag in more bytes than it needs
+        (b"\x70\x81\x80\x80\x80\x10", EXTERNAL),  # 2^32 + 1: an int32 to a parser, so 1
+        (b"\x70\x00\x70\x01", EXTERNAL),  # the last one counts
+        (b"\x70\x01\x70\x00", EXTERNAL),
+        (b"\xf0\x80\x80\x80\x10\x01", "has the number"),  # a tag of over 32 bits, which some parsers cut
+        (b"\x70", "ends in the middle of a number"),
+        (b"\x70" + b"\xff" * 10, "over ten bytes"),
+        (b"\x6a\x05ab", "ends in the middle of a field"),
+        (b"\x6b\x6c", "wire type 3"),  # a group
+        (b"\x01", "has the number 0"),
+        (b"\x69\x00", "ends in the middle of a field"),  # eight bytes were promised
+    ],
+)
+def test_bytes_that_parsers_could_read_in_two_ways_are_refused(tensor, message):
+    check_self_contained(model_bytes(field(5, b"\x70\x00")))
+    with pytest.raises(EngineError, match=message):
+        check_self_contained(model_bytes(field(5, tensor)))
+
+
+def test_a_message_in_two_parts_is_searched_in_both():
+    # protobuf merges a second occurrence of a message into the first.
+    with pytest.raises(EngineError, match=EXTERNAL):
+        check_self_contained(model_bytes(b"") + field(7, field(5, b"\x70\x01")))
+
+
+def test_a_known_message_field_of_another_type_is_refused():
+    with pytest.raises(EngineError, match="field 5 of a GraphProto has wire type 0"):
+        check_self_contained(model_bytes(b"\x28\x01"))
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"",
+        b"garbage",
+        bytes(100),
+        b"<?xml version='1.0'?><net/>",
+        b"\x08\x0a",
+        field(7, b""),
+        b"PK\x03\x04" + bytes(50),
+    ],
+    ids=["empty", "garbage", "zeros", "xml", "no-graph", "no-version", "zip"],
+)
+def test_what_is_no_onnx_model_is_refused(data):
+    with pytest.raises(EngineError, match="This is no ONNX model: ") as caught:
+        check_self_contained(data)
+    assert caught.value.exit_code == 4
+
+
+def nested(levels):
+    """A graph in an attribute of a node of a graph, and so on: three messages a level."""
+    graph = b""
+    for _ in range(levels):
+        graph = field(1, field(5, field(6, graph)))
+    return model_bytes(graph)
+
+
+def test_depth_is_bounded():
+    check_self_contained(nested((MAX_DEPTH - 2) // 3))
+    for levels in (MAX_DEPTH // 3 + 1, 20_000):
+        with pytest.raises(EngineError, match=f"nested more than {MAX_DEPTH} deep"):
+            check_self_contained(nested(levels))
+
+
+def test_the_number_of_fields_is_bounded(monkeypatch):
+    monkeypatch.setattr(onnx_scan, "MAX_FIELDS", 1000)
+    unknown = b"\x98\x06\x01"  # field 99, varint
+    check_self_contained(model_bytes(unknown * 900))
+    for data in (model_bytes(unknown * 1000), model_bytes(field(1, b"") * 1000)):
+        with pytest.raises(EngineError, match="more than 1,000 fields"):
+            check_self_contained(data)
+
+
+def test_large_weights_are_stepped_over():
+    model = in_initializer(
+        numpy_helper.from_array(np.zeros(25_000_000, np.float32), "large")
+    ).SerializeToString()
+    started = time.perf_counter()
+    check_self_contained(model)
+    assert time.perf_counter() - started < 1  # reading 100 MB byte by byte takes many seconds
+
+
+def test_any_damage_gives_a_typed_error_or_none(mean_model):
+    generator = np.random.default_rng(0)
+    refused = 0
+    for _ in range(3000):
+        data = bytearray(mean_model)
+        for _ in range(generator.integers(1, 4)):
+            data[generator.integers(len(data))] = generator.integers(256)
+        with contextlib.suppress(EngineError):
+            check_self_contained(bytes(data[: generator.integers(1, len(data) + 1)]))
+            continue
+        refused += 1
+    assert refused > 1000
