@@ -41,6 +41,7 @@ if sys.version_info >= (3, 11):
 else:
     import tomli as tomllib
 
+EMBEDDING = "embedding.md"  # its blocks need a camera and servers of their own: tests/test_embedding_docs.py runs them
 each_document = pytest.mark.parametrize("document", DOCUMENTS, ids=name_of)
 
 SECTIONS = {  # what a fragment of a recipe may leave out
@@ -241,7 +242,7 @@ def _run_fence(fence, namespace):
             _run_python(fence, namespace)
 
 
-@each_document
+@pytest.mark.parametrize("document", [d for d in DOCUMENTS if d.name != EMBEDDING], ids=name_of)
 def test_blocks_run_in_their_order(document, reader):
     namespace = {"__name__": "__main__"}
     for fence in fences(document):

@@ -7,6 +7,9 @@ import numpy as np
 from PIL import Image
 
 ROOT = Path(__file__).parents[1]
+HEED_INTERRUPTS = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)\n"
+"""First line of a child's code that is to be interrupted: where a shell put the test run into the background, children
+begin with SIGINT ignored."""
 COLORS = {"blue": (40, 60, 200), "green": (50, 180, 60), "red": (210, 50, 40)}
 
 TINY_RECIPE = """

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from tests_support import ROOT
+from tests_support import HEED_INTERRUPTS, ROOT
 
 from edgekiln.benchmarks.contender import (
     Contender,
@@ -262,7 +262,7 @@ def test_no_worker_outlives_a_benchmark_that_is_stopped(engine, monkeypatch, num
     inputs = engine[1]
     monkeypatch.setenv("PYTHONPATH", str(ROOT / "tests"), prepend=os.pathsep)
     process = subprocess.Popen(
-        [sys.executable, "-c", BENCH_A_SLEEPER, str(inputs)],
+        [sys.executable, "-c", HEED_INTERRUPTS + BENCH_A_SLEEPER, str(inputs)],
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
         start_new_session=True,

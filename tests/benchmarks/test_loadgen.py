@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from tests_support import ROOT, write_pictures
+from tests_support import HEED_INTERRUPTS, ROOT, write_pictures
 
 from edgekiln.benchmarks.loadgen import parse_summary, run_loadgen
 from edgekiln.pipeline.cli import main
@@ -216,7 +216,9 @@ def test_interrupt_ends_the_child(loadgen, tiny_run, images):
     command = ["bench", tiny_run[2].bundle, "--mlperf", "--images", images, "--seconds", "60"]
     code = "import sys; from edgekiln.pipeline.cli import main; main(sys.argv[1:])"
     process = subprocess.Popen(
-        [sys.executable, "-c", code, *map(str, command)], stderr=subprocess.PIPE, text=True
+        [sys.executable, "-c", HEED_INTERRUPTS + code, *map(str, command)],
+        stderr=subprocess.PIPE,
+        text=True,
     )
     children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
     deadline = time.monotonic() + 60

@@ -12,7 +12,7 @@ import time
 import numpy as np
 import pytest
 from PIL import Image
-from tests_support import write_pictures
+from tests_support import HEED_INTERRUPTS, write_pictures
 
 from edgekiln.benchmarks.judging import digest_split
 from edgekiln.benchmarks.report import render_page
@@ -307,7 +307,7 @@ QUICK = (
 def start_bench(recipe, runs, log):
     """``edgekiln bench`` as a terminal starts it: a process group of its own."""
     options = [part for value in QUICK for part in ("--set", f"benchmark.{value}")]
-    main = "from edgekiln.pipeline.cli import main; main()"
+    main = HEED_INTERRUPTS + "from edgekiln.pipeline.cli import main; main()"
     command = [sys.executable, "-c", main, "bench", str(recipe), "--runs", str(runs), "--json", *options]
     with log.open("w") as file:
         return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=file, start_new_session=True)
