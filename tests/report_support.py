@@ -9,7 +9,7 @@ import numpy as np
 from PIL import Image
 
 from edgekiln.benchmarks.judging import Reference, judge_answers
-from edgekiln.benchmarks.measurement import Block, Measurement, assess, compare_speed
+from edgekiln.benchmarks.measurement import Block, Measurement, compare_speed
 
 ENGINES = {"fp32": (1.7, 0.0), "int8": (0.6, 0.35), "rtx-int8-with-a-long-name": (0.9, 0.2)}
 """Median milliseconds, and noise on the logits, by name."""
@@ -35,9 +35,7 @@ def make_report(
     logits[np.arange(images), labels] += 3.5
     reference = Reference(logits, labels, [f"{classes[i]}/{n:05}.png" for n, i in enumerate(labels)], classes)
     timed = _time({"baseline": 2.3, **{name: ms for name, (ms, _) in ENGINES.items()}}, processes, blocks)
-    validity = assess(timed, steal=0.0, foreign_load=0.0)
     validity_dict = {"state": state, "reasons": REASONS[state], "self_ratio": [0.98, 1.02]}
-    assert validity.state != "invalid"
     limits = {"floor_ms": 0.4, "share_of_floor": 0.31, "peak_rss_mb": 210.0, "device_mb": None, **_ENERGY}
     latencies = {m.name: {k: v for k, v in m.to_dict().items() if k != "blocks"} | limits for m in timed}
     variants = []
@@ -99,6 +97,7 @@ def make_report(
         "variants": variants,
         "notices": ["int8: a notice that matters."],
         "benchmark": {
+            "images": 64,
             "measurements": [
                 *(m.to_dict() | limits for m in timed[:-1]),
                 timed[-1].to_dict() | limits | {"energy": None, "energy_reason": "NVML: no permission"},

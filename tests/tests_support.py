@@ -1,10 +1,13 @@
 """What several test files share: where the project is, a recipe that trains in seconds, and pictures for it."""
 
+import os
 import time
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
+
+from edgekiln.runtime.backends import open_session
 
 ROOT = Path(__file__).parents[1]
 HEED_INTERRUPTS = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)\n"
@@ -110,9 +113,17 @@ def open_constant(classes: int):
     return Constant()
 
 
+def open_mortal(path: str, folder: str, lives: int, threads: int):
+    """A benchmark contender whose process ends while it loads, once it was loaded ``lives`` times."""
+    marks = Path(folder)
+    if len(list(marks.iterdir())) == lives:
+        os._exit(7)
+    (marks / str(os.getpid())).touch()
+    return open_session("onnxruntime-cpu", Path(path).read_bytes(), threads=threads)
+
+
 def open_turncoat(path: str, threads: int):
     """A benchmark contender whose answers are right for the first calls and wrong from then on."""
-    from edgekiln.runtime.backends import open_session
 
     class Turncoat:
         def __init__(self) -> None:

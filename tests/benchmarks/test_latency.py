@@ -1,3 +1,4 @@
+import importlib.util
 import io
 import json
 import os
@@ -15,6 +16,7 @@ from tests_support import HEED_INTERRUPTS, ROOT
 
 from edgekiln.benchmarks.contender import (
     Contender,
+    choose_images,
     engine_contender,
     open_worker,
     peer_contender,
@@ -140,8 +142,60 @@ def test_peers_on_the_same_file_are_timed_and_those_that_cannot_be_are_left_out(
     assert result.to_dict()["left_out"] == result.left_out
 
 
+def test_peer_that_dies_in_a_round_is_left_out_and_no_finished_round_is_lost(engine, tmp_path, monkeypatch):
+    path, inputs, logits = engine
+    monkeypatch.setenv("PYTHONPATH", str(ROOT / "tests"), prepend=os.pathsep)
+    (tmp_path / "marks").mkdir()
+    (tmp_path / "work").mkdir()
+    arguments = {
+        "path": str(path),
+        "folder": str(tmp_path / "marks"),
+        "lives": 3,
+    }  # the search, and two rounds
+    mortal = Contender(
+        "mortal", "tests_support:open_mortal", arguments, [{"threads": 1}], logits, optional=True
+    )
+    ours = engine_contender("a", [path], "onnxruntime-cpu", logits)
+    said = []
+    plan = replace(PLAN, processes=4)
+    result = run_benchmark([ours, mortal], inputs, plan=plan, folder=tmp_path / "work", message=said.append)
+    assert [m.name for m in result.measurements] == ["a"]
+    assert "process of mortal ended with 7" in result.left_out["mortal"]
+    assert said == [f"  mortal is left out: {result.left_out['mortal']}"]
+    assert [len(rows) for rows in result.measurements[0].block_medians()] == [2] * 4
+    assert result.sessions[0]["rounds"] == [1, 2, 3, 4]
+    again = run_benchmark([ours, mortal], inputs, plan=plan, folder=tmp_path / "work")
+    assert again.left_out == result.left_out
+    assert again.measurements[0].median_ms == result.measurements[0].median_ms
+
+
+def test_all_images_rotate_however_few_calls_a_block_has(engine):
+    path, inputs, logits = engine
+    with open_worker(inputs, engine_contender("a", [path], "onnxruntime-cpu", logits)) as worker:
+        worker.open({"threads": 1})
+        seen = [
+            worker.ask("time", seconds=0.0) for _ in range(6)
+        ]  # one call each: the clock is read after it
+        assert [len(answer["times_ns"]) for answer in seen] == [1] * 6
+        assert [answer["sample"]["index"] for answer in seen] == [0, 1, 2, 3, 0, 1]
+        repeated = [worker.ask("time", seconds=0.0, repeat=True)["sample"]["index"] for _ in range(3)]
+        assert repeated == [0, 0, 0]
+        assert worker.ask("time", seconds=0.0)["sample"]["index"] == 2, "a repeated image takes no turn"
+        worker.check_all()
+        worker.time_ns(0.01)  # what is sampled is compared with the answer of its own image
+
+
+@pytest.mark.parametrize(("total", "wanted"), [(297, 64), (64, 64), (10, 64), (1, 2)])
+def test_images_are_spread_over_the_whole_split(total, wanted):
+    chosen = choose_images(total, wanted)
+    assert len(set(chosen)) == len(chosen) == min(total, wanted)
+    assert (chosen[0], chosen[-1]) == (0, total - 1)
+    assert max(np.diff(chosen), default=0) <= np.ceil(total / wanted) + 1
+
+
 def test_openvino_is_timed_on_the_same_file(engine):
-    pytest.importorskip("openvino", reason="OpenVINO is not installed")
+    if importlib.util.find_spec("openvino") is None:  # never imported plainly: that would send an event
+        pytest.skip("OpenVINO is not installed")
     path, inputs, logits = engine
     ours = engine_contender("a", [path], "onnxruntime-cpu", logits)
     peer = peer_contender("openvino", "a", path, logits, tolerance=1e-3)
@@ -215,11 +269,31 @@ def session(**changes):
 def test_worst_stretch_of_work_is_judged(second, text):
     blocks = [Block(p, i, t, np.full(10, 1.0)) for p in range(2) for i in range(4) for t in (0, 1)]
     steady = Measurement("a", "call", 1, {}, [], blocks)
-    assert _judge([steady], [session(), session()], {}).state == "valid"
+    assert _judge([steady], [session(), session()], {}, [ROUND]).state == "valid"
     for order in ([session(), session(**second)], [session(**second), session()]):
-        found = _judge([steady], order, {})
+        found = _judge([steady], order, {}, [ROUND])
         assert found.state == "noisy"
         assert text in found.reasons[0]
+
+
+ROUND = {"cpu_mhz": 3000.0, "gpu_state": [{"throttled_by": ["idle"]}]}
+
+
+@pytest.mark.parametrize(
+    ("slow", "text"),
+    [
+        ({"cpu_mhz": 2400.0}, "the CPU's clock went from 3000 down to 2400 MHz between rounds"),
+        ({"gpu_state": [{"throttled_by": ["idle", "hardware thermal slowdown"]}]},
+         "the GPU was throttled by hardware thermal slowdown"),
+    ],
+)  # fmt: skip
+def test_a_machine_that_slows_down_while_timing_is_noisy(slow, text):
+    blocks = [Block(p, i, t, np.full(10, 1.0)) for p in range(2) for i in range(4) for t in (0, 1)]
+    steady = Measurement("a", "call", 1, {}, [], blocks)
+    found = _judge([steady], [session()], {}, [ROUND, {**ROUND, **slow}])
+    assert (found.state, found.reasons) == ("noisy", (text,))
+    unknown = {"cpu_mhz": None, "gpu_state": [{"throttled_by": None}]}
+    assert _judge([steady], [session()], {}, [unknown, unknown]).state == "valid"
 
 
 # -- Ctrl-C

@@ -14,7 +14,7 @@ from edgekiln.pipeline.recipe import load_recipe
 from edgekiln.pipeline.stage_files import BASELINE, StageContext, read_logits, save_logits
 from edgekiln.runtime.errors import DeviceError, InputError, UsageError
 
-COUNT = 8
+COUNT = np.arange(8)
 GPU_VARIANT = """
 [[variants]]
 name = "gpu"

@@ -30,6 +30,7 @@ __all__ = [
     "LOGIT_TOLERANCE",
     "Contender",
     "WorkerProcess",
+    "choose_images",
     "engine_contender",
     "open_worker",
     "peer_contender",
@@ -84,6 +85,11 @@ class Contender:
             "configs": [dict(config) for config in self.configs],
             "logits": hashlib.sha256(np.ascontiguousarray(self.logits).tobytes()).hexdigest(),
         }
+
+
+def choose_images(total: int, wanted: int) -> NDArray[np.int64]:
+    """Up to ``wanted`` of ``total`` indices, int64, evenly spaced: splits are sorted by class, and all must rotate."""
+    return np.unique(np.linspace(0, total - 1, min(total, wanted)).round().astype(np.int64))
 
 
 def thread_choices() -> list[int]:
@@ -156,9 +162,11 @@ class WorkerProcess:
 
     def __init__(self, process: subprocess.Popen[str], contender: Contender) -> None:
         self._process, self._contender, self._name = process, contender, contender.name
+        self.failed = False  # whether it died, refused or answered wrongly
 
     def ask(self, operation: str, **arguments: Any) -> dict[str, Any]:
         """One request, one answer."""
+        self.failed = True  # until the answer is there
         assert self._process.stdin is not None
         assert self._process.stdout is not None
         line = ""
@@ -174,6 +182,7 @@ class WorkerProcess:
         answer: dict[str, Any] = json.loads(line)
         if "error" in answer:
             raise EngineError(f"{self._name}: {answer['error']}")
+        self.failed = False
         return answer
 
     def open(self, config: Mapping[str, Any]) -> dict[str, Any]:
@@ -211,6 +220,7 @@ class WorkerProcess:
         difference = float(np.abs(got - wanted).max())
         # Not <=: NaN must not pass.
         if not difference <= self._contender.tolerance * float(np.ptp(self._contender.logits)):
+            self.failed = True
             raise GateError(
                 f"{self._name} answers otherwise when timed than when judged: a logit differs by {difference:.3g}.",
                 hint="Its speed would be that of another computation.",

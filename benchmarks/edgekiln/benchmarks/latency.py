@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -24,7 +24,9 @@ from edgekiln.benchmarks.environment import (
     CpuTimes,
     describe_machine,
     measure_foreign_load,
+    read_cpu_mhz,
     read_cpu_times,
+    read_gpu_state,
 )
 from edgekiln.benchmarks.journal import Journal, plan_digest
 from edgekiln.benchmarks.measurement import (
@@ -47,6 +49,7 @@ Advance: TypeAlias = Callable[[int, int, str], None]
 SIDES: tuple[Boundary, ...] = ("engine", "image")
 """Boundaries besides ``call``: the bare library call, and encoded picture to label."""
 _SEARCH_SECONDS = 0.4
+_LEAST_CLOCK = 0.9
 _LOOK_EVERY_BLOCKS = 4  # even, so that whoever went first went last as often
 _CONDITIONS = ("cpu", "cores", "governor", "thread_settings", "cpu_quota_cores", "gpus", "versions")
 
@@ -189,6 +192,7 @@ class _Work:
             "foreign_load": measure_foreign_load(),
             "machine": describe_machine(),
         }
+        self._has_gpu = bool(self._session["machine"]["gpus"])  # type: ignore[index] # a plain dict of JSON values
         rounds = sum("round" in part for part in self._journal.values())
         if rounds:
             message(f"  goes on after round {rounds} of {plan.processes}")
@@ -211,23 +215,49 @@ class _Work:
             self._message(f"  {contender.name} is left out: {error}")
             return {"left_out": str(error)}
 
-    def time_rounds(self, searches: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]]:
-        """The rounds, those of earlier stretches as they were."""
-        able = [c for c in self._contenders if "left_out" not in searches[c.name]]
-        chosen = [_best(searches[c.name]["entries"]) for c in able]
-        rounds = []
-        for number in range(self._plan.processes):
-            name = f"round-{number + 1}"
-            found = self._journal.read(name)
-            if found is None:
-                before = read_cpu_times()
-                values = self._time_round(able, chosen, number)
-                found = self._keep(
-                    name, {"round": number, "ticks": asdict(read_cpu_times() - before), **values}
-                )
-            rounds.append(found)
+    def time_rounds(self, searches: dict[str, dict[str, Any]]) -> list[dict[str, Any]]:
+        """The rounds, those of earlier stretches as they were. ``searches`` is told who was left out on the way."""
+        rounds: list[dict[str, Any]] = []
+        while len(rounds) < self._plan.processes:
+            able = [c for c in self._contenders if "left_out" not in searches[c.name]]
+            chosen = [_best(searches[c.name]["entries"]) for c in able]
+            try:
+                rounds.append(self._find_round(able, chosen, len(rounds)))
+            except _OptionalFailed as failed:
+                rounds = self._leave_out(able[failed.place], failed, searches)
         self._tell(self._plan.count_units(len(self._contenders)), "done")
-        return rounds
+        # One that was left out late still stands in the rounds before.
+        names = [c.name for c in self._contenders if "left_out" not in searches[c.name]]
+        return [_select(part, names) for part in rounds]
+
+    def _find_round(
+        self, able: Sequence[Contender], chosen: Sequence[Mapping[str, Any]], number: int
+    ) -> dict[str, Any]:
+        name = f"round-{number + 1}"
+        found = self._journal.read(name)
+        if found is not None:
+            return found
+        before = read_cpu_times()
+        values = self._time_round(able, chosen, number)
+        ticks = asdict(read_cpu_times() - before)
+        # Clocks fall and GPUs throttle under load, so they are read while the machine is still warm from it.
+        clocks = {
+            "cpu_mhz": read_cpu_mhz()["current"],
+            "gpu_state": read_gpu_state() if self._has_gpu else [],
+        }
+        return self._keep(
+            name, {"round": number, "ticks": ticks, "names": [c.name for c in able], **clocks, **values}
+        )
+
+    def _leave_out(
+        self, contender: Contender, failed: _OptionalFailed, searches: dict[str, dict[str, Any]]
+    ) -> list[dict[str, Any]]:
+        """Go on without a peer that failed; the rounds that are finished are kept."""
+        self._message(f"  {contender.name} is left out: {failed}")
+        place = next(i for i, c in enumerate(self._contenders) if c.name == contender.name)
+        searches[contender.name] = self._keep(f"search-{place}", {"left_out": str(failed)})
+        names = (f"round-{number + 1}" for number in range(self._plan.processes))
+        return [part for name in names if (part := self._journal.read(name)) is not None]
 
     def _time_round(
         self, contenders: Sequence[Contender], configs: Sequence[Mapping[str, Any]], number: int
@@ -235,16 +265,15 @@ class _Work:
         """One fresh process each; blocks in turn, those of the first contender twice; then the other boundaries."""
         note = f"round {number + 1} of {self._plan.processes}"
         begin = self._plan.units_before(number, len(self._contenders))
-        with contextlib.ExitStack() as stack:
-            workers: list[WorkerProcess] = []
+        workers: list[WorkerProcess] = []
+        with _blame_optional(contenders, workers), contextlib.ExitStack() as stack:
             opened = []
             for contender, config in zip(contenders, configs, strict=True):
                 self._tell(begin + len(workers), f"{note}: {contender.name} starts")
                 # One after the other: those that run already are idle, so each start has the machine for itself.
-                worker = stack.enter_context(open_worker(self._inputs, contender))
-                opened.append(worker.open(config))
-                worker.check_all()
-                workers.append(worker)
+                workers.append(stack.enter_context(open_worker(self._inputs, contender)))
+                opened.append(workers[-1].open(config))
+                workers[-1].check_all()
             first = begin + len(self._contenders)
             blocks = _time_in_turns(workers, self._plan, lambda index: self._tell(first + index, note))
             self._tell(first + self._plan.blocks, f"{note}: other boundaries")
@@ -270,6 +299,36 @@ class _Work:
 
     def _tell(self, done: int, note: str) -> None:
         self._advance(done, self._plan.count_units(len(self._contenders)), note)
+
+
+class _OptionalFailed(Exception):
+    """An optional contender died or answered wrongly in a round."""
+
+    def __init__(self, place: int, reason: str) -> None:
+        super().__init__(reason)
+        self.place = place
+
+
+@contextlib.contextmanager
+def _blame_optional(contenders: Sequence[Contender], workers: Sequence[WorkerProcess]) -> Iterator[None]:
+    """Turn the failure of an optional contender into ``_OptionalFailed``; ``workers`` are its process and others'."""
+    try:
+        yield
+    except EdgekilnError as error:
+        for place, (contender, worker) in enumerate(zip(contenders, workers, strict=False)):
+            if worker.failed and contender.optional:
+                raise _OptionalFailed(place, str(error)) from error
+        raise
+
+
+def _select(part: Mapping[str, Any], names: Sequence[str]) -> dict[str, Any]:
+    """A round of these contenders alone."""
+    places = [part["names"].index(name) for name in names]
+    return {
+        **part,
+        **{key: [part[key][i] for i in places] for key in ("opened", "blocks", "repeated")},
+        "sides": {boundary: [raw[i] for i in places] for boundary, raw in part["sides"].items()},
+    }
 
 
 def _search(contender: Contender, inputs: Path) -> list[dict[str, Any]]:
@@ -355,7 +414,7 @@ def _summarize(
         name: float(np.median([ratio for part in rounds for ratio in part["repeated"][place]]))
         for place, name in enumerate(names)
     }
-    validity = _judge(called, sessions, repeated)
+    validity = _judge(called, sessions, repeated, rounds)
     return BenchmarkResult(
         measurements=called,
         ratios=_ratios(called, names[0], validity),
@@ -380,9 +439,12 @@ def _state(session: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _judge(
-    measurements: Sequence[Measurement], sessions: Sequence[Mapping[str, Any]], repeated: Mapping[str, float]
+    measurements: Sequence[Measurement],
+    sessions: Sequence[Mapping[str, Any]],
+    repeated: Mapping[str, float],
+    rounds: Sequence[Mapping[str, Any]],
 ) -> Validity:
-    """The worst stretch of work decides; conditions that changed between two are told as noise."""
+    """The worst stretch of work decides; conditions that changed, clocks that fell and throttling are told as noise."""
     validity = assess(
         measurements,
         steal=max(session.get("steal", 0.0) for session in sessions),
@@ -391,10 +453,32 @@ def _judge(
     )
     machines = [session["machine"] for session in sessions]
     changed = [key for key in _CONDITIONS if any(machine[key] != machines[0][key] for machine in machines)]
-    if validity.state == "invalid" or not changed:
+    reasons = _describe_clocks(rounds)
+    if changed:
+        reasons.append(f"it was interrupted and went on under another {' and '.join(changed)}")
+    if validity.state == "invalid" or not reasons:
         return validity
-    reason = f"it was interrupted and went on under another {' and '.join(changed)}"
-    return Validity("noisy", (*validity.reasons, reason), validity.self_ratio)
+    return Validity("noisy", (*validity.reasons, *reasons), validity.self_ratio)
+
+
+def _describe_clocks(rounds: Sequence[Mapping[str, Any]]) -> list[str]:
+    """What slowed the machine itself, as read at the end of every round."""
+    found = []
+    clocks = [part["cpu_mhz"] for part in rounds if part["cpu_mhz"]]
+    if clocks and min(clocks) < _LEAST_CLOCK * max(clocks):
+        found.append(
+            f"the CPU's clock went from {max(clocks):.0f} down to {min(clocks):.0f} MHz between rounds"
+        )
+    causes = {
+        cause
+        for part in rounds
+        for gpu in part["gpu_state"]
+        for cause in gpu["throttled_by"] or ()
+        if cause not in {"idle", "application clocks"}  # nothing to do, or a clock that somebody set
+    }
+    if causes:
+        found.append(f"the GPU was throttled by {', '.join(sorted(causes))}")
+    return found
 
 
 def _median_cold(runs: Sequence[Mapping[str, Any]]) -> dict[str, float]:

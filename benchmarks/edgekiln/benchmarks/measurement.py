@@ -31,6 +31,11 @@ MIN_REPEATED = 0.90
 """One repeated image may be faster than varying ones by a tenth, as in MLPerf's TEST04: more means a cache."""
 _MAX_SPREAD = 0.10
 _RESAMPLES = 4000
+_STUDENT = (
+    12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160, 2.145, 2.131,
+    2.120, 2.110, 2.101, 2.093, 2.086, 2.080, 2.074, 2.069, 2.064, 2.060, 2.056, 2.052, 2.048, 2.045, 2.042,
+)  # fmt: skip
+"""97.5 % quantiles of Student's t for 1 to 30 degrees of freedom."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,7 +161,8 @@ def compare_speed(baseline: Measurement, contender: Measurement, *, seed: int = 
 
     The interval resamples processes first, then blocks within them, the same for both sides: what differs from
     process to process (memory layout, thread placement) is the larger part of the error, and resampling calls
-    alone would hide it. Each process counts alike, however many blocks it has.
+    alone would hide it. Each process counts alike, however many blocks it has. Its distances are stretched for the
+    few processes there are (``_stretch_for``).
     """
     return _paired_ratio(baseline.block_medians(), contender.block_medians(), seed)
 
@@ -167,9 +173,22 @@ def _paired_ratio(
     # Blocks of one index ran side by side, so drift of the machine cancels in their ratio.
     logs = [np.log(ours / theirs) for ours, theirs in zip(baseline, contender, strict=True)]
     resampled = _resample(logs, np.random.default_rng(seed))
-    low, high = np.exp(np.quantile(resampled, [0.025, 0.975]))
-    value = np.exp(np.mean([_trimmed_mean(row[None])[0] for row in logs]))
-    return Ratio(float(value), float(low), float(high))
+    low, high = np.quantile(resampled, [0.025, 0.975])
+    value = float(np.mean([_trimmed_mean(row[None])[0] for row in logs]))
+    stretch = _stretch_for(len(logs))
+    return Ratio(*(float(np.exp(value + stretch * (x - value))) for x in (value, low, high)))
+
+
+def _stretch_for(processes: int) -> float:
+    """By how much the bootstrap's distances are too short with few processes: t(k - 1) / 1.96 * sqrt(k / (k - 1)).
+
+    Resampling k values understates their variance by (k - 1) / k, and takes the normal's tail where Student's is due.
+    Without this the 95 % interval over 5 processes covered 85 % in simulation.
+    """
+    if processes < 2:
+        return 1.0
+    quantile = _STUDENT[min(processes - 2, len(_STUDENT) - 1)]
+    return float(quantile / 1.96 * np.sqrt(processes / (processes - 1)))
 
 
 def _resample(logs: Sequence[NDArray[np.float64]], generator: np.random.Generator) -> NDArray[np.float64]:

@@ -11,9 +11,10 @@ from __future__ import annotations
 import importlib.util
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
+from numpy.typing import NDArray
 
 from edgekiln.benchmarks.contender import (
     LOGIT_TOLERANCE,
@@ -31,6 +32,8 @@ from edgekiln.runtime.spec import Precision
 
 __all__ = ["Absent", "Field", "Peer", "choose_field"]
 
+Chosen: TypeAlias = NDArray[np.int64]
+"""Indices of the test images that rotate."""
 _HALF_TOLERANCE = 2e-2
 """Of the logit range: FP16 and TF32 both have 11 bits of significand; as ``export.fp16_tolerance``."""
 _LEAST_TOLERANCE, _MOST_TOLERANCE = 1e-2, 0.25
@@ -61,24 +64,24 @@ class Field:
     absent: tuple[Absent, ...]
 
 
-def choose_field(context: StageContext, count: int) -> Field:
-    """The contenders of a recipe whose engines are evaluated, on the first ``count`` test images."""
+def choose_field(context: StageContext, chosen: Chosen) -> Field:
+    """The contenders of a recipe whose engines are evaluated, on the ``chosen`` test images."""
     variants = [v for v in context.recipe.variants if _was_evaluated(context, v)]
     on_cpu = [v for v in variants if v.backend in CPU_BACKENDS]
     gpu = len(on_cpu) < len(variants) and _torch_sees_gpu()
-    found = [_torch_gpu(context, BASELINE, "fp32", count) if gpu else _torch_cpu(context, BASELINE, count)]
+    found = [_torch_gpu(context, BASELINE, "fp32", chosen) if gpu else _torch_cpu(context, BASELINE, chosen)]
     peers, absent = [], []
     if gpu and on_cpu:
-        found.append(replace(_torch_cpu(context, "pytorch-cpu", count), optional=True))
+        found.append(replace(_torch_cpu(context, "pytorch-cpu", chosen), optional=True))
         peers.append(Peer("pytorch-cpu", "fp32"))
     for wanted in context.recipe.benchmark.peers:
-        asked = _ask(context, wanted, [v for v in on_cpu if v.backend == "onnxruntime-cpu"], count)
+        asked = _ask(context, wanted, [v for v in on_cpu if v.backend == "onnxruntime-cpu"], chosen)
         if isinstance(asked, Absent):
             absent.append(asked)
             continue
         found += [contender for contender, _ in asked]
         peers += [Peer(contender.name, precision) for contender, precision in asked]
-    found += [_engine(context, variant, count) for variant in variants]
+    found += [_engine(context, variant, chosen) for variant in variants]
     return Field(tuple(found), tuple(peers), tuple(absent))
 
 
@@ -86,13 +89,13 @@ def _was_evaluated(context: StageContext, variant: VariantSettings) -> bool:
     return (context.inputs[f"evaluate.{variant.name}"] / LOGITS_NAME).exists()
 
 
-def _engine(context: StageContext, variant: VariantSettings, count: int) -> Contender:
+def _engine(context: StageContext, variant: VariantSettings, chosen: Chosen) -> Contender:
     files = built_files(context, variant)
-    return engine_contender(variant.name, files, variant.backend, _answers(context, variant.name, count))
+    return engine_contender(variant.name, files, variant.backend, _answers(context, variant.name, chosen))
 
 
-def _answers(context: StageContext, name: str, count: int) -> Any:
-    return read_logits(context.inputs[f"evaluate.{name}"])[:count]
+def _answers(context: StageContext, name: str, chosen: Chosen) -> Any:
+    return read_logits(context.inputs[f"evaluate.{name}"])[chosen]
 
 
 # --------------------------------------------------------------------------------------------------------------
@@ -100,7 +103,7 @@ def _answers(context: StageContext, name: str, count: int) -> Any:
 
 
 def _ask(
-    context: StageContext, wanted: str, variants: Sequence[VariantSettings], count: int
+    context: StageContext, wanted: str, variants: Sequence[VariantSettings], chosen: Chosen
 ) -> list[tuple[Contender, str]] | Absent:
     """The contenders of one entry of ``benchmark.peers``, each with its precision."""
     match wanted:
@@ -109,7 +112,7 @@ def _ask(
                 return Absent(wanted, "torch finds no GPU; `nvidia-smi` tells what is missing")
             ways = {"pytorch-gpu-tf32": "tf32", "pytorch-gpu-fp16": "fp16", "pytorch-gpu-graph": "fp16-graph"}
             made = [
-                (_torch_gpu(context, name, way, count), way.partition("-")[0]) for name, way in ways.items()
+                (_torch_gpu(context, name, way, chosen), way.partition("-")[0]) for name, way in ways.items()
             ]
             return [(replace(contender, optional=True), precision) for contender, precision in made]
         case "onnxruntime" | "openvino":
@@ -118,18 +121,18 @@ def _ask(
             if importlib.util.find_spec(wanted) is None:
                 return Absent(wanted, f"it is not installed. Run: pip install 'edgekiln[{wanted}]'")
             return [
-                (_library(context, wanted, variant, count), variant.precision.value) for variant in variants
+                (_library(context, wanted, variant, chosen), variant.precision.value) for variant in variants
             ]
         case _:
-            return [(replace(_torch_cpu(context, wanted, count), optional=True), "fp32")]
+            return [(replace(_torch_cpu(context, wanted, chosen), optional=True), "fp32")]
 
 
-def _library(context: StageContext, library: str, variant: VariantSettings, count: int) -> Contender:
+def _library(context: StageContext, library: str, variant: VariantSettings, chosen: Chosen) -> Contender:
     [path] = built_files(context, variant)
     same_kernels = library == "onnxruntime" or variant.precision is not Precision.INT8
     tolerance = LOGIT_TOLERANCE if same_kernels else _rounding_tolerance(context, variant.name)
     return peer_contender(
-        library, variant.name, path, _answers(context, variant.name, count), tolerance=tolerance
+        library, variant.name, path, _answers(context, variant.name, chosen), tolerance=tolerance
     )
 
 
@@ -155,7 +158,7 @@ _CPU_WAYS: dict[str, dict[str, bool]] = {
 }
 
 
-def _torch_cpu(context: StageContext, name: str, count: int) -> Contender:
+def _torch_cpu(context: StageContext, name: str, chosen: Chosen) -> Contender:
     """PyTorch eager, or the same weights under a faster way to run PyTorch, on the CPU."""
     # torch.compile chooses layouts itself, and each of its configurations costs a compilation.
     layouts = (False,) if name == "pytorch-compile" else (False, True)
@@ -165,19 +168,19 @@ def _torch_cpu(context: StageContext, name: str, count: int) -> Contender:
         factory="edgekiln.pipeline.baseline:open_baseline",
         arguments={**_torch_arguments(context), **_CPU_WAYS.get(name, {})},
         configs=[{"threads": t, "channels_last": layout} for t in threads for layout in layouts],
-        logits=_answers(context, BASELINE, count),
+        logits=_answers(context, BASELINE, chosen),
         imports=_model_library(context),
     )
 
 
-def _torch_gpu(context: StageContext, name: str, way: str, count: int) -> Contender:
+def _torch_gpu(context: StageContext, name: str, way: str, chosen: Chosen) -> Contender:
     """PyTorch on the first GPU; cuDNN's search for its fastest algorithms is what there is to choose."""
     return Contender(
         name=name,
         factory="edgekiln.pipeline.baseline:open_gpu_baseline",
         arguments={**_torch_arguments(context), "way": way},
         configs=[{"search": True}] if way == "fp16-graph" else [{"search": False}, {"search": True}],
-        logits=_answers(context, BASELINE, count),
+        logits=_answers(context, BASELINE, chosen),
         imports=_model_library(context),
         tolerance=LOGIT_TOLERANCE if way == "fp32" else _HALF_TOLERANCE,
     )

@@ -45,6 +45,7 @@ REPORT_NAME = "report.json"
 LOGITS_FILE = "test_logits.npz"
 REPORT_SCHEMA = "1.0"
 _THUMBNAIL_PIXELS = 80
+_ENOUGH_ROTATING = 64
 _MAX_THUMBNAILS = 24  # of one engine
 _THUMBNAIL_BYTES = 1_000_000  # of all engines together, as they stand in the report
 
@@ -180,6 +181,7 @@ def _build_report(context: StageContext) -> dict[str, Any]:
             *describe_unjudged(data["unjudged"]),
             *(notice for variant in variants for notice in variant["notices"]),
             *_absence_notices(benchmark),
+            *_rotation_notices(benchmark),
             *_device_notices(benchmark),
         ],
         "benchmark": benchmark,
@@ -329,6 +331,15 @@ def _absence_notices(benchmark: Mapping[str, Any] | None) -> list[str]:
     """A sentence for each peer that was asked for and not timed."""
     absent = benchmark["absent_peers"] if benchmark else ()
     return [f"{a['name']} was asked for and not timed: {a['reason'].rstrip('.')}." for a in absent]
+
+
+def _rotation_notices(benchmark: Mapping[str, Any] | None) -> list[str]:
+    """A sentence where caches may flatter because few images rotated."""
+    if benchmark is None or benchmark["images"] >= _ENOUGH_ROTATING:
+        return []
+    return [
+        f"Only {benchmark['images']} images rotated while timing, {_ENOUGH_ROTATING} are wanted: caches may flatter."
+    ]
 
 
 def _device_notices(benchmark: Mapping[str, Any] | None) -> list[str]:

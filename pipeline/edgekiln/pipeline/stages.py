@@ -460,7 +460,7 @@ def _benchmark_stage(recipe: Recipe, inputs: tuple[str, ...]) -> Stage:
         ("torch", "onnxruntime", "onnxruntime-gpu", *tools),
         _benchmark,
         resumable=True,
-        revision=4,
+        revision=5,
     )
 
 
@@ -483,18 +483,18 @@ def _mlperf_stage(recipe: Recipe, judged: tuple[str, ...]) -> Stage:
 
 def _benchmark(context: StageContext) -> None:
     """Writes benchmark.json. Until then finished rounds lie beside it; an attempt that resumes finds them again."""
-    from edgekiln.benchmarks.contender import save_inputs
+    from edgekiln.benchmarks.contender import choose_images, save_inputs
     from edgekiln.benchmarks.journal import clear_journal
     from edgekiln.benchmarks.latency import run_benchmark
     from edgekiln.pipeline.contenders import choose_field
     from edgekiln.pipeline.limits import add_limits, read_products
 
     test = load_split(context.inputs["data"], "test")
-    images = min(context.recipe.benchmark.images, len(test))
+    chosen = choose_images(len(test), context.recipe.benchmark.images)
     inputs = context.folder / _INPUTS_NAME
-    pictures = _encoded_pictures(context.recipe, test.keys[:images])
-    save_inputs(inputs, np.array(test.frames[:images]), pictures, read_contract(context).to_json())
-    field = choose_field(context, images)
+    pictures = _encoded_pictures(context.recipe, [test.keys[i] for i in chosen])
+    save_inputs(inputs, np.array(test.frames[chosen]), pictures, read_contract(context).to_json())
+    field = choose_field(context, chosen)
     plan, advance = _benchmark_plan(context.recipe), context.progress.advance
     timings, count = plan.count_units(len(field.contenders)), len(field.contenders)
     result = run_benchmark(
@@ -513,6 +513,7 @@ def _benchmark(context: StageContext) -> None:
         inputs,
         lambda done, note: advance(timings + done, timings + count, note),
     )
+    values["images"] = len(chosen)
     values["peers"] = [asdict(peer) for peer in field.peers if peer.name not in result.left_out]
     values["absent_peers"] = [asdict(absent) for absent in field.absent] + [
         {"name": name, "reason": reason} for name, reason in result.left_out.items()
