@@ -9,6 +9,7 @@ import tomllib
 from report_support import make_mlperf, make_report, make_search
 
 from edgekiln.benchmarks.report import (
+    describe_best_pytorch,
     describe_floor,
     describe_mlperf,
     format_markdown,
@@ -307,3 +308,33 @@ def test_page_tells_what_changed_in_the_answers_and_what_the_doctor_said(report)
     report["variants"][1]["calibration"]["doctor"]["warnings"] = ["no calibration image of red"]
     told = "Calibration of int8: 48 images. The doctor says: no calibration image of red."
     assert told in " ".join(render_page(report).split())
+
+
+def test_engines_are_held_against_the_fastest_pytorch_that_was_timed():
+    report = make_report(60, ["a", "b", "c"])
+    report["peers"] = [
+        {"name": "pytorch-tuned", "precision": "fp32", "latency": None, "speedup": {"value": 1.25}},
+        {"name": "onnxruntime:int8", "precision": "int8", "latency": None, "speedup": {"value": 9.0}},
+    ]
+    for variant, speedup in zip(report["variants"], (2.5, 5.0), strict=False):
+        variant["speedup"] = {"value": speedup}
+    line = describe_best_pytorch(report)
+    assert line.startswith(
+        "against the fastest PyTorch, pytorch-tuned (1.25x the baseline): fp32 2.00x, int8 4.00x"
+    )
+    report["peers"][0]["speedup"]["value"] = 0.5
+    assert describe_best_pytorch(report).startswith(
+        "against the fastest PyTorch, PyTorch eager (1.00x the baseline)"
+    )
+    report["peers"] = report["peers"][1:]
+    assert describe_best_pytorch(report) == ""
+
+
+def test_a_peer_that_is_faster_takes_an_engine_off_the_front():
+    report = make_report(60, ["a", "b", "c"])
+    before = draw_accuracy_latency(report)
+    fp32 = report["variants"][0]
+    faster = {**fp32["latency"], "p50_ms": 0.1}
+    report["peers"] = [{"name": "openvino:fp32", "precision": "fp32", "latency": faster, "speedup": None}]
+    assert "openvino:fp32" in draw_accuracy_latency(report)
+    assert "openvino:fp32" not in before

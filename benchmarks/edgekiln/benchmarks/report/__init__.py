@@ -3,6 +3,7 @@
 from edgekiln.benchmarks.report.page import render_card, render_page, render_summary
 from edgekiln.benchmarks.report.reading import read_report
 from edgekiln.benchmarks.report.table import (
+    describe_best_pytorch,
     describe_config,
     describe_floor,
     describe_mlperf,
@@ -16,6 +17,7 @@ from edgekiln.benchmarks.report.table import (
 )
 
 __all__ = [
+    "describe_best_pytorch",
     "describe_config",
     "describe_floor",
     "describe_mlperf",

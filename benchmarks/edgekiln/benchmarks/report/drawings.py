@@ -64,7 +64,7 @@ def draw_accuracy_latency(report: Mapping[str, Any]) -> str:
     An invalid benchmark supports no comparison, so it gets no front.
     """
     benchmark = report.get("benchmark")
-    engines = [{**report["baseline"], "name": "PyTorch"}, *report["variants"]]
+    engines = [{**report["baseline"], "name": "PyTorch"}, *report["variants"], *_peers_with_accuracy(report)]
     engines = [e for e in engines if e.get("latency") and e.get("accuracy")]
     if not benchmark or benchmark["validity"]["state"] == "invalid" or len(engines) < 2:
         return ""
@@ -87,6 +87,18 @@ def draw_accuracy_latency(report: Mapping[str, Any]) -> str:
         _add_legend(axes)
 
     return _save("pareto", (_WIDTH, 2.7 + _legend_height(len(engines))), lambda f: draw(f.subplots()))
+
+
+def _peers_with_accuracy(report: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Peers with the accuracy of those whose answers theirs were checked against: ``LIBRARY:VARIANT``, or PyTorch."""
+    accuracies = {variant["name"]: variant.get("accuracy") for variant in report["variants"]}
+    return [
+        {
+            **peer,
+            "accuracy": accuracies.get(peer["name"].partition(":")[2], report["baseline"].get("accuracy")),
+        }
+        for peer in report.get("peers", ())
+    ]
 
 
 def _scale_by_logarithm(axes: Any) -> None:

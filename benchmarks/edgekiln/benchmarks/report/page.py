@@ -21,6 +21,7 @@ from edgekiln.benchmarks.report.drawings import (
 )
 from edgekiln.benchmarks.report.table import (
     describe_audit,
+    describe_best_pytorch,
     describe_config,
     describe_limits,
     describe_mlperf,
@@ -104,6 +105,7 @@ def _render(template: str, report: Mapping[str, Any], **extra: Any) -> str:
         "config": describe_config,
         "confidence": format_confidence,
         "limits": describe_limits,
+        "best_pytorch": describe_best_pytorch,
         "audit": describe_audit,
         "simulation": describe_simulation,
         # Markdown lets HTML through, and a reason may quote a name of the user's.

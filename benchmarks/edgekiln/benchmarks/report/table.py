@@ -9,6 +9,7 @@ from edgekiln.benchmarks.gate import format_confidence
 
 __all__ = [
     "describe_audit",
+    "describe_best_pytorch",
     "describe_config",
     "describe_floor",
     "describe_limits",
@@ -202,6 +203,24 @@ def describe_floor(report: Mapping[str, Any]) -> str:
     return (
         f"share of the floor: {', '.join(shares)} (100% is the machine's measured ceiling)" if shares else ""
     )
+
+
+def describe_best_pytorch(report: Mapping[str, Any]) -> str:
+    """How many times faster each engine is than the fastest way to run PyTorch that was timed; empty without peers.
+
+    Quotients of the speed-ups to the baseline, without an interval of their own.
+    """
+    speeds = {
+        peer["name"]: peer["speedup"]["value"]
+        for peer in report.get("peers", ())
+        if peer["name"].startswith("pytorch") and peer.get("speedup")
+    }
+    timed = [(v["name"], v["speedup"]["value"]) for v in report["variants"] if v.get("speedup")]
+    if not speeds or not timed:
+        return ""
+    name, best = max([("PyTorch eager", 1.0), *speeds.items()], key=lambda entry: entry[1])
+    ratios = ", ".join(f"{engine} {value / best:.2f}x" for engine, value in timed)
+    return f"against the fastest PyTorch, {name} ({best:.2f}x the baseline): {ratios}"
 
 
 def describe_limits(measurement: Mapping[str, Any]) -> str:

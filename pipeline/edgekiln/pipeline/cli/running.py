@@ -175,6 +175,7 @@ def print_run(result: RunResult, as_json: bool) -> None:
 
 def _print_report(report: Mapping[str, Any], bundle: Path) -> None:
     from edgekiln.benchmarks.report import (
+        describe_best_pytorch,
         describe_config,
         describe_floor,
         describe_mlperf,
@@ -200,6 +201,8 @@ def _print_report(report: Mapping[str, Any], bundle: Path) -> None:
         configs = "; ".join(f"{m['name']} {describe_config(m['config'])}" for m in benchmark["measurements"])
         click.echo(f"latency  {validity['state']}{reasons}")
         click.echo(f"         batch 1; {configs}")
+        if best := describe_best_pytorch(report):
+            click.echo(f"         {best}")
         if floor := describe_floor(report):
             click.echo(f"         {floor}")
     if rows := mlperf_rows(report):
