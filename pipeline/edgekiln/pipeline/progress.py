@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from typing import Any, Protocol
@@ -41,30 +42,44 @@ class SilentProgress:
 
 
 class LineProgress:
-    """A line every ten seconds, with the time left; for logs and pipes."""
+    """A line every ten seconds, with the time left; for logs and pipes.
+
+    A thread says it, since a step of another library may take minutes without a word.
+    """
 
     def __init__(self) -> None:
-        self._name, self._started, self._said = "", 0.0, 0.0
+        self._name, self._started, self._note = "", 0.0, ""
         self._first: int | None = None
+        self._done = self._total = 0
 
     @contextlib.contextmanager
     def stage(self, name: str) -> Iterator[None]:
-        self._name, self._started = name, time.monotonic()
-        self._said = self._started
-        self._first = None
-        yield
+        self._name, self._started, self._note = name, time.monotonic(), ""
+        self._first, self._done, self._total = None, 0, 0
+        over = threading.Event()
+        teller = threading.Thread(target=self._tell_until, args=(over,), name="progress", daemon=True)
+        teller.start()
+        try:
+            yield
+        finally:
+            over.set()
+            teller.join()
 
     def advance(self, done: int, total: int, note: str = "") -> None:
-        now = time.monotonic()
         if self._first is None:
             self._first = done  # what an earlier attempt did says nothing about the speed of this one
-        if now - self._said < _LINE_EVERY_SECONDS:
-            return
-        self._said = now
-        worked = done - self._first
-        left = (now - self._started) * (total - done) / worked if worked else None
-        timing = "" if left is None else f", about {left:.0f} s left"
-        self.message(f"{self._name}: {done} of {total}{timing}{f' ({note})' if note else ''}")
+        self._done, self._total, self._note = done, total, note
+
+    def _tell_until(self, over: threading.Event) -> None:
+        while not over.wait(_LINE_EVERY_SECONDS):
+            self.message(self._line(time.monotonic() - self._started))
+
+    def _line(self, seconds: float) -> str:
+        worked = self._done - (self._first or 0)
+        counted = f"{self._done} of {self._total}" if self._total else "working"
+        left = f"about {seconds * (self._total - self._done) / worked:.0f} s left" if worked > 0 else ""
+        timing = left or f"{seconds:.0f} s so far"
+        return f"{self._name}: {counted}, {timing}{f' ({self._note})' if self._note else ''}"
 
     def message(self, text: str) -> None:
         print(text, file=sys.stderr, flush=True)

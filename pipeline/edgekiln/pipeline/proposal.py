@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from edgekiln.pipeline.recipe_show import toml_string
-from edgekiln.pipeline.survey import Survey, provable_drop
+from edgekiln.pipeline.survey import Survey, propose_drop
 
 __all__ = ["Proposal", "propose", "render_proposal"]
 
@@ -45,7 +45,7 @@ def propose(survey: Survey, out: Path) -> Proposal:
         name=_make_name(folder.name),
         path=os.path.relpath(folder, out.resolve().parent),
         size=max((size for size in _SIZES if size <= survey.shorter_side), default=_SIZES[0]),
-        max_drop=provable_drop(survey.test_images),
+        max_drop=propose_drop(survey.test_images),
         weights=f"package:{_WEIGHTS_PACKAGE}" if package else "imagenet",
         int8=survey.can_calibrate,
     )

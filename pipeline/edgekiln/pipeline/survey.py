@@ -27,9 +27,9 @@ from edgekiln.pipeline.recipe import DataSettings
 from edgekiln.runtime.errors import DataError
 from edgekiln.runtime.image import FORMATS, MAX_PIXELS
 
-__all__ = ["Survey", "images_to_prove", "provable_drop", "survey_folder"]
+__all__ = ["Survey", "images_to_prove", "propose_drop", "provable_drop", "survey_folder"]
 
-_BUDGETS = (0.005, 0.01, 0.02, 0.03, 0.05, 0.1, 0.2, 0.3, 0.5)  # of top-1, as a person would write them
+_BUDGETS = (0.005, 0.01, 0.02, 0.03, 0.05, 0.1, 0.2)  # of top-1; to pass with more would say nothing
 _CONFIDENCE = 0.95  # the recipe's default
 _GOOD_BUDGET = 0.01  # the recipe's default: one point
 _SKEW = 4  # times as many pictures in the largest class as in the smallest
@@ -165,12 +165,17 @@ def _read_size(path: Path) -> tuple[int, int] | str:
 # What the gate can prove
 
 
-def provable_drop(images: int) -> float:
-    """The smallest customary ``max_drop`` that so many test images can prove with one flipped each way."""
-    for budget in _BUDGETS:
-        if _can_prove(budget, images):
-            return budget
-    return _BUDGETS[-1]
+def provable_drop(images: int) -> float | None:
+    """The smallest customary ``max_drop`` that so many test images can prove with one flipped each way.
+
+    ``None`` where they can prove none: every verdict would be inconclusive.
+    """
+    return next((budget for budget in _BUDGETS if _can_prove(budget, images)), None)
+
+
+def propose_drop(images: int) -> float:
+    """``provable_drop``, or the largest customary one where nothing can be proven."""
+    return provable_drop(images) or _BUDGETS[-1]
 
 
 def images_to_prove(max_drop: float) -> int:
@@ -279,11 +284,22 @@ def _warn_of_counts(survey: Survey) -> list[str]:
             f"{int(survey.counts['train'].sum())} pictures are left to train on; INT8 needs {_MIN_CALIBRATION} to "
             "measure ranges, so the recipe has no int8 variant."
         )
-    proves = provable_drop(survey.test_images)
+    return [*warnings, *_describe_proof(survey.test_images)]
+
+
+def _describe_proof(images: int) -> list[str]:
+    proves, good = (
+        provable_drop(images),
+        f"{images_to_prove(_GOOD_BUDGET)} would prove {100 * _GOOD_BUDGET:g}",
+    )
+    if proves is None:
+        least = images_to_prove(_BUDGETS[-1])
+        return [
+            f"{images} test pictures are too few to judge: every verdict will be inconclusive. {least} prove a drop of "
+            f"top-1 below {100 * _BUDGETS[-1]:g} points; {good}."
+        ]
     if proves > _GOOD_BUDGET:
-        needed = images_to_prove(_GOOD_BUDGET)
-        warnings.append(
-            f"{survey.test_images} test pictures prove a drop of top-1 below {100 * proves:g} points at best; "
-            f"{needed} would prove {100 * _GOOD_BUDGET:g}."
-        )
-    return warnings
+        return [
+            f"{images} test pictures prove a drop of top-1 below {100 * proves:g} points at best; {good}."
+        ]
+    return []

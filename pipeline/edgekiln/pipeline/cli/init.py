@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from edgekiln.pipeline.cli.options import json_option, print_document, quiet_option
+from edgekiln.pipeline.cli.options import json_option, print_document, program_name, quiet_option
 from edgekiln.runtime.errors import UsageError
 
 if TYPE_CHECKING:
@@ -59,7 +59,7 @@ def init(folder: Path, out: Path, force: bool, quiet: bool, as_json: bool) -> No
         return
     _print(survey)
     click.echo(f"recipe   {out}")
-    click.echo(f"next     edgekiln run {shlex.quote(str(out))}")
+    click.echo(f"next     {program_name()} run {shlex.quote(str(out))}")
 
 
 def _check_out(out: Path, force: bool) -> None:

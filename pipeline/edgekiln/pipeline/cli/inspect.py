@@ -18,7 +18,7 @@ __all__ = ["inspect"]
 @trusted_key_option
 @json_option
 def inspect(path: Path, trusted_keys: Sequence[Path], as_json: bool) -> None:
-    """Say what a file or bundle is, and whether it would load here.
+    """Say what a file or bundle is, and of an engine whether it would load here.
 
     It knows bundles (folders and .zip), ONNX files, checkpoints and engines; nothing is run.
 

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import json
 import logging
+import shutil
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NoReturn
@@ -20,6 +23,7 @@ __all__ = [
     "fail",
     "json_option",
     "print_document",
+    "program_name",
     "quiet_option",
     "trusted_key_option",
 ]
@@ -109,6 +113,17 @@ class SuggestingGroup(click.Group):
 def _missing_options(command: click.Command) -> list[click.Option]:
     there = {name for parameter in command.params for name in parameter.opts}
     return [option for option in _silent_options() if there.isdisjoint(option.opts)]
+
+
+def program_name() -> str:
+    """How a person types this program here: by name where that finds it, else by its path."""
+    invoked = Path(sys.argv[0])
+    on_path = shutil.which("edgekiln")
+    if invoked.name != "edgekiln" or (on_path and Path(on_path).resolve() == invoked.resolve()):
+        return "edgekiln"
+    with contextlib.suppress(ValueError):
+        return str(invoked.absolute().relative_to(Path.cwd()))
+    return str(invoked)
 
 
 def describe_error(error: EdgekilnError) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import shlex
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from edgekiln.pipeline.cli.options import fail, json_option, print_document, quiet_option
+from edgekiln.pipeline.cli.options import fail, json_option, print_document, program_name, quiet_option
 from edgekiln.runtime.errors import GateError
 
 if TYPE_CHECKING:
@@ -113,7 +114,7 @@ def _print_plan(plan: Sequence[PlannedStage], folder: Path, as_json: bool) -> No
                 "folder": str(folder),
                 "stages": stages,
                 "to_run": len(waiting),
-                "last_seconds": known,
+                "last_seconds": known if unknown < len(waiting) else None,
             }
         )
         return
@@ -126,10 +127,8 @@ def _print_plan(plan: Sequence[PlannedStage], folder: Path, as_json: bool) -> No
         click.echo(f"Nothing to do: all {len(plan)} stages are done, in {folder}.")
         return
     never = f"; {unknown} never ran, so that is not all" if unknown else ""
-    click.echo(
-        f"{len(waiting)} of {len(plan)} stages to run in {folder}; they last took {known:.1f} s{never}. "
-        "Nothing was changed."
-    )
+    took = f"they last took {known:.1f} s{never}" if unknown < len(waiting) else "none of them ever ran"
+    click.echo(f"{len(waiting)} of {len(plan)} stages to run in {folder}; {took}. Nothing was changed.")
 
 
 def print_stages(result: RunResult, as_json: bool, more: Mapping[str, Any] | None = None) -> None:
@@ -213,3 +212,5 @@ def _print_report(report: Mapping[str, Any], bundle: Path) -> None:
     click.echo(f"images   {report['data']['counts']['test']} in the test split")
     click.echo(f"bundle   {bundle}")
     click.echo(f"report   {bundle / 'report.html'}")
+    if any(variant["verdict"] == "pass" for variant in report["variants"]):
+        click.echo(f"next     {program_name()} predict {shlex.quote(str(bundle))} PICTURE")
