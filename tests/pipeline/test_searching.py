@@ -114,6 +114,8 @@ def test_hostile_block_is_kept_and_told(made, tmp_path, backend):
         1 - search["share_quantized"], abs=1e-4 + (backend == "tensorrt")
     )
     [notice] = about["notices"]
+    assert search["chosen"] == next(p for p in search["curve"] if p["kept"] == ["layers.2"])
+    assert f"top-1 drop on val {100 * search['chosen']['drop']:+.2f} instead of" in notice
     rest, judge = {
         "onnxruntime-cpu": ("FP32", "onnxruntime on"),
         "openvino": ("FP32", "OpenVINO on"),

@@ -364,8 +364,8 @@ def _variant_stage(recipe: Recipe, variant: VariantSettings) -> Stage:
         relevant,
         ("onnx", "onnxruntime", "onnxruntime-gpu", "nvidia-modelopt", *_own_tools(variant)),
         lambda context: make_variant(context, variant),
-        resumable=variant.searches,  # judged candidates are kept
-        revision=3,
+        resumable=variant.searches,  # judged candidates are kept, also for a stage of other search settings
+        revision=4,
     )
 
 
