@@ -478,6 +478,8 @@ def _mlperf_stage(recipe: Recipe, judged: tuple[str, ...]) -> Stage:
         },
         ("mlcommons-loadgen", "onnxruntime", "onnxruntime-gpu"),
         drive_engines,
+        resumable=True,  # finished results lie beside mlperf.json until it is written
+        revision=2,
     )
 
 
