@@ -205,7 +205,9 @@ def test_candidates_of_another_graph_are_not_believed(made, tmp_path):
     (tmp_path / "v").mkdir()
     lie = {"broken": 0, "mended": 0, "images": 90, "divergence": 0.0, "failure": None}
     key = "e3b0c44298fc1c149afbf4c8996fb924"  # sha256 of nothing: the plain graph
-    (tmp_path / "v" / CANDIDATES_NAME).write_text(json.dumps({"identity": "0" * 64, "candidates": {key: lie}}))
+    (tmp_path / "v" / CANDIDATES_NAME).write_text(
+        json.dumps({"identity": "0" * 64, "candidates": {key: lie}})
+    )
     assert run_stage(made, tmp_path / "v", "hostile")[0]["search"]["verdict"] == "found"
 
 
@@ -257,7 +259,9 @@ def test_forced_search_takes_up_nothing(made, tmp_path, asked):
     run_stage(made, tmp_path / ".partial-a", "benign", search_seconds=1e-6, max_drop=0.05)
     about, _ = run_stage(made, tmp_path / ".partial-b", "hostile", search_seconds=1e-6)
     assert about["search"]["verdict"] == "stopped"
-    assert earlier_files(tmp_path / ".partial-c", CANDIDATES_NAME) == [tmp_path / ".partial-b" / CANDIDATES_NAME]
+    assert earlier_files(tmp_path / ".partial-c", CANDIDATES_NAME) == [
+        tmp_path / ".partial-b" / CANDIDATES_NAME
+    ]
     (tmp_path / ".forced-c").touch()
     assert earlier_files(tmp_path / ".partial-c", CANDIDATES_NAME) == []
     assert earlier_files(tmp_path / "anywhere", CANDIDATES_NAME) == []

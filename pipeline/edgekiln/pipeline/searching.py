@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 __all__ = ["CANDIDATES_NAME", "Loop", "allowed_drop", "answer", "hold_budget", "make_rule"]
 
 CANDIDATES_NAME = "candidates.json"
-"""In the stage's folder while it works, and in the finished one where time ran out; else about.json's curve is enough."""
+"""In the stage's folder while it works; in the finished one where time ran out: else about.json's curve is enough."""
 
 _BATCH = 64
 _TOOLS = ("edgekiln", "numpy", "onnx", "onnxruntime", "onnxruntime-gpu", "openvino", "nvidia-modelopt")
@@ -218,7 +218,9 @@ class _Notebook:
             except FileNotFoundError:
                 pass  # none yet
             except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-                self._message(f"  Candidates of an earlier search are damaged, judged again: {path} ({error!r})")
+                self._message(
+                    f"  Candidates of an earlier search are damaged, judged again: {path} ({error!r})"
+                )
         return known
 
     def _read_file(self, path: Path, images: int) -> dict[str, Candidate]:
