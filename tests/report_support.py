@@ -142,6 +142,7 @@ def make_search(verdict: str) -> dict[str, Any]:
     kept = [{"name": name, "products": [f"{name}.a", f"{name}.b"]} for name in names[:3]]
     return {
         "verdict": verdict, "kept": kept if verdict == "found" else [], "curve": curve, "ranking": [], "blocks": 21,
+        "chosen": curve[3] if verdict == "found" else None,
         "evaluations": 33, "fewest": True, "max_drop": 0.005, "rule": "estimate", "split": "val", "images": 237,
         "judged_by": "onnxruntime on this CPU", "reference": "the FP32 graph", "seconds_allowed": 600.0,
         "share_quantized": 0.73,

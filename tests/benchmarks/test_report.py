@@ -203,6 +203,16 @@ def test_search_is_drawn_with_budget_and_choice():
         assert words in drawing
 
 
+def test_diamond_stands_at_the_chosen_set_and_not_at_a_rejected_one_of_the_same_blocks():
+    search = make_search("found")
+    rejected = search["chosen"] | {"drop": 0.3}  # another product of the same block was given back
+    first, last = (
+        draw_search(search | {"curve": curve}, "search0")
+        for curve in ([rejected, *search["curve"]], [*search["curve"], rejected])
+    )
+    assert first == last
+
+
 def test_impossible_search_is_drawn_without_a_choice():
     drawing = draw_search(make_search("impossible"), "search0")
     assert "budget" in drawing

@@ -5,6 +5,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
+from edgekiln.export import calibration_doctor
 from edgekiln.export.calibration import choose_calibration, hash_frames
 from edgekiln.export.calibration_doctor import (
     TrainingStatistics,
@@ -69,7 +70,7 @@ def test_healthy_set_has_no_warnings():
 
 
 def test_absent_and_scarce_classes_are_named():
-    training = TrainingStatistics(CLASSES, (500, 400, 100), (0.0, 255.0), (0.0, 255.0))
+    training = TrainingStatistics(CLASSES, (500, 400, 100), np.array([0.0, 255.0]), np.array([0.0, 255.0]))
     # 2 of 100 is below a tenth of 40 %, 98 of 100 is not; c has none
     report = examine(noise(100), np.repeat([0, 1], [98, 2]), training)
     assert (report.absent, report.scarce) == (("c",), ("b",))
@@ -107,21 +108,61 @@ def test_choice_passes_over_what_stands_in_a_judging_split():
     ).all()
 
 
-def test_brightness_and_contrast_outside_of_training_are_shares():
-    flat = np.full((100, 4, 4, 3), 100, np.uint8)
-    flat[:, 0, 0, 0] = np.arange(100)  # distinct
-    training = describe_training(flat, np.zeros(100, np.int64), CLASSES)
-    bright = flat.copy()
-    bright[:30] = 200 + noise(30, high=3)  # brighter than any
-    report = examine(bright, training=training)
-    # the darkest and brightest of 100 equal sets lie beyond the percentiles themselves: the brightest was replaced,
-    # image 99 stays
-    assert report.brightness_outside == pytest.approx(0.31)
-    assert any(
-        "31% of the calibration images lie outside training's brightness" in w for w in report.warnings
+def lit(count, seed=0):
+    """Pictures of many brightnesses and contrasts."""
+    random = np.random.default_rng(seed)
+    middle, spread = random.uniform(60, 190, count), random.uniform(5, 60, count)
+    pixels = middle[:, None, None, None] + spread[:, None, None, None] * random.uniform(
+        -1, 1, (count, 4, 4, 3)
     )
-    noisy = examine(noise(50), training=training)
-    assert noisy.contrast_outside == 1.0
+    return pixels.astype(np.uint8)
+
+
+def differences(report):
+    return [w for w in report.warnings if "is not distributed as in train" in w]
+
+
+def test_dark_or_flat_subset_of_train_is_told():
+    train = lit(1000)
+    training = describe_training(train, np.zeros(1000, np.int64), CLASSES)
+    brightness, contrast = brightness_and_contrast(train)
+    dark = examine(train[np.argsort(brightness)[:500:5]], training=training)  # 100 of the darker half
+    [warning] = differences(dark)
+    # The darker half reaches share 1 where train reaches a half.
+    assert dark.brightness_distance == pytest.approx(0.5, abs=0.01)
+    assert warning.startswith(
+        "brightness is not distributed as in train: the shares of images below a value differ"
+    )
+    assert (
+        f"median {dark.brightness_median[0]:.0f}, in train {dark.brightness_median[1]:.0f} of 255" in warning
+    )
+    assert dark.brightness_median[0] < dark.brightness_median[1] - 20
+    flat = examine(train[np.argsort(contrast)[:500:5]], training=training)
+    assert [w.split()[0] for w in differences(flat)] == ["contrast"]
+
+
+def test_random_subset_of_train_is_not_told():
+    train = lit(1000)
+    training = describe_training(train, np.zeros(1000, np.int64), CLASSES)
+    for seed in range(20):
+        for count in (32, 100, 500):
+            chosen = choose_calibration(train, count, seed).frames
+            assert differences(examine(chosen, training=training)) == []
+    assert examine(train, training=training).brightness_distance == 0.0
+
+
+def test_distance_that_is_allowed_is_smirnovs_and_at_least_a_tenth():
+    train = lit(400)
+    training = describe_training(train, np.zeros(400, np.int64), CLASSES)
+    # c(0.001) = sqrt(-ln(0.0005) / 2) = 1.949; sqrt((100 + 400) / (100 * 400)) = 0.1118
+    assert examine(train[:100], training=training).distance_allowed == pytest.approx(1.949 * 0.1118, rel=1e-3)
+    assert calibration_doctor._allow_distance(10**6, 10**6) == 0.1
+
+
+def test_constant_pictures_are_no_difference():
+    frames = np.full((40, 4, 4, 3), 77, np.uint8)
+    training = describe_training(np.repeat(frames, 10, axis=0), np.zeros(400, np.int64), CLASSES)
+    assert differences(examine(frames, training=training)) == []
 
 
 def test_stability_is_the_change_from_half_to_all():
@@ -136,7 +177,8 @@ def test_stability_is_the_change_from_half_to_all():
     assert dict(stability.worst) == pytest.approx({"cast": 0.2, "scale": 0.2})
     report = examine(frames)
     assert (
-        "40 images are not enough: from 20 to 40 the ranges still grow by up to 20.0%" in report.warnings[-1]
+        "40 images are not enough: from 20 to 40 the ranges (max |x| in the float graph, before any clipping by "
+        "the calibration method) still grow by up to 20.0%" in report.warnings[-1]
     )
 
 

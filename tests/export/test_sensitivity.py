@@ -1,5 +1,9 @@
 """The closed loop on a network with products that INT8 cannot bear, made by hand: it must find exactly those."""
 
+import itertools
+import time
+from types import SimpleNamespace
+
 import numpy as np
 import onnx
 import pytest
@@ -234,6 +238,64 @@ def test_blocks_that_need_not_be_kept_are_given_back():
 def test_single_products_of_a_block_are_given_back():
     result = search_precision(Paper(BROKEN, products=3).problem(0.06))
     assert result.keep_float == ("c2", "f2")
+
+
+def test_chosen_set_is_not_a_rejected_one_of_the_same_blocks_and_count():
+    paper = Paper(BROKEN, products=2)
+    paper.hostile = {"c0": 20}  # giving back c0 is tried, and rejected, before c1
+    result = search_precision(paper.problem(0.06))
+    assert result.keep_float == ("c0",)
+    same = [point for point in result.curve if (point["kept"], point["products"]) == (["c"], 1)]
+    assert [point["drop"] for point in same] == [0.2, 0.0]
+    assert result.chosen == same[1]
+    assert result.to_dict()["chosen"]["share_quantized"] == pytest.approx(0.95)
+
+
+@pytest.mark.parametrize(("max_drop", "drop"), [(0.36, 0.36), (0.06, 0.06)])
+def test_chosen_set_is_told_where_something_was_chosen(max_drop, drop):
+    assert search_precision(Paper(BROKEN).problem(max_drop)).chosen["drop"] == pytest.approx(drop)
+
+
+@pytest.mark.parametrize("holding", [3, 6, 7])
+def test_number_of_blocks_that_holds_between_the_doubling_steps_is_found(holding):
+    """More in float is worse here; 1, 2, 4, 8 and 10, the most, fail."""
+    paper = Paper({letter: 40 - i for i, letter in enumerate("abcdefghijklmnopqrst")})
+    sets = []
+
+    def evaluate(model):
+        kept = {product[0] for product in eval(model)}
+        logits = np.tile(np.array([1.0, 0.0], np.float32), (100, 1))
+        if len(kept) == 19:  # while ranking
+            logits[: min(paper.broken[name] for name in paper.broken if name not in kept)] = [0.0, 1.0]
+            return logits
+        sets.append(len(kept))
+        if kept != set("abcdefghij"[:holding]):
+            logits[:60] = [0.0, 1.0]
+        return logits
+
+    paper.evaluate = evaluate
+    told = []
+    result = search_precision(paper.problem(0.1), advance=lambda *values: told.append(values))
+    assert (result.verdict, {block.name for block in result.kept}) == ("found", set("abcdefghij"[:holding]))
+    assert sets[:7] == [0, 1, 2, 4, 8, 10, 6]
+    assert all(done < total for done, total, _ in told)
+
+
+def test_gaps_are_filled_only_while_there_is_time(monkeypatch):
+    clock = itertools.count(time.monotonic() + 1)
+    ticks = SimpleNamespace(monotonic=lambda: next(clock))
+    monkeypatch.setattr("edgekiln.export.sensitivity.time", ticks)
+    paper = Paper(dict.fromkeys("abcdefghijklmnopqrst", 10))
+    # Started at 0; 20 blocks and 1, 2, 4, 8, 10 in float are judged at 1 to 25.
+    result = search_precision(paper.problem(0.1, seconds=25.5))
+    assert (result.verdict, result.chosen) == ("stopped", None)
+    assert result.evaluations == 26
+
+
+def test_impossible_means_that_every_number_was_tried():
+    result = search_precision(Paper(dict.fromkeys("abcdefghijklmnopqrst", 10)).problem(0.1))
+    assert result.verdict == "impossible"
+    assert sorted(point["products"] for point in result.curve) == list(range(12))  # one more, as evidence
 
 
 def test_budget_that_half_of_the_network_cannot_hold_is_impossible():

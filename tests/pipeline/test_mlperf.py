@@ -1,21 +1,26 @@
 """LoadGen as a stage of a run: its results reach the report, and what was asked for and not done is told."""
 
+import itertools
 import json
 import os
 import shutil
 import sys
+import threading
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from edgekiln.benchmarks import loadgen
 from edgekiln.benchmarks.report import render_page, render_summary
+from edgekiln.pipeline import mlperf
 from edgekiln.pipeline.cli import main
 from edgekiln.pipeline.mlperf import drive_engines
 from edgekiln.pipeline.progress import SilentProgress
 from edgekiln.pipeline.recipe import load_recipe
 from edgekiln.pipeline.run import run_recipe
 from edgekiln.pipeline.stage_files import StageContext
+from edgekiln.pipeline.stages import plan_stages
 from edgekiln.runtime.errors import EngineError, RecipeError
 
 QUICK = [
@@ -93,6 +98,99 @@ def test_engines_that_passed_are_driven_and_a_failure_is_not_the_runs(context, m
     ]
     assert [result["variant"] for result in found["results"]] == ["fp32", "int8"]
     assert found["left_out"][0] == {"name": "fp32", "scenario": "Offline", "reason": "it broke"}
+
+
+class Told(SilentProgress):
+    """Remembers what it was told."""
+
+    def __init__(self):
+        self.told, self.steps = [], []
+
+    def message(self, text):
+        self.told.append(text)
+
+    def advance(self, done, total, note=""):
+        self.steps.append((done, total, note))
+
+
+@pytest.fixture
+def driven(context, monkeypatch):
+    """(context that remembers, what LoadGen was asked for); the third question is interrupted."""
+    pytest.importorskip("mlperf_loadgen", reason="MLPerf LoadGen is not installed")
+    monkeypatch.setattr(loadgen, "MIN_LIBRARY", 16)
+    asked = []
+
+    def answer(engine, frames, scenario, *, min_seconds):
+        asked.append((engine.name, scenario))
+        if len(asked) == 3:
+            raise KeyboardInterrupt
+        return {"variant": engine.name, "scenario": scenario, "result": "VALID", "call": len(asked)}
+
+    monkeypatch.setattr(loadgen, "drive_engine", answer)
+    folder = context.folder / "stage"
+    folder.mkdir()
+    return StageContext(context.recipe, folder, context.inputs, Told()), asked
+
+
+def test_interrupted_stage_goes_on_with_the_next_result(driven):
+    context, asked = driven
+    with pytest.raises(KeyboardInterrupt):
+        drive_engines(context)
+    found = drive(context)
+    assert asked[3:] == [("int8", "SingleStream"), ("int8", "Offline")]
+    assert [result["call"] for result in found["results"]] == [1, 2, 4, 5]
+    assert "  LoadGen, fp32, Offline: VALID, from an interrupted attempt" in context.progress.told
+    assert [path.name for path in context.folder.iterdir()] == ["mlperf.json"]  # the parts are gone
+
+
+@pytest.mark.parametrize("change", ["seconds", "damage"])
+def test_results_of_another_duration_or_damaged_ones_are_driven_again(driven, change):
+    context, _ = driven
+    with pytest.raises(KeyboardInterrupt):
+        drive_engines(context)
+    if change == "damage":
+        for path in context.folder.glob("*.json"):
+            path.write_text(path.read_text()[:-9])
+    else:
+        longer = context.recipe.benchmark.model_copy(update={"mlperf_seconds": 11.0})
+        recipe = context.recipe.model_copy(update={"benchmark": longer})
+        context = StageContext(recipe, context.folder, context.inputs, context.progress)
+    assert [result["call"] for result in drive(context)["results"]] == [4, 5, 6, 7]
+    assert any("2 earlier parts" in line for line in context.progress.told)
+
+
+def test_stage_is_resumed_by_a_run(context):
+    [stage] = [stage for stage in plan_stages(context.recipe) if stage.name == "mlperf"]
+    assert stage.resumable
+
+
+def test_progress_counts_seconds_while_loadgen_works(driven, monkeypatch):
+    context, asked = driven
+    asked.extend([None] * 3)  # nothing is interrupted
+    monkeypatch.setattr(mlperf, "_TICK_SECONDS", 0.001)
+    clock = itertools.count(0, 4)
+    monkeypatch.setattr(mlperf, "time", SimpleNamespace(monotonic=lambda: next(clock)))
+    ticked = threading.Event()
+
+    class Waiting(Told):
+        def advance(self, done, total, note=""):
+            super().advance(done, total, note)
+            if done % 10:
+                ticked.set()
+
+    def wait(*arguments, **more):
+        assert ticked.wait(30)
+        return {"result": "VALID"}
+
+    monkeypatch.setattr(loadgen, "drive_engine", wait)
+    told = Waiting()
+    drive_engines(StageContext(context.recipe, context.folder, context.inputs, told))
+    steps = [step for step in told.steps if step[0] % 10 == 0]
+    assert {total for _, total, _ in told.steps} == {40}  # two engines, two scenarios, ten seconds each
+    assert {(0, "LoadGen, fp32, SingleStream"), (30, "LoadGen, int8, Offline")} <= {
+        (d, n) for d, _, n in steps
+    }
+    assert [done for done, _, _ in told.steps] == sorted(done for done, _, _ in told.steps)
 
 
 def test_engine_that_did_not_pass_is_left_out(context, monkeypatch):

@@ -1,7 +1,11 @@
 """The closed loop inside a variant stage: what it writes, what it never opens, and what an interruption costs."""
 
 import importlib.util
+import itertools
 import json
+import time
+from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import onnx
@@ -19,6 +23,7 @@ from edgekiln.pipeline.run import check_gate, run_recipe
 from edgekiln.pipeline.searching import CANDIDATES_NAME, make_rule
 from edgekiln.pipeline.stage_files import ABOUT_NAME, MODEL_NAME, StageContext, read_json
 from edgekiln.pipeline.stages import plan_stages
+from edgekiln.pipeline.store import earlier_files
 from edgekiln.pipeline.variants import make_variant
 from edgekiln.runtime.errors import GateError, RecipeError
 from edgekiln.runtime.spec import Precision
@@ -114,6 +119,8 @@ def test_hostile_block_is_kept_and_told(made, tmp_path, backend):
         1 - search["share_quantized"], abs=1e-4 + (backend == "tensorrt")
     )
     [notice] = about["notices"]
+    assert search["chosen"] == next(p for p in search["curve"] if p["kept"] == ["layers.2"])
+    assert f"top-1 drop on val {100 * search['chosen']['drop']:+.2f} instead of" in notice
     rest, judge = {
         "onnxruntime-cpu": ("FP32", "onnxruntime on"),
         "openvino": ("FP32", "OpenVINO on"),
@@ -198,8 +205,106 @@ def test_candidates_of_another_graph_are_not_believed(made, tmp_path):
     (tmp_path / "v").mkdir()
     lie = {"broken": 0, "mended": 0, "images": 90, "divergence": 0.0, "failure": None}
     key = "e3b0c44298fc1c149afbf4c8996fb924"  # sha256 of nothing: the plain graph
-    (tmp_path / "v" / CANDIDATES_NAME).write_text(json.dumps({"plain": "0" * 64, "candidates": {key: lie}}))
+    (tmp_path / "v" / CANDIDATES_NAME).write_text(
+        json.dumps({"identity": "0" * 64, "candidates": {key: lie}})
+    )
     assert run_stage(made, tmp_path / "v", "hostile")[0]["search"]["verdict"] == "found"
+
+
+@pytest.fixture
+def asked(monkeypatch):
+    """What the CPU quantizer was asked to keep in float, one entry a call."""
+    calls, quantize = [], int8_cpu.quantize_for_cpu
+
+    def count(*arguments, keep_float=(), **more):
+        calls.append(tuple(keep_float))
+        return quantize(*arguments, keep_float=keep_float, **more)
+
+    monkeypatch.setattr(int8_cpu, "quantize_for_cpu", count)
+    return calls
+
+
+def finish(folder, stage):
+    """As the store does it: the working folder becomes the finished stage's output."""
+    (stage / folder.name.removeprefix(".partial-")).mkdir()
+    return folder.rename(stage / folder.name.removeprefix(".partial-") / "out")
+
+
+def stop_after(count, monkeypatch):
+    """Let a search's time run out once ``count`` candidates beside the plain graph were judged."""
+    from edgekiln.export import sensitivity
+
+    clock = itertools.count(time.monotonic() + 1)
+    monkeypatch.setattr(sensitivity, "time", SimpleNamespace(monotonic=lambda: next(clock)))
+    return count + 0.5
+
+
+def test_search_with_more_seconds_judges_nothing_again(made, tmp_path, monkeypatch, asked):
+    with monkeypatch.context() as patch:
+        seconds = stop_after(3, patch)
+        about, _ = run_stage(made, tmp_path / ".partial-a", "hostile", search_seconds=seconds)
+    assert (about["search"]["verdict"], about["search"]["evaluations"]) == ("stopped", 4)
+    finish(tmp_path / ".partial-a", tmp_path)
+    before, asked[:] = {kept for kept in asked if kept}, []
+    about, progress = run_stage(made, tmp_path / ".partial-b", "hostile")
+    assert len(before) == 3
+    assert not before & set(asked)
+    assert not any("damaged" in line for line in progress.told)
+    whole, _ = run_stage(made, tmp_path / "w", "hostile")
+    assert about == whole
+    assert not (tmp_path / ".partial-b" / CANDIDATES_NAME).exists()
+
+
+def test_forced_search_takes_up_nothing(made, tmp_path, asked):
+    run_stage(made, tmp_path / ".partial-a", "benign", search_seconds=1e-6, max_drop=0.05)
+    about, _ = run_stage(made, tmp_path / ".partial-b", "hostile", search_seconds=1e-6)
+    assert about["search"]["verdict"] == "stopped"
+    assert earlier_files(tmp_path / ".partial-c", CANDIDATES_NAME) == [
+        tmp_path / ".partial-b" / CANDIDATES_NAME
+    ]
+    (tmp_path / ".forced-c").touch()
+    assert earlier_files(tmp_path / ".partial-c", CANDIDATES_NAME) == []
+    assert earlier_files(tmp_path / "anywhere", CANDIDATES_NAME) == []
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda text: text[: len(text) // 2],
+        lambda text: "[]",
+        lambda text: text.replace('"images": 90', '"images": 91'),
+        lambda text: text.replace('"broken": ', '"broken": -'),
+        lambda text: text.replace('"mended"', '"amended"'),
+    ],
+)
+def test_damaged_candidates_are_judged_again_and_told(made, tmp_path, damage):
+    run_stage(made, tmp_path / ".partial-a", "hostile", search_seconds=1e-6)
+    path = finish(tmp_path / ".partial-a", tmp_path) / CANDIDATES_NAME
+    text = path.read_text()
+    path.write_text(damage(text))
+    assert path.read_text() != text
+    about, progress = run_stage(made, tmp_path / ".partial-b", "hostile", search_seconds=1e-6)
+    assert about["search"]["curve"][0]["drop"] > 0.5
+    assert any("Candidates of an earlier search are damaged, judged again" in line for line in progress.told)
+
+
+@pytest.mark.parametrize("other", ["source", "plain", "calibration", "labels", "frames", "judged_by"])
+def test_candidates_are_bound_to_everything_that_they_depend_on(made, other):
+    val = load_split(made / "data", "val")
+    loop = searching.Loop(b"plain", lambda keep: b"", lambda model, frames: frames, "judge", "FP32")
+    known = searching._identify(b"source", loop, val, "0")
+    assert known == searching._identify(b"source", loop, val, "0")
+    arguments = {"source": b"source", "loop": loop, "val": val, "calibration": "0"}
+    match other:
+        case "plain" | "judged_by":
+            arguments["loop"] = replace(loop, **{other: b"p" if other == "plain" else "another"})
+        case "labels":
+            arguments["val"] = replace(val, labels=val.labels[::-1])
+        case "frames":
+            arguments["val"] = replace(val, frames=np.array(val.frames[::-1]))
+        case _:
+            arguments[other] = b"s" if other == "source" else "1"
+    assert searching._identify(**arguments) != known
 
 
 # -- rule and recipe

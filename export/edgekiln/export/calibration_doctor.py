@@ -1,8 +1,17 @@
 """The calibration doctor: are these the right pictures to take INT8 ranges from, and are there enough of them?
 
 Tells class coverage, repetitions, overlap with the splits that judge, brightness and contrast next to training's, and
-how far the ranges still move when the number of pictures doubles. It looks at pictures and at the FP32 graph; what a
-quantizer makes of the ranges is not its business.
+how far the ranges still move when the number of pictures doubles. It looks at pictures and at the FP32 graph, whose
+max |x| are the ranges here; what a quantizer makes of them is not its business.
+
+Brightness and contrast are compared by the two-sample Kolmogorov-Smirnov distance: the largest difference between the
+shares of the two sets at or below any value. Calibration images are mostly a subset of train, so they never lie outside
+its range; too many dark ones among them do show here. A distance is told where it exceeds both
+
+- what one in a thousand pairs of samples of the same distribution would show, for n and m images
+  sqrt(-ln(0.001 / 2) / 2 * (n + m) / (n m)) (Smirnov 1948; conservative for a random subset, which is drawn without
+  replacement, and for values with ties), and
+- a tenth: many images make tiny differences certain, and they do not matter.
 """
 
 from __future__ import annotations
@@ -32,10 +41,10 @@ __all__ = [
 MAX_STILL_MOVING = 0.05
 """Ranges that 95 % of the tensors hold to within a twentieth cost less than a tenth of a bit: log2(1 / 0.95) = 0.07."""
 _SCARCE = 0.1  # of the class's share in train
-_MAX_OUTSIDE = 0.05  # five times what the two percentiles leave outside of train itself
-_PERCENTILES = (0.5, 99.5)
+_BY_CHANCE = 0.001  # of random subsets, each figure, at most
+_MIN_DISTANCE = 0.1
 _MAX_TRAIN_IMAGES = (
-    20_000  # spread evenly over train: percentiles of more are no better, and a full read is slow
+    20_000  # spread evenly over train: the distances of more are no better, and a full read is slow
 )
 _CHUNK = 256  # images per step: bounds memory
 _WORST = 5  # tensors that are named
@@ -46,26 +55,26 @@ _Values = NDArray[np.float64]
 _Labels = NDArray[np.int64]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class TrainingStatistics:
     """What calibration is compared with.
 
     Attributes:
         classes: names of the classes.
         class_counts: training images of each.
-        brightness: 0.5 and 99.5 percentile of the images' mean luma, 0 to 255.
-        contrast: the same of the images' standard deviation of luma.
+        brightness: the images' mean luma, 0 to 255, float64 (M,).
+        contrast: the images' standard deviation of luma, float64 (M,).
     """
 
     classes: tuple[str, ...]
     class_counts: tuple[int, ...]
-    brightness: tuple[float, float]
-    contrast: tuple[float, float]
+    brightness: _Values
+    contrast: _Values
 
 
 @dataclass(frozen=True, slots=True)
 class RangeStability:
-    """How far activation ranges (max |x| per tensor) move from half of the images to all of them.
+    """How far activation ranges (max |x| per tensor of the float graph) move from half of the images to all of them.
 
     Attributes:
         half, images: numbers of images compared.
@@ -97,7 +106,9 @@ class CalibrationReport:
         absent, scarce: classes without an image, and with less than a tenth of their share in train.
         duplicates: images whose pixels stand in the set before.
         left_out: images passed over when choosing, because the same pixels stand in val or test.
-        brightness_outside, contrast_outside: share of images beyond the 0.5 and 99.5 percentiles of train.
+        brightness_distance, contrast_distance: two-sample Kolmogorov-Smirnov distance from train, 0 to 1.
+        distance_allowed: by which a random subset of train may differ.
+        brightness_median, contrast_median: (calibration, train), of luma's mean and standard deviation, 0 to 255.
         stability: of the ranges.
     """
 
@@ -107,8 +118,11 @@ class CalibrationReport:
     scarce: tuple[str, ...]
     duplicates: int
     left_out: int
-    brightness_outside: float
-    contrast_outside: float
+    brightness_distance: float
+    contrast_distance: float
+    distance_allowed: float
+    brightness_median: tuple[float, float]
+    contrast_median: tuple[float, float]
     stability: RangeStability
 
     @property
@@ -123,18 +137,29 @@ class CalibrationReport:
             found.append(f"{self.duplicates} of {self.images} calibration images repeat others")
         if self.left_out:
             found.append(f"{self.left_out} training images left out: the same pixels stand in val or test")
-        for share, what in ((self.brightness_outside, "brightness"), (self.contrast_outside, "contrast")):
-            if share > _MAX_OUTSIDE:
-                found.append(f"{share:.0%} of the calibration images lie outside training's {what}")
+        found += self._tell_differences()
         if not self.stability.enough:
             found.append(self._tell_movement())
         return tuple(found)
+
+    def _tell_differences(self) -> list[str]:
+        return [
+            f"{what} is not distributed as in train: the shares of images below a value differ by up to "
+            f"{distance:.0%}, a random choice by {self.distance_allowed:.0%} at most; median {ours:.0f}, "
+            f"in train {trained:.0f} of 255"
+            for what, distance, (ours, trained) in (
+                ("brightness", self.brightness_distance, self.brightness_median),
+                ("contrast", self.contrast_distance, self.contrast_median),
+            )
+            if distance > self.distance_allowed
+        ]
 
     def _tell_movement(self) -> str:
         s = self.stability
         worst = ", ".join(f"{node} {change:.0%}" for node, change in s.worst[:3])
         return (
-            f"{self.images} images are not enough: from {s.half} to {s.images} the ranges still grow by up to "
+            f"{self.images} images are not enough: from {s.half} to {s.images} the ranges (max |x| in the float "
+            f"graph, before any clipping by the calibration method) still grow by up to "
             f"{s.percentile95:.1%} (95th percentile of {s.tensors} tensors, wanted {MAX_STILL_MOVING:.0%}); "
             f"most: {worst}"
         )
@@ -145,6 +170,8 @@ class CalibrationReport:
             **asdict(self),
             "absent": list(self.absent),
             "scarce": list(self.scarce),
+            "brightness_median": list(self.brightness_median),
+            "contrast_median": list(self.contrast_median),
             "stability": {
                 **asdict(self.stability),
                 "worst": [{"node": node, "change": change} for node, change in self.stability.worst],
@@ -200,14 +227,17 @@ def examine_calibration(
         scarce=scarce,
         duplicates=len(hashes) - len(set(hashes)),
         left_out=left_out,
-        brightness_outside=_share_outside(brightness, training.brightness),
-        contrast_outside=_share_outside(contrast, training.contrast),
+        brightness_distance=_measure_distance(brightness, training.brightness),
+        contrast_distance=_measure_distance(contrast, training.contrast),
+        distance_allowed=_allow_distance(len(frames), len(training.brightness)),
+        brightness_median=(float(np.median(brightness)), float(np.median(training.brightness))),
+        contrast_median=(float(np.median(contrast)), float(np.median(training.contrast))),
         stability=measure_stability(source, frames),
     )
 
 
 def describe_training(frames: Frames, labels: _Labels, classes: Sequence[str]) -> TrainingStatistics:
-    """Statistics of the train split: counts of all images, percentiles of at most 20,000 spread evenly over it.
+    """Statistics of the train split: counts of all images, light of at most 20,000 spread evenly over it.
 
     Args:
         frames: uint8 (N, H, W, 3), may be memory-mapped.
@@ -216,14 +246,12 @@ def describe_training(frames: Frames, labels: _Labels, classes: Sequence[str]) -
     """
     chosen = np.unique(np.linspace(0, len(frames) - 1, min(len(frames), _MAX_TRAIN_IMAGES)).astype(np.int64))
     brightness, contrast = brightness_and_contrast(frames, chosen)
-    low_b, high_b = np.percentile(brightness, _PERCENTILES)
-    low_c, high_c = np.percentile(contrast, _PERCENTILES)
     counts = np.bincount(labels, minlength=len(classes))
     return TrainingStatistics(
         classes=tuple(classes),
         class_counts=tuple(int(n) for n in counts),
-        brightness=(float(low_b), float(high_b)),
-        contrast=(float(low_c), float(high_c)),
+        brightness=brightness,
+        contrast=contrast,
     )
 
 
@@ -243,10 +271,19 @@ def brightness_and_contrast(frames: Frames, chosen: _Labels | None = None) -> tu
     return np.concatenate(means), np.concatenate(deviations)
 
 
-def _share_outside(values: _Values, limits: tuple[float, float]) -> float:
-    # A constant value differs from its own percentile by a rounding: that is not outside.
-    slack = 1e-9 * 255
-    return float(((values < limits[0] - slack) | (values > limits[1] + slack)).mean())
+def _measure_distance(values: _Values, others: _Values) -> float:
+    """max |F(x) - G(x)| over all x, F and G the shares of either sample at or below x."""
+    # The mean of the same pixels may differ in its last bits with its place in a chunk: that is no difference.
+    first, second = (np.sort(np.round(sample, 6)) for sample in (values, others))
+    points = np.concatenate([first, second])
+    shares = [np.searchsorted(sample, points, side="right") / len(sample) for sample in (first, second)]
+    return float(np.abs(shares[0] - shares[1]).max())
+
+
+def _allow_distance(images: int, trained: int) -> float:
+    """The larger of both bounds in the module's docstring."""
+    by_chance = np.sqrt(-np.log(_BY_CHANCE / 2) / 2 * (images + trained) / (images * trained))
+    return max(_MIN_DISTANCE, float(by_chance))
 
 
 def _find_uncovered(

@@ -4,8 +4,9 @@ Knows no quantizer, engine or statistics: it is given a function that makes a gr
 one that answers with it, and one that says whether the answers hold the budget. Judged on val, never on test.
 
 Cost, in evaluations (one graph made and run over val): 1 for the plain graph, B to rank B blocks (B is at most 48, see
-``blocks``), about 2 log2 K to find how many of the ranked blocks must stay in float, K to give blocks back, and one
-per product of the kept blocks to give single products back.
+``blocks``), about 2 log2 K to find how many of the ranked blocks must stay in float (every number up to half of the
+MACs, at most B, before none is declared to do), K to give blocks back, and one per product of the kept blocks to give
+single products back.
 """
 
 from __future__ import annotations
@@ -105,6 +106,9 @@ class SearchResult:
         verdict: ``not-needed`` where the plain graph holds the budget; ``found``; ``impossible`` where it does
             not with half of the MACs in INT8; ``stopped`` where time ran out before either was known.
         kept: what stays in float; empty but for ``found``.
+        chosen: the curve's entry of what stays, its ``drop`` and ``share_quantized`` among it: the plain graph's where
+            none is needed; ``None`` where nothing was chosen. Names and counts do not tell it: with single products
+            given back, several sets have the same.
         fewest: whether everything that could be given back was: not where time ran out first.
         curve: for every set that was tried, the share of MACs in INT8, the drop and the blocks in float; the most
             quantized first.
@@ -115,6 +119,7 @@ class SearchResult:
 
     verdict: Verdict
     kept: tuple[Block, ...]
+    chosen: dict[str, Any] | None
     fewest: bool
     curve: tuple[dict[str, Any], ...]
     ranking: tuple[dict[str, Any], ...]
@@ -148,7 +153,11 @@ def search_precision(
     1. Quantize each block *alone* and rank by what breaks: right answers lost on val, then divergence from the FP32
        answers, since a small val split has many ties. Alone, because leaving one block out of an all-INT8 network
        shows nothing where two hurt, and a tensor between two products is quantized as long as either of them is.
-    2. Keep the worst k in float, k = 1, 2, 4, ... until the budget holds, then halve between the last two.
+    2. Keep the worst k in float, k = 1, 2, 4, ... until the budget holds, then halve between the last two. Where none
+       of these holds, nor the most that leaves half of the MACs in INT8, every k in between is tried, the middle of
+       the largest gap first: more in float need not be better, since quantization errors may cancel, a block in float
+       moves where its neighbours are rounded, and an interval on a small val flips with single images. ``impossible``
+       then means that no k holds.
     3. Give back, one by one, whole blocks (the least costly first), then single products, while the budget holds.
 
     Deterministic but for ``seconds``.
@@ -212,16 +221,31 @@ class _Search:
             self.problem.share_quantized(_products(worst[:k])) >= self.problem.minimum_share
             for k in range(1, len(worst) + 1)
         )
-        failing, k = 0, 1
-        while (k := min(k, most)) > failing:
+        failing, k = [0], 1
+        while (k := min(k, most)) > failing[-1]:
             if self.holds(tuple(worst[:k]), f"{k} in float"):
-                self._bisect(worst, failing, k)
+                self._bisect(worst, failing[-1], k)
                 return
-            failing, k = k, 2 * k
-        if most + 1 < len(
+            failing.append(k)
+            k *= 2
+        self._fill_gaps(worst, failing)
+        if self.best is None and most + 1 < len(
             worst
         ):  # evidence only: how good it would be with less in INT8 than is worth the name
             self.holds(tuple(worst[: most + 1]), f"{most + 1} in float")
+
+    def _fill_gaps(self, worst: Sequence[Block], failing: Sequence[int]) -> None:
+        """Try the numbers between those that failed until one holds; of equal gaps that with more in float."""
+        tried = sorted(failing)
+        self.expected = len(self.judged) + tried[-1] + 1 - len(tried) + 1
+        while len(tried) < tried[-1] + 1:
+            _, above = max((tried[i] - tried[i - 1], i) for i in range(1, len(tried)))
+            below = tried[above - 1]
+            k = (below + tried[above]) // 2
+            if self.holds(tuple(worst[:k]), f"{k} in float"):
+                self._bisect(worst, below, k)
+                return
+            tried.insert(above, k)
 
     def _bisect(self, worst: Sequence[Block], failing: int, holding: int) -> None:
         self.best = tuple(worst[:holding])
@@ -266,21 +290,24 @@ class _Search:
         self.judged.add(key)
         return self.known[key]
 
+    def describe(self, kept: tuple[Block, ...]) -> dict[str, Any]:
+        """A set that was tried, as a point of the curve."""
+        candidate = self.curve[kept]
+        return {
+            "share_quantized": self.problem.share_quantized(_products(kept)),
+            "drop": None if candidate.failure else candidate.drop,
+            "failure": candidate.failure,
+            "kept": [block.name for block in kept],
+            "products": len(_products(kept)),
+        }
+
     def conclude(self, verdict: Verdict, *, fewest: bool = True) -> SearchResult:
-        share = self.problem.share_quantized
-        points = [
-            {
-                "share_quantized": share(_products(kept)),
-                "drop": None if c.failure else c.drop,
-                "failure": c.failure,
-                "kept": [block.name for block in kept],
-                "products": len(_products(kept)),
-            }
-            for kept, c in self.curve.items()
-        ]
+        points = [self.describe(kept) for kept in self.curve]
+        kept = () if verdict == "not-needed" else self.best
         return SearchResult(
             verdict=verdict,
-            kept=self.best or (),
+            kept=kept or (),
+            chosen=None if kept is None else self.describe(kept),
             fewest=fewest,
             curve=tuple(sorted(points, key=lambda p: (-p["share_quantized"], p["products"]))),
             ranking=tuple(

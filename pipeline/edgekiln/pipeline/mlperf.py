@@ -2,16 +2,22 @@
 
 The stage stands before the bundle, whose files are hashed by its manifest: a result that came later could not be put
 into its report. What was asked for and could not be done is written down with its reason; it never fails a run.
+Each result is kept as it comes, so that an interrupted stage goes on with the next; what failed is tried again.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import contextlib
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from edgekiln.benchmarks.journal import Journal, clear_journal, plan_digest
 from edgekiln.benchmarks.judging import Reference
 from edgekiln.pipeline.data import load_split
 from edgekiln.pipeline.engines import built_files
@@ -25,15 +31,17 @@ from edgekiln.pipeline.stage_files import (
     read_logits,
     write_json,
 )
+from edgekiln.runtime.bundle import hash_file
 from edgekiln.runtime.errors import EdgekilnError, MissingExtraError
 
 if TYPE_CHECKING:
-    from edgekiln.benchmarks.loadgen import EngineFiles
+    from edgekiln.benchmarks.loadgen import EngineFiles, Scenario
     from edgekiln.runtime.spec import Frames
 
 __all__ = ["MLPERF_NAME", "drive_engines"]
 
 MLPERF_NAME = "mlperf.json"
+_TICK_SECONDS = 5.0  # between words of progress while LoadGen works: too seldom to disturb what it times
 _GPU_BACKENDS = frozenset({"tensorrt", "tensorrt-rtx", "onnxruntime-cuda"})
 
 
@@ -49,6 +57,7 @@ def drive_engines(context: StageContext) -> None:
         values |= {"reason": error.message, "remedy": error.hint}
         context.progress.message(f"  LoadGen was asked for and not tried: {error}")
     write_json(context.folder / MLPERF_NAME, values)
+    clear_journal(context.folder)
 
 
 def _drive(context: StageContext, values: dict[str, Any]) -> None:
@@ -64,32 +73,81 @@ def _drive(context: StageContext, values: dict[str, Any]) -> None:
         return
     frames = np.array(test.frames[choose_frames(len(test))])
     engines = list(_choose_engines(context, values["left_out"]))
-    for number, engine in enumerate(engines):
-        for turn, scenario in enumerate(SCENARIOS):
-            done = number * len(SCENARIOS) + turn
-            context.progress.advance(
-                done, len(engines) * len(SCENARIOS), f"LoadGen, {engine.name}, {scenario}"
-            )
-            _drive_one(context, values, engine, (frames, scenario))
+    work = [_Drive(engine, frames, scenario) for engine in engines for scenario in SCENARIOS]
+    journal = _open_journal(context, engines)
+    seconds = max(1, round(context.recipe.benchmark.mlperf_seconds))
+    for number, drive in enumerate(work):
+        told = (number * seconds, len(work) * seconds, f"LoadGen, {drive}")
+        with _tell_time(context.progress.advance, told, seconds):
+            _drive_one(context, values, drive, journal)
 
 
-def _drive_one(
-    context: StageContext, values: dict[str, Any], engine: EngineFiles, work: tuple[Frames, Any]
-) -> None:
+@dataclass(frozen=True, slots=True)
+class _Drive:
+    """One engine in one scenario."""
+
+    engine: EngineFiles
+    frames: Frames
+    scenario: Scenario
+
+    def __str__(self) -> str:
+        return f"{self.engine.name}, {self.scenario}"
+
+
+def _open_journal(context: StageContext, engines: Sequence[EngineFiles]) -> Journal:
+    """Results of an interrupted attempt, bound to the engines' bytes, the test images and the duration."""
+    plan = {
+        "seconds": context.recipe.benchmark.mlperf_seconds,
+        "engines": [[e.name, e.backend, e.threads, [hash_file(p)[0] for p in e.paths]] for e in engines],
+    }
+    digest = plan_digest(plan, context.inputs["data"] / "test.npy")
+    return Journal(context.folder, digest, context.progress.message)
+
+
+@contextlib.contextmanager
+def _tell_time(
+    advance: Callable[[int, int, str], None], told: tuple[int, int, str], seconds: int
+) -> Iterator[None]:
+    """Count the seconds of one drive while it lasts; ``told`` are done, total and note at its start."""
+    done, total, note = told
+    started, ended = time.monotonic(), threading.Event()
+
+    def tick() -> None:
+        while not ended.wait(_TICK_SECONDS):
+            advance(done + min(seconds, int(time.monotonic() - started)), total, note)
+
+    advance(done, total, note)
+    ticker = threading.Thread(target=tick, daemon=True)
+    ticker.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        ticker.join()
+
+
+def _drive_one(context: StageContext, values: dict[str, Any], drive: _Drive, journal: Journal) -> None:
     """Add one result, or why there is none."""
     from edgekiln.benchmarks.loadgen import drive_engine
 
-    frames, scenario = work
+    part = f"{drive.engine.name}-{drive.scenario}"
+    if (known := journal.read(part)) is not None:
+        values["results"].append(known)
+        context.progress.message(f"  LoadGen, {drive}: {known['result']}, from an interrupted attempt")
+        return
+    seconds = context.recipe.benchmark.mlperf_seconds
     try:
-        result = drive_engine(engine, frames, scenario, min_seconds=context.recipe.benchmark.mlperf_seconds)
+        result = drive_engine(drive.engine, drive.frames, drive.scenario, min_seconds=seconds)
     except MissingExtraError:
         raise
     except EdgekilnError as error:
-        values["left_out"].append({"name": engine.name, "scenario": scenario, "reason": str(error)})
-        context.progress.message(f"  LoadGen, {engine.name}, {scenario}: {error}")
+        values["left_out"].append(
+            {"name": drive.engine.name, "scenario": drive.scenario, "reason": str(error)}
+        )
+        context.progress.message(f"  LoadGen, {drive}: {error}")
         return
-    values["results"].append(result)
-    context.progress.message(f"  LoadGen, {engine.name}, {scenario}: {result['result']}")
+    values["results"].append(journal.write(part, result))
+    context.progress.message(f"  LoadGen, {drive}: {result['result']}")
 
 
 def _choose_engines(context: StageContext, left_out: list[dict[str, Any]]) -> Iterator[EngineFiles]:

@@ -1,7 +1,9 @@
 """The closed loop of a variant stage: an INT8 graph that loses too much on val keeps its worst blocks in float.
 
 Judged on val, next to the FP32 graph (whose parity with PyTorch the export stage has proven); test is not opened here.
-Every candidate is kept on disk as it comes, so that an interrupted stage goes on where it was.
+Every candidate is kept on disk as it comes, so that an interrupted stage goes on where it was. Where time ran out they
+stay in the finished stage, and an attempt with other settings (more ``search_seconds``, another budget) takes them up:
+what identifies a candidate are graphs, images, judge and tools, not how long or for what was searched.
 """
 
 from __future__ import annotations
@@ -9,25 +11,31 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from edgekiln.benchmarks.environment import tool_versions
 from edgekiln.benchmarks.gate import tango_interval
-from edgekiln.pipeline.data import load_split
+from edgekiln.pipeline.data import PreparedSplit, load_split
 from edgekiln.pipeline.recipe import VariantSettings
 from edgekiln.pipeline.stage_files import MODEL_NAME, StageContext
+from edgekiln.pipeline.store import earlier_files
 from edgekiln.runtime.backends import Backend, open_session
 from edgekiln.runtime.spec import Frames, Logits
 
+if TYPE_CHECKING:
+    from edgekiln.export.sensitivity import Candidate
+
 __all__ = ["CANDIDATES_NAME", "Loop", "allowed_drop", "answer", "hold_budget", "make_rule"]
 
-CANDIDATES_NAME = (
-    "candidates.json"  # in the stage's folder while it works; the finished about.json holds the curve
-)
+CANDIDATES_NAME = "candidates.json"
+"""In the stage's folder while it works; in the finished one where time ran out: else about.json's curve is enough."""
+
 _BATCH = 64
+_TOOLS = ("edgekiln", "numpy", "onnx", "onnxruntime", "onnxruntime-gpu", "openvino", "nvidia-modelopt")
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,11 +119,15 @@ def hold_budget(
         accepts=accepts,
         seconds=variant.search_seconds,
     )
-    notebook = _Notebook(context.folder / CANDIDATES_NAME, loop.plain)
-    result = search_precision(
-        problem, known=notebook.read(), remember=notebook.write, advance=context.progress.advance
+    calibration = about.get("calibration", {}).get("digest", "")
+    notebook = _Notebook(
+        context.folder / CANDIDATES_NAME, _identify(source, loop, val, calibration), context.progress.message
     )
-    notebook.path.unlink(missing_ok=True)
+    result = search_precision(
+        problem, known=notebook.read(len(val)), remember=notebook.write, advance=context.progress.advance
+    )
+    if result.fewest:  # else an attempt with more time goes on from them
+        notebook.path.unlink(missing_ok=True)
     about["search"] = {
         **result.to_dict(),
         "max_drop": max_drop,
@@ -148,13 +160,11 @@ def _tell(context: StageContext, variant: VariantSettings, loop: Loop, about: di
 
 def _tell_found(variant: VariantSettings, loop: Loop, search: Mapping[str, Any]) -> str:
     names = [block["name"] for block in search["kept"]]
-    drop = next(point["drop"] for point in search["curve"] if point["kept"] == names
-                and point["products"] == sum(len(b["products"]) for b in search["kept"]))  # fmt: skip
     more = "" if search["fewest"] else "; the search ran out of time, fewer may do"
     return (
         f"{variant.name} keeps {len(names)} of {search['blocks']} blocks in {loop.rest} to hold its budget: "
         f"{', '.join(names)}. {search['share_quantized']:.0%} of the MACs stay in INT8; top-1 drop on val "
-        f"{_points(drop)} instead of {_points(search['curve'][0]['drop'])} points, allowed "
+        f"{_points(search['chosen']['drop'])} instead of {_points(search['curve'][0]['drop'])} points, allowed "
         f"{100 * search['max_drop']:.2f}; judged by {loop.judged_by}{more}"
     )
 
@@ -180,26 +190,59 @@ def _points(drop: float | None) -> str:
     return "everything in" if drop is None else f"{100 * drop:+.2f}"
 
 
+def _identify(source: bytes, loop: Loop, val: PreparedSplit, calibration: str) -> str:
+    """sha256 over everything that a candidate's answers depend on."""
+    about = [loop.judged_by, loop.rest, calibration, tool_versions(_TOOLS), list(val.frames.shape)]
+    digest = hashlib.sha256(json.dumps(about, sort_keys=True).encode())
+    for model in (source, loop.plain):
+        digest.update(hashlib.sha256(model).digest())
+    digest.update(np.ascontiguousarray(val.labels).tobytes())
+    for start in range(0, len(val), _BATCH):
+        digest.update(np.ascontiguousarray(val.frames[start : start + _BATCH]).tobytes())
+    return digest.hexdigest()
+
+
 class _Notebook:
-    """Candidates on disk, of one plain graph: those of another are not read."""
+    """Candidates on disk, of one problem: those of another are not read."""
 
-    def __init__(self, path: Path, plain: bytes) -> None:
+    def __init__(self, path: Path, identity: str, message: Callable[[str], None]) -> None:
         self.path = path
-        self._digest = hashlib.sha256(plain).hexdigest()
+        self._identity, self._message = identity, message
 
-    def read(self) -> dict[str, Any]:
-        from edgekiln.export.sensitivity import Candidate
+    def read(self, images: int) -> dict[str, Candidate]:
+        """What this attempt and others judged of the same problem, each on so many images."""
+        known: dict[str, Candidate] = {}
+        for path in [*reversed(earlier_files(self.path.parent, self.path.name)), self.path]:
+            try:
+                known |= self._read_file(path, images)
+            except FileNotFoundError:
+                pass  # none yet
+            except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+                self._message(
+                    f"  Candidates of an earlier search are damaged, judged again: {path} ({error!r})"
+                )
+        return known
 
-        try:
-            values = json.loads(self.path.read_text("utf-8"))
-            if values["plain"] != self._digest:
-                return {}
-            return {key: Candidate(**candidate) for key, candidate in values["candidates"].items()}
-        except (OSError, ValueError, KeyError, TypeError):
-            return {}  # none yet, or not ours: everything is judged again
+    def _read_file(self, path: Path, images: int) -> dict[str, Candidate]:
+        values = json.loads(path.read_text("utf-8"))
+        if values["identity"] != self._identity:
+            return {}
+        return {key: _read_candidate(entry, images) for key, entry in values["candidates"].items()}
 
-    def write(self, known: Mapping[str, Any]) -> None:
-        values = {"plain": self._digest, "candidates": {key: asdict(c) for key, c in known.items()}}
+    def write(self, known: Mapping[str, Candidate]) -> None:
+        values = {"identity": self._identity, "candidates": {key: asdict(c) for key, c in known.items()}}
         beside = self.path.with_name(f"{self.path.name}.part")
         beside.write_text(json.dumps(values), "utf-8")
         beside.replace(self.path)
+
+
+def _read_candidate(entry: Mapping[str, Any], images: int) -> Candidate:
+    from edgekiln.export.sensitivity import Candidate
+
+    if set(entry) != {field.name for field in fields(Candidate)}:
+        raise ValueError(f"a candidate of {sorted(entry)}")
+    counts = [entry["broken"], entry["mended"], entry["images"]]
+    whole = all(isinstance(count, int) and 0 <= count <= images for count in counts)
+    if not whole or entry["images"] != images or not isinstance(entry["divergence"], float):
+        raise ValueError(f"a candidate of {counts} images, wanted {images}")
+    return Candidate(**entry)

@@ -364,8 +364,8 @@ def _variant_stage(recipe: Recipe, variant: VariantSettings) -> Stage:
         relevant,
         ("onnx", "onnxruntime", "onnxruntime-gpu", "nvidia-modelopt", *_own_tools(variant)),
         lambda context: make_variant(context, variant),
-        resumable=variant.searches,  # judged candidates are kept
-        revision=3,
+        resumable=variant.searches,  # judged candidates are kept, also for a stage of other search settings
+        revision=4,
     )
 
 
@@ -478,6 +478,8 @@ def _mlperf_stage(recipe: Recipe, judged: tuple[str, ...]) -> Stage:
         },
         ("mlcommons-loadgen", "onnxruntime", "onnxruntime-gpu"),
         drive_engines,
+        resumable=True,  # finished results lie beside mlperf.json until it is written
+        revision=2,
     )
 
 

@@ -23,10 +23,11 @@ from edgekiln.pipeline.progress import Progress
 from edgekiln.runtime.bundle import hash_file
 from edgekiln.runtime.errors import ResourceError
 
-__all__ = ["StageRecord", "StageStore", "stage_key"]
+__all__ = ["StageRecord", "StageStore", "earlier_files", "stage_key"]
 
 _RECORD_NAME = "stage.json"
 _OUTPUT_NAME = "out"
+_PARTIAL, _FORCED = ".partial-", ".forced-"
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +53,24 @@ def stage_key(name: str, **parts: Any) -> str:
     """sha256 of everything that determines a stage's output; ``parts`` are JSON values."""
     canonical = json.dumps({"stage": name, **parts}, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(canonical.encode()).hexdigest()
+
+
+def earlier_files(folder: Path, name: str) -> list[Path]:
+    """Files of that name that other attempts at a stage left, finished or not, under whatever key; the newest first.
+
+    What is in them was made with other settings, inputs or tools: it is for the reader to tell whether it fits.
+    None where the attempt is forced, which is to find nothing out from an earlier one.
+
+    Args:
+        folder: the working folder of the attempt that asks.
+        name: of a file.
+    """
+    stage = folder.parent
+    key = folder.name.removeprefix(_PARTIAL)
+    if key == folder.name or (stage / f"{_FORCED}{key}").exists():
+        return []
+    paths = [*stage.glob(f"*/{_OUTPUT_NAME}/{name}"), *stage.glob(f"{_PARTIAL}*/{name}")]
+    return sorted((p for p in paths if p.parent != folder), key=lambda p: p.stat().st_mtime_ns, reverse=True)
 
 
 class StageStore:
@@ -164,10 +183,10 @@ class StageStore:
         return self._root / "stages" / name / key[:16]
 
     def _forced_mark(self, name: str, key: str) -> Path:
-        return self._root / "stages" / name / f".forced-{key[:16]}"
+        return self._root / "stages" / name / f"{_FORCED}{key[:16]}"
 
     def _partial(self, name: str, key: str) -> Path:
-        return self._root / "stages" / name / f".partial-{key[:16]}"
+        return self._root / "stages" / name / f"{_PARTIAL}{key[:16]}"
 
 
 def _flush(path: Path) -> None:

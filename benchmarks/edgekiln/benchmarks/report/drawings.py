@@ -329,14 +329,11 @@ def draw_search(search: Mapping[str, Any], salt: str) -> str:
 
 
 def _chosen_point(search: Mapping[str, Any]) -> tuple[float, float] | None:
-    if search["verdict"] != "found":
+    """Nothing in records from before the choice was kept: names and counts of the curve do not tell it."""
+    point = search.get("chosen")
+    if search["verdict"] != "found" or point is None or point["drop"] is None:
         return None
-    names = [block["name"] for block in search["kept"]]
-    products = sum(len(block["products"]) for block in search["kept"])
-    for point in search["curve"]:
-        if point["kept"] == names and point["products"] == products and point["drop"] is not None:
-            return 100 * point["share_quantized"], -100 * point["drop"]
-    return None
+    return 100 * point["share_quantized"], -100 * point["drop"]
 
 
 def _rank(precision: str) -> tuple[int, str]:
