@@ -19,10 +19,11 @@ from edgekiln.runtime.bundle import MANIFEST_NAME, open_bundle
 from edgekiln.runtime.errors import BundleError, UsageError
 from edgekiln.runtime.spec import Logits
 
-__all__ = ["Answers", "Side", "read_side"]
+__all__ = ["Answers", "Side", "Standing", "read_side"]
 
 _REPORT_NAME = "report.json"
 _PREFIX = "logits."
+_NEVER_JUDGED = frozenset({"not-run", "unverified"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,13 +36,25 @@ class Answers:
 
 
 @dataclass(frozen=True, slots=True)
+class Standing:
+    """What became of a variant: its verdict, the reason, and whether accuracy stands behind it.
+
+    An engine that could not be built, or failed while running, has the verdict ``fail`` and was not judged.
+    """
+
+    verdict: str
+    reason: str
+    judged: bool
+
+
+@dataclass(frozen=True, slots=True)
 class Side:
     """What is compared.
 
     Attributes:
         path: as it was given.
         contract: JSON values of the contract.
-        names: of the variants, in their order.
+        standings: of the variants by name, in their order.
         report: the report, or nothing: a bundle that was built on a target has none.
         answers: ``None`` where there is a report alone, which holds no single answers.
         test_digest: which images with which labels were judged; ``None`` in reports of the first versions.
@@ -49,10 +62,15 @@ class Side:
 
     path: Path
     contract: Mapping[str, Any]
-    names: tuple[str, ...]
+    standings: Mapping[str, Standing]
     report: Mapping[str, Any] = field(repr=False)
     answers: Answers | None
     test_digest: str | None
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Of the variants, in their order."""
+        return tuple(self.standings)
 
     @property
     def classes(self) -> list[str]:
@@ -100,7 +118,7 @@ def _read_bundle(folder: Path) -> Side:
     return Side(
         path=folder,
         contract=bundle.contract.to_dict(),
-        names=tuple(variant.name for variant in bundle.variants),
+        standings={v.name: _standing(v.verdict, v.reason, v.figures) for v in bundle.variants},
         report=read_report(folder / _REPORT_NAME) if _REPORT_NAME in bundle.files else {},
         answers=answers,
         test_digest=digest_split(answers.digests, answers.labels),
@@ -125,8 +143,13 @@ def _read_report(path: Path) -> Side:
     return Side(
         path=path,
         contract=report["contract"],
-        names=tuple(variant["name"] for variant in report["variants"]),
+        standings={row["name"]: _standing(row["verdict"], row["reason"], row) for row in report["variants"]},
         report=report,
         answers=None,
         test_digest=report["data"].get("test_digest"),
     )
+
+
+def _standing(verdict: str, reason: str, figures: Mapping[str, Any]) -> Standing:
+    judged = verdict not in _NEVER_JUDGED and (verdict == "pass" or bool(figures.get("accuracy")))
+    return Standing(verdict, reason, judged)

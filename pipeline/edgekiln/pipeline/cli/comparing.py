@@ -52,8 +52,9 @@ def compare(
     """Compare two bundles, run folders or report.json files, engine by engine. Exits 3 when one became worse.
 
     Accuracy is paired on the test pictures that both were judged on; a report alone holds no single answers, and is
-    compared unpaired. Speed is compared through each run's own PyTorch baseline, on the same kind of machine only.
-    Unlike work is refused (exit 2), and what cannot be compared is told with the reason.
+    compared unpaired. Speed is compared through each run's own PyTorch baseline, on the same kind of machine only,
+    with the same torch and baseline. An engine that is gone or broken became worse. Unlike work is refused (exit 2),
+    and what cannot be compared is told with the reason.
 
     \b
     edgekiln compare released/bundle runs/my-photos/bundle --max-drop 0.005
