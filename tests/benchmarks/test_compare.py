@@ -424,3 +424,58 @@ def test_command_exits_3_on_a_regression(bundles, capsys):
     document = json.loads(capsys.readouterr().out)
     assert (ended.value.code, document["ok"], document["regressions"]) == (3, False, 1)
     assert document["error"]["code"] == "gate"
+
+
+# -- damaged and zipped sides
+
+
+DAMAGES = {
+    "no classes": lambda report: report["contract"].pop("classes"),
+    "classes are none": lambda report: report["contract"].update(classes=None),
+    "no low": lambda report: report["variants"][1]["speedup"].pop("low"),
+    "low is 0": lambda report: report["variants"][1]["speedup"].update(low=0),
+    "value is 0": lambda report: report["variants"][1]["speedup"].update(value=0),
+    "value is text": lambda report: report["variants"][1]["speedup"].update(value="fast"),
+    "no images": lambda report: report["variants"][1]["accuracy"].pop("images"),
+    "no share": lambda report: report["variants"][1]["accuracy"].update(top1=None),
+    "versions are a list": lambda report: report["machine"].update(versions=["torch"]),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_damaged_report_is_one_line_and_no_bug(bundles, tmp_path, capsys, damage):
+    from edgekiln.pipeline.cli import main
+
+    def damaged(report):
+        with_speedup(4.0)(report)
+        DAMAGES[damage](report)
+
+    whole = report_of(bundles[0], tmp_path / "whole.json", with_speedup(4.0))
+    torn = report_of(bundles[0], tmp_path / "torn.json", damaged)
+    for sides in ((torn, whole), (whole, torn)):
+        with pytest.raises(SystemExit) as ended:
+            main(["compare", *map(str, sides)])
+        out, err = capsys.readouterr()
+        assert (ended.value.code, out) == (4, "")
+        assert "cannot be compared, it lacks something" in err
+        assert len(err.splitlines()) == 1
+    with pytest.raises(SystemExit):
+        main(["compare", str(whole), str(torn), "--json"])
+    assert json.loads(capsys.readouterr().out)["error"]["code"] == "untrusted"
+
+
+def test_a_zipped_bundle_is_a_bundle(bundles, tmp_path):
+    from edgekiln.runtime.archive import write_zip
+    from edgekiln.runtime.bundle import open_bundle
+
+    before, after, change = bundles
+    logits = np.load(after / "test_logits.npz")["logits.int8"]
+    change(report=with_speedup(4.0), **{"logits.int8": np.roll(logits, 1, axis=1)})
+    write_zip(open_bundle(after), tmp_path / "after.zip")
+    zipped, unzipped = (compare_bundles(before, path) for path in (tmp_path / "after.zip", after))
+    assert [(c.engine, c.figure) for c in zipped.regressions] == [("int8", "top1")]
+    assert zipped.regressions == unzipped.regressions
+    assert (
+        "has no valid speed-up" in find(zipped, "int8", "speed").reason
+    )  # of the first: the second's was read
+    assert str(before) in find(zipped, "int8", "speed").reason

@@ -1,7 +1,7 @@
 """Renders a report, a plain JSON document, as text, an HTML page, a summary and a model card. Measures nothing."""
 
 from edgekiln.benchmarks.report.page import render_card, render_page, render_summary
-from edgekiln.benchmarks.report.reading import read_report
+from edgekiln.benchmarks.report.reading import REPORT_NAME, read_bundled_report, read_report
 from edgekiln.benchmarks.report.table import (
     describe_config,
     describe_floor,
@@ -16,6 +16,7 @@ from edgekiln.benchmarks.report.table import (
 )
 
 __all__ = [
+    "REPORT_NAME",
     "describe_config",
     "describe_floor",
     "describe_mlperf",
@@ -24,6 +25,7 @@ __all__ = [
     "format_text",
     "mlperf_headings",
     "mlperf_rows",
+    "read_bundled_report",
     "read_report",
     "render_card",
     "render_page",

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
+from edgekiln.pipeline.cli.damage import untrusted_when_damaged
 from edgekiln.pipeline.cli.options import fail, json_option, print_document
 from edgekiln.runtime.errors import GateError
 
 if TYPE_CHECKING:
-    from edgekiln.benchmarks.compare import Change
+    from edgekiln.benchmarks.compare import Change, Comparison
 
 __all__ = ["compare"]
 
@@ -61,28 +63,34 @@ def compare(
     """
     from edgekiln.benchmarks.compare import compare_bundles
 
-    result = compare_bundles(
-        before,
-        after,
-        confidence=confidence,
-        max_drop=max_drop,
-        max_slowdown=max_slowdown,
-        other_contract=other_contract,
-    )
+    with untrusted_when_damaged(f"{before} or {after} cannot be compared"):
+        result = compare_bundles(
+            before,
+            after,
+            confidence=confidence,
+            max_drop=max_drop,
+            max_slowdown=max_slowdown,
+            other_contract=other_contract,
+        )
+        lines = list(_tell(result, confidence))
     if not as_json:
-        for change in result.changes:
-            click.echo(_describe(change, confidence))
-        for note in result.notes:
-            click.echo(f"note: {note}")
-        for word, names in (("only in the first", result.removed), ("only in the second", result.added)):
-            if names:
-                click.echo(f"{word}: {', '.join(names)}")
-        click.echo(f"{len(result.regressions)} regressions")
+        click.echo("\n".join(lines))
     if result.regressions:
         worse = ", ".join(f"{change.engine} ({change.figure})" for change in result.regressions)
         fail(GateError(f"Worse than before: {worse}."), result.to_dict(), as_json)
     if as_json:
         print_document(result.to_dict())
+
+
+def _tell(result: Comparison, confidence: float) -> Iterator[str]:
+    for change in result.changes:
+        yield _describe(change, confidence)
+    for note in result.notes:
+        yield f"note: {note}"
+    for word, names in (("only in the first", result.removed), ("only in the second", result.added)):
+        if names:
+            yield f"{word}: {', '.join(names)}"
+    yield f"{len(result.regressions)} regressions"
 
 
 def _describe(change: Change, confidence: float) -> str:
