@@ -1,6 +1,7 @@
 """Comparing bundles: regressions are found, noise is not one, and unlike work is refused with the reason."""
 
 import json
+import re
 import shutil
 
 import numpy as np
@@ -87,8 +88,8 @@ def test_pictures_are_matched_by_content_not_by_order(bundles):
 def test_only_pictures_in_both_count(bundles):
     before, after, change = bundles
     with np.load(after / "test_logits.npz") as arrays:
-        change(**{key: arrays[key][:12] for key in arrays.files})
-    assert "of 12 pictures" in find(compare_bundles(before, after), "fp32", "top1").reason
+        change(**{key: arrays[key][:18] for key in arrays.files})
+    assert "of 18 pictures" in find(compare_bundles(before, after), "fp32", "top1").reason
 
 
 def test_nothing_in_common_is_refused(bundles):
@@ -96,6 +97,18 @@ def test_nothing_in_common_is_refused(bundles):
     change(image_sha256=np.array(["0" * 64] * 30))
     with pytest.raises(UsageError, match="judged on different pictures: none of 30"):
         compare_bundles(before, after)
+
+
+def test_fewer_than_half_of_the_pictures_in_common_are_refused(bundles):
+    before, after, change = bundles
+    with np.load(after / "test_logits.npz") as arrays:
+        change(**{key: arrays[key][:14] for key in arrays.files})
+    told = "14 are in both, of 30 in the first and 14 in the second"
+    with pytest.raises(UsageError, match=told) as refused:
+        compare_bundles(before, after)
+    assert refused.value.hint == "Judge both on the same test split."
+    with pytest.raises(UsageError, match="14 are in both, of 14 in the first and 30 in the second"):
+        compare_bundles(after, before)
 
 
 def test_other_labels_are_not_compared(bundles):
@@ -113,6 +126,91 @@ def test_engines_in_one_bundle_only_are_named(bundles, tiny_run):
     change(manifest={"variants": document["variants"][:1]})
     result = compare_bundles(before, after)
     assert (result.added, result.removed) == ((), ("int8",))
+    assert compare_bundles(after, before).regressions == ()  # a new engine is none
+
+
+# -- engines that were lost
+
+
+def stand(folder, verdict, reason="told so", *, judged=True):
+    """The variants of a manifest, with int8 as a run would have left it."""
+    variants = json.loads((folder / MANIFEST_NAME).read_text())["variants"]
+    variants[1] |= {"verdict": verdict, "reason": reason}
+    if not judged:
+        variants[1]["figures"].pop("accuracy", None)
+    return variants
+
+
+def set_out(bundles, verdict, *, judged=True):
+    """Give both bundles an int8 of that verdict."""
+    before, after, change = bundles
+    change(manifest={"variants": stand(after, verdict, judged=judged)})
+    shutil.rmtree(before)
+    shutil.copytree(after, before)
+
+
+def losses(comparison):
+    return [(c.engine, c.reason) for c in comparison.regressions if c.figure == "verdict"]
+
+
+def test_a_passing_engine_that_is_gone_is_a_regression(bundles):
+    set_out(bundles, "pass")
+    before, after, change = bundles
+    change(manifest={"variants": stand(after, "pass")[:1]})
+    assert losses(compare_bundles(before, after)) == [("int8", f"pass before, and not in {after}")]
+
+
+@pytest.mark.parametrize("verdict", ["not-run", "unverified", "fail"])
+def test_a_passing_engine_that_broke_is_a_regression_with_its_reason(bundles, verdict):
+    set_out(bundles, "pass")
+    before, after, change = bundles
+    change(manifest={"variants": stand(after, verdict, "no kernel for it", judged=False)})
+    assert losses(compare_bundles(before, after)) == [
+        ("int8", f"pass before, {verdict} now: no kernel for it")
+    ]
+
+
+def test_a_pass_that_became_a_fail_is_a_regression_and_a_doubt_is_none(bundles):
+    set_out(bundles, "pass")
+    before, after, change = bundles
+    change(manifest={"variants": stand(after, "fail", "lost 2 points")})
+    assert losses(compare_bundles(before, after)) == [("int8", "pass before, fail now: lost 2 points")]
+    change(manifest={"variants": stand(after, "inconclusive")})
+    assert compare_bundles(before, after).regressions == ()
+
+
+@pytest.mark.parametrize("verdict", ["not-run", "unverified", "fail"])
+def test_an_engine_that_was_never_judged_cannot_be_lost(bundles, verdict):
+    set_out(bundles, verdict, judged=False)
+    before, after, change = bundles
+    assert compare_bundles(before, after).regressions == ()
+    change(manifest={"variants": stand(after, verdict)[:1]})
+    assert compare_bundles(before, after).regressions == ()
+
+
+def test_a_loss_in_reports_alone_is_one_too(bundles, tmp_path):
+    set_out(bundles, "pass")
+
+    def stood(report, verdict):
+        report["variants"][1] |= {"verdict": verdict, "reason": "no kernel for it"}
+
+    before = report_of(bundles[0], tmp_path / "before.json", lambda report: stood(report, "pass"))
+    after = report_of(bundles[0], tmp_path / "after.json", lambda report: stood(report, "not-run"))
+    assert losses(compare_bundles(before, after)) == [("int8", "pass before, not-run now: no kernel for it")]
+
+
+def test_command_exits_3_when_an_engine_is_gone_and_tells_why(bundles, capsys):
+    from edgekiln.pipeline.cli import main
+
+    set_out(bundles, "pass")
+    before, after, change = bundles
+    change(manifest={"variants": stand(after, "not-run", "no NVIDIA GPU", judged=False)})
+    with pytest.raises(SystemExit) as ended:
+        main(["compare", str(before), str(after)])
+    out, err = capsys.readouterr()
+    assert ended.value.code == 3
+    assert "pass before, not-run now: no NVIDIA GPU" in out
+    assert "int8 (verdict)" in err
 
 
 def test_speed_is_compared_with_both_intervals(bundles):
@@ -201,6 +299,40 @@ def test_speed_of_other_work_is_not_compared(bundles, field, value, complaint):
     assert complaint in find(compare_bundles(before, after), "int8", "speed").reason
 
 
+@pytest.mark.parametrize(
+    ("edit", "complaint"),
+    [
+        (
+            lambda report: report["machine"]["versions"].update(torch="99.0"),
+            r"different versions of torch: \d.* and 99\.0",
+        ),
+        (
+            lambda report: report["baseline"]["latency"].update(device="cuda"),
+            "different devices: cpu and cuda",
+        ),
+    ],
+)
+def test_speed_over_another_baseline_is_not_compared(bundles, edit, complaint):
+    before, after, change = bundles
+
+    def timed(report):
+        with_speedup(4.0)(report)
+        report["baseline"]["latency"] = {"device": "cpu", "config": {"threads": 1, "channels_last": False}}
+
+    change(report=timed)
+    shutil.rmtree(before)
+    shutil.copytree(after, before)
+
+    def slower(report):
+        with_speedup(3.0)(report)
+        edit(report)
+
+    change(report=slower)
+    result = compare_bundles(before, after)
+    assert not result.regressions
+    assert re.search(complaint, find(result, "int8", "speed").reason)
+
+
 def test_another_contract_is_refused_unless_it_is_asked_for(bundles):
     before, after, change = bundles
     contract = json.loads((after / MANIFEST_NAME).read_text())["contract"] | {"interpolation": "nearest"}
@@ -267,9 +399,9 @@ def test_reports_on_other_images_are_refused(bundles, tmp_path):
 def test_pictures_on_one_side_only_are_counted(bundles):
     before, after, change = bundles
     with np.load(after / "test_logits.npz") as arrays:
-        change(**{key: arrays[key][:12] for key in arrays.files})
+        change(**{key: arrays[key][:18] for key in arrays.files})
     assert compare_bundles(before, after).notes == (
-        "12 test pictures are in both; 18 in the first only, 0 in the second.",
+        "18 test pictures are in both; 12 in the first only, 0 in the second.",
     )
 
 
@@ -288,3 +420,58 @@ def test_command_exits_3_on_a_regression(bundles, capsys):
     document = json.loads(capsys.readouterr().out)
     assert (ended.value.code, document["ok"], document["regressions"]) == (3, False, 1)
     assert document["error"]["code"] == "gate"
+
+
+# -- damaged and zipped sides
+
+
+DAMAGES = {
+    "no classes": lambda report: report["contract"].pop("classes"),
+    "classes are none": lambda report: report["contract"].update(classes=None),
+    "no low": lambda report: report["variants"][1]["speedup"].pop("low"),
+    "low is 0": lambda report: report["variants"][1]["speedup"].update(low=0),
+    "value is 0": lambda report: report["variants"][1]["speedup"].update(value=0),
+    "value is text": lambda report: report["variants"][1]["speedup"].update(value="fast"),
+    "no images": lambda report: report["variants"][1]["accuracy"].pop("images"),
+    "no share": lambda report: report["variants"][1]["accuracy"].update(top1=None),
+    "versions are a list": lambda report: report["machine"].update(versions=["torch"]),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_damaged_report_is_one_line_and_no_bug(bundles, tmp_path, capsys, damage):
+    from edgekiln.pipeline.cli import main
+
+    def damaged(report):
+        with_speedup(4.0)(report)
+        DAMAGES[damage](report)
+
+    whole = report_of(bundles[0], tmp_path / "whole.json", with_speedup(4.0))
+    torn = report_of(bundles[0], tmp_path / "torn.json", damaged)
+    for sides in ((torn, whole), (whole, torn)):
+        with pytest.raises(SystemExit) as ended:
+            main(["compare", *map(str, sides)])
+        out, err = capsys.readouterr()
+        assert (ended.value.code, out) == (4, "")
+        assert "cannot be compared, it lacks something" in err
+        assert len(err.splitlines()) == 1
+    with pytest.raises(SystemExit):
+        main(["compare", str(whole), str(torn), "--json"])
+    assert json.loads(capsys.readouterr().out)["error"]["code"] == "untrusted"
+
+
+def test_a_zipped_bundle_is_a_bundle(bundles, tmp_path):
+    from edgekiln.runtime.archive import write_zip
+    from edgekiln.runtime.bundle import open_bundle
+
+    before, after, change = bundles
+    logits = np.load(after / "test_logits.npz")["logits.int8"]
+    change(report=with_speedup(4.0), **{"logits.int8": np.roll(logits, 1, axis=1)})
+    write_zip(open_bundle(after), tmp_path / "after.zip")
+    zipped, unzipped = (compare_bundles(before, path) for path in (tmp_path / "after.zip", after))
+    assert [(c.engine, c.figure) for c in zipped.regressions] == [("int8", "top1")]
+    assert zipped.regressions == unzipped.regressions
+    assert (
+        "has no valid speed-up" in find(zipped, "int8", "speed").reason
+    )  # of the first: the second's was read
+    assert str(before) in find(zipped, "int8", "speed").reason

@@ -1,3 +1,4 @@
+import contextlib
 import os
 import sys
 import time
@@ -308,6 +309,36 @@ def test_tegrastats_is_followed_until_the_meter_is_closed(tmp_path):
         time.sleep(0.001)
     assert meter.read_joules() > 0
     meter.close()
+
+
+@pytest.mark.parametrize(("dies", "span"), [("idle", "idle"), ("busy", "busy")])
+def test_a_source_that_dies_gives_no_figure(clock, dies, span):
+    """tegrastats, whose readings are pushed: no more of them come from some point on."""
+    meter = PowerMeter(None, "tegrastats VDD_IN", clock=clock)
+    meter.add(5.0)
+
+    def idle(seconds):
+        clock.pass_by(seconds)
+        if dies == "busy":
+            meter.add(5.0)
+
+    with pytest.raises(EngineError, match=f"tegrastats VDD_IN gave no reading in the {span} span"):
+        measure_energy(lambda: clock.pass_by(0.01), 1.0, meter, clock=clock, sleep=idle)
+
+
+def test_tegrastats_that_ends_while_the_engine_runs_is_told(tmp_path):
+    program = tmp_path / "tegrastats"
+    line = LINES["orin-nano-jetpack6"]
+    program.write_text(f"#!/bin/sh\nfor i in $(seq 30); do echo '{line}'; sleep 0.02; done\n")
+    program.chmod(0o755)
+    meter, _ = open_here(tmp_path, tegrastats=str(program))
+
+    def idle_until_it_is_gone(seconds):
+        while seconds and meter.samples < 30:
+            time.sleep(0.01)
+
+    with contextlib.closing(meter), pytest.raises(EngineError, match="no reading in the busy span"):
+        measure_energy(lambda: time.sleep(0.01), 0.5, meter, sleep=idle_until_it_is_gone)
 
 
 def test_tegrastats_without_rails_is_no_source(tmp_path):

@@ -1,6 +1,8 @@
 import numpy as np
 import pytest
 
+from edgekiln.benchmarks import memory
+from edgekiln.benchmarks.contender import save_inputs
 from edgekiln.benchmarks.memory import measure_memory, read_peak_rss_mb
 from edgekiln.runtime.errors import EngineError
 
@@ -21,6 +23,26 @@ def test_peak_of_the_child_is_its_own_and_not_the_parents(request_of):
     # Python and numpy take some 30 MB, onnxruntime and a tiny network some 30 more.
     assert 10 < used.start_rss_mb < used.peak_rss_mb < 300
     assert used.device_mb is None
+
+
+@pytest.mark.parametrize("suffix", [".npy", ".npz"])
+def test_frames_that_are_not_run_are_no_memory_of_the_engine(request_of, tmp_path, suffix):
+    factory, arguments, few = request_of
+    frames = np.zeros((50_000, 32, 32, 3), np.uint8)  # 154 MB
+    many = tmp_path / f"many{suffix}"
+    if suffix == ".npz":
+        save_inputs(many, frames)
+    else:
+        np.save(many, frames)
+    del frames
+    used = [measure_memory(factory, arguments, path).peak_rss_mb for path in (few, many)]
+    assert used[1] == pytest.approx(used[0], abs=60)
+
+
+def test_a_process_that_does_not_end_is_told(request_of, monkeypatch):
+    monkeypatch.setattr(memory, "_TIMEOUT_SECONDS", 0.01)
+    with pytest.raises(EngineError, match=r"did not end within 0\.01 s and was killed"):
+        measure_memory(*request_of)
 
 
 def test_gpu_memory_is_unknown_without_a_gpu(request_of, monkeypatch):

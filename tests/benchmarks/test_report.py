@@ -271,6 +271,23 @@ def test_loadgens_rows_and_what_they_do_not_say():
     assert mlperf_rows({"mlperf": None}) == describe_mlperf({}) == []
 
 
+@pytest.mark.parametrize(
+    ("ratio", "told"),
+    [
+        (0.951, None), (1.0, None), (1.049, None),
+        (0.94, "int8, SingleStream: our p50 differs by -6.0 % from LoadGen's."),
+        (1.062, "int8, SingleStream: our p50 differs by +6.2 % from LoadGen's."),
+        (float("nan"), "int8, SingleStream: our p50 differs by +nan % from LoadGen's."),
+    ],
+)  # fmt: skip
+def test_stopwatches_that_disagree_are_told(ratio, told):
+    found = make_mlperf()
+    found["results"][0]["ours_over_loadgen_p50"] = ratio
+    assert [line for line in describe_mlperf({"mlperf": found}) if "differs" in line] == (
+        [told] if told else []
+    )
+
+
 # -- what the page must hold
 
 

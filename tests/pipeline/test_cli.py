@@ -582,6 +582,31 @@ def test_report_that_cannot_be_read_is_told_in_one_line(tiny_run, edgekiln, tmp_
     assert len(err.splitlines()) == (1 if code else 0)
 
 
+def test_report_without_images_is_damaged_and_no_bug(tiny_run, edgekiln, tmp_path):
+    values = json.loads((tiny_run[2].bundle / "report.json").read_text("utf-8"))
+    for row in values["variants"]:
+        row["counts"]["images"] = 0
+    path = tmp_path / "report.json"
+    path.write_text(json.dumps(values), "utf-8")
+    code, _, err = edgekiln("report", path)
+    assert code == 4
+    assert "cannot be rendered, it lacks something: ZeroDivisionError" in err
+    assert len(err.splitlines()) == 1
+
+
+def test_report_of_a_zipped_bundle_is_the_bundles(tiny_run, edgekiln, tmp_path):
+    from edgekiln.runtime.archive import write_zip
+    from edgekiln.runtime.bundle import open_bundle
+
+    bundle = tiny_run[2].bundle
+    write_zip(open_bundle(bundle), tmp_path / "bundle.zip")
+    code, out, err = edgekiln("report", tmp_path / "bundle.zip")
+    assert (code, err) == (0, "")
+    assert out == (bundle / "report.html").read_text("utf-8")
+    (tmp_path / "torn.zip").write_bytes((tmp_path / "bundle.zip").read_bytes()[:-40])
+    assert edgekiln("report", tmp_path / "torn.zip")[0] == 4
+
+
 def test_report_of_a_changed_bundle_or_of_nothing_is_refused(tiny_run, edgekiln, tmp_path):
     bundle = tmp_path / "bundle"
     shutil.copytree(tiny_run[2].bundle, bundle)

@@ -14,15 +14,15 @@ from numpy.typing import NDArray
 
 from edgekiln.benchmarks.accuracy import Labels
 from edgekiln.benchmarks.judging import digest_split
-from edgekiln.benchmarks.report.reading import read_report
+from edgekiln.benchmarks.report.reading import REPORT_NAME, read_bundled_report, read_report
 from edgekiln.runtime.bundle import MANIFEST_NAME, open_bundle
 from edgekiln.runtime.errors import BundleError, UsageError
 from edgekiln.runtime.spec import Logits
 
-__all__ = ["Answers", "Side", "read_side"]
+__all__ = ["Answers", "Side", "Standing", "read_side"]
 
-_REPORT_NAME = "report.json"
 _PREFIX = "logits."
+_NEVER_JUDGED = frozenset({"not-run", "unverified"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,13 +35,25 @@ class Answers:
 
 
 @dataclass(frozen=True, slots=True)
+class Standing:
+    """What became of a variant: its verdict, the reason, and whether accuracy stands behind it.
+
+    An engine that could not be built, or failed while running, has the verdict ``fail`` and was not judged.
+    """
+
+    verdict: str
+    reason: str
+    judged: bool
+
+
+@dataclass(frozen=True, slots=True)
 class Side:
     """What is compared.
 
     Attributes:
         path: as it was given.
         contract: JSON values of the contract.
-        names: of the variants, in their order.
+        standings: of the variants by name, in their order.
         report: the report, or nothing: a bundle that was built on a target has none.
         answers: ``None`` where there is a report alone, which holds no single answers.
         test_digest: which images with which labels were judged; ``None`` in reports of the first versions.
@@ -49,10 +61,15 @@ class Side:
 
     path: Path
     contract: Mapping[str, Any]
-    names: tuple[str, ...]
+    standings: Mapping[str, Standing]
     report: Mapping[str, Any] = field(repr=False)
     answers: Answers | None
     test_digest: str | None
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Of the variants, in their order."""
+        return tuple(self.standings)
 
     @property
     def classes(self) -> list[str]:
@@ -67,41 +84,43 @@ class Side:
 
 
 def read_side(path: Path) -> Side:
-    """Open what ``path`` names. A report that lies in a bundle stands for the whole of it.
+    """Open what ``path`` names; a ``.zip`` is a bundle. A report that lies in a bundle stands for the whole of it.
 
     Raises:
         UsageError: there is nothing, or nothing finished.
         UntrustedError: a damaged bundle or report, or one of a newer schema.
     """
+    if path.is_file() and path.suffix.lower() == ".zip":
+        return _read_bundle(path)
     if path.is_file():
-        in_bundle = path.name == _REPORT_NAME and (path.parent / MANIFEST_NAME).exists()
+        in_bundle = path.name == REPORT_NAME and (path.parent / MANIFEST_NAME).exists()
         return _read_bundle(path.parent) if in_bundle else _read_report(path)
     if not path.exists():
         raise UsageError(f"There is no file or folder {path}.", path=path)
     for folder in (path, path / "bundle"):
         if (folder / MANIFEST_NAME).exists():
             return _read_bundle(folder)
-    if (path / _REPORT_NAME).is_file():
-        return _read_report(path / _REPORT_NAME)
+    if (path / REPORT_NAME).is_file():
+        return _read_report(path / REPORT_NAME)
     raise UsageError(
         f"{path} holds nothing to compare.",
-        hint="Give a bundle, a run's folder or a report.json; `edgekiln run` makes them.",
+        hint="Give a bundle (a folder or a .zip), a run's folder or a report.json; `edgekiln run` makes them.",
         path=path,
     )
 
 
-def _read_bundle(folder: Path) -> Side:
-    bundle = open_bundle(folder)
+def _read_bundle(path: Path) -> Side:
+    bundle = open_bundle(path)
     try:
         with np.load(io.BytesIO(bundle.read(str(bundle.manifest["logits"]))), allow_pickle=False) as arrays:
             answers = _read_answers(arrays)
     except (ValueError, KeyError, OSError, BadZipFile) as error:
-        raise BundleError(f"The answers in {folder} cannot be read: {error}.", path=folder) from error
+        raise BundleError(f"The answers in {path} cannot be read: {error}.", path=path) from error
     return Side(
-        path=folder,
+        path=path,
         contract=bundle.contract.to_dict(),
-        names=tuple(variant.name for variant in bundle.variants),
-        report=read_report(folder / _REPORT_NAME) if _REPORT_NAME in bundle.files else {},
+        standings={v.name: _standing(v.verdict, v.reason, v.figures) for v in bundle.variants},
+        report=read_bundled_report(bundle) or {},
         answers=answers,
         test_digest=digest_split(answers.digests, answers.labels),
     )
@@ -125,8 +144,13 @@ def _read_report(path: Path) -> Side:
     return Side(
         path=path,
         contract=report["contract"],
-        names=tuple(variant["name"] for variant in report["variants"]),
+        standings={row["name"]: _standing(row["verdict"], row["reason"], row) for row in report["variants"]},
         report=report,
         answers=None,
         test_digest=report["data"].get("test_digest"),
     )
+
+
+def _standing(verdict: str, reason: str, figures: Mapping[str, Any]) -> Standing:
+    judged = verdict not in _NEVER_JUDGED and (verdict == "pass" or bool(figures.get("accuracy")))
+    return Standing(verdict, reason, judged)

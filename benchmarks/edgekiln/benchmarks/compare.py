@@ -4,7 +4,8 @@ Accuracy is paired image by image, matched by the sha256 of the pictures; of rep
 answers, it is compared unpaired, with a wider interval, and only where both were judged on the same images. Speed is
 compared through each run's own baseline, since two runs were never interleaved: the ratio of two speed-ups, with the
 interval that both imply. What cannot be compared is refused with the reason; a figure without an interval never
-decides.
+decides. An engine that was judged before and is gone, broken or no longer judged became worse: nothing vanishes
+unseen.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from edgekiln.runtime.errors import NonFiniteError, UsageError
 
 __all__ = ["Change", "Comparison", "compare_bundles"]
 
+Figure = Literal["top1", "speed", "verdict"]
 Verdict = Literal["better", "same", "worse", "undecided", "not compared"]
 _SMALL_DROP = 0.01  # an interval that ends below this, or below what may be lost, is called ``same``
 
@@ -34,14 +36,15 @@ class Change:
 
     Attributes:
         engine: name of the variant, or ``baseline`` for the PyTorch model.
-        figure: ``top1`` (a share; positive change is better) or ``speed`` (a ratio; above 1 is faster).
+        figure: ``top1`` (a share; positive change is better), ``speed`` (a ratio; above 1 is faster) or
+            ``verdict``, which stands here only where it became worse, and has no numbers.
         before, after: the figure on each side; ``None`` where it is not there.
         change, low, high: after against before, with its interval; ``None`` where it cannot be compared.
         reason: why not, or what decided.
     """
 
     engine: str
-    figure: Literal["top1", "speed"]
+    figure: Figure
     before: float | None
     after: float | None
     change: float | None
@@ -62,7 +65,7 @@ class Comparison:
 
     @property
     def regressions(self) -> tuple[Change, ...]:
-        """Figures that became worse, with an interval that says so."""
+        """Figures that became worse, with an interval that says so, and engines that were lost."""
         return tuple(change for change in self.changes if change.verdict == "worse")
 
     def to_dict(self) -> dict[str, Any]:
@@ -92,7 +95,7 @@ def compare_bundles(
     max_slowdown: float = 0.05,
     other_contract: bool = False,
 ) -> Comparison:
-    """Compare every engine that both sides have, by name, and the PyTorch models.
+    """Compare every engine that either side has, by name, and the PyTorch models.
 
     Args:
         before, after: bundles, run folders or report.json files.
@@ -103,7 +106,7 @@ def compare_bundles(
 
     Raises:
         UntrustedError: a side is damaged or of a newer schema.
-        UsageError: the two do unlike work: other classes, another contract, other test images.
+        UsageError: the two do unlike work: other classes, another contract, other test images, or for the most part.
         NonFiniteError: NaN or infinity among stored answers.
     """
     old, new, limits = read_side(before), read_side(after), _Limits(confidence, max_drop, max_slowdown)
@@ -112,6 +115,8 @@ def compare_bundles(
     names = ["baseline", *(name for name in old.names if name in new.names)]
     changes = [_compare_accuracy(name, old, new, answers, limits) for name in names]
     changes += [_compare_speed(name, old, new, limits) for name in names[1:]]
+    told = {change.engine for change in changes if change.figure == "top1" and change.verdict == "worse"}
+    changes += [change for name in old.names if name not in told for change in _find_loss(name, old, new)]
     return Comparison(
         tuple(changes),
         added=tuple(sorted({*new.names} - {*old.names})),
@@ -160,7 +165,20 @@ def _match(old: Side, new: Side) -> tuple[Answers, Answers] | None:
             path=new.path,
         )
     first, second = zip(*pairs, strict=True)
+    _check_overlap(len(pairs), old.answers, new.answers, new.path)
     return _take(old.answers, first), _take(new.answers, second)
+
+
+def _check_overlap(shared: int, old: Answers, new: Answers, path: Path) -> None:
+    """A few shared pictures say nothing of what the rest of either split would have shown."""
+    sizes = len(old.digests), len(new.digests)
+    if 2 * shared < max(sizes):
+        raise UsageError(
+            f"These were judged on different pictures for the most part: {shared} are in both, of {sizes[0]} in the "
+            f"first and {sizes[1]} in the second; at least half of each must be.",
+            hint="Judge both on the same test split.",
+            path=path,
+        )
 
 
 def _take(answers: Answers, rows: Sequence[int]) -> Answers:
@@ -264,8 +282,26 @@ def _judge_drop(
     return Change(name, "top1", before, after, after - before, -high, -low, verdict, seen)
 
 
-def _not_compared(name: str, figure: Literal["top1", "speed"], reason: str) -> Change:
+def _not_compared(name: str, figure: Figure, reason: str) -> Change:
     return Change(name, figure, None, None, None, None, None, "not compared", reason)
+
+
+# --------------------------------------------------------------------------------------------------------------
+# Engines that were lost
+
+
+def _find_loss(name: str, old: Side, new: Side) -> list[Change]:
+    """What an engine that was judged before lost: itself, its judgement or its pass; empty where nothing."""
+    before, after = old.standings[name], new.standings.get(name)
+    if not before.judged or before.verdict == "fail":  # what had failed is no loss
+        return []
+    if after is None:
+        reason = f"{before.verdict} before, and not in {new.path}"
+    elif not after.judged or (before.verdict, after.verdict) == ("pass", "fail"):
+        reason = f"{before.verdict} before, {after.verdict} now: {after.reason}"
+    else:
+        return []
+    return [Change(name, "verdict", None, None, None, None, None, "worse", reason)]
 
 
 # --------------------------------------------------------------------------------------------------------------
@@ -316,6 +352,14 @@ def _machine(part: str) -> Any:
     return lambda side, name: (side.report.get("machine") or {}).get(part)
 
 
+def _torch_version(side: Side, name: str) -> Any:
+    return ((side.report.get("machine") or {}).get("versions") or {}).get("torch")
+
+
+def _baseline(part: str) -> Any:
+    return lambda side, name: (side.row("baseline").get("latency") or {}).get(part)
+
+
 def _latency(part: str) -> Any:
     return lambda side, name: (side.row(name).get("latency") or {}).get(part)
 
@@ -330,5 +374,8 @@ _LIKE: Mapping[str, Any] = {
     "their PyTorch baselines differ": lambda side, name: (
         (side.report.get("recipe") or {}).get("backbone") or {}
     ).get("model"),
+    # A speed-up moves when its baseline does: a faster PyTorch is no slower engine.
+    "their PyTorch baselines ran in different versions of torch": _torch_version,
+    "their PyTorch baselines ran on different devices": _baseline("device"),
 }
 """What must be equal for two speeds to be compared, and how each side tells it."""

@@ -145,19 +145,22 @@ def measure_energy(
 
     Raises:
         UsageError: ``seconds`` is below 0.5, where no source has a meaning.
+        EngineError: no reading arrived while idle, or while busy: the source died.
     """
     if seconds < _LEAST_SECONDS:
         raise UsageError(f"Energy over {seconds} s means nothing; measure for {_LEAST_SECONDS} s at least.")
     run()  # warm up, outside both spans
     sleep(settle_seconds)
-    start, joules = clock(), meter.read_joules()
+    start, joules, samples = clock(), meter.read_joules(), meter.samples
     sleep(seconds)
     idle_watts = (meter.read_joules() - joules) / (clock() - start)
+    _check_alive(meter, samples, "idle")
     start, joules, samples, calls = clock(), meter.read_joules(), meter.samples, 0
     while clock() - start < seconds:
         run()
         calls += 1
     joules, passed = meter.read_joules() - joules, clock() - start
+    _check_alive(meter, samples, "busy")
     images = calls * images_per_call
     return EnergyPerImage(
         joules_per_image=(joules - idle_watts * passed) / images,
@@ -168,6 +171,14 @@ def measure_energy(
         samples=meter.samples - samples,
         source=meter.describe(),
     )
+
+
+def _check_alive(meter: EnergyMeter, samples: int, span: str) -> None:
+    """Without a reading, a span would have 0 W, and the difference of the two would be a figure of nothing."""
+    if meter.samples == samples:
+        raise EngineError(
+            f"{meter.describe()} gave no reading in the {span} span: it ended, or is slower than that."
+        )
 
 
 def measure_contender(

@@ -13,6 +13,7 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -56,21 +57,36 @@ def measure_memory(
         on_gpu: measure device memory too. It is read device-wide, so nothing else may use the GPU meanwhile.
 
     Raises:
-        EngineError: the process failed; the last line that it said is in the message.
+        EngineError: the process failed, and the last line that it said is in the message; or it did not end in time.
     """
-    request = {"factory": factory, "arguments": dict(arguments), "frames": str(frames_file), "on_gpu": on_gpu}
-    done = subprocess.run(
-        [sys.executable, "-m", "edgekiln.benchmarks.memory"],
-        input=json.dumps(request),
-        capture_output=True,
-        text=True,
-        timeout=_TIMEOUT_SECONDS,
-        check=False,  # what it said goes into the message
-    )
+    with tempfile.TemporaryDirectory(prefix="edgekiln-") as folder:
+        # All frames would count as memory of the engine: the child is given a file that holds one alone.
+        frame_file = Path(folder) / "frame.npy"
+        np.save(frame_file, _first_frame(frames_file))
+        request = {
+            "factory": factory, "arguments": dict(arguments), "frame": str(frame_file), "on_gpu": on_gpu,
+        }  # fmt: skip
+        done = _run_child(json.dumps(request))
     if done.returncode != 0:
         said = done.stderr.strip().splitlines()[-1:] or ["nothing"]
         raise EngineError(f"The process that measures memory ended with {done.returncode}: {said[0]}")
     return MemoryUse(**json.loads(done.stdout.splitlines()[-1]))
+
+
+def _run_child(request: str) -> subprocess.CompletedProcess[str]:
+    try:
+        return subprocess.run(
+            [sys.executable, "-m", "edgekiln.benchmarks.memory"],
+            input=request,
+            capture_output=True,
+            text=True,
+            timeout=_TIMEOUT_SECONDS,
+            check=False,  # what it said goes into the message
+        )
+    except subprocess.TimeoutExpired as error:
+        raise EngineError(
+            f"The process that measures memory did not end within {_TIMEOUT_SECONDS:g} s and was killed."
+        ) from error
 
 
 def read_peak_rss_mb(status: Path = _STATUS) -> float | None:
@@ -95,13 +111,13 @@ def _free_device_bytes() -> int | None:
 
 def _first_frame(inputs: Path) -> Frames:
     """uint8 (1, H, W, 3) of ``contender.save_inputs``' file, or of a plain ``.npy``."""
-    loaded = np.load(inputs, allow_pickle=False)
+    loaded = np.load(inputs, mmap_mode="r", allow_pickle=False)
     frames: Frames = loaded["frames"] if inputs.suffix == ".npz" else loaded
     return np.ascontiguousarray(frames[:1])
 
 
 def _measure_here(request: Mapping[str, Any]) -> dict[str, Any]:
-    frame = _first_frame(Path(request["frames"]))
+    frame: Frames = np.load(request["frame"], allow_pickle=False)
     start = read_peak_rss_mb()
     before = _free_device_bytes() if request["on_gpu"] else None
     module, _, name = request["factory"].partition(":")

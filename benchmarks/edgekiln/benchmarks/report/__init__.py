@@ -1,7 +1,7 @@
 """Renders a report, a plain JSON document, as text, an HTML page, a summary and a model card. Measures nothing."""
 
 from edgekiln.benchmarks.report.page import render_card, render_page, render_summary
-from edgekiln.benchmarks.report.reading import read_report
+from edgekiln.benchmarks.report.reading import REPORT_NAME, read_bundled_report, read_report
 from edgekiln.benchmarks.report.table import (
     describe_best_pytorch,
     describe_config,
@@ -17,6 +17,7 @@ from edgekiln.benchmarks.report.table import (
 )
 
 __all__ = [
+    "REPORT_NAME",
     "describe_best_pytorch",
     "describe_config",
     "describe_floor",
@@ -26,6 +27,7 @@ __all__ = [
     "format_text",
     "mlperf_headings",
     "mlperf_rows",
+    "read_bundled_report",
     "read_report",
     "render_card",
     "render_page",

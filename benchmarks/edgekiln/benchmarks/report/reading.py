@@ -8,9 +8,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from edgekiln.runtime.bundle import Bundle
 from edgekiln.runtime.errors import UntrustedError, UsageError
 
-__all__ = ["read_report"]
+__all__ = ["REPORT_NAME", "parse_report", "read_bundled_report", "read_report"]
+
+REPORT_NAME = "report.json"
+"""In a bundle and in a run's folder."""
 
 _MAJOR = 1
 _MAX_BYTES = 256 * 2**20
@@ -36,8 +40,28 @@ def read_report(path: str | os.PathLike[str]) -> dict[str, Any]:
         raise UntrustedError(
             f"{path} is larger than any report: {path.stat().st_size} bytes.", hint=_WHERE, path=path
         )
+    return parse_report(path.read_bytes(), path)
+
+
+def read_bundled_report(bundle: Bundle) -> dict[str, Any] | None:
+    """The report of a bundle, folder or ``.zip``, its bytes checked against the manifest; ``None`` without one.
+
+    Raises:
+        UntrustedError: as ``read_report``, or it was changed since the bundle was opened.
+    """
+    if REPORT_NAME not in bundle.files:
+        return None
+    return parse_report(bundle.read(REPORT_NAME), bundle.path / REPORT_NAME)
+
+
+def parse_report(raw: bytes, path: Path) -> dict[str, Any]:
+    """The report in ``raw``, its schema and its parts checked; ``path`` is where it was found.
+
+    Raises:
+        UntrustedError: no JSON, no report, or one of a newer major version.
+    """
     try:
-        values = json.loads(path.read_bytes())
+        values = json.loads(raw)
     except (ValueError, RecursionError) as error:
         raise UntrustedError(
             f"{path} is no JSON that can be read, it may be cut off: {error}.", hint=_WHERE, path=path

@@ -23,6 +23,9 @@ __all__ = [
     "table_rows",
 ]
 
+_LOADGEN_TOLERANCE = 0.05
+"""Our median over LoadGen's: further from 1, the two stopwatches do not tell the same."""
+
 
 def table_headings(report: Mapping[str, Any]) -> tuple[str, ...]:
     """What the columns of ``table_rows`` hold, with the confidence of each interval."""
@@ -119,8 +122,12 @@ def describe_mlperf(report: Mapping[str, Any]) -> list[str]:
     if found["reason"]:
         lines.append(f"Asked for, not tried: {found['reason']} {found['remedy'] or ''}".strip())
     for result in found["results"]:
+        name = f"{result['variant']}, {result['scenario']}"
+        ratio = result.get("ours_over_loadgen_p50")
+        # A ratio that is no number is no agreement either.
+        if ratio is not None and not abs(ratio - 1) <= _LOADGEN_TOLERANCE:
+            lines.append(f"{name}: our p50 differs by {100 * (ratio - 1):+.1f} % from LoadGen's.")
         if not result["valid"]:
-            name = f"{result['variant']}, {result['scenario']}"
             lines.append(f"{name}: LoadGen calls its run {result['result']}: {'; '.join(result['reasons'])}")
     shortfalls = dict.fromkeys(text for result in found["results"] for text in result["shortfalls"])
     if shortfalls:

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
+from edgekiln.pipeline.cli.damage import untrusted_when_damaged
 from edgekiln.pipeline.cli.options import fail, json_option, print_document
 from edgekiln.runtime.errors import GateError
 
 if TYPE_CHECKING:
-    from edgekiln.benchmarks.compare import Change
+    from edgekiln.benchmarks.compare import Change, Comparison
 
 __all__ = ["compare"]
 
@@ -52,36 +54,43 @@ def compare(
     """Compare two bundles, run folders or report.json files, engine by engine. Exits 3 when one became worse.
 
     Accuracy is paired on the test pictures that both were judged on; a report alone holds no single answers, and is
-    compared unpaired. Speed is compared through each run's own PyTorch baseline, on the same kind of machine only.
-    Unlike work is refused (exit 2), and what cannot be compared is told with the reason.
+    compared unpaired. Speed is compared through each run's own PyTorch baseline, on the same kind of machine only,
+    with the same torch and baseline. An engine that is gone or broken became worse. Unlike work is refused (exit 2),
+    and what cannot be compared is told with the reason.
 
     \b
     edgekiln compare released/bundle runs/my-photos/bundle --max-drop 0.005
     """
     from edgekiln.benchmarks.compare import compare_bundles
 
-    result = compare_bundles(
-        before,
-        after,
-        confidence=confidence,
-        max_drop=max_drop,
-        max_slowdown=max_slowdown,
-        other_contract=other_contract,
-    )
+    with untrusted_when_damaged(f"{before} or {after} cannot be compared"):
+        result = compare_bundles(
+            before,
+            after,
+            confidence=confidence,
+            max_drop=max_drop,
+            max_slowdown=max_slowdown,
+            other_contract=other_contract,
+        )
+        lines = list(_tell(result, confidence))
     if not as_json:
-        for change in result.changes:
-            click.echo(_describe(change, confidence))
-        for note in result.notes:
-            click.echo(f"note: {note}")
-        for word, names in (("only in the first", result.removed), ("only in the second", result.added)):
-            if names:
-                click.echo(f"{word}: {', '.join(names)}")
-        click.echo(f"{len(result.regressions)} regressions")
+        click.echo("\n".join(lines))
     if result.regressions:
         worse = ", ".join(f"{change.engine} ({change.figure})" for change in result.regressions)
         fail(GateError(f"Worse than before: {worse}."), result.to_dict(), as_json)
     if as_json:
         print_document(result.to_dict())
+
+
+def _tell(result: Comparison, confidence: float) -> Iterator[str]:
+    for change in result.changes:
+        yield _describe(change, confidence)
+    for note in result.notes:
+        yield f"note: {note}"
+    for word, names in (("only in the first", result.removed), ("only in the second", result.added)):
+        if names:
+            yield f"{word}: {', '.join(names)}"
+    yield f"{len(result.regressions)} regressions"
 
 
 def _describe(change: Change, confidence: float) -> str:

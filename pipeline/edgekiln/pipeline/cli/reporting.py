@@ -8,13 +8,16 @@ from typing import Any, Literal
 
 import click
 
+from edgekiln.pipeline.cli.damage import untrusted_when_damaged
 from edgekiln.pipeline.cli.options import json_option, print_document
-from edgekiln.runtime.errors import UntrustedError, UsageError
+from edgekiln.runtime.errors import UsageError
 
 __all__ = ["report"]
 
 Format = Literal["html", "markdown", "card"]
-_REPORT_NAME = "report.json"
+_WHAT_TO_GIVE = (
+    "Give a run's folder, a bundle (a folder or a .zip) or a report.json; `edgekiln run` makes them."
+)
 
 
 @click.command()
@@ -32,29 +35,16 @@ def report(target: Path, out: Path | None, form: Format, as_json: bool) -> None:
     edgekiln report runs/traffic-lights --out report.html
     edgekiln report runs/traffic-lights/bundle --format markdown
     """
-    from edgekiln.benchmarks.report import read_report, render_card, render_page, render_summary
+    from edgekiln.benchmarks.report import render_card, render_page, render_summary
     from edgekiln.runtime.extras import import_extra
 
-    path = _find_report(target)
+    path, values = _read_target(target)
     if out is not None:
         _check_out(out)
-    values = read_report(path)
     render = {"html": render_page, "markdown": render_summary, "card": render_card}[form]
-    try:
+    undefined = import_extra("jinja2", "build").UndefinedError
+    with untrusted_when_damaged(f"{path} cannot be rendered", path, also=(undefined,)):
         text = render(values)
-    except (
-        LookupError,
-        TypeError,
-        ValueError,
-        AttributeError,
-        import_extra("jinja2", "build").UndefinedError,
-    ) as error:
-        # Deep inside, a report has hundreds of values: rendering is what checks them. --debug shows where.
-        raise UntrustedError(
-            f"{path} cannot be rendered, it lacks something: {error!r}.",
-            hint="Take the file that `edgekiln run` wrote, unchanged.",
-            path=path,
-        ) from error
     if out is not None:
         out.write_text(text, "utf-8")
     if as_json:
@@ -65,35 +55,37 @@ def report(target: Path, out: Path | None, form: Format, as_json: bool) -> None:
         click.echo(text.encode(), nl=not text.endswith("\n"))  # bytes: a terminal's encoding may lack letters
 
 
-def _find_report(target: Path) -> Path:
-    """The report.json of a run's folder, a bundle or itself. A bundle's is checked against the manifest."""
-    from edgekiln.runtime.bundle import MANIFEST_NAME, open_bundle
+def _read_target(target: Path) -> tuple[Path, dict[str, Any]]:
+    """The report of a run's folder, a bundle, a zipped bundle or itself, and where it lies."""
+    from edgekiln.benchmarks.report import REPORT_NAME, read_report
+    from edgekiln.runtime.bundle import MANIFEST_NAME
 
     if target.is_file():
-        return target
+        is_zip = target.suffix.lower() == ".zip"
+        return _read_from_bundle(target) if is_zip else (target, read_report(target))
     if not target.exists():
-        raise UsageError(
-            f"There is no file or folder {target}.",
-            hint="Give a run's folder, a bundle or a report.json; `edgekiln run` makes them.",
-            path=target,
-        )
+        raise UsageError(f"There is no file or folder {target}.", hint=_WHAT_TO_GIVE, path=target)
     for folder in (target, target / "bundle"):
         if (folder / MANIFEST_NAME).exists():
-            # A page made from an altered report would prove nothing.
-            if _REPORT_NAME not in open_bundle(folder).files:
-                raise UsageError(
-                    f"{folder} holds no {_REPORT_NAME}: it was built on a target from another bundle.",
-                    hint="Take the bundle of the run.",
-                    path=folder,
-                )
-            return folder / _REPORT_NAME
-    if (target / _REPORT_NAME).is_file():
-        return target / _REPORT_NAME
-    raise UsageError(
-        f"{target} holds no finished report.",
-        hint="Give a run's folder, a bundle or a report.json; `edgekiln run` makes them.",
-        path=target,
-    )
+            return _read_from_bundle(folder)
+    if (target / REPORT_NAME).is_file():
+        return target / REPORT_NAME, read_report(target / REPORT_NAME)
+    raise UsageError(f"{target} holds no finished report.", hint=_WHAT_TO_GIVE, path=target)
+
+
+def _read_from_bundle(path: Path) -> tuple[Path, dict[str, Any]]:
+    """Checked against the manifest: a page made from an altered report would prove nothing."""
+    from edgekiln.benchmarks.report import REPORT_NAME, read_bundled_report
+    from edgekiln.runtime.bundle import open_bundle
+
+    values = read_bundled_report(open_bundle(path))
+    if values is None:
+        raise UsageError(
+            f"{path} holds no {REPORT_NAME}: it was built on a target from another bundle.",
+            hint="Take the bundle of the run.",
+            path=path,
+        )
+    return path / REPORT_NAME, values
 
 
 def _check_out(out: Path) -> None:
