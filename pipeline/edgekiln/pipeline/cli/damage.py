@@ -10,7 +10,9 @@ from edgekiln.runtime.errors import UntrustedError
 
 __all__ = ["untrusted_when_damaged"]
 
-_RAISED = (LookupError, TypeError, ValueError, ArithmeticError, AttributeError)
+_RAISED: tuple[type[Exception], ...] = (
+    LookupError, TypeError, ValueError, ArithmeticError, AttributeError,
+)  # fmt: skip
 
 
 @contextmanager
@@ -23,7 +25,7 @@ def untrusted_when_damaged(
     """
     try:
         yield
-    except (*_RAISED, *also) as error:
+    except _RAISED + also as error:
         raise UntrustedError(
             f"{problem}, it lacks something: {error!r}.",
             hint="Take the file that `edgekiln run` wrote, unchanged.",
