@@ -129,6 +129,23 @@ def test_shared_options_count_before_and_after_the_command(tiny_run, edgekiln, c
     assert "done before" in edgekiln("run", path, "--runs", runs)[2]
 
 
+def test_json_counts_before_and_after_the_command(edgekiln):
+    after = edgekiln("recipe", "schema", "--json")
+    assert (after[0], json.loads(after[1])["ok"]) == (0, True)
+    assert edgekiln("--json", "recipe", "schema") == edgekiln("recipe", "--json", "schema") == after
+
+
+@pytest.mark.parametrize("closed", ["<&-", ">&-", "2>&-", "<&- >&- 2>&-"])
+def test_a_closed_stream_is_no_bug(closed):
+    code = "from edgekiln.pipeline.cli import main; main()"
+    command = f'"$0" -c "$1" recipe schema {closed}'
+    done = subprocess.run(
+        ["sh", "-c", command, sys.executable, code], capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    assert bool(done.stdout) == (">&-" not in closed.split())
+
+
 LOGGING = """
 import logging, warnings, sys
 import edgekiln.pipeline.cli.inspecting as inspecting

@@ -4,13 +4,14 @@ import csv
 import io
 import json
 import os
+import select
 import shutil
 import subprocess
 import sys
 
 import pytest
 
-from edgekiln.pipeline.cli.picture_sources import find_pictures
+from edgekiln.pipeline.cli.picture_sources import PictureSearch
 
 COMMAND = [sys.executable, "-c", "from edgekiln.pipeline.cli import main; main()", "predict"]
 
@@ -72,7 +73,7 @@ def test_bytes_on_standard_input(tiny_run, photos):
     assert (code, out.split()[:2], err) == (0, ["-", "red"], "")
     code, out, err = predict_in_child(tiny_run[2].bundle, "-", "-q", stdin=b"")
     assert (code, out) == (2, "")
-    assert "1 of 1 pictures could not be read." in err
+    assert "1 of 1 picture could not be read." in err
 
 
 def test_a_list_of_paths_from_a_file_or_standard_input(tiny_run, edgekiln, photos, tmp_path):
@@ -96,8 +97,96 @@ def test_file_names_that_are_no_utf8_are_answered(tiny_run, photos, tmp_path):
 
 def test_pictures_are_not_collected(tmp_path):
     (tmp_path / "a.png").touch()
-    found = find_pictures([str(tmp_path), str(tmp_path / "none-*.png")], [])
+    found = iter(PictureSearch([str(tmp_path), str(tmp_path / "none-*.png")], []))
     assert next(found) == (f"{tmp_path}/a.png", tmp_path / "a.png")  # before the glob was looked at
+
+
+@pytest.mark.parametrize(
+    ("wrong", "complaint"),
+    [
+        (["none*.jpg"], "No file matches 'none*.jpg'. Wanted files that end in .bmp"),
+        (["nowhere"], "There is no file nowhere. Check the path."),
+        (["empty"], "The folder empty holds no pictures. Wanted files that end in .bmp"),
+        (
+            ["--from-file", "none.txt"],
+            "The list none.txt cannot be read: No such file or directory. Wanted the path",
+        ),
+    ],
+    ids=["glob", "missing", "empty", "list"],
+)
+@pytest.mark.parametrize("form", ["table", "csv", "jsonl"])
+def test_what_leads_to_no_picture_is_a_failure_among_answers(
+    tiny_run, edgekiln, broken, monkeypatch, wrong, complaint, form
+):
+    monkeypatch.chdir(broken)
+    (broken / "empty").mkdir()
+    arguments = ["c-broken.jpg", *wrong, "b-red.png"]
+    code, out, err = edgekiln("predict", tiny_run[2].bundle, *arguments, "--format", form)
+    assert code == 2
+    assert any("b-red.png" in line and "red" in line.split("b-red.png")[1] for line in out.splitlines())
+    assert "unreadable: c-broken.jpg is not a JPEG" in err
+    assert f"unreadable: {complaint}" in err
+    assert "2 of 3 pictures could not be read. The others are answered." in err
+    document = json.loads(edgekiln("predict", tiny_run[2].bundle, *arguments, "--json")[1])
+    assert [a["path"] for a in document["predictions"]] == ["b-red.png"]
+    assert sorted(f["reason"] for f in document["failures"]) == ["format", "missing"]
+
+
+def test_a_table_cut_short_keeps_its_rows_and_failures(tiny_run, edgekiln, broken, monkeypatch):
+    from edgekiln.runtime.classifier import Classifier
+
+    answer = Classifier.predict
+
+    def predict(self, picture):
+        if picture.name == "green.png":
+            raise KeyboardInterrupt
+        return answer(self, picture)
+
+    monkeypatch.setattr(Classifier, "predict", predict)
+    code, out, err = edgekiln("predict", tiny_run[2].bundle, broken)
+    assert (code, len(out.splitlines())) == (130, 2)
+    assert f"unreadable: {broken}/c-broken.jpg is not" in err
+
+
+def test_an_unreadable_folder_is_a_failure_among_answers(photos, monkeypatch):
+    allowed = os.scandir
+
+    def scan(path):  # whoever runs the tests may be root, whom no permission stops
+        if str(path).endswith("deep"):
+            raise PermissionError(13, "Permission denied", str(path))
+        return allowed(path)
+
+    monkeypatch.setattr(os, "scandir", scan)
+    found = list(PictureSearch([str(photos)], []))
+    assert [name for name, _ in found] == [f"{photos}/A-blue.PNG", f"{photos}/b-red.png", f"{photos}/deep"]
+    assert (found[-1][1].reason, found[-1][1].message) == (
+        "unreadable",
+        f"The folder {photos}/deep cannot be read: Permission denied.",
+    )
+
+
+def test_links_to_folders_are_followed_and_not_round_and_round(photos, tmp_path):
+    folder = tmp_path / "linked"
+    (folder / "here").mkdir(parents=True)
+    (folder / "class").symlink_to(photos / "deep")
+    (folder / "here" / "up").symlink_to(folder)
+    (folder / "here" / "self").symlink_to("self")
+    shutil.copy(photos / "b-red.png", folder / "here" / "a.png")
+    names = [name for name, _ in PictureSearch([str(folder)], [])]
+    assert names == [f"{folder}/class/er/green.png", f"{folder}/here/a.png"]
+
+
+def test_files_with_another_ending_are_counted(tiny_run, edgekiln, photos, tmp_path):
+    shutil.copy(photos / "b-red.png", tmp_path / "a.png")
+    for name in ("b.HEIC", "c.tiff", "d.gif", "e.gif", ".hidden.gif"):
+        (tmp_path / name).touch()
+    code, _, err = edgekiln("predict", tiny_run[2].bundle, tmp_path, "-q")
+    assert code == 0
+    assert err.startswith(
+        "4 files passed over: no picture's ending (.gif, .heic, .tiff). Wanted files that end in"
+    )
+    document = json.loads(edgekiln("predict", tiny_run[2].bundle, tmp_path, "--json")[1])
+    assert document["passed_over"] == {".gif": 2, ".heic": 1, ".tiff": 1}
 
 
 @pytest.mark.parametrize(
@@ -155,6 +244,31 @@ def test_csv_can_be_read_as_csv(tiny_run, edgekiln, photos, tmp_path):
     assert float(row["score"]) > float(row["score_2"]) > 0
 
 
+def test_control_characters_are_data_in_csv_and_escapes_for_people(tiny_run, photos, tmp_path):
+    odd, gone = "esc\x1b[31m\nnew\r.png", tmp_path / "gone\x1b]2;title\x07\n.png"
+    shutil.copy(photos / "b-red.png", tmp_path / odd)
+    _, out, err = predict_in_child(tiny_run[2].bundle, tmp_path, "--format", "csv")
+    assert [row["path"] for row in csv.DictReader(io.StringIO(out, newline=""))] == [str(tmp_path / odd)]
+    code, out, err = predict_in_child(tiny_run[2].bundle, tmp_path, gone, "-q")
+    assert (code, len(out.splitlines())) == (2, 1)
+    assert out.startswith(f"{tmp_path}/esc\\x1b[31m\\nnew\\r.png  red ")
+    assert err.startswith(
+        f"unreadable: There is no file {tmp_path}/gone\\x1b]2;title\\x07\\n.png. Check the path.\n"
+    )
+    assert len(err.splitlines()) == 2
+
+
+def test_a_row_appears_while_the_next_picture_is_awaited(tiny_run, photos):
+    command = [*COMMAND, str(tiny_run[2].bundle), "--from-file", "-", "-q"]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as child:
+        child.stdin.write(f"{photos}/b-red.png\n".encode())
+        child.stdin.flush()
+        assert select.select([child.stdout], [], [], 60)[0]
+        assert child.stdout.readline().split()[:2] == [f"{photos}/b-red.png".encode(), b"red"]
+        child.stdin.close()
+        assert (child.wait(), child.stdout.read()) == (0, b"")
+
+
 def test_unreadable_pictures_are_named_and_the_others_answered(tiny_run, edgekiln, broken):
     for form in ("table", "csv"):
         code, out, err = edgekiln(
@@ -162,8 +276,8 @@ def test_unreadable_pictures_are_named_and_the_others_answered(tiny_run, edgekil
         )
         assert code == 2
         assert len(out.splitlines()) == 3 + (form == "csv")
-        assert f"unreadable: {broken}/c-broken.jpg: {broken}/c-broken.jpg is not a JPEG" in err
-        assert f"unreadable: {broken}/gone.png: There is no file" in err
+        assert f"unreadable: {broken}/c-broken.jpg is not a JPEG" in err
+        assert f"unreadable: There is no file {broken}/gone.png. Check the path." in err
         assert "2 of 5 pictures could not be read. The others are answered." in err
 
 

@@ -298,6 +298,15 @@ def _(desk):
 
 
 @mistake(
+    "one picture in no class", code="data", says="1 picture lies in no class folder, the first is a.png",
+    hint="into a folder that is named after its class", path="flat",
+)  # fmt: skip
+def _(desk):
+    desk.picture("flat/a.png")
+    return desk.run_on("flat")
+
+
+@mistake(
     "pictures of another format", code="data", says="2 other files (.heic, .tiff)", hint=".jpeg", path="raw"
 )
 def _(desk):
@@ -476,6 +485,36 @@ mistake(
     hint="Give one of these",
     path="b",
 )(lambda desk: ["predict", desk.bundle(), desk.picture("a.png"), "--variant", "int9"])
+mistake(
+    "an unverified engine without a name",
+    says="allow_unverified needs a variant by name",
+    hint="variant=... (--variant NAME)",
+)(lambda desk: ["predict", desk.bundle(), desk.picture("a.png"), "--allow-unverified"])
+
+
+@mistake(
+    "an engine that did not pass",
+    says="its whole interval is inside",
+    hint="--allow-unverified",
+)
+def _(desk):
+    desk.edit_manifest(
+        lambda m: m["variants"][1].update(verdict="fail", reason="its whole interval is inside")
+    )
+    return ["predict", "b", desk.picture("a.png"), "--variant", "int8"]
+
+
+mistake("a cache to prune without choice", says="not told which engines", hint="--older-than DAYS, or --all")(
+    lambda desk: ["cache", "prune"]
+)
+mistake("a cache to prune twice over", says="exclude each other", hint="--older-than DAYS, or --all")(
+    lambda desk: ["cache", "prune", "--all", "--older-than", "3"]
+)
+mistake(
+    "a recipe to standard output",
+    says="init writes its recipe to a file, not to standard output",
+    hint="the name of a file",
+)(lambda desk: ["init", desk.pictures(), "--out", "-"])
 mistake(
     "a device that no variant is for",
     says="no variant for cuda; it has: fp32 on onnxruntime-cpu",
@@ -705,6 +744,24 @@ def test_answer(wrong, desk, edgekiln):
     assert (error["path"] is None) == (wrong.path is None)
     assert error["message"] in err
     assert error["hint"] in err
+
+
+def test_a_message_without_a_full_stop_gets_one_before_the_remedy(desk, edgekiln):
+    desk.edit_manifest(
+        lambda m: m["variants"][1].update(verdict="fail", reason="its whole interval is inside")
+    )
+    _, _, err = edgekiln("predict", "b", desk.picture("a.png"), "--variant", "int8")
+    assert "its whole interval is inside. Take another variant" in err
+
+
+def test_a_bug_is_told_in_sentences(desk, edgekiln):
+    def find(*arguments):
+        raise AssertionError("no end")
+
+    desk.patch.setattr("edgekiln.pipeline.cli.predict.PictureSearch", find)
+    code, _, err = edgekiln("predict", "b", "a.png")
+    assert code == 1
+    assert err.startswith("edgekiln: This is a bug in edgekiln: AssertionError: no end. Please report it")
 
 
 def test_the_catalogue_is_long_and_has_no_mistake_twice():

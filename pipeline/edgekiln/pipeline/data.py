@@ -227,11 +227,14 @@ def _no_pictures(folder: Path, ignored: Sequence[str]) -> DataError:
     wanted = f"Wanted {folder}/CLASS/PICTURE.jpg with endings {', '.join(sorted(PICTURE_SUFFIXES))}."
     loose = [name for name in ignored if Path(name).suffix.lower() in PICTURE_SUFFIXES]
     if loose:
-        holds = f"{len(loose)} pictures lie in no class folder, the first is {loose[0]}"
+        lie = "picture lies" if len(loose) == 1 else "pictures lie"
+        holds = f"{len(loose)} {lie} in no class folder, the first is {loose[0]}"
         wanted = f"Put each picture into a folder that is named after its class. {wanted}"
     elif ignored:
         endings = sorted({Path(name).suffix or "no ending" for name in ignored})
-        holds = f"it holds {len(ignored)} other files ({', '.join(endings[:5])})"
+        holds = (
+            f"it holds {len(ignored)} other file{'' if len(ignored) == 1 else 's'} ({', '.join(endings[:5])})"
+        )
     else:
         holds = "it holds no files"
     return DataError(f"{folder} holds no pictures in class folders: {holds}.", hint=wanted, path=folder)
@@ -560,8 +563,9 @@ def _check_unreadable(unreadable: Sequence[dict[str, str]], total: int, settings
     if len(unreadable) <= settings.max_unreadable * total:
         return
     first = min(unreadable, key=lambda entry: entry["key"])
+    are = "is" if len(unreadable) == 1 else "are"
     raise DataError(
-        f"{len(unreadable)} of {total} pictures are unreadable, more than {settings.max_unreadable:.1%}; "
+        f"{len(unreadable)} of {total} pictures {are} unreadable, more than {settings.max_unreadable:.1%}; "
         f"the first is {first['key']}: {first['message']}",
         hint="Remove or replace them, or raise data.max_unreadable.",
         path=settings.path / first["key"] if settings.path else None,

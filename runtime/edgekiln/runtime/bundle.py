@@ -299,7 +299,8 @@ def load(
         raise UsageError(f"Unknown device {device!r}; known: cpu, cuda.")
     if allow_unverified and variant is None:
         raise UsageError(
-            "allow_unverified needs a variant by name: only engines that passed are chosen automatically."
+            "allow_unverified needs a variant by name: only engines that passed are chosen automatically.",
+            hint="Name it with variant=... (--variant NAME); `edgekiln inspect BUNDLE` lists them.",
         )
     bundle = open_bundle(path, trusted_keys=trusted_keys)
     if variant is not None:

@@ -36,6 +36,7 @@ __all__ = [
     "SignatureError",
     "UntrustedError",
     "UsageError",
+    "join_hint",
 ]
 
 
@@ -50,6 +51,13 @@ class ExitCode(IntEnum):
     ENVIRONMENT = 5
     RESOURCES = 6
     INTERRUPTED = 130
+
+
+def join_hint(message: str, hint: str | None) -> str:
+    """Message and hint as sentences: a message that ends without a sign, in another's words say, gets its full stop."""
+    if not hint:
+        return message
+    return f"{message}{'' if message.endswith(('.', '?', '!', ':', ';')) else '.'} {hint}"
 
 
 class EdgekilnError(Exception):
@@ -72,7 +80,7 @@ class EdgekilnError(Exception):
         self.message = message
         self.hint = hint
         self.path = None if path is None else os.fspath(path)
-        super().__init__(message if hint is None else f"{message} {hint}")
+        super().__init__(join_hint(message, hint))
 
     def __reduce__(self) -> tuple[Any, ...]:
         # The default would call the class with the finished text: that fails where a keyword is required.

@@ -13,13 +13,14 @@ import os
 import sys
 import traceback
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import click
 
 from edgekiln.pipeline.cli.commands import COMMANDS
-from edgekiln.pipeline.cli.options import SuggestingGroup, print_document
-from edgekiln.runtime.errors import EdgekilnError, ExitCode, ResourceError
+from edgekiln.pipeline.cli.options import SuggestingGroup, as_printable, print_document
+from edgekiln.runtime.errors import EdgekilnError, ExitCode, ResourceError, join_hint
 
 __all__ = ["cli", "main"]
 
@@ -64,6 +65,7 @@ def main(arguments: list[str] | None = None) -> None:
     # imported; a person's own setting wins.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     as_json = _asks_for(arguments, "--json")
+    _replace_closed_streams()
     try:
         with _logs_on_stderr():
             result = cli.main(args=arguments, prog_name="edgekiln", standalone_mode=False)
@@ -81,6 +83,19 @@ def main(arguments: list[str] | None = None) -> None:
         sys.exit(_leave_pipe())
     except Exception as error:  # the one place where everything ends
         sys.exit(_report(error, as_json=as_json, debug=_asks_for(arguments, "--debug")))
+
+
+def _replace_closed_streams() -> None:
+    """Where the caller closed a stream (``>&-``), Python has ``None``: then nothing is read or written.
+
+    In this order: each takes the lowest number that is free, its own, which no other file shall have.
+    """
+    if sys.stdin is None:
+        sys.stdin = Path(os.devnull).open(encoding="utf-8")  # noqa: SIM115 # open to the end
+    if sys.stdout is None:
+        sys.stdout = Path(os.devnull).open("w", encoding="utf-8")  # noqa: SIM115 # open to the end
+    if sys.stderr is None:
+        sys.stderr = Path(os.devnull).open("w", encoding="utf-8")  # noqa: SIM115 # open to the end
 
 
 def _asks_for(arguments: Sequence[str], option: str) -> bool:
@@ -158,4 +173,4 @@ def _tell(code: str, message: str, hint: str | None, as_json: bool, path: str | 
         error = {"code": code, "message": message, "hint": hint, "path": path}
         print_document({"error": error}, ok=False)
     else:
-        click.echo(f"edgekiln: {message}{f' {hint}' if hint else ''}", err=True)
+        click.echo(f"edgekiln: {as_printable(join_hint(message, hint))}", err=True)

@@ -192,7 +192,12 @@ def prune(older_than: float | None, everything: bool, as_json: bool) -> None:
     from edgekiln.export.cache import EngineCache
 
     if (older_than is None) == (not everything):
-        raise UsageError("Say which: --older-than DAYS, or --all.")
+        raise UsageError(
+            "prune was not told which engines to remove."
+            if older_than is None
+            else "--older-than and --all exclude each other.",
+            hint="Say which: --older-than DAYS, or --all.",
+        )
     removed = EngineCache().prune(older_than_seconds=(older_than or 0.0) * 86400)
     size = sum(entry.size for entry in removed)
     if as_json:

@@ -64,6 +64,11 @@ def init(folder: Path, out: Path, force: bool, quiet: bool, as_json: bool) -> No
 
 def _check_out(out: Path, force: bool) -> None:
     """Before the look, which may take a while."""
+    if str(out) == "-":
+        raise UsageError(
+            "init writes its recipe to a file, not to standard output (-).",
+            hint="Give --out the name of a file; `edgekiln recipe show FILE` prints it.",
+        )
     if not out.parent.is_dir():
         raise UsageError(f"There is no folder {out.parent}.", hint="Make it first.", path=out.parent)
     if out.is_dir():

@@ -8,6 +8,7 @@ import json
 import logging
 import shutil
 import sys
+import unicodedata
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NoReturn
@@ -19,6 +20,7 @@ from edgekiln.runtime.errors import EdgekilnError, ExitCode
 __all__ = [
     "JSON_SCHEMA",
     "SuggestingGroup",
+    "as_printable",
     "describe_error",
     "fail",
     "json_option",
@@ -79,7 +81,7 @@ class SuggestingGroup(click.Group):
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options)
-        self.params.extend(_missing_options(self))
+        self.params.extend([_early_json_option(), *_missing_options(self)])
 
     def add_command(self, cmd: click.Command, name: str | None = None) -> None:
         """Add a command, with the shared options that it does not define itself."""
@@ -110,6 +112,14 @@ class SuggestingGroup(click.Group):
         return super().resolve_command(ctx, args)
 
 
+def _early_json_option() -> click.Option:
+    """``--json`` before a command's name; after it, it is the command's own."""
+    return click.Option(
+        ["--json", "as_json"],
+        is_flag=True, expose_value=False, callback=_remember, help="Print one JSON document.",
+    )  # fmt: skip
+
+
 def _missing_options(command: click.Command) -> list[click.Option]:
     there = {name for parameter in command.params for name in parameter.opts}
     return [option for option in _silent_options() if there.isdisjoint(option.opts)]
@@ -124,6 +134,19 @@ def program_name() -> str:
     with contextlib.suppress(ValueError):
         return str(invoked.absolute().relative_to(Path.cwd()))
     return str(invoked)
+
+
+def as_printable(text: str) -> str:
+    """The text for a terminal's line: control characters and line ends, of a file's name say, become escapes.
+
+    Bytes that are no UTF-8 become question marks.
+    """
+    shown = text.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
+    return "".join(c.encode("unicode_escape").decode() if _is_control(c) else c for c in shown)
+
+
+def _is_control(character: str) -> bool:
+    return unicodedata.category(character) in {"Cc", "Zl", "Zp"}
 
 
 def describe_error(error: EdgekilnError) -> dict[str, Any]:

@@ -8,43 +8,93 @@ from __future__ import annotations
 import glob
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, TypeAlias
 
-from edgekiln.runtime.errors import UsageError
+from edgekiln.runtime.errors import ImageError, UsageError
 
-__all__ = ["STANDARD_INPUT", "find_pictures", "name_picture"]
+__all__ = ["STANDARD_INPUT", "PictureSearch", "name_picture"]
 
 STANDARD_INPUT = "-"
 _SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".webp")  # those that runtime.image decodes
+_ENDINGS = f"Wanted files that end in {', '.join(_SUFFIXES)}, at any depth."
+
+_Found: TypeAlias = "Path | ImageError"
+_Folder: TypeAlias = "tuple[int, int] | None"  # device and inode: the same by whichever link it was reached
 
 
-def find_pictures(arguments: Sequence[str], lists: Sequence[str]) -> Iterator[tuple[str, Path | bytes]]:
+class PictureSearch:
     """(name, picture) of each, in the order of the arguments; within a folder or glob sorted by name.
+
+    In a picture's place stands the error where an argument led to none: the others are found all the same.
 
     Args:
         arguments: paths of files and folders, globs, and ``-`` for one picture's bytes on standard input.
         lists: files that hold a path per line; ``-`` is standard input.
 
+    Attributes:
+        passed_over: how many files of the folders so far have an ending that no picture has, by ending.
+
     Raises:
-        UsageError: a folder, glob or list that holds no picture, or standard input asked for twice.
+        UsageError: standard input asked for twice.
     """
-    if [*arguments, *lists].count(STANDARD_INPUT) > 1:
-        raise UsageError("Standard input (-) can be read once only.", hint="Leave one of the two out.")
-    return _yield_pictures(arguments, lists)
 
+    def __init__(self, arguments: Sequence[str], lists: Sequence[str]) -> None:
+        if [*arguments, *lists].count(STANDARD_INPUT) > 1:
+            raise UsageError("Standard input (-) can be read once only.", hint="Leave one of the two out.")
+        self._arguments, self._lists = arguments, lists
+        self.passed_over: Counter[str] = Counter()
 
-def _yield_pictures(arguments: Sequence[str], lists: Sequence[str]) -> Iterator[tuple[str, Path | bytes]]:
-    for argument in arguments:
-        if argument == STANDARD_INPUT:
-            yield STANDARD_INPUT, sys.stdin.buffer.read()
+    def __iter__(self) -> Iterator[tuple[str, Path | bytes | ImageError]]:
+        for argument in self._arguments:
+            if argument == STANDARD_INPUT:
+                yield STANDARD_INPUT, sys.stdin.buffer.read()
+            else:
+                yield from _name(self._expand(argument))
+        for name in self._lists:
+            yield from _name(_read_list(name))
+
+    def describe_passed_over(self) -> str | None:
+        """A sentence for people; ``None`` where no file was passed over."""
+        if not (count := self.passed_over.total()):
+            return None
+        endings = ", ".join(ending or "none at all" for ending in sorted(self.passed_over))
+        return f"{count} file{'' if count == 1 else 's'} passed over: no picture's ending ({endings}). {_ENDINGS}"
+
+    def _expand(self, argument: str) -> Iterator[_Found]:
+        path = Path(argument)
+        if path.is_dir():
+            complaint = f"The folder {name_picture(path)} holds no pictures."
+            yield from _require(self._walk(path), complaint, path)
+        elif glob.has_magic(argument) and not path.exists():
+            found = (p for p in map(Path, sorted(glob.glob(argument, recursive=True))) if p.is_file())  # noqa: PTH207 # absolute ones too
+            yield from _require(found, f"No file matches {argument!r}.", path)
         else:
-            for path in _expand(argument):
-                yield name_picture(path), path
-    for name in lists:
-        for path in _read_list(name):
-            yield name_picture(path), path
+            yield path  # also one that is missing: whoever opens it says so
+
+    def _walk(self, folder: Path) -> Iterator[_Found]:
+        """Pictures at any depth by their endings, links followed, hidden files and folders left out."""
+        refused: list[OSError] = []
+        above: dict[str, frozenset[_Folder]] = {str(folder): frozenset()}  # of the folders still to be read
+        for place, folders, files in os.walk(folder, onerror=refused.append, followlinks=True):
+            here = above.pop(place) | {_identify(place)}
+            folders[:] = sorted(name for name in folders if not name.startswith("."))
+            # A link to a folder above leads round and round, to pictures that have been found.
+            folders[:] = [name for name in folders if _identify(os.path.join(place, name)) not in here]  # noqa: PTH118
+            above.update((os.path.join(place, name), here) for name in folders)  # noqa: PTH118 # as os.walk joins
+            yield from self._pick(place, files)
+        yield from map(_unreadable_folder, refused)
+
+    def _pick(self, place: str, files: Iterable[str]) -> Iterator[Path]:
+        for name in sorted(files):
+            if name.startswith("."):
+                continue
+            if name.lower().endswith(_SUFFIXES):
+                yield Path(place, name)
+            else:
+                self.passed_over[Path(name).suffix.lower()] += 1
 
 
 def name_picture(path: Path) -> str:
@@ -52,54 +102,54 @@ def name_picture(path: Path) -> str:
     return os.fsencode(path).decode("utf-8", "replace")
 
 
-def _expand(argument: str) -> Iterator[Path]:
-    path = Path(argument)
-    if path.is_dir():
-        yield from _require(_walk(path), f"The folder {name_picture(path)} holds no pictures.", path)
-    elif glob.has_magic(argument) and not path.exists():
-        found = (p for p in map(Path, sorted(glob.glob(argument, recursive=True))) if p.is_file())  # noqa: PTH207 # absolute ones too
-        yield from _require(found, f"No file matches {argument!r}.", path)
-    else:
-        yield path  # also one that is missing: it is named at the end, and the others are answered
+def _name(found: Iterable[_Found]) -> Iterator[tuple[str, _Found]]:
+    for item in found:
+        path = Path(item.path or "") if isinstance(item, ImageError) else item
+        yield name_picture(path), item
 
 
-def _require(paths: Iterator[Path], complaint: str, origin: Path) -> Iterator[Path]:
+def _identify(folder: str) -> _Folder:
+    try:
+        status = os.stat(folder)  # noqa: PTH116 # as os.walk, which names folders by text
+    except OSError:  # os.walk tells of it
+        return None
+    return status.st_dev, status.st_ino
+
+
+def _unreadable_folder(error: OSError) -> ImageError:
+    return ImageError(
+        f"The folder {error.filename} cannot be read: {error.strerror}.",
+        reason="unreadable",
+        hint="Check who owns it and its permissions.",
+        path=error.filename,
+    )
+
+
+def _require(paths: Iterator[_Found], complaint: str, origin: Path, hint: str = _ENDINGS) -> Iterator[_Found]:
     empty = True
     for path in paths:
         empty = False
         yield path
     if empty:
-        raise UsageError(
-            complaint, hint=f"Wanted files that end in {', '.join(_SUFFIXES)}, at any depth.", path=origin
-        )
+        yield ImageError(complaint, reason="missing", hint=hint, path=origin)
 
 
-def _walk(folder: Path) -> Iterator[Path]:
-    """Pictures at any depth by their endings, hidden files and folders left out."""
-
-    def refuse(error: OSError) -> None:  # pictures would vanish silently
-        raise UsageError(
-            f"The folder {error.filename} cannot be read: {error.strerror}.", path=error.filename
-        ) from error
-
-    for place, folders, files in os.walk(folder, onerror=refuse):
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        for name in sorted(files):
-            if name.lower().endswith(_SUFFIXES) and not name.startswith("."):
-                yield Path(place, name)
-
-
-def _read_list(name: str) -> Iterator[Path]:
+def _read_list(name: str) -> Iterator[_Found]:
     """A path per line, as ``find`` and ``ls`` print them; empty lines are passed over."""
+    hint = "Wanted the path of a picture per line."
     if name == STANDARD_INPUT:
-        yield from _require(_lines(sys.stdin.buffer), "Standard input names no picture.", Path(name))
+        yield from _require(_lines(sys.stdin.buffer), "Standard input names no picture.", Path(name), hint)
         return
     try:
         file = Path(name).open("rb")  # noqa: SIM115 # closed below: only opening is converted
     except OSError as error:
-        raise UsageError(f"The list {name} cannot be read: {error.strerror}.", path=name) from error
+        reason = "missing" if isinstance(error, FileNotFoundError) else "unreadable"
+        yield ImageError(
+            f"The list {name} cannot be read: {error.strerror}.", reason=reason, hint=hint, path=name
+        )
+        return
     with file:
-        yield from _require(_lines(file), f"The list {name} names no picture.", Path(name))
+        yield from _require(_lines(file), f"The list {name} names no picture.", Path(name), hint)
 
 
 def _lines(file: BinaryIO) -> Iterator[Path]:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import io
 import json
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from edgekiln.pipeline.cli.options import (
+    as_printable,
     describe_error,
     fail,
     json_option,
@@ -20,7 +23,7 @@ from edgekiln.pipeline.cli.options import (
     quiet_option,
     trusted_key_option,
 )
-from edgekiln.pipeline.cli.picture_sources import find_pictures
+from edgekiln.pipeline.cli.picture_sources import PictureSearch
 from edgekiln.runtime.errors import ImageError, UsageError
 
 if TYPE_CHECKING:
@@ -29,6 +32,7 @@ if TYPE_CHECKING:
 __all__ = ["predict"]
 
 _ROWS_TOGETHER = 32  # of the table, so that its columns line up and a long one still appears while it grows
+_ROWS_SECONDS = 0.5  # the longest that a row waits for others
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,7 +103,7 @@ def predict(  # one argument for each option
         raise UsageError(
             "--json is one document; --format writes one row a picture.", hint="Give one of them."
         )
-    pictures = find_pictures(images, lists)
+    pictures = PictureSearch(images, lists)
     with load(bundle, trusted_keys=trusted_keys or None, **engine) as classifier:
         selection = classifier.variant
         if not as_json and not quiet:
@@ -107,18 +111,29 @@ def predict(  # one argument for each option
         tally, top = _Tally(), min(top, len(classifier.contract.classes))
         answers = tally.watch(_classify(classifier, pictures, top))
         if as_json:
-            _finish_document(list(answers), selection, tally)
+            _finish_document(list(answers), selection, pictures, tally)
             return
-        _WRITERS[form or "table"](answers, top)
-    for failure in tally.failures:
-        click.echo(f"unreadable: {failure.name}: {failure.error}", err=True)
+        try:
+            _WRITERS[form or "table"](answers, top)
+        finally:  # also of an answer cut short, by Ctrl-C say
+            _tell_rest(pictures, tally)
     tally.check()
 
 
-def _classify(
-    classifier: Classifier, pictures: Iterator[tuple[str, Path | bytes]], top: int
-) -> Iterator[_Answer]:
+def _tell_rest(pictures: PictureSearch, tally: _Tally) -> None:
+    """What has no answer, on stderr."""
+    if passed_over := pictures.describe_passed_over():
+        click.echo(as_printable(passed_over), err=True)
+    for failure in tally.failures:
+        name, text = as_printable(failure.name), as_printable(str(failure.error))
+        click.echo(f"unreadable: {text if name in text else f'{name}: {text}'}", err=True)
+
+
+def _classify(classifier: Classifier, pictures: PictureSearch, top: int) -> Iterator[_Answer]:
     for name, picture in pictures:
+        if isinstance(picture, ImageError):
+            yield _Answer(name, (), picture)
+            continue
         try:
             yield _Answer(name, classifier.predict(picture).top(top))
         except ImageError as error:
@@ -147,7 +162,7 @@ class _Tally:
         first = self.failures[0].error
         assert first is not None  # only failures are kept
         return ImageError(
-            f"{len(self.failures)} of {self.pictures} pictures could not be read.",
+            f"{len(self.failures)} of {self.pictures} picture{'' if self.pictures == 1 else 's'} could not be read.",
             reason=first.reason,
             hint="The others are answered." if len(self.failures) < self.pictures else None,
             path=first.path,
@@ -159,7 +174,9 @@ class _Tally:
             raise problem
 
 
-def _finish_document(answers: Sequence[_Answer], selection: Selection, tally: _Tally) -> None:
+def _finish_document(
+    answers: Sequence[_Answer], selection: Selection, pictures: PictureSearch, tally: _Tally
+) -> None:
     values = {
         "variant": {"name": selection.name, "backend": selection.backend, "reason": selection.reason},
         "predictions": [answer.to_dict() for answer in answers if answer.error is None],
@@ -168,6 +185,7 @@ def _finish_document(answers: Sequence[_Answer], selection: Selection, tally: _T
             for answer in answers
             if answer.error is not None
         ],
+        "passed_over": dict(sorted(pictures.passed_over.items())),
     }
     if problem := tally.problem():
         fail(problem, values, as_json=True)
@@ -179,45 +197,95 @@ def _finish_document(answers: Sequence[_Answer], selection: Selection, tally: _T
 
 
 def _write_table(answers: Iterator[_Answer], top: int) -> None:
-    rows: list[_Answer] = []
-    widths = [0] * (1 + top)  # of the path and of each label
-    for answer in answers:
-        if answer.error is None:
-            rows.append(answer)
-        if len(rows) == _ROWS_TOGETHER:
-            _print_rows(rows, widths)
-            rows.clear()
-    _print_rows(rows, widths)
+    table = _Table(top)
+    try:
+        for answer in answers:
+            if answer.error is None:
+                table.add(answer)
+    finally:
+        table.close()
 
 
-def _print_rows(rows: Sequence[_Answer], widths: list[int]) -> None:
-    """Aligned among themselves and with those before, as far as their widths allow."""
-    for row in rows:
-        for i, text in enumerate((row.name, *(c.label for c in row.top))):
-            widths[i] = max(widths[i], len(text))
-    for row in rows:
-        cells = [f"{c.label:{width}} {c.score:.4f}" for c, width in zip(row.top, widths[1:], strict=True)]
-        click.echo("  ".join([f"{row.name:{widths[0]}}", *cells]))
+class _Table:
+    """Rows are printed some together, so that their columns line up, and none later than half a second.
+
+    A timer's thread prints where the next picture is still awaited, from a pipe say; one lock guards the rows.
+    """
+
+    def __init__(self, top: int) -> None:
+        self._widths = [0] * (1 + top)  # of the path and of each label
+        self._rows: list[list[str]] = []  # path, label, score, label, score, ...
+        self._lock = threading.Lock()
+        self._timer: threading.Timer | None = None
+
+    def add(self, answer: _Answer) -> None:
+        """Print it soon."""
+        with self._lock:
+            scored = [cell for c in answer.top for cell in (as_printable(c.label), f"{c.score:.4f}")]
+            self._rows.append([as_printable(answer.name), *scored])
+            if len(self._rows) == _ROWS_TOGETHER:
+                self._print()
+            elif self._timer is None:
+                self._timer = threading.Timer(_ROWS_SECONDS, self._print_late)
+                self._timer.daemon = True
+                self._timer.start()
+
+    def close(self) -> None:
+        """Print the rest."""
+        with self._lock:
+            self._print()
+
+    def _print_late(self) -> None:
+        # A reader that went away is noticed by the next print of the main thread, where it can end the command.
+        with self._lock, contextlib.suppress(OSError):
+            self._print()
+
+    def _print(self) -> None:
+        """Aligned among themselves and with those before, as far as their widths allow."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        for row in self._rows:
+            self._widths = [max(w, len(text)) for w, text in zip(self._widths, _texts(row), strict=True)]
+        lines = [_align(row, self._widths) for row in self._rows]
+        if lines:
+            click.echo("\n".join(lines))
+        self._rows.clear()
+
+
+def _texts(row: Sequence[str]) -> list[str]:
+    """The cells of a row whose widths vary: the path and the labels."""
+    return [row[0], *row[1::2]]
+
+
+def _align(row: Sequence[str], widths: Sequence[int]) -> str:
+    path, *labels = [f"{text:{width}}" for text, width in zip(_texts(row), widths, strict=True)]
+    return "  ".join([path, *(f"{label} {score}" for label, score in zip(labels, row[2::2], strict=True))])
 
 
 def _write_csv(answers: Iterator[_Answer], top: int) -> None:
     ranks = ["", *(f"_{i}" for i in range(2, top + 1))]
-    click.echo(_csv_line(["path", *(f"{name}{rank}" for rank in ranks for name in ("label", "score"))]))
+    _echo_raw(_csv_line(["path", *(f"{name}{rank}" for rank in ranks for name in ("label", "score"))]))
     for answer in answers:
         if answer.error is None:
             cells = [cell for c in answer.top for cell in (c.label, f"{c.score:.6f}")]
-            click.echo(_csv_line([answer.name, *cells]))
+            _echo_raw(_csv_line([answer.name, *cells]))
 
 
 def _csv_line(cells: Sequence[str]) -> str:
     buffer = io.StringIO()
-    csv.writer(buffer, lineterminator="").writerow(cells)
-    return buffer.getvalue()
+    csv.writer(buffer, lineterminator="\r\n").writerow(cells)  # its own characters are those that it quotes
+    return buffer.getvalue().removesuffix("\r\n")
+
+
+def _echo_raw(line: str) -> None:
+    """As it is: click would leave out what looks like a colour, and a file's name would be another's."""
+    click.echo(line, color=True)
 
 
 def _write_lines(answers: Iterator[_Answer], top: int) -> None:
     for answer in answers:
-        click.echo(json.dumps(answer.to_dict()))
+        _echo_raw(json.dumps(answer.to_dict()))
 
 
 _WRITERS: dict[str, Callable[[Iterator[_Answer], int], None]] = {

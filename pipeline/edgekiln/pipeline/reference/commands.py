@@ -17,7 +17,9 @@ _NO_REWRAP = "\b"  # click keeps the lines of a paragraph that begins with it: h
 
 def describe_commands(group: click.Group) -> str:
     """Every command of the group, groups within it included, each with its own heading."""
-    parts = [f"Options of every command, to be given before its name:\n\n{_options(group)}"]
+    parts = [
+        f"Options before a command's name; all but `--version` may also stand after it:\n\n{_options(group)}"
+    ]
     parts += [_describe(path, command) for path, command in _walk(group, ("edgekiln",))]
     return "\n\n".join(parts)
 
