@@ -221,7 +221,7 @@ mistake(
 )(lambda desk: desk.run(("validation = 0.2", "validation = 20")))  # fmt: skip
 mistake(
     "an unknown precision", code="recipe", says=("variants.int8.precision = 'int4'", "'fp32', 'fp16' or 'int8'"),
-    hint="--set", path="r.toml",
+    hint="what the engine's products compute in", path="r.toml",
 )(lambda desk: desk.run(('precision = "int8"', 'precision = "int4"')))  # fmt: skip
 mistake(
     "a precision that the backend lacks", code="recipe", path="r.toml", hint="Change one of the keys",
