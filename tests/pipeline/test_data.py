@@ -85,7 +85,7 @@ def test_duplicates_across_splits_are_named_and_left_out_of_training(folder, tmp
 
 def test_unreadable_pictures_are_counted_and_named(folder, tmp_path):
     (folder / "red" / "text.jpg").write_text("no picture")
-    with pytest.raises(DataError, match=r"1 of 61 pictures are unreadable.*red/text\.jpg") as caught:
+    with pytest.raises(DataError, match=r"1 of 61 pictures is unreadable.*red/text\.jpg") as caught:
         prepare_all(folder, tmp_path / "out")
     assert caught.value.exit_code == ExitCode.USAGE
     index = prepare_all(folder, tmp_path / "out", max_unreadable=0.05)

@@ -86,8 +86,8 @@ def predict(  # one argument for each option
 ) -> None:
     """Classify pictures with a bundle.
 
-    IMAGES are files, folders (read at any depth), quoted globs, or - for one picture's bytes on standard input.
-    Exits 2 when a picture could not be read; the others are answered.
+    IMAGES are files, folders (read at any depth, links followed), quoted globs, or - for one picture's bytes on
+    standard input. Exits 2 when a picture could not be read or a name led to none; the others are answered.
 
     \b
     edgekiln predict runs/traffic-lights/bundle photo.jpg --top 3
