@@ -23,7 +23,7 @@ from edgekiln.benchmarks.contender import (
     save_inputs,
     thread_choices,
 )
-from edgekiln.benchmarks.latency import BenchmarkPlan, _judge, run_benchmark
+from edgekiln.benchmarks.latency import BenchmarkPlan, _best, _judge, run_benchmark
 from edgekiln.benchmarks.measurement import Block, Measurement, assess
 from edgekiln.runtime.backends import open_session
 from edgekiln.runtime.errors import EngineError, GateError
@@ -366,3 +366,20 @@ def test_idle_worker_uses_no_cpu(engine):
         before = ticks()
         time.sleep(0.5)
         assert ticks() - before <= 0.1 * 0.5 * os.sysconf("SC_CLK_TCK")
+
+
+def entry(median_ms, **config):
+    return {"config": config, "median_ms": median_ms}
+
+
+def test_more_threads_are_taken_only_where_they_gain_a_fifth():
+    assert _best([entry(6.5, threads=1), entry(5.5, threads=2)]) == {"threads": 1}
+    assert _best([entry(6.5, threads=1), entry(5.1, threads=2)]) == {"threads": 2}
+    layouts = [
+        entry(8.0, threads=1, last=False),
+        entry(6.5, threads=1, last=True),
+        entry(5.5, threads=2, last=True),
+    ]
+    assert _best(layouts) == {"threads": 1, "last": True}
+    assert _best([entry(1.0, threads=None), entry(1.1, threads=1)]) == {"threads": 1}
+    assert _best([entry(2.0, search=True), entry(1.9, search=False)]) == {"search": False}

@@ -460,7 +460,7 @@ def _benchmark_stage(recipe: Recipe, inputs: tuple[str, ...]) -> Stage:
         ("torch", "onnxruntime", "onnxruntime-gpu", *tools),
         _benchmark,
         resumable=True,
-        revision=5,
+        revision=6,
     )
 
 

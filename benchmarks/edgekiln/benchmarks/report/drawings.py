@@ -82,6 +82,7 @@ def draw_accuracy_latency(report: Mapping[str, Any]) -> str:
         else:
             axes.set_xlim(0, 1.05 * max(p[0] for p in points))
         axes.margins(y=0.15)
+        axes.set_ylim(top=min(axes.get_ylim()[1], 100.5))
         axes.set_xlabel("median milliseconds per image")
         axes.set_ylabel("top-1 %")
         _add_legend(axes)
