@@ -10,7 +10,8 @@ from edgekiln.pipeline.augmentation import augment_batch, augment_picture
 from edgekiln.pipeline.backbones import build_backbone
 from edgekiln.pipeline.checkpoint import CHECKPOINT_NAME, load_tensors
 from edgekiln.pipeline.data import PreparedSplit
-from edgekiln.pipeline.finetune import FinetuneJob, finetune, list_stages
+from edgekiln.pipeline.finetune import FinetuneJob, finetune, weigh_classes
+from edgekiln.pipeline.freezing import freeze, list_stages
 from edgekiln.pipeline.recipe import Augmentation, BackboneSettings
 from edgekiln.runtime.errors import RecipeError
 
@@ -19,7 +20,7 @@ RESNET = BackboneSettings(model="timm/test_resnet", weights="none")
 
 def trainable(settings, size=32):
     network = build_backbone(settings, 2, size).network
-    module._freeze(network, settings, 2)
+    freeze(network, settings, 2)
     return {name for name, parameter in network.named_parameters() if parameter.requires_grad}
 
 
@@ -77,7 +78,7 @@ def test_it_stops_when_no_epoch_is_better(tmp_path):
 def test_a_stopped_run_that_is_continued_stops_at_once(tmp_path, monkeypatch):
     work = job(epochs=9, patience=1, learning_rate=1e-12)
     with monkeypatch.context() as patch:
-        patch.setattr(module._Trainer, "_write_checkpoint", lambda trainer: None)  # killed before the end
+        patch.setattr(module._Trainer, "_write_checkpoint", lambda trainer, folder: None)  # killed before the end
         finetune(work, tmp_path)
     steps = len(events(tmp_path, "step"))
     finetune(work, tmp_path)
@@ -99,7 +100,7 @@ def test_rare_classes_weigh_more_and_the_mean_picture_weighs_1(tmp_path):
     labels = np.array([0] * 60 + [1] * 10)
     skewed = PreparedSplit(plain.train.frames, labels, plain.train.keys, plain.train.sha256)
     work = FinetuneJob(plain.backbone, plain.settings, CONTRACT, skewed, plain.val, 5)
-    weights = module._weigh_classes(work)
+    weights = torch.from_numpy(weigh_classes(work))
     torch.testing.assert_close(weights, torch.tensor([70 / 120, 70 / 20]))
     assert float(weights[torch.from_numpy(labels)].mean()) == pytest.approx(1)
     finetune(work, tmp_path)

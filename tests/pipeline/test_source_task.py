@@ -11,13 +11,15 @@ from torch import nn
 
 from edgekiln.pipeline import finetune as module
 from edgekiln.pipeline.backbones import build_backbone
+from edgekiln.pipeline.batches import Batches
 from edgekiln.pipeline.checkpoint import CHECKPOINT_NAME, load_tensors, save_checkpoint
 from edgekiln.pipeline.data import PreparedSplit
 from edgekiln.pipeline.finetune import FinetuneJob, finetune
+from edgekiln.pipeline.optimization import pull_to_pretrained
 from edgekiln.pipeline.progress import SilentProgress
 from edgekiln.pipeline.recipe import load_recipe
 from edgekiln.pipeline.run import run_recipe
-from edgekiln.pipeline.source_task import Batches, SourceData, check_labels, read_source_head
+from edgekiln.pipeline.source_task import SourceData, check_labels, read_source_head
 from edgekiln.pipeline.stages import stage_names
 from edgekiln.pipeline.weights import read_weights
 from edgekiln.runtime.contract import Contract
@@ -181,7 +183,7 @@ def test_l2_sp_adds_the_gradient_of_its_formula(tmp_path):
     expected = torch.autograd.grad(penalty, parameters)
     for parameter in trainer.network.parameters():
         parameter.grad = torch.zeros_like(parameter)
-    trainer._pull_to_pretrained()
+    pull_to_pretrained(trainer.pretrained, 0.3)
     for parameter, gradient in zip(parameters, expected, strict=True):
         torch.testing.assert_close(parameter.grad, gradient)
     head = list(trainer.head.parameters())
@@ -198,6 +200,7 @@ def test_l2_sp_keeps_weights_near_the_pretrained_ones(tmp_path):
     for name, strength in (("free", 0.0), ("pulled", 10.0)):
         (tmp_path / name).mkdir()
         trainer = module._Trainer(job(l2_sp=strength, learning_rate=1e-3, epochs=2), tmp_path / name)
+        trainer.begin()
         trainer.run()
         weights = trainer.network.state_dict()
         distances.append(sum(float((weights[k] - start[k]).square().sum()) for k in start if "fc2" not in k))
@@ -213,11 +216,10 @@ def test_sgd_is_torchs_with_momentum_at_a_constant_rate(tmp_path):
     optimizer = torch.optim.SGD(reference.parameters(), lr=0.01, momentum=0.9)
     with module._torch_threads(1):
         for step in range(3):
-            torch.manual_seed(module._step_seed(5, step))
-            images, labels = trainer._batch(step)
+            [part] = trainer._draw(trainer.feed, step, None)
             optimizer.zero_grad()
             reference.train()
-            nn.functional.cross_entropy(reference(images), labels).backward()
+            nn.functional.cross_entropy(reference(part.pixels), part.labels).backward()
             optimizer.step()
             trainer._train_step()
     for ours, theirs in zip(trainer.network.parameters(), reference.parameters(), strict=True):

@@ -3,7 +3,7 @@
 A source task may be learned beside the target's (``source_task``), and weights may be pulled towards the pretrained
 ones (L2-SP). Order, augmentation and dropout of a step depend on (seed, step) alone, and all state is in one atomic
 file, so that a run killed at any moment ends, on the CPU with the same threads, with the weights of an uninterrupted
-one.
+one. Several processes share each batch (``parallel``); the first of them writes.
 This module knows no export and no engine.
 """
 
@@ -11,36 +11,56 @@ from __future__ import annotations
 
 import contextlib
 import json
-import math
 import os
+import tempfile
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel
 
 from edgekiln.export.onnx import PixelModel, normalize
 from edgekiln.pipeline.augmentation import augment_batch, augment_picture
+from edgekiln.pipeline.averaging import average_weights
 from edgekiln.pipeline.backbones import Backbone, build_backbone, find_head
-from edgekiln.pipeline.checkpoint import CHECKPOINT_NAME, load_tensors, save_checkpoint, save_tensors
+from edgekiln.pipeline.batches import Batches, Feed, step_seed
+from edgekiln.pipeline.checkpoint import CHECKPOINT_NAME, load_tensors, save_checkpoint
 from edgekiln.pipeline.data import PreparedSplit
+from edgekiln.pipeline.freezing import GradualUnfreezing, freeze, is_frozen
+from edgekiln.pipeline.optimization import (
+    learning_rate_factor,
+    make_optimizer,
+    pull_to_pretrained,
+    remember_pretrained,
+    set_rates,
+)
+from edgekiln.pipeline.parallel import ALONE, World, check_batch
+from edgekiln.pipeline.probe import evaluate_model, extract_features, fit_head, set_head
+from edgekiln.pipeline.rate_finder import find_rate
 from edgekiln.pipeline.recipe import BackboneSettings, FinetuneSettings, TeacherSettings
-from edgekiln.pipeline.source_task import Batches, SourceData, SourceTask
+from edgekiln.pipeline.source_task import BothTasks, SourceData, SourceTask
 from edgekiln.pipeline.teacher import Teacher, distillation_loss
+from edgekiln.pipeline.training_state import (
+    PROGRESS_NAME,
+    TrainingState,
+    load_optimizer,
+    optimizer_tensors,
+    save_progress,
+    split_progress,
+)
 from edgekiln.runtime.contract import Contract
-from edgekiln.runtime.errors import GateError, RecipeError
+from edgekiln.runtime.errors import GateError
 
-__all__ = ["LOG_NAME", "FinetuneJob", "evaluate_model", "finetune", "fit_probe", "list_stages"]
+__all__ = ["LAST_GOOD_NAME", "LOG_NAME", "FinetuneJob", "finetune"]
 
 LOG_NAME = "log.jsonl"
-_PROGRESS_NAME = "progress.safetensors"
-_EVALUATION_BATCH = 64
-_PROBE_LIMIT = 10_000  # images; beyond it the probe's matrix costs more than it teaches
-_PROBE_PENALTIES = (1e-4, 1e-3, 1e-2)
+LAST_GOOD_NAME = "last-good.safetensors"
+_GPU_STEPS = 10  # reading a loss waits for the GPU, so there it is read for several steps at once
 
 Advance = Callable[[int, int, str], None]
 
@@ -68,101 +88,208 @@ class FinetuneJob:
     teacher: TeacherSettings | None = None
 
 
-@dataclass(slots=True)
-class _State:
-    """What a resumed run needs beside the data: counters, and copies of weights by name."""
-
-    step: int = 0
-    threads: int = 0
-    best_step: int = 0
-    best_top1: float = -1.0
-    best_loss: float = math.inf
-    best: dict[str, Tensor] = field(default_factory=dict)
-    best_source: dict[str, Tensor] = field(default_factory=dict)
-
-
-def finetune(job: FinetuneJob, folder: Path) -> None:
+def finetune(job: FinetuneJob, folder: Path | None, world: World = ALONE) -> None:
     """Train and write ``checkpoint.safetensors`` and ``log.jsonl`` into ``folder``.
 
-    ``folder`` may hold the progress of an earlier, interrupted call; it is then continued.
+    ``folder`` may hold the progress of an earlier, interrupted call; it is then continued. All processes of ``world``
+    call this with the same job; only the leader's has a folder.
 
     Raises:
-        GateError: the loss became NaN or infinite; the step is named.
+        GateError: the loss became NaN or infinite; the step is named, and the best weights so far are kept.
+        RecipeError: the batch cannot be divided among the processes.
     """
-    _Trainer(job, folder).run()
+    check_batch(job.settings.batch_size, job.settings.accumulate, world)
+    if folder is not None and not (folder / PROGRESS_NAME).exists():
+        with _training(job, folder, ALONE) as trainer:
+            trainer.begin()
+            if world.size == 1:
+                trainer.run()
+                return
+    with _training(job, folder, world) as trainer:
+        if world.size == 1:
+            assert folder is not None
+            trainer.resume(folder / PROGRESS_NAME)
+        else:
+            with _shared_progress(folder, world) as path:
+                trainer.resume(path)
+            trainer.log("processes", count=world.size, threads=trainer.threads)
+        trainer.run()
+
+
+@contextlib.contextmanager
+def _training(job: FinetuneJob, folder: Path | None, world: World) -> Iterator[_Trainer]:
+    """A trainer, with its threads in force; what reads ahead is stopped at the end."""
+    trainer = _Trainer(job, folder, world)
+    try:
+        with _torch_threads(trainer.threads):
+            yield trainer
+    finally:
+        trainer.close()
+
+
+@contextlib.contextmanager
+def _shared_progress(folder: Path | None, world: World) -> Iterator[Path]:
+    """The leader's progress file, as a file of every process."""
+    content = world.share_file(folder / PROGRESS_NAME if folder else None)
+    with tempfile.TemporaryDirectory(prefix="edgekiln-") as temporary:
+        path = Path(temporary) / PROGRESS_NAME
+        path.write_bytes(content)
+        yield path
+
+
+@dataclass(frozen=True, slots=True)
+class _Part:
+    """What one forward pass takes.
+
+    Attributes:
+        pixels: float32 (B, 3, H, W), normalized.
+        labels: int64 (B,).
+        share: of the whole step's pictures.
+        weight: of the whole step's class weights; ``share`` where all classes weigh alike.
+    """
+
+    pixels: Tensor
+    labels: Tensor
+    share: float
+    weight: float
 
 
 class _Trainer:
     """One training run. Split in methods only so that each fits a screen."""
 
-    def __init__(self, job: FinetuneJob, folder: Path) -> None:
-        self.job, self.settings, self.folder = job, job.settings, folder
-        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    def __init__(self, job: FinetuneJob, folder: Path | None, world: World = ALONE) -> None:
+        self.job, self.settings, self.folder, self.world = job, job.settings, folder, world
+        on_gpu = torch.cuda.is_available()
+        self.device = torch.device("cuda", world.local_rank) if on_gpu else torch.device("cpu")
+        self.classes = len(job.contract.classes)
         torch.manual_seed(job.seed)  # before the head's random weights
-        backbone = build_backbone(job.backbone, len(job.contract.classes), job.contract.height)
-        self.model = _place(backbone, self.device)
+        backbone = build_backbone(job.backbone, self.classes, job.contract.height)
+        self.normalization = backbone.normalization
+        self.model = _place(backbone, self.device, channels_last=job.settings.channels_last)
         self.network = self.model.network
-        _freeze(self.network, job.backbone, len(job.contract.classes))
-        self.head = find_head(self.network, len(job.contract.classes))[1]
-        self.pretrained = _remember(self.network, self.head) if job.settings.l2_sp else {}
-        self.source: SourceTask | None = None
-        if job.source is not None:
-            batches = Batches(len(job.source.train), job.settings.batch_size, job.seed, (1,))
-            self.source = SourceTask(job.source, self.head.in_features, batches, self.device)
+        freeze(self.network, job.backbone, self.classes)
+        self.head = find_head(self.network, self.classes)[1]
+        self.pretrained = remember_pretrained(self.network, self.head) if job.settings.l2_sp else {}
+        self.source = SourceTask(job.source, self.head.in_features, self.device) if job.source else None
         self.teacher = Teacher(job.teacher.checkpoint, job.contract, self.device) if job.teacher else None
-        self.optimizer = _make_optimizer(self.network, self.head, self.source, job.settings)
-        self.batches = Batches(len(job.train), job.settings.batch_size, job.seed)
-        self.steps_per_epoch = self.batches.per_epoch
+        self.unfreezing = GradualUnfreezing(self.network, self.head, job.settings.gradual_unfreezing)
+        self.optimizer = self._make_optimizer()
+        self.average: AveragedModel | None = None
+        self.judged = self.model
+        self._start_average()
+        self.mix = augment_batch(job.settings.augmentation, self.classes)
+        self.class_weights = weigh_classes(job) if job.settings.class_balance else None
+        self.feed, self.source_feed = self._open_feeds()
+        self.steps_per_epoch = self.feed.batches.per_epoch
         self.total_steps = self.steps_per_epoch * job.settings.epochs
-        self.augment = augment_picture(job.settings.augmentation, job.contract)
-        self.mix = augment_batch(job.settings.augmentation, len(job.contract.classes))
-        self.class_weights = _weigh_classes(job).to(self.device) if job.settings.class_balance else None
-        self.state = _State(threads=job.settings.threads or usable_cores())
+        self.threads = job.settings.threads or max(1, usable_cores() // world.local_size)
+        rate = job.settings.learning_rate
+        self.state = TrainingState(threads=self.threads, learning_rate=0.0 if rate == "find" else rate)
+        self.pending: list[tuple[int, dict[str, Tensor]]] = []
+        self.forward: Callable[..., tuple[Tensor, Tensor]] = self._wrap()
+
+    def _start_average(self) -> None:
+        if self.settings.ema:
+            self.average = average_weights(self.network, self.settings.ema)
+            self.judged = PixelModel(self.average.module, self.normalization).to(self.device)
+
+    def _make_optimizer(self) -> torch.optim.Optimizer:
+        more = self.source.head.parameters() if self.source else ()
+        return make_optimizer(self.network, self.head, more, self.settings)
+
+    def _open_feeds(self) -> tuple[Feed, Feed | None]:
+        """The pictures of the target task, and of the source's."""
+        job, settings, on_gpu = self.job, self.settings, self.device.type == "cuda"
+        augment = augment_picture(settings.augmentation, job.contract)
+        cores = usable_cores() // self.world.local_size
+        automatic = min(8, max(1, cores - 1)) if on_gpu else 0
+        workers = automatic if settings.workers is None else settings.workers
+        common: dict[str, Any] = {"world": self.world, "workers": workers, "pin": on_gpu}
+        balance = job.train.labels if settings.sampling == "balanced" else None
+        batches = Batches(len(job.train), settings.batch_size, job.seed, (), balance)
+        target = Feed(job.train, batches, augment, job.seed, **common)
+        if job.source is None:
+            return target, None
+        batches = Batches(len(job.source.train), settings.batch_size, job.seed, (1,))
+        return target, Feed(job.source.train, batches, augment, job.seed, stream=1, **common)
+
+    def _wrap(self) -> Callable[..., tuple[Tensor, Tensor]]:
+        """What a forward pass calls: both tasks, data-parallel and compiled where that is asked for."""
+        both = BothTasks(self.network, self.head, self.source.head if self.source else None)
+        wrapped = self.world.wrap(both)
+        return torch.compile(wrapped) if self.settings.compile else wrapped
+
+    def close(self) -> None:
+        """Stop what reads ahead."""
+        for feed in (self.feed, self.source_feed):
+            if feed is not None:
+                feed.close()
+
+    # -- the run
 
     def run(self) -> None:
-        resumed = self._resume()
-        with _torch_threads(self.state.threads):
-            if not resumed:
-                self._start()
-            saved_at = time.monotonic()
-            started, first = time.monotonic(), self.state.step
-            while self.state.step < self.total_steps and not self._has_stalled():
-                self._train_step()
-                self._report_speed(started, first)
-                epoch_ended = self.state.step % self.steps_per_epoch == 0
-                if epoch_ended:
-                    self._judge_epoch()
-                if epoch_ended or time.monotonic() - saved_at > self.settings.checkpoint_seconds:
-                    self._save_progress()
-                    saved_at = time.monotonic()
-            if self.state.step < self.total_steps:
-                self._log("stopped", reason=f"no better epoch in {self.settings.patience}")
+        saved_at = time.monotonic()
+        started, first = time.monotonic(), self.state.step
+        while self.state.step < self.total_steps and not self._has_stalled():
+            self._train_step()
+            self._report_speed(started, first)
+            epoch_ended = self.state.step % self.steps_per_epoch == 0
+            if epoch_ended:
+                self._judge_epoch(self.world)
+            late = time.monotonic() - saved_at > self.settings.checkpoint_seconds
+            if epoch_ended or (late and not self.pending):
+                self._save_progress()
+                saved_at = time.monotonic()
+        if self.state.step < self.total_steps:
+            self.log("stopped", reason=f"no better epoch in {self.settings.patience}")
+        if self.folder is not None:
             self._judge_source_after()
-        self._write_checkpoint()
+            self._write_checkpoint(self.folder)
 
-    def _start(self) -> None:
+    def begin(self) -> None:
+        """All that comes before the first step, by the leader alone."""
+        assert self.folder is not None
         (self.folder / LOG_NAME).write_text("")
-        self._log("start", device=str(self.device), threads=self.state.threads, torch=torch.__version__)
+        self._log_start("start")
+        total = max(1, self.total_steps)
         if self.settings.probe and not self.job.backbone.keeps_head:
-            self.job.advance(0, max(1, self.total_steps), "linear probe")
-            penalty = fit_probe(self.model, self.job, self.device)
-            self._log("probe", l2=penalty)
+            self.job.advance(0, total, "linear probe")
+            splits = (self.job.train, self.job.val)
+            weight, bias, penalty = fit_head(
+                self.model, self.head, splits, self.classes, self.job.seed, self.device
+            )
+            set_head(self.head, weight, bias)
+            self.log("probe", l2=penalty)
         if self.source is not None:
             self._start_source(self.source)
-        self._judge_epoch()
+        if self.settings.learning_rate == "find" and self.total_steps:
+            self.job.advance(0, total, "learning-rate finder")
+            self._find_rate()
+        self._start_average()  # anew, from the probe's head on
+        self._judge_epoch(ALONE)
         self._save_progress()
+
+    def _log_start(self, event: str) -> None:
+        self.log(
+            event,
+            device=self.device.type,
+            precision="bf16" if self._uses_bf16() else "fp32",
+            threads=self.state.threads,
+            torch=torch.__version__,
+        )
 
     def _start_source(self, source: SourceTask) -> None:
         """A fresh source head from a linear probe, and what the network knows of the source before it learns."""
         data = source.data
         if data.head is None:
             self.job.advance(0, max(1, self.total_steps), "linear probe of the source task")
-            weight, bias, penalty = _fit_head(
-                self.model, self.head, (data.train, data.val), len(data.classes), self.job.seed, self.device
+            splits = (data.train, data.val)
+            weight, bias, penalty = fit_head(
+                self.model, self.head, splits, len(data.classes), self.job.seed, self.device
             )
             source.load({"weight": weight.float(), "bias": bias.float()})
-            self._log("source_probe", l2=penalty)
-        self._log("source", when="before", val_top1=round(source.top1(self._extract), 6))
+            self.log("source_probe", l2=penalty)
+        self.log("source", when="before", val_top1=round(source.top1(self._extract), 6))
 
     def _judge_source_after(self) -> None:
         """What the kept weights still know of the source: the difference to before is what was forgotten."""
@@ -170,99 +297,178 @@ class _Trainer:
             return
         self.network.load_state_dict(self.state.best, strict=True)
         self.source.load(self.state.best_source)
-        self._log("source", when="after", val_top1=round(self.source.top1(self._extract), 6))
+        self.log("source", when="after", val_top1=round(self.source.top1(self._extract), 6))
 
     def _extract(self, split: PreparedSplit) -> Tensor:
-        return _features(self.model, self.head, split.frames, self.device)
+        return extract_features(self.model, self.head, split.frames, self.device)
+
+    def _find_rate(self) -> None:
+        """Take the rate that the range test recommends; the weights are afterwards as before."""
+        kept = {name: value.clone() for name, value in self.network.state_dict().items()}
+        kept_source = self.source.copy() if self.source else {}
+
+        def train(number: int, rate: float) -> float:
+            set_rates(self.optimizer, rate)
+            self._set_training_mode()
+            losses = self._add_gradients(number)
+            self.optimizer.step()
+            return float(losses["loss"])
+
+        found = find_rate(train)
+        self.network.load_state_dict(kept, strict=True)
+        if self.source is not None:
+            self.source.load(kept_source)
+        self.optimizer = self._make_optimizer()
+        self.state.learning_rate = found.rate
+        points = [[float(f"{rate:.4g}"), round(loss, 6)] for rate, loss in found.points]
+        self.log("rate_finder", learning_rate=found.rate, points=points)
+
+    # -- a step
 
     def _train_step(self) -> None:
         step = self.state.step
-        torch.manual_seed(_step_seed(self.job.seed, step))  # augmentation and dropout of this step
-        images, labels = self._batch(step)
-        for group in self.optimizer.param_groups:
-            group["lr"] = self.settings.learning_rate * learning_rate_factor(
-                step, self.total_steps, self.settings.warmup, self.settings.schedule
-            )
-        self._set_training_mode()
-        loss, parts = self._loss(step, images, labels)
-        if not torch.isfinite(loss):
-            raise GateError(
-                f"The loss became {loss.item()} at step {step} of {self.total_steps}.",
-                hint="Lower finetune.learning_rate.",
-            )
-        self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call] # torch
-        self._pull_to_pretrained()
-        self.optimizer.step()
-        self.state.step = step + 1
-        self._log("step", loss=round(loss.item(), 6), **parts)
-
-    def _loss(self, step: int, images: Tensor, labels: Tensor) -> tuple[Tensor, dict[str, float]]:
-        """J = alpha * J_source + beta * J_target, and the two of them for the log where there is a source task."""
-        smoothing = self.settings.label_smoothing
-        if self.mix is not None:
-            images, labels = self.mix(images, labels)
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.device.type == "cuda"):
-            logits = self.network(images)
-        target = nn.functional.cross_entropy(
-            logits.float(), labels, weight=self.class_weights, label_smoothing=smoothing
+        rate = self.state.learning_rate * learning_rate_factor(
+            step, self.total_steps, self.settings.warmup, self.settings.schedule
         )
-        parts: dict[str, float] = {}
+        set_rates(self.optimizer, rate)
+        if self.settings.gradual_unfreezing and self.unfreezing.apply(step, self.total_steps):
+            self.forward = self._wrap()
+        self._set_training_mode()
+        losses = self._add_gradients(step)
+        self.pending.append((step, {**losses, "rate": torch.tensor(rate, device=self.device)}))
+        self._check_losses(step)
+        pull_to_pretrained(self.pretrained, self.settings.l2_sp)
+        self.optimizer.step()
+        if self.average is not None:
+            self.average.update_parameters(self.network)
+        self.state.step = step + 1
+
+    def _add_gradients(self, step: int) -> dict[str, Tensor]:
+        """Gradients of the step's loss; returns this process's share of each loss, scalars on the device."""
+        torch.manual_seed(_dropout_seed(self.job.seed, step, self.world.rank))
+        self.optimizer.zero_grad(set_to_none=True)
+        target = self._draw(self.feed, step, self.class_weights)
+        source = self._draw(self.source_feed, step, None) if self.source_feed else [None] * len(target)
+        torch.manual_seed(_dropout_seed(self.job.seed, step, self.world.rank))  # reading may have drawn
+        sums: dict[str, Tensor] = {}
+        for number, (mine, other) in enumerate(zip(target, source, strict=True)):
+            with self._synchronized(last=number == len(target) - 1):
+                losses = self._losses(mine, other)
+                # DistributedDataParallel takes the mean over processes, and these losses are shares of a sum.
+                (losses["loss"] * self.world.size).backward()  # type: ignore[no-untyped-call] # torch
+            for name, value in losses.items():
+                sums[name] = sums[name] + value.detach() if name in sums else value.detach()
+        return sums
+
+    def _synchronized(self, *, last: bool) -> contextlib.AbstractContextManager[Any]:
+        """Processes exchange gradients once in a step, with its last part."""
+        no_sync = getattr(self.forward, "no_sync", None)
+        return no_sync() if no_sync is not None and not last else contextlib.nullcontext()
+
+    def _losses(self, mine: _Part, other: _Part | None) -> dict[str, Tensor]:
+        """J = alpha * J_source + beta * J_target, and the parts of it where there is more than one."""
+        smoothing = self.settings.label_smoothing
+        pixels, labels, weights = mine.pixels, mine.labels, None
+        if self.class_weights is not None:
+            weights = torch.from_numpy(self.class_weights).to(self.device)
+        if self.mix is not None:
+            pixels, labels = self.mix(pixels, labels)
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self._uses_bf16()):
+            logits, source_logits = self.forward(pixels, other.pixels if other else None)
+        logits = logits.float()
+        target = nn.functional.cross_entropy(logits, labels, weight=weights, label_smoothing=smoothing)
+        target = target * (mine.share if self.mix is not None else mine.weight)
+        parts: dict[str, Tensor] = {}
         if self.teacher is not None and self.job.teacher is not None:
-            weight, pixels = self.job.teacher.weight, (images - self.model.offset) / self.model.scale
-            taught = distillation_loss(
-                logits.float(), self.teacher.answer(pixels), self.job.teacher.temperature
-            )
-            parts["teacher_loss"] = round(taught.item(), 6)
-            target = (1 - weight) * target + weight * taught
-        if self.source is None:
-            return self.job.beta * target, parts
-        images, labels = self._draw(self.source.data.train, self.source.batches.indices(step))
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.device.type == "cuda"):
-            source = self.source.loss(_run_to_head(self.network, self.head, images), labels, smoothing)
+            weight, plain = self.job.teacher.weight, (pixels - self.model.offset) / self.model.scale
+            taught = distillation_loss(logits, self.teacher.answer(plain), self.job.teacher.temperature)
+            parts["teacher_loss"] = taught * mine.share
+            target = (1 - weight) * target + weight * parts["teacher_loss"]
+        if self.source is None or other is None:
+            return {"loss": self.job.beta * target, **parts}
+        source = nn.functional.cross_entropy(source_logits.float(), other.labels, label_smoothing=smoothing)
+        source = source * other.share
         total = self.source.data.alpha * source + self.job.beta * target
-        parts |= {"target_loss": round(target.item(), 6), "source_loss": round(source.item(), 6)}
-        return total, parts
-
-    def _pull_to_pretrained(self) -> None:
-        """Add the gradient of L2-SP, (l2_sp / 2) * |w - w0|^2 over all weights but the heads' (Li et al. 2018,
-        arXiv:1802.01483, equation 3)."""
-        for parameter, start in self.pretrained.items():
-            if parameter.grad is not None:
-                parameter.grad.add_(parameter.detach() - start, alpha=self.settings.l2_sp)
-
-    def _batch(self, step: int) -> tuple[Tensor, Tensor]:
-        """The step's pictures of the target task."""
-        return self._draw(self.job.train, self.batches.indices(step))
+        return {"loss": total, **parts, "target_loss": target, "source_loss": source}
 
     def _draw(
-        self, split: PreparedSplit, chosen: np.ndarray[Any, np.dtype[np.int64]]
-    ) -> tuple[Tensor, Tensor]:
-        """Pictures augmented and normalized, float32 (B, 3, H, W) channels-last; and labels int64 (B,)."""
-        frames, labels = torch.from_numpy(split.frames[chosen]), torch.from_numpy(split.labels[chosen])
-        pictures = torch.stack([self.augment(picture) for picture in frames.permute(0, 3, 1, 2)])
-        pixels = pictures.to(self.device).float().contiguous(memory_format=torch.channels_last)
-        return normalize(pixels, self.model.scale, self.model.offset), labels.to(self.device)
+        self, feed: Feed, step: int, class_weights: np.ndarray[Any, np.dtype[np.float32]] | None
+    ) -> list[_Part]:
+        """The pictures of this process in a step, normalized, in as many parts as the recipe accumulates."""
+        frames, labels = feed.at(step)
+        layout = torch.channels_last if self.settings.channels_last else torch.contiguous_format
+        pixels = frames.to(self.device, non_blocking=True).float().contiguous(memory_format=layout)
+        pixels = normalize(pixels, self.model.scale, self.model.offset)
+        everyone = feed.labels(step)
+        mine = self.world.part(len(everyone))
+        weigh = _weigh_by(class_weights)
+        parts = min(self.settings.accumulate, len(labels))
+        places = np.array_split(np.arange(mine.start, mine.stop), parts)
+        there = labels.to(self.device, non_blocking=True)
+        return [
+            _Part(x, y, len(own) / len(everyone), weigh(everyone[own]) / weigh(everyone))
+            for x, y, own in zip(pixels.tensor_split(parts), there.tensor_split(parts), places, strict=True)
+        ]
+
+    def _check_losses(self, step: int) -> None:
+        """Read and log the losses that are due, and stop where one is no number, before the weights take it."""
+        due = self.device.type == "cpu" or (step + 1) % _GPU_STEPS == 0
+        if not due and (step + 1) % self.steps_per_epoch:
+            return
+        names = list(self.pending[0][1])
+        values = torch.stack([torch.stack([losses[name] for name in names]) for _, losses in self.pending])
+        rates = values[:, names.index("rate")].clone()
+        values = self.world.sum(values)
+        values[:, names.index("rate")] = rates  # the same in every process
+        for (number, _), row in zip(self.pending, values.tolist(), strict=True):
+            losses = dict(zip(names, row, strict=True))
+            if not np.isfinite(losses["loss"]):
+                raise self._diverged(number, losses["loss"])
+            rounded = {name: round(losses[name], 6) for name in names if name != "rate"}
+            self.log("step", number + 1, **rounded, learning_rate=float(f"{losses['rate']:.6g}"))
+        self.pending.clear()
+
+    def _diverged(self, step: int, loss: float) -> GateError:
+        """The error; what was best so far is put beside the log as a checkpoint."""
+        hint = "Lower finetune.learning_rate."
+        if self.folder is not None and self.state.best_step:
+            path = self.folder / LAST_GOOD_NAME
+            save_checkpoint(self.state.best, self.job.contract, self.job.backbone.model, path)
+            hint += f" The best epoch so far, of step {self.state.best_step}, is kept in {path}."
+        return GateError(f"The loss became {loss} at step {step} of {self.total_steps}.", hint=hint)
+
+    def _uses_bf16(self) -> bool:
+        if self.settings.precision == "auto":
+            return self.device.type == "cuda" and torch.cuda.is_bf16_supported()
+        return self.settings.precision == "bf16"
 
     def _set_training_mode(self) -> None:
         self.network.train()
         everywhere = self.job.backbone.freeze_batchnorm or self.job.backbone.freeze == "backbone"
         for module in self.network.modules():
-            if isinstance(module, nn.modules.batchnorm._BatchNorm) and (everywhere or _is_frozen(module)):
+            if isinstance(module, nn.modules.batchnorm._BatchNorm) and (everywhere or is_frozen(module)):
                 module.eval()
 
-    def _judge_epoch(self) -> None:
+    # -- judging
+
+    def _judge_epoch(self, world: World) -> None:
         """Keep the weights of the best epoch on val: top-1 first, loss where that is equal."""
-        logits = evaluate_model(self.model, self.job.val.frames, self.device)
-        labels = torch.from_numpy(self.job.val.labels)
-        top1 = float((logits.argmax(1) == labels).float().mean())
-        loss = float(nn.functional.cross_entropy(logits, labels))
+        mine = world.part(len(self.job.val))
+        right, total = torch.zeros((), dtype=torch.float64), torch.zeros((), dtype=torch.float64)
+        if mine.stop > mine.start:
+            logits = evaluate_model(self.judged, self.job.val.frames[mine], self.device)
+            labels = torch.from_numpy(self.job.val.labels[mine])
+            right = (logits.argmax(1) == labels).double().sum()
+            total = nn.functional.cross_entropy(logits.double(), labels, reduction="sum")
+        sums = world.sum(torch.stack([right, total]).to(self.device)) / len(self.job.val)
+        top1, loss = sums.tolist()
         if (top1, -loss) > (self.state.best_top1, -self.state.best_loss):
             self.state.best_top1, self.state.best_loss, self.state.best_step = top1, loss, self.state.step
-            self.state.best = {k: v.detach().cpu().clone() for k, v in self.network.state_dict().items()}
+            weights = self.judged.network.state_dict()
+            self.state.best = {k: v.detach().cpu().clone() for k, v in weights.items()}
             self.state.best_source = self.source.copy() if self.source else {}
         epoch = self.state.step // max(1, self.steps_per_epoch)
-        self._log("epoch", epoch=epoch, val_top1=round(top1, 6), val_loss=round(loss, 6))
+        self.log("epoch", epoch=epoch, val_top1=round(top1, 6), val_loss=round(loss, 6))
 
     def _has_stalled(self) -> bool:
         """Whether ``patience`` epochs went by without a better one; the state alone tells, so a resumed run agrees."""
@@ -274,69 +480,56 @@ class _Trainer:
         note = f"{rate:.0f} img/s, best val top-1 {max(0.0, self.state.best_top1):.4f}"
         self.job.advance(self.state.step, self.total_steps, note)
 
-    def _log(self, event: str, **values: object) -> None:
-        line = json.dumps({"event": event, "step": self.state.step, **values})
+    def log(self, event: str, step: int | None = None, **values: object) -> None:
+        """One line of the training log, by the process that writes."""
+        if self.folder is None:
+            return
+        line = json.dumps({"event": event, "step": self.state.step if step is None else step, **values})
         with (self.folder / LOG_NAME).open("a", encoding="utf-8") as file:
             file.write(line + "\n")
 
     # -- persistence
 
     def _save_progress(self) -> None:
-        tensors = {f"model.{k}": v.detach().cpu() for k, v in self.network.state_dict().items()}
-        tensors |= {f"best.{k}": v for k, v in self.state.best.items()}
-        for index, slots in self.optimizer.state_dict()["state"].items():
-            tensors |= {f"optimizer.{index}.{slot}": value.detach().cpu() for slot, value in slots.items()}
+        if self.folder is None:
+            return
+        parts = {"model": self.network.state_dict(), "optimizer": optimizer_tensors(self.optimizer)}
         if self.source is not None:
-            tensors |= {f"source.{k}": v for k, v in self.source.copy().items()}
-            tensors |= {f"best_source.{k}": v for k, v in self.state.best_source.items()}
-        counters = {
-            name: repr(getattr(self.state, name))
-            for name in ("step", "threads", "best_step", "best_top1", "best_loss")
-        }
-        save_tensors(tensors, self.folder / _PROGRESS_NAME, counters)
+            parts["source"] = self.source.copy()
+        if self.average is not None:
+            parts["average"] = self.average.state_dict()
+        save_progress(parts, self.state, self.folder)
 
-    def _resume(self) -> bool:
-        path = self.folder / _PROGRESS_NAME
-        if not path.exists():
-            return False
+    def resume(self, path: Path) -> None:
+        """Go on from the leader's progress file."""
         tensors, counters = load_tensors(path)
-        kinds = ("model", "best", "optimizer", "source", "best_source")
-        parts: dict[str, dict[str, Tensor]] = {kind: {} for kind in kinds}
-        for key, value in tensors.items():
-            kind, _, name = key.partition(".")
-            parts[kind][name] = value
+        parts = split_progress(tensors)
         self.network.load_state_dict(parts["model"], strict=True)
         if self.source is not None:
             self.source.load(parts["source"])
-        slots: dict[int, dict[str, Tensor]] = {}
-        for key, value in parts["optimizer"].items():
-            index, _, slot = key.partition(".")
-            slots.setdefault(int(index), {})[slot] = value
-        state = {"state": slots, "param_groups": self.optimizer.state_dict()["param_groups"]}
-        self.optimizer.load_state_dict(state)
-        self.state = _State(
-            step=int(counters["step"]),
-            threads=int(counters["threads"]),
-            best_step=int(counters["best_step"]),
-            best_top1=float(counters["best_top1"]),
-            best_loss=float(counters["best_loss"]),
-            best=parts["best"],
-            best_source=parts["best_source"],
-        )
-        self._forget_lines_after(self.state.step)
-        return True
+        if self.average is not None:
+            self.average.load_state_dict(parts["average"], strict=True)
+        load_optimizer(self.optimizer, parts["optimizer"])
+        self.state = TrainingState.of(counters, parts["best"], parts["best_source"])
+        if self.world.size > 1:
+            self.state.threads = self.threads
+        torch.set_num_threads(self.state.threads)
+        self.forward = self._wrap()
+        if self.folder is not None:
+            _forget_lines_after(self.state.step, self.folder / LOG_NAME)
 
-    def _forget_lines_after(self, step: int) -> None:
-        """Steps after the last save are trained again; their lines would stand twice."""
-        lines = (self.folder / LOG_NAME).read_text("utf-8").splitlines()
-        kept = [line for line in lines if line.endswith("}") and json.loads(line)["step"] <= step]
-        (self.folder / LOG_NAME).write_text("".join(f"{line}\n" for line in kept), "utf-8")
+    def _write_checkpoint(self, folder: Path) -> None:
+        self.log("done", best_step=self.state.best_step, best_val_top1=round(self.state.best_top1, 6))
+        save_checkpoint(self.state.best, self.job.contract, self.job.backbone.model, folder / CHECKPOINT_NAME)
+        for name in (PROGRESS_NAME, LAST_GOOD_NAME):
+            (folder / name).unlink(missing_ok=True)
 
-    def _write_checkpoint(self) -> None:
-        self._log("done", best_step=self.state.best_step, best_val_top1=round(self.state.best_top1, 6))
-        path = self.folder / CHECKPOINT_NAME
-        save_checkpoint(self.state.best, self.job.contract, self.job.backbone.model, path)
-        (self.folder / _PROGRESS_NAME).unlink(missing_ok=True)
+
+def _forget_lines_after(step: int, log: Path) -> None:
+    """Steps after the last save are trained again; their lines would stand twice."""
+    lines = log.read_text("utf-8").splitlines()
+    kept = [line for line in lines if line.endswith("}") and json.loads(line)["step"] <= step]
+    log.write_text("".join(f"{line}\n" for line in kept), "utf-8")
 
 
 def usable_cores() -> int:
@@ -354,190 +547,27 @@ def _torch_threads(count: int) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def _place(backbone: Backbone, device: torch.device) -> PixelModel:
+def _place(backbone: Backbone, device: torch.device, *, channels_last: bool) -> PixelModel:
     model = PixelModel(backbone.network, backbone.normalization)
-    return model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return] # torch types no memory_format here
+    layout = torch.channels_last if channels_last else torch.contiguous_format
+    return model.to(device, memory_format=layout)  # type: ignore[call-overload, no-any-return] # torch types no memory_format here
 
 
-def _freeze(network: nn.Module, settings: BackboneSettings, num_classes: int) -> None:
-    """Switch off the gradients of what ``freeze`` names: nothing, all but the head, or all before a stage."""
-    if settings.freeze == "none":
-        return
-    head = find_head(network, num_classes)[1]
-    frozen: nn.Module | list[nn.Module] = network
-    if settings.freeze != "backbone":
-        frozen = _before_stage(network, settings.freeze.removeprefix("until:"))
-    for module in [frozen] if isinstance(frozen, nn.Module) else frozen:
-        module.requires_grad_(False)
-    head.requires_grad_(True)
-
-
-def _is_frozen(module: nn.Module) -> bool:
-    """Whether a module has weights of its own and none of them is trained."""
-    own = list(module.parameters(recurse=False))
-    return bool(own) and not any(parameter.requires_grad for parameter in own)
-
-
-def list_stages(network: nn.Module) -> dict[str, nn.Module]:
-    """The parts of a network in their order, by name: its children, and in the place of a list of blocks its blocks."""
-    stages: dict[str, nn.Module] = {}
-    for name, child in network.named_children():
-        if isinstance(child, nn.Sequential | nn.ModuleList) and len(child) > 1:
-            stages |= {f"{name}.{part}": module for part, module in child.named_children()}
-        else:
-            stages[name] = child
-    return {name: module for name, module in stages.items() if any(True for _ in module.parameters())}
-
-
-def _before_stage(network: nn.Module, wanted: str) -> list[nn.Module]:
-    """Modules of all stages before ``wanted``, which may name a list of blocks as a whole."""
-    stages = list_stages(network)
-    names = list(stages)
-    matching = [i for i, name in enumerate(names) if name == wanted or name.startswith(f"{wanted}.")]
-    if not matching:
-        raise RecipeError(
-            f"The network has no stage {wanted!r} to freeze up to.", hint=f"It has: {', '.join(names)}."
-        )
-    return [stages[name] for name in names[: matching[0]]]
-
-
-def _weigh_classes(job: FinetuneJob) -> Tensor:
+def weigh_classes(job: FinetuneJob) -> np.ndarray[Any, np.dtype[np.float32]]:
     """float32 (classes,): N / (C n_c), so that every class counts alike in the loss, with a mean of 1 per picture."""
     counts = np.bincount(job.train.labels, minlength=len(job.contract.classes))
-    return torch.from_numpy(len(job.train) / (len(counts) * counts)).float()
+    return (len(job.train) / (len(counts) * counts)).astype(np.float32)
 
 
-def _remember(network: nn.Module, head: nn.Linear) -> dict[nn.Parameter, Tensor]:
-    """Copies of the pretrained weights by parameter, the head's left out: those have no pretrained value."""
-    own_head = set(head.parameters())
-    return {p: p.detach().clone() for p in network.parameters() if p.requires_grad and p not in own_head}
+def _weigh_by(
+    class_weights: np.ndarray[Any, np.dtype[np.float32]] | None,
+) -> Callable[[Sequence[int] | np.ndarray[Any, np.dtype[np.int64]]], float]:
+    """A function from labels to the sum of their weights."""
+    if class_weights is None:
+        return lambda labels: float(len(labels))
+    return lambda labels: float(class_weights[labels].sum())
 
 
-def _make_optimizer(
-    network: nn.Module, head: nn.Linear, source: SourceTask | None, settings: FinetuneSettings
-) -> torch.optim.Optimizer:
-    """AdamW or SGD over all that is trained. With L2-SP weight decay is for the heads alone: the others have a pull."""
-    own_head = set(head.parameters())
-    trained = [p for p in network.parameters() if p.requires_grad]
-    heads = [] if source is None else list(source.head.parameters())
-    groups: list[dict[str, Any]] = [{"params": [*trained, *heads]}]
-    if settings.l2_sp:
-        body = [p for p in trained if p not in own_head]
-        groups = [
-            {"params": body, "weight_decay": 0.0},
-            {"params": [*(p for p in trained if p in own_head), *heads]},
-        ]
-    rate, decay = settings.learning_rate, settings.weight_decay
-    if settings.optimizer == "sgd":
-        return torch.optim.SGD(groups, lr=rate, momentum=settings.momentum, weight_decay=decay)
-    return torch.optim.AdamW(groups, lr=rate, weight_decay=decay)
-
-
-def learning_rate_factor(step: int, total: int, warmup: float, schedule: str = "cosine") -> float:
-    """Linear warm-up over the share ``warmup`` of all steps, then 1, or half a cosine down to 0 (arXiv:1608.03983)."""
-    rising = round(warmup * total)
-    if step < rising:
-        return (step + 1) / (rising + 1)
-    if schedule == "constant":
-        return 1.0
-    return 0.5 * (1 + math.cos(math.pi * (step - rising) / max(1, total - rising)))
-
-
-def _step_seed(seed: int, step: int) -> int:
-    return int(np.random.SeedSequence((seed, step)).generate_state(1, np.uint64)[0])
-
-
-@torch.inference_mode()
-def evaluate_model(
-    model: PixelModel, frames: np.ndarray[Any, np.dtype[np.uint8]], device: torch.device | None = None
-) -> Tensor:
-    """Logits float32 (N, C) of uint8 frames (N, H, W, 3), in evaluation mode, on the CPU at the end."""
-    model.eval()
-    parts = []
-    for start in range(0, len(frames), _EVALUATION_BATCH):
-        batch = torch.from_numpy(np.array(frames[start : start + _EVALUATION_BATCH]))  # mmap is read-only
-        parts.append(model(batch.to(device or "cpu")).float().cpu())
-    return torch.cat(parts)
-
-
-def fit_probe(model: PixelModel, job: FinetuneJob, device: torch.device) -> float:
-    """Fit the head alone by L2-penalized logistic regression on frozen features; returns the penalty chosen."""
-    classes = len(job.contract.classes)
-    _, head = find_head(model.network, classes)
-    weight, bias, penalty = _fit_head(model, head, (job.train, job.val), classes, job.seed, device)
-    with torch.no_grad():
-        head.weight.copy_(weight.to(head.weight))
-        head.bias.copy_(bias.to(head.bias))
-    return penalty
-
-
-def _fit_head(
-    model: PixelModel,
-    head: nn.Linear,
-    splits: tuple[PreparedSplit, PreparedSplit],
-    classes: int,
-    seed: int,
-    device: torch.device,
-) -> tuple[Tensor, Tensor, float]:
-    """Weight (classes, features), bias (classes,) and penalty of a linear probe on what ``head`` sees.
-
-    Features are divided by one common factor, their root mean square, so that the penalty has the same meaning
-    for every backbone; a factor per feature would blow up the weights of nearly constant ones. The penalty is
-    chosen on val.
-    """
-    train, val = splits
-    chosen = np.sort(np.random.default_rng(seed).permutation(len(train))[:_PROBE_LIMIT])
-    features = _features(model, head, train.frames[chosen], device)
-    labels, val_labels = torch.from_numpy(train.labels[chosen]), torch.from_numpy(val.labels)
-    val_features = _features(model, head, val.frames, device)
-    scale = features.square().mean().sqrt().clamp_min(1e-12)
-    best = (math.inf, 0.0, torch.empty(0), torch.empty(0))
-    for penalty in _PROBE_PENALTIES:
-        weight, bias = _logistic_regression(features / scale, labels, classes, penalty)
-        logits = val_features / scale @ weight.T + bias
-        loss = float(nn.functional.cross_entropy(logits, val_labels))
-        if loss < best[0]:
-            best = (loss, penalty, weight / scale, bias)
-    return best[2], best[3], best[1]
-
-
-def _run_to_head(network: nn.Module, head: nn.Linear, images: Tensor) -> Tensor:
-    """What the head sees of normalized images (B, 3, H, W), with its graph: (B, features)."""
-    seen: list[Tensor] = []
-    hook = head.register_forward_pre_hook(lambda _, arguments: seen.append(arguments[0]))
-    try:
-        network(images)
-    finally:
-        hook.remove()
-    return seen[0]
-
-
-def _features(
-    model: PixelModel, head: nn.Linear, frames: np.ndarray[Any, np.dtype[np.uint8]], device: torch.device
-) -> Tensor:
-    """What the head sees, float64 (N, features)."""
-    seen: list[Tensor] = []
-    hook = head.register_forward_pre_hook(lambda _, arguments: seen.append(arguments[0].double().cpu()))
-    try:
-        evaluate_model(model, frames, device)
-    finally:
-        hook.remove()
-    return torch.cat(seen)
-
-
-def _logistic_regression(
-    features: Tensor, labels: Tensor, num_classes: int, penalty: float
-) -> tuple[Tensor, Tensor]:
-    weight = torch.zeros((num_classes, features.shape[1]), dtype=torch.float64, requires_grad=True)
-    bias = torch.zeros(num_classes, dtype=torch.float64, requires_grad=True)
-    solver = torch.optim.LBFGS([weight, bias], max_iter=100, line_search_fn="strong_wolfe")
-
-    def loss() -> Tensor:
-        solver.zero_grad()
-        value = nn.functional.cross_entropy(features @ weight.T + bias, labels)
-        value = value + 0.5 * penalty * weight.square().sum()
-        value.backward()  # type: ignore[no-untyped-call] # torch
-        return value
-
-    solver.step(loss)  # type: ignore[no-untyped-call] # torch
-    return weight.detach(), bias.detach()
+def _dropout_seed(seed: int, step: int, rank: int) -> int:
+    """Of dropout and of mixed pairs; each process has its own pictures, and so its own chance."""
+    return step_seed(seed, step, rank) if rank else step_seed(seed, step)

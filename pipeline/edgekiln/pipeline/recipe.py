@@ -171,7 +171,12 @@ class FinetuneSettings(_Section):
     epochs: int = Field(4, ge=0, description="0 keeps the linear probe")
     batch_size: int = Field(32, ge=1, description="pictures for each step")
     optimizer: Literal["adamw", "sgd"] = Field("adamw", description="AdamW, or SGD with momentum")
-    learning_rate: float = Field(3e-4, gt=0, description="the highest; see schedule and warmup")
+    learning_rate: Annotated[float, Field(gt=0)] | Literal["find"] = Field(
+        3e-4, description="the highest; see schedule and warmup. find: what a range test over 100 steps shows"
+    )
+    layer_decay: float = Field(
+        1.0, gt=0, le=1, description="each stage's rate is the next one's times this; 1 is one rate for all"
+    )
     momentum: float = Field(0.9, ge=0, lt=1, description="of sgd")
     weight_decay: float = Field(1e-2, ge=0, description="of the optimizer")
     l2_sp: float = Field(
@@ -183,6 +188,31 @@ class FinetuneSettings(_Section):
         0.05, ge=0, lt=1, description="share of the target spread over all classes"
     )
     class_balance: bool = Field(False, description="every class counts alike in the loss, however rare")
+    sampling: Literal["natural", "balanced"] = Field(
+        "natural", description="balanced draws every class equally often, rare pictures repeatedly"
+    )
+    gradual_unfreezing: float = Field(
+        0.0, ge=0, lt=1, description="share of all steps over which stages join, from the head down"
+    )
+    ema: float = Field(
+        0.0,
+        ge=0,
+        lt=1,
+        description="decay of a moving average of the weights, which is then kept; 0.999 is usual",
+    )
+    precision: Literal["auto", "fp32", "bf16"] = Field(
+        "auto", description="of training; auto is bf16 autocast on GPUs that have it, else fp32"
+    )
+    accumulate: int = Field(
+        1, ge=1, description="compute a step's batch in so many parts, for memory that holds no whole one"
+    )
+    compile: bool = Field(False, description="torch.compile: some minutes at the start, then faster steps")
+    channels_last: bool = Field(True, description="memory layout of pictures and weights")
+    workers: int | None = Field(
+        None,
+        ge=0,
+        description="processes that read and augment ahead; left out: none on a CPU, up to 8 by a GPU",
+    )
     patience: int = Field(
         0, ge=0, description="stop after so many epochs without a better one; 0 never stops early"
     )
@@ -190,6 +220,14 @@ class FinetuneSettings(_Section):
     threads: int = Field(0, ge=0, description="CPU threads; 0 takes every usable core")
     checkpoint_seconds: float = Field(60.0, gt=0, description="how much work a kill may lose, besides epochs")
     augmentation: Augmentation = Augmentation()
+
+    @model_validator(mode="after")
+    def _once(self) -> FinetuneSettings:
+        if self.class_balance and self.sampling == "balanced":
+            raise ValueError("class_balance and sampling = 'balanced' would weigh rare classes twice")
+        if self.accumulate > self.batch_size:
+            raise ValueError(f"accumulate {self.accumulate} is more than batch_size {self.batch_size}")
+        return self
 
 
 class SourceTaskSettings(_Section):
@@ -490,6 +528,10 @@ class Recipe(_Section):
         if self.finetune.l2_sp and (self.backbone.weights == "none" or self.backbone.freeze == "backbone"):
             raise ValueError(
                 "finetune.l2_sp pulls towards pretrained weights that are trained on; there are none"
+            )
+        if self.finetune.gradual_unfreezing and self.backbone.freeze == "backbone":
+            raise ValueError(
+                "finetune.gradual_unfreezing has nothing to unfreeze: backbone.freeze = 'backbone'"
             )
         if self.source_task is not None and self.source_task.head == "keep" and not self.backbone.from_file:
             raise ValueError("source_task.head = 'keep' needs a checkpoint in backbone.weights")

@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -18,33 +17,7 @@ from edgekiln.pipeline.data import PreparedSplit
 from edgekiln.pipeline.weights import StoredWeights
 from edgekiln.runtime.errors import DataError, RecipeError
 
-__all__ = ["Batches", "SourceData", "check_labels", "read_source_head"]
-
-
-@dataclass(frozen=True, slots=True)
-class Batches:
-    """Which pictures each step takes: a new permutation every epoch, which depends on (seed, epoch) alone.
-
-    A last batch of one picture joins the one before: BatchNorm has no statistics of one.
-    """
-
-    pictures: int
-    size: int
-    seed: int
-    stream: tuple[int, ...] = ()
-
-    @property
-    def per_epoch(self) -> int:
-        """Steps until every picture was taken once."""
-        whole, rest = divmod(self.pictures, self.size)
-        return max(1, whole + (rest > 1))
-
-    def indices(self, step: int) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
-        """int64 (batch,), sorted, so that memory-mapped frames are read in the order of the file."""
-        epoch, position = divmod(step, self.per_epoch)
-        order = np.random.default_rng((self.seed, epoch, *self.stream)).permutation(self.pictures)
-        end = None if position == self.per_epoch - 1 else (position + 1) * self.size
-        return np.sort(order[position * self.size : end])
+__all__ = ["BothTasks", "SourceData", "SourceTask", "check_labels", "read_source_head"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,11 +73,40 @@ def _list(classes: tuple[str, ...]) -> str:
     return ", ".join(classes[:5]) + (f" and {len(classes) - 5} more" if len(classes) > 5 else "")
 
 
-class SourceTask:
-    """The source's head and losses beside a network that is being fine-tuned."""
+class BothTasks(nn.Module):
+    """One network with the target's head, and the source's beside it, in one call: what processes that train together
+    and compilers need to see as a whole."""
 
-    def __init__(self, data: SourceData, features: int, batches: Batches, device: torch.device) -> None:
-        self.data, self.batches = data, batches
+    def __init__(self, network: nn.Module, head: nn.Linear, source_head: nn.Linear | None) -> None:
+        super().__init__()
+        self.network, self.source_head = network, source_head
+        self._head = [head]  # in a list: it is the network's own, and no second child
+
+    def forward(self, images: Tensor, source_images: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
+        """Normalized pictures (B, 3, H, W) of either task to logits (B, classes) of either."""
+        logits: Tensor = self.network(images)
+        if source_images is None or self.source_head is None:
+            return logits, None
+        features = _run_to_head(self.network, self._head[0], source_images)
+        return logits, self.source_head(features)
+
+
+def _run_to_head(network: nn.Module, head: nn.Linear, images: Tensor) -> Tensor:
+    """What the head sees of normalized images (B, 3, H, W), with its graph: (B, features)."""
+    seen: list[Tensor] = []
+    hook = head.register_forward_pre_hook(lambda _, arguments: seen.append(arguments[0]))
+    try:
+        network(images)
+    finally:
+        hook.remove()
+    return seen[0]
+
+
+class SourceTask:
+    """The source's head beside a network that is being fine-tuned."""
+
+    def __init__(self, data: SourceData, features: int, device: torch.device) -> None:
+        self.data = data
         self.head = nn.Linear(features, len(data.classes)).to(device)
         if data.head is not None:
             self.load({"weight": data.head[0], "bias": data.head[1]})
@@ -116,12 +118,6 @@ class SourceTask:
     def copy(self) -> dict[str, Tensor]:
         """The head's weight and bias as they are now, on the CPU."""
         return {name: tensor.detach().cpu().clone() for name, tensor in self.head.state_dict().items()}
-
-    def loss(self, features: Tensor, labels: Tensor, label_smoothing: float) -> Tensor:
-        """Cross-entropy of features float (B, features) and labels int64 (B,)."""
-        return nn.functional.cross_entropy(
-            self.head(features).float(), labels, label_smoothing=label_smoothing
-        )
 
     @torch.inference_mode()
     def top1(self, extract: Callable[[PreparedSplit], Tensor]) -> float:

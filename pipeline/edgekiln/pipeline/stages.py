@@ -20,9 +20,7 @@ from edgekiln.pipeline.data import (
     LabelledImages,
     describe_unjudged,
     load_split,
-    make_contract,
     prepare_splits,
-    read_classes,
     read_source,
 )
 from edgekiln.pipeline.engines import build_variant, evaluate_variant
@@ -41,9 +39,10 @@ from edgekiln.runtime.spec import Precision
 
 if TYPE_CHECKING:
     from edgekiln.benchmarks.latency import BenchmarkPlan
-    from edgekiln.pipeline.source_task import SourceData
 
 __all__ = ["Stage", "plan_stages", "stage_names"]
+
+SOURCE_STAGE = "data.source"
 
 _INPUTS_NAME = "inputs.npz"
 
@@ -74,7 +73,7 @@ def stage_names(recipe: Recipe) -> list[str]:
     variants = [variant.name for variant in recipe.variants]
     return [
         "data",
-        *([_SOURCE_STAGE] if _source_task(recipe) else []),
+        *([SOURCE_STAGE] if _source_task(recipe) else []),
         "finetune",
         "export",
         *(f"variant.{name}" for name in variants),
@@ -90,7 +89,7 @@ def plan_stages(recipe: Recipe) -> list[Stage]:
     """All stages of a recipe, each after those that it reads."""
     stages = [_data_stage(recipe)]
     if source := _source_task(recipe):
-        stages.append(_data_stage(recipe, source, _SOURCE_STAGE))
+        stages.append(_data_stage(recipe, source, SOURCE_STAGE))
     stages += [_finetune_stage(recipe), _export_stage(recipe)]
     stages += [_variant_stage(recipe, variant) for variant in recipe.variants]
     stages += [_engine_stage(variant) for variant in recipe.variants if variant.builds_engine]
@@ -115,9 +114,6 @@ def plan_stages(recipe: Recipe) -> list[Stage]:
 
 # --------------------------------------------------------------------------------------------------------------
 # data
-
-
-_SOURCE_STAGE = "data.source"
 
 
 def _source_task(recipe: Recipe) -> DataSettings | None:
@@ -197,11 +193,11 @@ def _prepare_data(context: StageContext, settings: DataSettings) -> None:
 def _finetune_stage(recipe: Recipe) -> Stage:
     import torch
 
-    settings = recipe.finetune.model_dump(mode="json", exclude={"checkpoint_seconds"})
+    settings = recipe.finetune.model_dump(mode="json", exclude={"checkpoint_seconds", "workers"})
     weights = Path(recipe.backbone.weights)
     return Stage(
         "finetune",
-        ("data", *([_SOURCE_STAGE] if _source_task(recipe) else [])),
+        ("data", *([SOURCE_STAGE] if _source_task(recipe) else [])),
         {
             "backbone": recipe.backbone.model_dump(mode="json"),
             "weights_file": _file_digest(weights) if weights.suffix in {".pth", ".safetensors"} else None,
@@ -225,6 +221,7 @@ def _finetune_stage(recipe: Recipe) -> Stage:
         ("torch", "torchvision", "timm", recipe.backbone.weights.removeprefix("package:")),
         _finetune,
         resumable=True,
+        revision=2,
     )
 
 
@@ -246,46 +243,13 @@ def _file_digest(path: Path) -> str | None:
 
 
 def _finetune(context: StageContext) -> None:
-    from edgekiln.pipeline.backbones import build_backbone
-    from edgekiln.pipeline.finetune import FinetuneJob, finetune
+    from edgekiln.pipeline.finetune import finetune
+    from edgekiln.pipeline.parallel import train_together
+    from edgekiln.pipeline.training_job import make_job
 
-    recipe, data = context.recipe, context.inputs["data"]
-    classes = read_classes(data)
-    normalization = build_backbone(
-        recipe.backbone, len(classes), recipe.data.size, load_weights=False
-    ).normalization
-    job = FinetuneJob(
-        backbone=recipe.backbone,
-        settings=recipe.finetune,
-        contract=make_contract(recipe.data, classes, normalization),
-        train=load_split(data, "train"),
-        val=load_split(data, "val"),
-        seed=recipe.seed,
-        advance=context.progress.advance,
-        source=_load_source(context, classes),
-        beta=recipe.source_task.beta if recipe.source_task else 1.0,
-        teacher=recipe.teacher,
-    )
-    finetune(job, context.folder)
-
-
-def _load_source(context: StageContext, target: tuple[str, ...]) -> SourceData | None:
-    """The pictures of the source task, and its head where a checkpoint's is kept."""
-    from edgekiln.pipeline.backbones import build_backbone, find_head
-    from edgekiln.pipeline.source_task import SourceData, check_labels, read_source_head
-    from edgekiln.pipeline.weights import read_weights
-
-    recipe, task = context.recipe, context.recipe.source_task
-    if task is None or _SOURCE_STAGE not in context.inputs:
-        return None
-    folder = context.inputs[_SOURCE_STAGE]
-    classes, head = read_classes(folder), None
-    check_labels(classes, target)
-    if task.head == "keep":
-        network = build_backbone(recipe.backbone, len(target), recipe.data.size, load_weights=False).network
-        stored = read_weights(Path(recipe.backbone.weights))
-        head = read_source_head(stored, find_head(network, len(target))[0], classes)
-    return SourceData(load_split(folder, "train"), load_split(folder, "val"), classes, task.alpha, head)
+    job = make_job(context.recipe, context.inputs, context.progress.advance)
+    with train_together(context.recipe, context.inputs) as world:
+        finetune(job, context.folder, world)
 
 
 def _export_stage(recipe: Recipe) -> Stage:
@@ -305,7 +269,7 @@ def _export(context: StageContext) -> None:
     from edgekiln.export.onnx import export_onnx
     from edgekiln.export.parity import check_parity
     from edgekiln.pipeline.checkpoint import CHECKPOINT_NAME, load_checkpoint
-    from edgekiln.pipeline.finetune import evaluate_model
+    from edgekiln.pipeline.probe import evaluate_model
 
     recipe = context.recipe
     model, contract = load_checkpoint(context.inputs["finetune"] / CHECKPOINT_NAME, recipe.backbone)
@@ -409,7 +373,7 @@ def _visible_devices() -> list[Any]:
 
 def _evaluate_baseline(context: StageContext) -> None:
     from edgekiln.pipeline.checkpoint import CHECKPOINT_NAME, load_checkpoint
-    from edgekiln.pipeline.finetune import evaluate_model
+    from edgekiln.pipeline.probe import evaluate_model
 
     model, _ = load_checkpoint(context.inputs["finetune"] / CHECKPOINT_NAME, context.recipe.backbone)
     test = load_split(context.inputs["data"], "test")

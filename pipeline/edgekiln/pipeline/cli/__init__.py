@@ -20,6 +20,7 @@ import click
 
 from edgekiln.pipeline.cli.commands import COMMANDS
 from edgekiln.pipeline.cli.options import SuggestingGroup, as_printable, print_document
+from edgekiln.pipeline.parallel import dismiss_followers, follow_trainings, is_follower
 from edgekiln.runtime.errors import EdgekilnError, ExitCode, ResourceError, join_hint
 
 __all__ = ["cli", "main"]
@@ -67,7 +68,10 @@ def main(arguments: list[str] | None = None) -> None:
     as_json = _asks_for(arguments, "--json")
     _replace_closed_streams()
     try:
-        with _logs_on_stderr():
+        with _logs_on_stderr(), _leading():
+            if is_follower():
+                follow_trainings()
+                sys.exit(ExitCode.OK)
             result = cli.main(args=arguments, prog_name="edgekiln", standalone_mode=False)
         sys.stdout.flush()  # a reader that went away is noticed here, not when the interpreter ends
         sys.exit(result if isinstance(result, int) else ExitCode.OK)
@@ -83,6 +87,15 @@ def main(arguments: list[str] | None = None) -> None:
         sys.exit(_leave_pipe())
     except Exception as error:  # the one place where everything ends
         sys.exit(_report(error, as_json=as_json, debug=_asks_for(arguments, "--debug")))
+
+
+@contextlib.contextmanager
+def _leading() -> Iterator[None]:
+    """What torchrun started beside this process goes when the command is done, however it ends."""
+    try:
+        yield
+    finally:
+        dismiss_followers()
 
 
 def _replace_closed_streams() -> None:

@@ -1,0 +1,67 @@
+"""From a recipe and finished data stages to a training: the same in every process that takes part."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+from edgekiln.pipeline.backbones import build_backbone, find_head
+from edgekiln.pipeline.data import load_split, make_contract, read_classes
+from edgekiln.pipeline.finetune import FinetuneJob
+from edgekiln.pipeline.recipe import Recipe
+from edgekiln.pipeline.source_task import SourceData, check_labels, read_source_head
+from edgekiln.pipeline.weights import read_weights
+
+__all__ = ["make_job"]
+
+_SOURCE_STAGE = "data.source"
+
+
+def make_job(
+    recipe: Recipe,
+    inputs: Mapping[str, Path],
+    advance: Callable[[int, int, str], None] = lambda done, total, note: None,
+) -> FinetuneJob:
+    """What is to be trained.
+
+    Args:
+        recipe: the wish.
+        inputs: folder of the stage ``data``, and of ``data.source`` where the source task counts.
+        advance: told of progress.
+
+    Raises:
+        DataError: source and target have a class of the same name.
+        RecipeError: weights that do not fit.
+    """
+    data = inputs["data"]
+    classes = read_classes(data)
+    normalization = build_backbone(
+        recipe.backbone, len(classes), recipe.data.size, load_weights=False
+    ).normalization
+    return FinetuneJob(
+        backbone=recipe.backbone,
+        settings=recipe.finetune,
+        contract=make_contract(recipe.data, classes, normalization),
+        train=load_split(data, "train"),
+        val=load_split(data, "val"),
+        seed=recipe.seed,
+        advance=advance,
+        source=_load_source(recipe, inputs, classes),
+        beta=recipe.source_task.beta if recipe.source_task else 1.0,
+        teacher=recipe.teacher,
+    )
+
+
+def _load_source(recipe: Recipe, inputs: Mapping[str, Path], target: tuple[str, ...]) -> SourceData | None:
+    """The pictures of the source task, and its head where a checkpoint's is kept."""
+    task = recipe.source_task
+    if task is None or _SOURCE_STAGE not in inputs:
+        return None
+    folder = inputs[_SOURCE_STAGE]
+    classes, head = read_classes(folder), None
+    check_labels(classes, target)
+    if task.head == "keep":
+        network = build_backbone(recipe.backbone, len(target), recipe.data.size, load_weights=False).network
+        stored = read_weights(Path(recipe.backbone.weights))
+        head = read_source_head(stored, find_head(network, len(target))[0], classes)
+    return SourceData(load_split(folder, "train"), load_split(folder, "val"), classes, task.alpha, head)
