@@ -78,7 +78,9 @@ def test_it_stops_when_no_epoch_is_better(tmp_path):
 def test_a_stopped_run_that_is_continued_stops_at_once(tmp_path, monkeypatch):
     work = job(epochs=9, patience=1, learning_rate=1e-12)
     with monkeypatch.context() as patch:
-        patch.setattr(module._Trainer, "_write_checkpoint", lambda trainer, folder: None)  # killed before the end
+        patch.setattr(
+            module._Trainer, "_write_checkpoint", lambda trainer, folder: None
+        )  # killed before the end
         finetune(work, tmp_path)
     steps = len(events(tmp_path, "step"))
     finetune(work, tmp_path)
