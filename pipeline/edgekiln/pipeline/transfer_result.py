@@ -99,6 +99,7 @@ def _describe_mean(
         **figures,
         **averages,
         "failed": len(plan.seeds) - len(done),
+        "median": float(np.median([about[plan.recipe.gate.metric] for about in done])) if done else None,
         "values": [about[plan.recipe.gate.metric] for about in done],
     }
 

@@ -24,8 +24,8 @@ _OWN_COLORS = "<style>svg{color:#1f2328}@media(prefers-color-scheme:dark){svg{co
 
 def study_headings(study: Mapping[str, Any]) -> list[str]:
     """Headings of ``study_rows``."""
-    return ["images", "method", f"{_METRICS[study['metric']]} %", "95% interval", "steps", "images seen", "s",
-            "seeds"]  # fmt: skip
+    return ["images", "method", f"{_METRICS[study['metric']]} %", "95% interval", "median %", "steps",
+            "images seen", "s", "seeds"]  # fmt: skip
 
 
 def study_rows(study: Mapping[str, Any]) -> list[list[str]]:
@@ -37,6 +37,7 @@ def study_rows(study: Mapping[str, Any]) -> list[list[str]]:
             entry["method"],
             "failed" if entry["mean"] is None else f"{100 * entry['mean']:.2f}",
             _format_interval(entry, signed=False),
+            "" if entry["median"] is None else f"{100 * entry['median']:.2f}",
             _count(entry["steps"]),
             _count(entry["images_seen"]),
             "" if entry["seconds"] is None else f"{entry['seconds']:.1f}",

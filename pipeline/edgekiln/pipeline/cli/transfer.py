@@ -42,6 +42,12 @@ _OPTIONS = (
     ),
     set_option,
     click.option(
+        "--out",
+        type=click.Path(path_type=Path, file_okay=False),
+        default=None,
+        help="Folder of the result; NAME/transfer/ below --runs when left out.",
+    ),
+    click.option(
         "--runs", type=click.Path(path_type=Path, file_okay=False), default=Path("runs"), show_default=True,
         help="Folder in which NAME/transfer/ is made; stages are shared with `edgekiln run`.",
     ),
@@ -61,6 +67,7 @@ class StudyWish:
     margin: float | None
     overrides: tuple[str, ...]
     runs: Path
+    out: Path | None
     dry_run: bool
     quiet: bool
     as_json: bool
@@ -109,7 +116,8 @@ def transfer(wish: StudyWish, recipe: Path) -> None:
     results = run_study(plan, wish.runs, make_progress(wish.quiet))
     margin = studied.gate.max_drop if wish.margin is None else wish.margin
     study = describe_study(plan, results, left_out=left_out, margin=margin)
-    _print_study(study, write_study(wish.runs / studied.name / _FOLDER, study), wish.as_json)
+    folder = wish.out or wish.runs / studied.name / _FOLDER
+    _print_study(study, write_study(folder, study), wish.as_json)
 
 
 def _split_names(text: str) -> list[str]:
