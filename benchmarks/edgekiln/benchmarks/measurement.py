@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 __all__ = [
+    "STUDENT_QUANTILES",
     "Block",
     "Boundary",
     "Measurement",
@@ -31,7 +32,7 @@ MIN_REPEATED = 0.90
 """One repeated image may be faster than varying ones by a tenth, as in MLPerf's TEST04: more means a cache."""
 _MAX_SPREAD = 0.10
 _RESAMPLES = 4000
-_STUDENT = (
+STUDENT_QUANTILES = (
     12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160, 2.145, 2.131,
     2.120, 2.110, 2.101, 2.093, 2.086, 2.080, 2.074, 2.069, 2.064, 2.060, 2.056, 2.052, 2.048, 2.045, 2.042,
 )  # fmt: skip
@@ -187,7 +188,7 @@ def _stretch_for(processes: int) -> float:
     """
     if processes < 2:
         return 1.0
-    quantile = _STUDENT[min(processes - 2, len(_STUDENT) - 1)]
+    quantile = STUDENT_QUANTILES[min(processes - 2, len(STUDENT_QUANTILES) - 1)]
     return float(quantile / 1.96 * np.sqrt(processes / (processes - 1)))
 
 

@@ -346,17 +346,28 @@ def _check_classes(images: LabelledImages, path: Path | None) -> None:
 
 
 def split_samples(
-    images: LabelledImages, *, validation: float, test: float, seed: int, share: float = 1.0
+    images: LabelledImages,
+    *,
+    validation: float,
+    test: float,
+    seed: int,
+    share: float = 1.0,
+    test_seed: int | None = None,
+    test_share: float = 1.0,
 ) -> dict[SplitName, tuple[Sample, ...]]:
     """Cut ``test`` and ``val`` from ``train``, stratified by class, where the source does not define them.
 
     ``share`` of train is kept, stratified too. It is taken after ``test`` was cut and before ``val`` is, so that every
-    share is judged on the same pictures, and is validated on as few as somebody with so little data would have.
+    share is judged on the same pictures, and is validated on as few as somebody with so little data would have. Of one
+    seed a smaller share is part of a larger. With a ``test_seed`` every seed is judged on the same pictures as well.
     """
     train = images.train
     held_out = images.test
+    judge_seed = seed if test_seed is None else test_seed
     if held_out is None:
-        train, held_out = _cut(train, test, seed)
+        train, held_out = _cut(train, test, judge_seed)
+    elif test_share < 1:
+        held_out = _cut(held_out, test_share, judge_seed)[1]
     if share < 1:
         train = _cut(train, share, seed + 2)[1]
     val = images.val
@@ -381,6 +392,8 @@ def _split(images: LabelledImages, settings: DataSettings, seed: int) -> dict[Sp
             test=settings.test,
             seed=seed,
             share=settings.train_share,
+            test_seed=settings.test_seed,
+            test_share=settings.test_share,
         )
     except DataError as error:
         where = settings.path or settings.source

@@ -148,7 +148,10 @@ def train_together(recipe: Recipe, inputs: Mapping[str, Path]) -> Iterator[World
     if world.size == 1:
         yield world
         return
-    order = {"recipe": recipe.model_dump_json(exclude_unset=True), "inputs": {k: str(v.resolve()) for k, v in inputs.items()}}
+    order = {
+        "recipe": recipe.model_dump_json(exclude_unset=True),
+        "inputs": {k: str(v.resolve()) for k, v in inputs.items()},
+    }
     _store().set(f"{_KEY}/{_done.trainings}", json.dumps(order))
     with _group(world):
         yield world

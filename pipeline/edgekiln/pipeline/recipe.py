@@ -93,6 +93,15 @@ class DataSettings(_Section):
     test: Fraction = Field(
         0.2, description="share cut off for the final judgement, where no test folder exists"
     )
+    test_seed: int | None = Field(
+        None,
+        ge=0,
+        lt=2**32,
+        description="of the cut of test alone; left out, it is seed, which then moves test too",
+    )
+    test_share: float = Field(
+        1.0, gt=0, le=1, description="share of the source's own test split that judges, of each class"
+    )
     train_share: float = Field(
         1.0, gt=0, le=1, description="share of train that is used, of each class; test stays whole"
     )

@@ -19,7 +19,7 @@ from edgekiln.pipeline.stages import Stage, plan_stages, stage_names
 from edgekiln.pipeline.store import StageRecord, StageStore, stage_key
 from edgekiln.runtime.errors import GateError, UsageError
 
-__all__ = ["PlannedStage", "RunResult", "check_gate", "plan_run", "run_recipe"]
+__all__ = ["PlannedStage", "RunResult", "check_gate", "find_stages", "plan_run", "run_recipe", "run_stages"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,6 +107,39 @@ def plan_run(
         if stage.name in names:
             plan.append(_plan_stage(stage, store, found, forced=stage.name in forced))
     return plan
+
+
+def run_stages(
+    recipe: Recipe, stages: Sequence[Stage], store: StageStore, progress: Progress, label: str
+) -> dict[str, StageRecord]:
+    """Run these stages alone, in their order; each reads only earlier ones of them.
+
+    Args:
+        recipe: that they were planned for.
+        stages: of ``stages.plan_training``.
+        store: of the run; locked while they run.
+        progress: told of everything.
+        label: what the progress calls them, before each stage's name.
+    """
+    done: dict[str, StageRecord] = {}
+    with store.lock(progress):
+        for stage in stages:
+            done[stage.name] = _run_stage(
+                stage, recipe, store, done, progress, (f"{label} {stage.name}", False)
+            )
+    return done
+
+
+def find_stages(stages: Sequence[Stage], store: StageStore) -> dict[str, StageRecord] | None:
+    """The records of these stages where all of them are done; writes nothing."""
+    found: dict[str, StageRecord] = {}
+    for stage in stages:
+        key, _ = _identify(stage, found)
+        record = _find(store, stage.name, key)
+        if record is None:
+            return None
+        found[stage.name] = record
+    return found
 
 
 def _plan_stage(

@@ -40,7 +40,7 @@ from edgekiln.runtime.spec import Precision
 if TYPE_CHECKING:
     from edgekiln.benchmarks.latency import BenchmarkPlan
 
-__all__ = ["Stage", "plan_stages", "stage_names"]
+__all__ = ["Stage", "plan_stages", "plan_training", "stage_names"]
 
 SOURCE_STAGE = "data.source"
 
@@ -87,21 +87,11 @@ def stage_names(recipe: Recipe) -> list[str]:
 
 def plan_stages(recipe: Recipe) -> list[Stage]:
     """All stages of a recipe, each after those that it reads."""
-    stages = [_data_stage(recipe)]
-    if source := _source_task(recipe):
-        stages.append(_data_stage(recipe, source, SOURCE_STAGE))
-    stages += [_finetune_stage(recipe), _export_stage(recipe)]
+    *stages, judging = plan_training(recipe)
+    stages.append(_export_stage(recipe))
     stages += [_variant_stage(recipe, variant) for variant in recipe.variants]
     stages += [_engine_stage(variant) for variant in recipe.variants if variant.builds_engine]
-    stages.append(
-        Stage(
-            f"evaluate.{BASELINE}",
-            ("data", "finetune"),
-            {"backbone": recipe.backbone.model_dump(mode="json")},
-            ("torch",),
-            _evaluate_baseline,
-        )
-    )
+    stages.append(judging)
     stages += [_evaluate_stage(variant) for variant in recipe.variants]
     judged = tuple(stage.name for stage in stages)
     if recipe.benchmark.enabled:
@@ -110,6 +100,28 @@ def plan_stages(recipe: Recipe) -> list[Stage]:
         stages.append(_mlperf_stage(recipe, judged))
     stages.append(_bundle_stage(recipe, tuple(stage.name for stage in stages)))
     return stages
+
+
+def plan_training(recipe: Recipe, fingerprints: dict[str, str] | None = None) -> list[Stage]:
+    """The stages that train and judge the PyTorch model; nothing is exported.
+
+    Args:
+        recipe: the wish.
+        fingerprints: of the sources that earlier calls looked at; filled here. A caller that plans many runs over the
+            same pictures hands in one dict, and each source is looked at once.
+    """
+    seen = {} if fingerprints is None else fingerprints
+    stages = [_data_stage(recipe, recipe.data, "data", seen)]
+    if source := _source_task(recipe):
+        stages.append(_data_stage(recipe, source, SOURCE_STAGE, seen))
+    judging = Stage(
+        f"evaluate.{BASELINE}",
+        ("data", "finetune"),
+        {"backbone": recipe.backbone.model_dump(mode="json")},
+        ("torch",),
+        _evaluate_baseline,
+    )
+    return [*stages, _finetune_stage(recipe), judging]
 
 
 # --------------------------------------------------------------------------------------------------------------
@@ -125,15 +137,21 @@ def _source_task(recipe: Recipe) -> DataSettings | None:
     return task.data.model_copy(update={key: getattr(recipe.data, key) for key in shaping})
 
 
-def _data_stage(recipe: Recipe, settings: DataSettings | None = None, name: str = "data") -> Stage:
-    data = settings or recipe.data
+_LISTED_BY = ("source", "path", "path_column", "label_column", "download")
+"""Keys of a data section that decide which pictures a source lists."""
+
+
+def _data_stage(recipe: Recipe, data: DataSettings, name: str, fingerprints: dict[str, str]) -> Stage:
+    listed = data.model_dump_json(include=set(_LISTED_BY))
+    if listed not in fingerprints:
+        fingerprints[listed] = _fingerprint(read_source(data))
     return Stage(
         name,
         (),
         {
             "data": data.model_dump(mode="json"),
             "seed": recipe.seed,
-            "pictures": _fingerprint(read_source(data)),
+            "pictures": fingerprints[listed],
         },
         ("numpy", "Pillow"),
         lambda context: _prepare_data(context, data),

@@ -28,6 +28,8 @@ __all__ = [
     "draw_series",
     "draw_training",
     "pareto_front",
+    "save_drawing",
+    "scale_by_logarithm",
 ]
 
 _INK = "#010203"  # stands for currentColor, which matplotlib does not know
@@ -78,7 +80,7 @@ def draw_accuracy_latency(report: Mapping[str, Any]) -> str:
                 *point, "o" if point in front else "x", color=_color(number), label=_short(engine["name"])
             )
         if max(p[0] for p in points) > 20 * min(p[0] for p in points):
-            _scale_by_logarithm(axes)
+            scale_by_logarithm(axes)
         else:
             axes.set_xlim(0, 1.05 * max(p[0] for p in points))
         axes.margins(y=0.15)
@@ -87,7 +89,7 @@ def draw_accuracy_latency(report: Mapping[str, Any]) -> str:
         axes.set_ylabel("top-1 %")
         _add_legend(axes)
 
-    return _save("pareto", (_WIDTH, 2.7 + _legend_height(len(engines))), lambda f: draw(f.subplots()))
+    return save_drawing("pareto", (_WIDTH, 2.7 + _legend_height(len(engines))), lambda f: draw(f.subplots()))
 
 
 def _peers_with_accuracy(report: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -102,7 +104,8 @@ def _peers_with_accuracy(report: Mapping[str, Any]) -> list[dict[str, Any]]:
     ]
 
 
-def _scale_by_logarithm(axes: Any) -> None:
+def scale_by_logarithm(axes: Any) -> None:
+    """A logarithmic horizontal axis with plain numbers."""
     ticker = import_extra("matplotlib.ticker", "build")
     axes.set_xscale("log")
     # The usual labels are mathematical text, which is off: names may hold a dollar sign.
@@ -132,7 +135,7 @@ def draw_distributions(report: Mapping[str, Any]) -> str:
         axes.set_xlim(left=0)
         axes.set_xlabel("milliseconds per call")
 
-    return _save("latency", (_WIDTH, 0.9 + 0.4 * len(times)), lambda f: draw(f.subplots()))
+    return save_drawing("latency", (_WIDTH, 0.9 + 0.4 * len(times)), lambda f: draw(f.subplots()))
 
 
 def draw_series(report: Mapping[str, Any]) -> str:
@@ -147,7 +150,7 @@ def draw_series(report: Mapping[str, Any]) -> str:
         rows[-1].set_xlabel("block, in order; upright lines: a fresh process")
         figure.supylabel("milliseconds", fontsize=9)
 
-    return _save("series", (_WIDTH, 0.8 + 0.85 * len(measurements)), draw)
+    return save_drawing("series", (_WIDTH, 0.8 + 0.85 * len(measurements)), draw)
 
 
 def _draw_series_row(axes: Any, measurement: Mapping[str, Any], color: str) -> None:
@@ -198,7 +201,7 @@ def draw_training(report: Mapping[str, Any]) -> str:
         lower.set_xlabel("epoch; 0 is before training")
         lower.legend(fontsize=8, frameon=False)
 
-    return _save("training", (_WIDTH, 3.6), draw)
+    return save_drawing("training", (_WIDTH, 3.6), draw)
 
 
 def _plot_epochs(
@@ -252,7 +255,7 @@ def draw_confusion(
         axes.set_ylabel("label")
 
     side = min(4.6, 1.6 + 0.45 * count)
-    return _save(salt, (_WIDTH, side), lambda f: draw(f.subplots()))
+    return save_drawing(salt, (_WIDTH, side), lambda f: draw(f.subplots()))
 
 
 def draw_recall_losses(losses: Sequence[tuple[str, float]], salt: str) -> str:
@@ -269,7 +272,7 @@ def draw_recall_losses(losses: Sequence[tuple[str, float]], salt: str) -> str:
         axes.set_xlim(1.2 * min(values), 0)
         axes.set_xlabel("change of recall, points")
 
-    return _save(salt, (_WIDTH, 0.7 + 0.24 * len(losses)), lambda f: draw(f.subplots()))
+    return save_drawing(salt, (_WIDTH, 0.7 + 0.24 * len(losses)), lambda f: draw(f.subplots()))
 
 
 # --------------------------------------------------------------------------------------------------------------
@@ -300,7 +303,7 @@ def draw_precisions(report: Mapping[str, Any]) -> str:
         _add_legend(axes)
 
     height = 0.8 + 0.35 * len(audited) + _legend_height(len(precisions))
-    return _save("precision", (_WIDTH, height), lambda f: draw(f.subplots()))
+    return save_drawing("precision", (_WIDTH, height), lambda f: draw(f.subplots()))
 
 
 def draw_search(search: Mapping[str, Any], salt: str) -> str:
@@ -326,7 +329,7 @@ def draw_search(search: Mapping[str, Any], salt: str) -> str:
         axes.set_ylabel("top-1 against FP32, points")
         _add_legend(axes)
 
-    return _save(salt, (_WIDTH, 2.9), lambda f: draw(f.subplots()))
+    return save_drawing(salt, (_WIDTH, 2.9), lambda f: draw(f.subplots()))
 
 
 def _chosen_point(search: Mapping[str, Any]) -> tuple[float, float] | None:
@@ -369,7 +372,7 @@ def _add_legend(axes: Any) -> None:
     axes.figure.legend(loc="outside lower center", ncols=3, frameon=False, fontsize=8, handlelength=1)
 
 
-def _save(name: str, size: tuple[float, float], draw: Callable[[Any], None]) -> str:
+def save_drawing(name: str, size: tuple[float, float], draw: Callable[[Any], None]) -> str:
     """One drawing as an ``<svg>`` element; ``name`` is unique on the page."""
     matplotlib = import_extra("matplotlib", "build")
     figure_module = import_extra("matplotlib.figure", "build")

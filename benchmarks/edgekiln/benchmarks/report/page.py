@@ -34,7 +34,7 @@ from edgekiln.benchmarks.report.table import (
 )
 from edgekiln.runtime.extras import import_extra
 
-__all__ = ["render_card", "render_page", "render_summary"]
+__all__ = ["render_card", "render_page", "render_summary", "render_template"]
 
 _TEMPLATES = Path(__file__).parent
 _MATRIX_CLASSES = 20
@@ -92,6 +92,20 @@ def render_summary(report: Mapping[str, Any]) -> str:
 
 
 def _render(template: str, report: Mapping[str, Any], **extra: Any) -> str:
+    return render_template(
+        template,
+        report=report,
+        headings=table_headings(report),
+        rows=table_rows(report),
+        mlperf_headings=mlperf_headings(),
+        mlperf_rows=mlperf_rows(report),
+        mlperf_lines=describe_mlperf(report),
+        **extra,
+    )
+
+
+def render_template(template: str, **values: Any) -> str:
+    """A template of this folder filled in; in HTML every value is escaped that is no Markup."""
     jinja2 = import_extra("jinja2", "build")
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(_TEMPLATES),
@@ -111,15 +125,7 @@ def _render(template: str, report: Mapping[str, Any], **extra: Any) -> str:
         # Markdown lets HTML through, and a reason may quote a name of the user's.
         "plain": lambda text: str(text).replace("&", "&amp;").replace("<", "&lt;"),
     }
-    text: str = environment.get_template(template).render(
-        report=report,
-        headings=table_headings(report),
-        rows=table_rows(report),
-        mlperf_headings=mlperf_headings(),
-        mlperf_rows=mlperf_rows(report),
-        mlperf_lines=describe_mlperf(report),
-        **extra,
-    )
+    text: str = environment.get_template(template).render(**values)
     return text
 
 

@@ -17,6 +17,7 @@ from edgekiln.pipeline.cli.run import run
 from edgekiln.pipeline.cli.signing import SIGNING_COMMANDS
 from edgekiln.pipeline.cli.soak import soak
 from edgekiln.pipeline.cli.stages import STAGE_COMMANDS
+from edgekiln.pipeline.cli.transfer import transfer
 
 __all__ = ["COMMANDS"]
 
@@ -30,6 +31,7 @@ COMMANDS = (
     predict,
     inspect,
     compare,
+    transfer,
     report,
     *SIGNING_COMMANDS,
     soak,
