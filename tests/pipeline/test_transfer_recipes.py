@@ -10,6 +10,7 @@ from tests_support import ROOT
 from edgekiln.pipeline.progress import SilentProgress
 from edgekiln.pipeline.recipe import load_recipe
 from edgekiln.pipeline.run import run_recipe
+from edgekiln.pipeline.transfer_methods import choose_methods, derive_recipe
 
 
 def write_cifar10(folder, per_batch=60):
@@ -48,9 +49,34 @@ def test_the_reference_recipe_runs_whole_on_files_of_cifar10s_format(tmp_path, m
     assert losses[-1] < losses[0] - 0.01
 
 
-@pytest.mark.parametrize("name", ["cifar10-tiny", "cifar10-lite0", "fashion-tiny", "digits-from-fashion"])
+@pytest.mark.parametrize(
+    "name", ["cifar10-tiny", "cifar10-lite0", "fashion-tiny", "fashion-lite0", "digits-from-fashion"]
+)
 def test_recipes_load(name):
     assert load_recipe(ROOT / "recipes" / f"{name}.toml").name == name
+
+
+@pytest.mark.parametrize(
+    ("name", "plain"),
+    [("traffic-lights-transfer", "traffic-lights"), ("fashion-lite0-transfer", "fashion-lite0")],
+)
+def test_studies_train_as_the_recipe_that_they_study(name, plain):
+    study, recipe = (load_recipe(ROOT / "recipes" / f"{path}.toml") for path in (f"studies/{name}", plain))
+    assert study.name == name
+    assert (study.backbone, study.finetune) == (recipe.backbone, recipe.finetune)
+    assert study.data.model_copy(update={"train_share": 1.0}) == recipe.data.model_copy(
+        update={"train_share": 1.0}
+    )
+    assert choose_methods(study) == (("scratch", "probe", "full", "combined"), [])
+
+
+def test_half_of_the_fashion_study_is_the_tenth_of_the_recipe():
+    """A goal over ten per cent of Fashion-MNIST is then a size of the study."""
+    study, recipe = (
+        load_recipe(ROOT / "recipes" / f"{path}.toml")
+        for path in ("studies/fashion-lite0-transfer", "fashion-lite0")
+    )
+    assert derive_recipe(study, "full", 0.5).data == recipe.data
 
 
 def test_the_pair_fits_together():

@@ -33,8 +33,8 @@ if TYPE_CHECKING:
 __all__ = [
     "Cell",
     "CellResult",
+    "JudgedImages",
     "StudyPlan",
-    "TestImages",
     "estimate_seconds",
     "find_cells",
     "make_plan",
@@ -83,7 +83,7 @@ class StudyPlan:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class TestImages:
+class JudgedImages:
     """What every cell is judged on: labels int64 (images,), and the digest of names, labels and contents."""
 
     labels: NDArray[np.int64]
@@ -105,7 +105,7 @@ class CellResult:
     error: str | None = None
     right: NDArray[np.bool_] | None = None
     about: Mapping[str, Any] | None = None
-    test: TestImages | None = None
+    test: JudgedImages | None = None
 
 
 def make_plan(
@@ -238,7 +238,7 @@ def _read_cell(cell: Cell, recipe: Recipe, records: Mapping[str, StageRecord]) -
             "seconds": records["finetune"].seconds + records[_JUDGED].seconds,
             "digests": {name: record.digest for name, record in records.items()},
         },
-        test=TestImages(test.labels, hashlib.sha256(identity).hexdigest()),
+        test=JudgedImages(test.labels, hashlib.sha256(identity).hexdigest()),
     )
 
 

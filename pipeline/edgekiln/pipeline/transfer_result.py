@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from edgekiln.benchmarks.transfer import CONFIDENCE, Metric, choose_method, compare_paired, estimate_mean
 from edgekiln.pipeline.packing import public_recipe
-from edgekiln.pipeline.transfer import CellResult, StudyPlan, TestImages
+from edgekiln.pipeline.transfer import CellResult, JudgedImages, StudyPlan
 from edgekiln.pipeline.transfer_methods import METHODS, tell_departures
 from edgekiln.runtime.errors import ResourceError
 
@@ -105,7 +105,7 @@ def _describe_mean(
 
 
 def _describe_differences(
-    plan: StudyPlan, results: Sequence[CellResult], test: TestImages | None, share: float
+    plan: StudyPlan, results: Sequence[CellResult], test: JudgedImages | None, share: float
 ) -> list[dict[str, Any]]:
     """Paired differences of one size, over the seeds that both methods finished."""
     entries = []
@@ -122,7 +122,7 @@ def _describe_differences(
 
 
 def _choose(
-    plan: StudyPlan, results: Sequence[CellResult], test: TestImages | None, share: float, margin: float
+    plan: StudyPlan, results: Sequence[CellResult], test: JudgedImages | None, share: float, margin: float
 ) -> dict[str, Any]:
     """Which method to take at one size, among those that finished every seed."""
     answers = {name: _answers(results, name, share) for name in plan.methods}

@@ -30,10 +30,11 @@ def study_headings(study: Mapping[str, Any]) -> list[str]:
 
 def study_rows(study: Mapping[str, Any]) -> list[list[str]]:
     """One row for each size and method: mean over the seeds, its interval, and what it cost."""
+    sizes = _sizes(study["means"])
     return [
         [
-            f"{100 * entry['share']:g} %" if entry["train_images"] is None
-            else f"{entry['train_images']:.0f} ({100 * entry['share']:g} %)",
+            f"{sizes[entry['share']]:.0f} ({100 * entry['share']:g} %)" if entry["share"] in sizes
+            else f"{100 * entry['share']:g} %",
             entry["method"],
             "failed" if entry["mean"] is None else f"{100 * entry['mean']:.2f}",
             _format_interval(entry, signed=False),
@@ -45,6 +46,11 @@ def study_rows(study: Mapping[str, Any]) -> list[list[str]]:
         ]
         for entry in study["means"]
     ]  # fmt: skip
+
+
+def _sizes(means: Sequence[Mapping[str, Any]]) -> dict[float, float]:
+    """Training images by share, of those sizes at which some method finished."""
+    return {e["share"]: e["train_images"] for e in means if e["train_images"] is not None}
 
 
 def difference_rows(study: Mapping[str, Any]) -> list[list[str]]:
@@ -162,7 +168,6 @@ def _draw_method(
 
 def _mark_sizes(axes: Any, means: Sequence[Mapping[str, Any]]) -> None:
     """Ticks where the sizes are, in images."""
-    sizes = {e["share"]: e["train_images"] for e in means if e["train_images"] is not None}
-    if sizes:
+    if sizes := _sizes(means):
         axes.set_xticks(list(sizes.values()), [f"{size:.0f}" for size in sizes.values()])
         axes.minorticks_off()

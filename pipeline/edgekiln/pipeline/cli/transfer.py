@@ -193,7 +193,7 @@ def _format_time(seconds: float) -> str:
 
 
 def _print_study(study: Mapping[str, Any], files: Mapping[str, Path], as_json: bool) -> None:
-    document = {**study, "files": {name: str(path) for name, path in files.items()}}
+    document = {"study": study, "files": {name: str(path) for name, path in files.items()}}
     failed = sum(cell["state"] == "failed" for cell in study["cells"])
     if not as_json:
         _print_table(study, files)
