@@ -1,8 +1,8 @@
 """What of this machine and of its pictures stays out of what leaves it.
 
 A bundle and its report are made to be passed on. Two things must not travel with them unasked: folders of the machine
-that made them, which hold the names of people, hosts and projects, and, where the recipe says ``report.images = false``,
-pictures and their files' names. docs/privacy.md lists what remains.
+that made them, which hold the names of people, hosts and projects; and, where the recipe says
+``report.images = false``, pictures and their files' names. docs/privacy.md lists what remains.
 """
 
 from __future__ import annotations
@@ -65,8 +65,7 @@ def _replace(value: Any, pattern: re.Pattern[str]) -> Any:
 def _last_part(found: re.Match[str]) -> str:
     """``.../red.png`` of ``/home/somebody/pictures/red.png``; a sentence's own full stop stays."""
     path = found.group()
-    bare = path.rstrip("./")
-    return f".../{os.path.basename(bare)}{'.' if path.endswith('.') else ''}"
+    return f".../{Path(path.rstrip('./')).name}{'.' if path.endswith('.') else ''}"
 
 
 def name_picture(split: str, position: int) -> str:
