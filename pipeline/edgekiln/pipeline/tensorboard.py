@@ -1,9 +1,9 @@
 """The training log as TensorBoard's event files, for whoever watches many runs there.
 
 ``log.jsonl`` is the truth and is always written; event files repeat its numbers. They are written anew from the log
-whenever a run begins or goes on, so that after a kill no step stands twice and none that was undone remains, whatever a
-reader makes of such. They lie in ``runs/NAME/tensorboard/KEY``, outside the stage: they hold times, and a stage's digest
-must be that of its weights. They are named without the host, which TensorBoard's own writers put into each name.
+whenever a run begins or goes on, so that after a kill no step stands twice and none that was undone remains, whatever
+a reader makes of such. They lie in ``runs/NAME/tensorboard/KEY``, outside the stage: they hold times, and a stage that
+is run again must have the same digest. No host stands in their names, as TensorBoard's own writers would have it.
 
 Of the extra ``tensorboard`` only the record format and the protocol buffers of tensorboardX are used: no thread, no
 queue, nothing of TensorBoard itself, which is what reads them and is ten times as large.
