@@ -2,11 +2,11 @@
 
 import json
 import shutil
-import struct
 import sys
 
 import pytest
 from finetune_support import events, job
+from tensorboard_support import read, single
 from tests_support import TINY_RECIPE, write_pictures
 
 from edgekiln.pipeline import tensorboard as module
@@ -41,27 +41,8 @@ CURVES = {
 }
 
 
-def single(value):
-    """What a float32 keeps of it, which is what the format has."""
-    return struct.unpack("f", struct.pack("f", value))[0]
-
-
 def rounded(curves):
     return {tag: [(step, single(value)) for step, value in points] for tag, points in curves.items()}
-
-
-def read(folder):
-    """{tag: [(step, value)]} as TensorBoard shows it."""
-    event_accumulator = pytest.importorskip(
-        "tensorboard.backend.event_processing.event_accumulator", reason="tensorboard is not installed"
-    )
-    reader = event_accumulator.EventAccumulator(
-        str(folder), size_guidance={"scalars": 0}, purge_orphaned_data=False
-    )
-    reader.Reload()
-    return {
-        tag: [(point.step, point.value) for point in reader.Scalars(tag)] for tag in reader.Tags()["scalars"]
-    }
 
 
 def write_log(path, lines):
