@@ -61,7 +61,10 @@ def test_the_rate_of_an_epochs_last_step_is_told_and_drawn(tmp_path):
     (tmp_path / "log").write_text("".join(json.dumps(line) + "\n" for line in lines))
     found = summarize_training(tmp_path / "log")
     assert [e.get("learning_rate") for e in found["epochs"]] == [None, 0.05, 0.025]
-    plain = {**found, "epochs": [{k: v for k, v in e.items() if k != "learning_rate"} for e in found["epochs"]]}
+    plain = {
+        **found,
+        "epochs": [{k: v for k, v in e.items() if k != "learning_rate"} for e in found["epochs"]],
+    }
     assert [">rate<" in draw_training({"training": values}) for values in (found, plain)] == [True, False]
 
 

@@ -15,8 +15,9 @@ _LOSSES = ("loss", "target_loss", "source_loss", "teacher_loss")
 def summarize_training(log: Path) -> dict[str, Any]:
     """JSON values: ``epochs`` (mean training losses, val top-1 and loss), ``best_epoch``, ``stopped``, ``source``.
 
-    An epoch has the ``learning_rate`` of its last step where the log's steps tell it. Epoch 0 is the linear probe, before any step: it has no training loss. ``source`` is the accuracy on the source
-    task's val split before and after, where there was one.
+    An epoch has the ``learning_rate`` of its last step where the log's steps tell it. Epoch 0 is the linear probe,
+    before any step: it has no training loss. ``source`` is the accuracy on the source task's val split before and
+    after, where there was one.
     """
     lines = [json.loads(line) for line in log.read_text("utf-8").splitlines()]
     epochs, since = [], 0

@@ -188,7 +188,9 @@ def draw_training(report: Mapping[str, Any]) -> str:
     rates = [(e["epoch"], e["learning_rate"]) for e in epochs if "learning_rate" in e]
 
     def draw(figure: Any) -> None:
-        rows = figure.subplots(3 if rates else 2, 1, sharex=True, height_ratios=[3, 3, 1.5][: 3 if rates else 2])
+        rows = figure.subplots(
+            3 if rates else 2, 1, sharex=True, height_ratios=[3, 3, 1.5][: 3 if rates else 2]
+        )
         upper, lower = rows[:2]
         _plot_epochs(upper, [(e["epoch"], 100 * e["val_top1"]) for e in epochs], "o-", _color(1), None)
         upper.set_ylabel("val top-1, %")
