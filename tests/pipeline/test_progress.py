@@ -2,13 +2,17 @@
 
 import os
 import pty
+import re
 import subprocess
 import sys
 import time
+from dataclasses import replace
 
 import pytest
+from finetune_support import job
 
 from edgekiln.pipeline import progress
+from edgekiln.pipeline.finetune import finetune
 from edgekiln.pipeline.progress import LineProgress, SilentProgress, make_progress
 
 
@@ -38,12 +42,71 @@ def test_a_step_that_says_nothing_is_told_all_the_same(fast, capsys):
     assert capsys.readouterr().err == "", "it goes on after the stage"
 
 
+def paced(monkeypatch, *reports):
+    """What is told at the end of (second, done, total, note), the last of which is only a time."""
+    teller, clock = LineProgress(), [0.0]
+    monkeypatch.setattr(progress.time, "monotonic", lambda: clock[0])
+    teller._name = "finetune"
+    for clock[0], *report in reports[:-1]:
+        teller.advance(*report)
+    return teller._line(reports[-1])
+
+
 def test_time_left_counts_what_this_attempt_did(monkeypatch):
-    teller = LineProgress()
-    teller._name = "benchmark"
-    teller.advance(60, 100)  # an earlier attempt
-    teller.advance(70, 100, "round 4 of 5")
-    assert teller._line(5.0) == "benchmark: 70 of 100, about 15 s left (round 4 of 5)"
+    line = paced(monkeypatch, (0, 60, 100), (5, 70, 100, "round 4 of 5"), 5)  # 60 are of an earlier attempt
+    assert line == "finetune: 70 of 100, about 15 s left (round 4 of 5)"
+
+
+def test_time_left_knows_nothing_of_what_came_before_the_steps(monkeypatch):
+    probe = [(0, 0, 1000, "linear probe"), (90, 0, 1000, "linear probe"), (100, 0, 1000, "linear probe")]
+    assert paced(monkeypatch, *probe, 100) == "finetune: 0 of 1000, 100 s so far (linear probe)"
+    steps = [(100 + second, 10 * second, 1000, "") for second in range(1, 11)]
+    assert paced(monkeypatch, *probe, *steps, 110) == "finetune: 100 of 1000, about 90 s left"
+
+
+def test_time_left_follows_the_last_minute(monkeypatch):
+    fast = [(second, 10 * second, 2000) for second in range(101)]
+    slow = [(100 + second, 1000 + second, 2000) for second in range(1, 71)]
+    assert paced(monkeypatch, *fast, *slow, 170) == "finetune: 1070 of 2000, about 16 min left"  # 930 s
+
+
+def test_units_that_take_longer_than_a_minute_are_told_by_the_last(monkeypatch):
+    reports = [(0, 0, 9), (300, 1, 9), (900, 2, 9)]
+    assert paced(monkeypatch, *reports, 900) == "finetune: 2 of 9, about 70 min left"  # 7 of 600 s
+    assert (
+        paced(monkeypatch, *reports, 1500) == "finetune: 2 of 9, about 2 h 20 min left"
+    )  # the third takes long
+
+
+@pytest.mark.parametrize(
+    ("seconds", "told"),
+    [
+        (0, "0 s"),
+        (119.4, "119 s"),
+        (119.6, "2 min"),
+        (5400, "90 min"),
+        (7200, "2 h 00 min"),
+        (11_100, "3 h 05 min"),
+    ],
+)
+def test_durations_are_told_no_finer_than_they_are_known(seconds, told):
+    assert progress.format_seconds(seconds) == told
+
+
+def test_fine_tuning_tells_count_time_left_speed_and_accuracy(monkeypatch, tmp_path):
+    """As it stands in a plain log."""
+    teller, lines = LineProgress(), []
+    teller._name, teller._started = "[2/9] finetune", time.monotonic()
+
+    def advance(done, total, note):
+        teller.advance(done, total, note)
+        lines.append(teller._line(time.monotonic()))
+
+    finetune(replace(job(epochs=2), advance=advance), tmp_path)
+    assert re.fullmatch(r"\[2/9\] finetune: 0 of 10, \d+ s so far \(linear probe\)", lines[0])
+    assert re.fullmatch(
+        r"\[2/9\] finetune: 10 of 10, about 0 s left \(\d+ img/s, best val top-1 [01]\.\d{4}\)", lines[-1]
+    )
 
 
 def test_before_anything_is_counted_it_says_for_how_long(fast, capsys):

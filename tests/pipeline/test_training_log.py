@@ -6,6 +6,7 @@ import pytest
 from finetune_support import events, job
 from report_support import make_report
 
+from edgekiln.benchmarks.report import render_page
 from edgekiln.benchmarks.report.drawings import draw_training
 from edgekiln.pipeline.finetune import LOG_NAME, finetune
 from edgekiln.pipeline.training_log import summarize_training
@@ -49,6 +50,38 @@ def test_stop_and_source_are_told(tmp_path):
     assert found["epochs"][1] == {
         "epoch": 1, "loss": 2.0, "target_loss": 1.0, "source_loss": 4.0, "val_top1": 0.4, "val_loss": 1.1,
     }  # fmt: skip
+
+
+def test_the_rate_of_an_epochs_last_step_is_told_and_drawn(tmp_path):
+    lines = [{"event": "epoch", "step": 0, "epoch": 0, "val_top1": 0.5, "val_loss": 1.0}]
+    for epoch in (1, 2):
+        for step in (2 * epoch - 1, 2 * epoch):
+            lines.append({"event": "step", "step": step, "loss": 1.0, "learning_rate": 0.1 / step})
+        lines.append({"event": "epoch", "step": step, "epoch": epoch, "val_top1": 0.5, "val_loss": 1.0})
+    (tmp_path / "log").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    found = summarize_training(tmp_path / "log")
+    assert [e.get("learning_rate") for e in found["epochs"]] == [None, 0.05, 0.025]
+    plain = {
+        **found,
+        "epochs": [{k: v for k, v in e.items() if k != "learning_rate"} for e in found["epochs"]],
+    }
+    assert [">rate<" in draw_training({"training": values}) for values in (found, plain)] == [True, False]
+
+
+def test_source_and_teacher_of_a_run_are_drawn_and_told():
+    report = make_report(60, ["a", "b", "c"], processes=2, blocks=4)
+    epochs = [
+        {"epoch": 0, "val_top1": 0.5, "val_loss": 1.0},
+        {"epoch": 1, "val_top1": 0.6, "val_loss": 0.9, "loss": 1.0, "target_loss": 1.1, "source_loss": 0.7,
+         "teacher_loss": 0.3},
+    ]  # fmt: skip
+    report["training"] = {"epochs": epochs, "best_epoch": 1, "stopped": "no better epoch in 1",
+                          "source": {"before": 0.91, "after": 0.875}}  # fmt: skip
+    page = render_page(report)
+    assert "91.00 % before\ntraining, 87.50 % after." in page
+    assert "Stopped early: no better epoch in 1." in page
+    drawing = draw_training(report)
+    assert all(f">{name}<" in drawing for name in ("loss", "target", "source", "teacher", "val"))
 
 
 def test_the_drawing_repeats_and_names_its_lines():

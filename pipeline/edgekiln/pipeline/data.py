@@ -561,7 +561,8 @@ def _read_picture(picture: Picture) -> Picture:
     try:
         return Path(picture).read_bytes()
     except OSError as error:
-        raise ImageError(f"{picture} cannot be read: {error.strerror}.", reason="unreadable") from error
+        # No path: this text goes into the index, and from there into reports; the sample's key names the picture.
+        raise ImageError(f"The file cannot be read: {error.strerror}.", reason="unreadable") from error
 
 
 def _digest_picture(picture: Picture) -> str:

@@ -18,6 +18,13 @@ from edgekiln.benchmarks.judging import Reference, digest_split, judge_answers, 
 from edgekiln.benchmarks.report import render_card, render_page
 from edgekiln.pipeline.data import INDEX_NAME, PreparedSplit, describe_unjudged, load_split, read_classes
 from edgekiln.pipeline.engines import built_files
+from edgekiln.pipeline.privacy import (
+    machine_folders,
+    name_picture,
+    name_places,
+    strip_folders,
+    withhold_names,
+)
 from edgekiln.pipeline.recipe import Recipe, VariantSettings
 from edgekiln.pipeline.recipe_toml import write_toml
 from edgekiln.pipeline.sbom import write_sbom
@@ -65,8 +72,11 @@ def public_recipe(recipe: Recipe, *, as_given: bool = False) -> dict[str, Any]:
 
 def pack_bundle(context: StageContext) -> None:
     """Write the bundle's files into the stage's folder; see the module."""
-    report = _build_report(context)
     folder = context.folder
+    recipe = context.recipe
+    # Reasons quote what libraries said, and these name files of the machine that they ran on.
+    folders = machine_folders(folder, recipe.folder, recipe.data.path, *context.inputs.values())
+    report = strip_folders(_build_report(context), folders)
     for variant in context.recipe.variants:
         for name, source in _packed_files(context, variant).items():
             shutil.copyfile(source, folder / name)
@@ -148,9 +158,19 @@ def _build_report(context: StageContext) -> dict[str, Any]:
     contract = read_contract(context)
     benchmark = _read_stage(context, "benchmark")
     data = json.loads((context.inputs["data"] / INDEX_NAME).read_text("utf-8"))
-    reference = Reference(baseline, test.labels, test.keys, contract.classes)
+    # Flips are told by position first: keys need not differ, and the recipe may withhold them.
+    reference = Reference(baseline, test.labels, [str(i) for i in range(len(test))], contract.classes)
     variants = [judge_variant(context, variant, reference, benchmark) for variant in context.recipe.variants]
-    _add_thumbnails(variants, test)
+    images = context.recipe.report.images
+    if images:
+        _add_thumbnails(variants, test)
+    _name_flips(variants, test, images)
+    about_data = {key: data[key] for key in ("unreadable", "duplicates", "conflicts", "ignored")}
+    parity = json.loads((context.inputs["export"] / "parity.json").read_text("utf-8"))
+    if not images:
+        places = name_places(data["splits"])
+        about_data = withhold_names(about_data, places)
+        parity["worst_image"] = places[parity["worst_image"]]
     return {
         "schema_version": REPORT_SCHEMA,
         "name": context.recipe.name,
@@ -162,9 +182,9 @@ def _build_report(context: StageContext) -> dict[str, Any]:
             "classes": data["classes"],
             "counts": {name: len(part["keys"]) for name, part in data["splits"].items()},
             "test_digest": digest_split(test.sha256, test.labels),
-            **{key: data[key] for key in ("unreadable", "duplicates", "conflicts", "ignored")},
+            **about_data,
         },
-        "parity": json.loads((context.inputs["export"] / "parity.json").read_text("utf-8")),
+        "parity": parity,
         "baseline": {
             "name": BASELINE,
             "precision": "fp32",
@@ -208,17 +228,26 @@ def judge_evaluated(context: StageContext, variants: Sequence[VariantSettings]) 
 
 
 def _add_thumbnails(variants: Sequence[dict[str, Any]], test: PreparedSplit) -> None:
-    """Put small JPEGs, base64, at the worst flips of each engine, within one budget for the whole report."""
-    places = {key: i for i, key in enumerate(test.keys)}
+    """Put small JPEGs, base64, at the worst flips of each engine, within one budget for the whole report.
+
+    They are made of the prepared pixels, so nothing that a picture's file says beside them comes along.
+    """
     budget = _THUMBNAIL_BYTES // max(1, sum(bool(variant["flips"]) for variant in variants))
     for variant in variants:
         left = budget
         for flip in variant["flips"][:_MAX_THUMBNAILS]:
-            thumbnail = _draw_thumbnail(test.frames[places[flip["key"]]])
+            thumbnail = _draw_thumbnail(test.frames[int(flip["key"])])
             left -= len(thumbnail)
             if left < 0:
                 break
             flip["thumbnail"] = thumbnail
+
+
+def _name_flips(variants: Sequence[dict[str, Any]], test: PreparedSplit, images: bool) -> None:
+    """Put the pictures' names, or what stands for them, in the place of their positions."""
+    for flip in (flip for variant in variants for flip in variant["flips"]):
+        position = int(flip["key"])
+        flip["key"] = test.keys[position] if images else name_picture("test", position)
 
 
 def _draw_thumbnail(frame: Any) -> str:

@@ -6,12 +6,14 @@ import contextlib
 import sys
 import threading
 import time
+from collections import deque
 from collections.abc import Iterator
 from typing import Any, Protocol
 
-__all__ = ["Progress", "SilentProgress", "TerminalProgress", "make_progress"]
+__all__ = ["Progress", "SilentProgress", "TerminalProgress", "format_seconds", "make_progress"]
 
 _LINE_EVERY_SECONDS = 10.0
+_WINDOW_SECONDS = 60.0  # of work that tells how fast it goes
 
 
 class Progress(Protocol):
@@ -49,13 +51,13 @@ class LineProgress:
 
     def __init__(self) -> None:
         self._name, self._started, self._note = "", 0.0, ""
-        self._first: int | None = None
+        self._pace = _Pace()
         self._done = self._total = 0
 
     @contextlib.contextmanager
     def stage(self, name: str) -> Iterator[None]:
         self._name, self._started, self._note = name, time.monotonic(), ""
-        self._first, self._done, self._total = None, 0, 0
+        self._pace, self._done, self._total = _Pace(), 0, 0
         over = threading.Event()
         teller = threading.Thread(target=self._tell_until, args=(over,), name="progress", daemon=True)
         teller.start()
@@ -66,23 +68,60 @@ class LineProgress:
             teller.join()
 
     def advance(self, done: int, total: int, note: str = "") -> None:
-        if self._first is None:
-            self._first = done  # what an earlier attempt did says nothing about the speed of this one
+        self._pace.add(done, time.monotonic())
         self._done, self._total, self._note = done, total, note
 
     def _tell_until(self, over: threading.Event) -> None:
         while not over.wait(_LINE_EVERY_SECONDS):
-            self.message(self._line(time.monotonic() - self._started))
+            self.message(self._line(time.monotonic()))
 
-    def _line(self, seconds: float) -> str:
-        worked = self._done - (self._first or 0)
+    def _line(self, now: float) -> str:
         counted = f"{self._done} of {self._total}" if self._total else "working"
-        left = f"about {seconds * (self._total - self._done) / worked:.0f} s left" if worked > 0 else ""
-        timing = left or f"{seconds:.0f} s so far"
+        seconds = self._pace.seconds_for(self._total - self._done, now)
+        if seconds is None:
+            timing = f"{format_seconds(now - self._started)} so far"
+        else:
+            timing = f"about {format_seconds(seconds)} left"
         return f"{self._name}: {counted}, {timing}{f' ({self._note})' if self._note else ''}"
 
     def message(self, text: str) -> None:
         print(text, file=sys.stderr, flush=True)
+
+
+class _Pace:
+    """How fast units are done, by those of the last minute, or the last two where they take longer.
+
+    What an earlier attempt did says nothing about this one, and neither does what came before the counted work, as the
+    linear probe does before the steps; so the time since the stage began would not do.
+    """
+
+    def __init__(self) -> None:
+        self._seen: deque[tuple[float, int]] = deque()
+
+    def add(self, done: int, now: float) -> None:
+        """``done`` units were finished at ``now``, in seconds."""
+        if self._seen and self._seen[-1][1] >= done:
+            if len(self._seen) == 1:
+                self._seen[0] = now, done  # still before the first unit
+            return
+        self._seen.append((now, done))
+        while len(self._seen) > 2 and self._seen[1][0] < now - _WINDOW_SECONDS:
+            self._seen.popleft()
+
+    def seconds_for(self, units: int, now: float) -> float | None:
+        """How long so many more take; ``None`` before the first one was seen being done."""
+        if len(self._seen) < 2:
+            return None
+        began, first = self._seen[0]
+        return (now - began) * units / (self._seen[-1][1] - first)
+
+
+def format_seconds(seconds: float) -> str:
+    """``95 s``, ``12 min``, ``3 h 05 min``: no finer than anybody can know it."""
+    if round(seconds) < 120:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 120 else f"{minutes // 60} h {minutes % 60:02} min"
 
 
 class TerminalProgress:

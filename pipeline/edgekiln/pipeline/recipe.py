@@ -44,6 +44,7 @@ __all__ = [
     "FinetuneSettings",
     "GateSettings",
     "Recipe",
+    "ReportSettings",
     "SourceTaskSettings",
     "TeacherSettings",
     "VariantSettings",
@@ -228,6 +229,9 @@ class FinetuneSettings(_Section):
     probe: bool = Field(True, description="start a fresh head from a linear probe")
     threads: int = Field(0, ge=0, description="CPU threads; 0 takes every usable core")
     checkpoint_seconds: float = Field(60.0, gt=0, description="how much work a kill may lose, besides epochs")
+    tensorboard: bool = Field(
+        False, description="also write the log as TensorBoard's event files, into runs/NAME/tensorboard"
+    )
     augmentation: Augmentation = Augmentation()
 
     @model_validator(mode="after")
@@ -496,6 +500,15 @@ class BenchmarkSettings(_Section):
         return peers
 
 
+class ReportSettings(_Section):
+    """What the report shows of the pictures it judged."""
+
+    images: bool = Field(
+        True,
+        description="false leaves every picture and every picture's file name out of the report and the bundle",
+    )
+
+
 class Recipe(_Section):
     """The user's whole wish."""
 
@@ -512,6 +525,7 @@ class Recipe(_Section):
     variants: tuple[VariantSettings, ...] = Field(min_length=1)
     gate: GateSettings = GateSettings()
     benchmark: BenchmarkSettings = BenchmarkSettings()
+    report: ReportSettings = ReportSettings()
     _folder: Path | None = PrivateAttr(None)  # no wish, and no part of any key
 
     @property

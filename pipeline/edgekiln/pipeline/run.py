@@ -17,6 +17,7 @@ from edgekiln.pipeline.recipe import Recipe
 from edgekiln.pipeline.stage_files import RETRY_NAME, StageContext
 from edgekiln.pipeline.stages import Stage, plan_stages, stage_names
 from edgekiln.pipeline.store import StageRecord, StageStore, stage_key
+from edgekiln.pipeline.tensorboard import complete_events, event_folder, require_tensorboard
 from edgekiln.runtime.errors import GateError, UsageError
 
 __all__ = ["PlannedStage", "RunResult", "check_gate", "find_stages", "plan_run", "run_recipe", "run_stages"]
@@ -76,12 +77,16 @@ def run_recipe(
     store = StageStore(root)
     names = _choose_names(recipe, until, variants)
     forced = _forced_names(recipe, force)
+    if recipe.finetune.tensorboard:
+        require_tensorboard()
     with store.lock(progress):
         chosen = [stage for stage in plan_stages(recipe) if stage.name in names]
         done: dict[str, StageRecord] = {}
         for number, stage in enumerate(chosen, start=1):
             label = f"[{number}/{len(chosen)}] {stage.name}"
             done[stage.name] = _run_stage(stage, recipe, store, done, progress, (label, stage.name in forced))
+        if recipe.finetune.tensorboard and "finetune" in done:
+            _complete_events(done["finetune"], progress)
         if "bundle" not in done:
             return RunResult(done, None, None)
         bundle = _publish(done["bundle"].folder, root / "bundle")
@@ -262,6 +267,15 @@ def _run_stage(
     record = store.finish(stage.name, key, time.monotonic() - started, about)
     progress.message(f"{label}: {record.seconds:.1f} s")
     return record
+
+
+def _complete_events(record: StageRecord, progress: Progress) -> None:
+    """Where fine-tuning had been done before its events were asked for, they are made of its log."""
+    from edgekiln.pipeline.finetune import LOG_NAME
+
+    folder = event_folder(record.folder)
+    complete_events(record.folder / LOG_NAME, folder)
+    progress.message(f"TensorBoard's events: {folder}")
 
 
 def _publish(source: Path, target: Path) -> Path:

@@ -211,7 +211,9 @@ def _prepare_data(context: StageContext, settings: DataSettings) -> None:
 def _finetune_stage(recipe: Recipe) -> Stage:
     import torch
 
-    settings = recipe.finetune.model_dump(mode="json", exclude={"checkpoint_seconds", "workers"})
+    settings = recipe.finetune.model_dump(
+        mode="json", exclude={"checkpoint_seconds", "workers", "tensorboard"}
+    )
     weights = Path(recipe.backbone.weights)
     return Stage(
         "finetune",
@@ -537,5 +539,5 @@ def _bundle_stage(recipe: Recipe, inputs: tuple[str, ...]) -> Stage:
         {"recipe": public_recipe(recipe)},
         ("jinja2", "matplotlib"),
         pack_bundle,
-        revision=3,
+        revision=4,
     )

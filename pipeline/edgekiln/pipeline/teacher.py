@@ -67,6 +67,7 @@ def _check(stored: StoredWeights, contract: Contract) -> None:
         )
         raise RecipeError(
             f"The teacher in {path.name} knows other classes than the data: {differing or 'another order'}.",
+            hint="Train the teacher on the same classes, in the same order, or name the checkpoint of such a run.",
             path=path,
         )
     for key in ("height", "width", "resize", "shorter_side", "interpolation", "background"):

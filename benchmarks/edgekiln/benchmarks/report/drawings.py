@@ -180,14 +180,21 @@ _LOSS_NAMES = {"loss": "loss", "target_loss": "target", "source_loss": "source",
 
 
 def draw_training(report: Mapping[str, Any]) -> str:
-    """Val top-1 and mean losses by epoch, the kept epoch marked; empty where nothing was trained."""
+    """Val top-1, mean losses and, where it is known, the learning rate by epoch, the kept epoch marked.
+
+    Empty where nothing was trained.
+    """
     training = report.get("training") or {"epochs": []}
     epochs = training["epochs"]
     if len(epochs) < 2:
         return ""
+    rates = [(e["epoch"], e["learning_rate"]) for e in epochs if "learning_rate" in e]
 
     def draw(figure: Any) -> None:
-        upper, lower = figure.subplots(2, 1, sharex=True)
+        rows = figure.subplots(
+            3 if rates else 2, 1, sharex=True, height_ratios=[3, 3, 1.5][: 3 if rates else 2]
+        )
+        upper, lower = rows[:2]
         _plot_epochs(upper, [(e["epoch"], 100 * e["val_top1"]) for e in epochs], "o-", _color(1), None)
         upper.set_ylabel("val top-1, %")
         for number, (key, name) in enumerate(_LOSS_NAMES.items()):
@@ -195,13 +202,17 @@ def draw_training(report: Mapping[str, Any]) -> str:
                 lower, [(e["epoch"], e[key]) for e in epochs if key in e], ".-", _color(number), name
             )
         _plot_epochs(lower, [(e["epoch"], e["val_loss"]) for e in epochs], "--", _INK, "val")
-        for axes in (upper, lower) if training["best_epoch"] is not None else ():
+        for axes in rows if training["best_epoch"] is not None else ():
             axes.axvline(training["best_epoch"], color=_INK, alpha=0.5, linewidth=0.8, linestyle=":")
         lower.set_ylabel("loss")
-        lower.set_xlabel("epoch; 0 is before training")
         lower.legend(fontsize=8, frameon=False)
+        if rates:
+            _plot_epochs(rows[2], rates, ".-", _color(0), None)
+            rows[2].set_ylabel("rate")
+            rows[2].set_ylim(bottom=0)
+        rows[-1].set_xlabel("epoch; 0 is before training")
 
-    return save_drawing("training", (_WIDTH, 3.6), draw)
+    return save_drawing("training", (_WIDTH, 4.4 if rates else 3.6), draw)
 
 
 def _plot_epochs(

@@ -1,0 +1,124 @@
+"""What is said when a GPU runs out of memory, on a GPU whose memory is a formula."""
+
+import gc
+import weakref
+
+import pytest
+import torch
+from fake_gpu_memory import GIB, Gpu
+
+from edgekiln.pipeline.gpu_memory import (
+    StepMemory,
+    explain_out_of_memory,
+    measure_step_memory,
+    suggest_batch,
+)
+from edgekiln.runtime.errors import ExitCode, ResourceError
+
+
+def fail_with(gpu, batch, accumulate=1, run_step=None):
+    with pytest.raises(ResourceError) as caught, explain_out_of_memory(batch, accumulate, run_step=run_step):
+        gpu.step(batch)
+    assert isinstance(caught.value.__cause__, torch.OutOfMemoryError)
+    assert caught.value.exit_code == ExitCode.RESOURCES
+    return caught.value
+
+
+def test_the_batch_that_would_fit_is_told(monkeypatch):
+    gpu = Gpu(monkeypatch, total=24 * GIB, fixed=2 * GIB, per_picture=GIB // 8)
+    error = fail_with(gpu, 256, run_step=gpu.step)
+    assert error.message == (
+        "The GPU's memory does not hold a training step with finetune.batch_size = 256, which needs about 34.0 GiB: "
+        "NVIDIA A10 has 24.0 GiB."
+    )
+    # 0.9 * 24 = 2 + B / 8 gives 156; the largest divisor of 256 below is 128, of 2 + 16 GiB.
+    assert error.hint == (
+        "Set finetune.batch_size = 128 and finetune.accumulate = 2, for the same 256 pictures a step in about "
+        "18.0 GiB, by two measured steps."
+    )
+    gpu.step(128)  # which is true
+
+
+def test_moments_that_come_after_the_first_step_count_as_fixed(monkeypatch):
+    gpu = Gpu(monkeypatch, total=24 * GIB, fixed=GIB, per_picture=GIB // 4, moments=3 * GIB)
+    assert measure_step_memory(gpu.step, 128) == StepMemory(4 * GIB, GIB // 4)
+    assert gpu.steps == [16, 16, 32]
+
+
+def test_memory_of_others_is_told_and_not_counted_on(monkeypatch):
+    gpu = Gpu(monkeypatch, total=24 * GIB, fixed=2 * GIB, per_picture=GIB // 8, others=14 * GIB)
+    error = fail_with(gpu, 128, accumulate=2, run_step=gpu.step)
+    assert "NVIDIA A10 has 10.0 GiB, 14.0 GiB of its 24.0 GiB are held by others." in error.message
+    assert "finetune.batch_size = 32 and finetune.accumulate = 8, for the same 256 pictures" in error.hint
+
+
+def test_smaller_steps_are_tried_where_an_eighth_is_too_much(monkeypatch):
+    gpu = Gpu(monkeypatch, total=24 * GIB, fixed=GIB, per_picture=GIB)
+    error = fail_with(gpu, 512, run_step=gpu.step)
+    assert gpu.steps == [512, 64, 16, 16, 32, 4, 4, 8]
+    assert "finetune.batch_size = 16 and finetune.accumulate = 32" in error.hint
+
+
+def test_where_nothing_fits_it_says_so(monkeypatch):
+    gpu = Gpu(monkeypatch, total=4 * GIB, fixed=3 * GIB, per_picture=GIB)
+    error = fail_with(gpu, 4, run_step=gpu.step)
+    assert error.hint.startswith("Steps of 2 and 4 pictures do not both fit either: lower data.size")
+    assert "needs about" not in error.message
+
+
+def test_where_less_than_two_pictures_would_fit_it_says_so(monkeypatch):
+    gpu = Gpu(monkeypatch, total=100 * GIB, fixed=88 * GIB, per_picture=3 * GIB)  # the rest is the reserve
+    assert fail_with(gpu, 6, run_step=gpu.step).hint.startswith(
+        "Not even 2 pictures would fit: lower data.size"
+    )
+
+
+def test_without_a_step_to_measure_there_is_no_figure(monkeypatch):
+    gpu = Gpu(monkeypatch, total=4 * GIB, fixed=GIB, per_picture=GIB)
+    error = fail_with(gpu, 64)
+    assert gpu.steps == [64]
+    assert error.hint == "Lower finetune.batch_size, and raise finetune.accumulate by the same factor."
+
+
+@pytest.mark.parametrize(
+    ("batch", "accumulate", "fits", "wanted"),
+    [
+        (256, 1, 156, (128, 2)),
+        (100, 1, 30, (25, 4)),
+        (96, 2, 40, (32, 6)),
+        (127, 1, 40, (32, 4)),  # a prime: 128 pictures a step
+        (64, 1, 1000, (32, 2)),  # the estimate says that all fits, and it did not
+        (32, 1, 3, (2, 16)),
+        (6, 1, 3, (3, 2)),
+        (3, 1, 3, (2, 2)),
+    ],
+)
+def test_the_suggestion_keeps_the_pictures_of_a_step(batch, accumulate, fits, wanted):
+    assert suggest_batch(batch, accumulate, fits) == wanted
+
+
+def test_the_failed_steps_tensors_are_freed_before_anything_is_measured(monkeypatch):
+    """Or the small steps would not fit either."""
+    gpu = Gpu(monkeypatch, total=24 * GIB, fixed=GIB, per_picture=GIB)
+    seen = []
+
+    def step():
+        activations = torch.zeros(3)
+        seen.append(weakref.ref(activations))
+        gpu.step(64)
+
+    def measured(batch):
+        gc.collect()
+        assert seen[0]() is None
+        gpu.step(batch)
+
+    with pytest.raises(ResourceError), explain_out_of_memory(64, run_step=measured):
+        step()
+    assert len(gpu.steps) > 1
+
+
+def test_other_errors_and_success_pass_through(monkeypatch):
+    with explain_out_of_memory(4):
+        pass
+    with pytest.raises(RuntimeError, match="shape"), explain_out_of_memory(4):
+        raise RuntimeError("shape")
