@@ -18,6 +18,7 @@ import numpy as np
 
 from edgekiln.pipeline.data import (
     LabelledImages,
+    SplitName,
     describe_unjudged,
     load_split,
     make_contract,
@@ -135,13 +136,14 @@ def _data_stage(recipe: Recipe, settings: DataSettings | None = None, name: str 
         name,
         (),
         {
-            "data": data.model_dump(mode="json"),
+            # What is trained in memory is written to disk before: the same files.
+            "data": data.model_dump(mode="json") | ({"cache": "disk"} if data.cache == "memory" else {}),
             "seed": recipe.seed,
             "pictures": _fingerprint(read_source(data)),
         },
         ("numpy", "Pillow"),
         lambda context: _prepare_data(context, data),
-        revision=2,
+        revision=3,
     )
 
 
@@ -151,7 +153,7 @@ def _fingerprint(images: LabelledImages) -> str:
     for part in (images.train, images.val or (), images.test or ()):
         for sample in part:
             if isinstance(sample.picture, str | os.PathLike):
-                identity: object = _file_status(Path(sample.picture))
+                identity: object = _file_status(sample.picture)
             else:
                 identity = hashlib.sha256(np.ascontiguousarray(sample.picture).tobytes()).hexdigest()
             digest.update(repr((sample.key, sample.label, identity)).encode())
@@ -159,9 +161,9 @@ def _fingerprint(images: LabelledImages) -> str:
     return digest.hexdigest()
 
 
-def _file_status(path: Path) -> tuple[int, int, int] | None:
+def _file_status(path: str | os.PathLike[str]) -> tuple[int, int, int] | None:
     try:
-        status = path.stat()
+        status = os.stat(path)  # noqa: PTH116 -- 100,000 Paths cost as much time as the system calls
     except OSError:  # a dangling link: counted and named as unreadable when the stage runs
         return None
     return status.st_size, status.st_mtime_ns, status.st_ctime_ns
@@ -173,6 +175,7 @@ def _prepare_data(context: StageContext, settings: DataSettings) -> None:
         seed=context.recipe.seed,
         folder=context.folder,
         advance=lambda done, total: context.progress.advance(done, total, "pictures"),
+        message=context.progress.message,
     )
     counts = ", ".join(f"{name} {len(part['keys'])}" for name, part in index["splits"].items())
     context.progress.message(f"  {len(index['classes'])} classes; {counts}")
@@ -258,8 +261,8 @@ def _finetune(context: StageContext) -> None:
         backbone=recipe.backbone,
         settings=recipe.finetune,
         contract=make_contract(recipe.data, classes, normalization),
-        train=load_split(data, "train"),
-        val=load_split(data, "val"),
+        train=load_split(data, "train", in_memory=recipe.data.cache == "memory"),
+        val=load_split(data, "val", in_memory=recipe.data.cache == "memory"),
         seed=recipe.seed,
         advance=context.progress.advance,
         source=_load_source(context, classes),
@@ -285,7 +288,12 @@ def _load_source(context: StageContext, target: tuple[str, ...]) -> SourceData |
         network = build_backbone(recipe.backbone, len(target), recipe.data.size, load_weights=False).network
         stored = read_weights(Path(recipe.backbone.weights))
         head = read_source_head(stored, find_head(network, len(target))[0], classes)
-    return SourceData(load_split(folder, "train"), load_split(folder, "val"), classes, task.alpha, head)
+    in_memory = task.data.cache == "memory"
+    train, val = (load_split(folder, name, in_memory=in_memory) for name in _TRAINED_ON)
+    return SourceData(train, val, classes, task.alpha, head)
+
+
+_TRAINED_ON: tuple[SplitName, ...] = ("train", "val")
 
 
 def _export_stage(recipe: Recipe) -> Stage:
