@@ -26,8 +26,8 @@ __all__ = ["PICTURES_NAME", "PREPARATION_NAME", "Keeper", "array_file", "choose_
 PREPARATION_NAME = "preparation.json"
 PICTURES_NAME = "pictures.local.json"
 _DISK_MARGIN = (
-    2**30
-)  # kept free by data.cache = "auto": checkpoints, graphs and reports come after the arrays
+    10**9
+)  # that data.cache = "auto" keeps free: checkpoints, graphs and reports come after the arrays
 
 
 def array_file(folder: Path, name: SplitName) -> Path:

@@ -7,7 +7,7 @@ are read; ``loading`` reads ahead.
 
 from edgekiln.pipeline.folders import PICTURE_SUFFIXES
 from edgekiln.pipeline.labelled import LabelledImages, Sample, SplitName, split_samples
-from edgekiln.pipeline.listing import import_callable, read_source
+from edgekiln.pipeline.listing import fingerprint_source, import_callable, read_source
 from edgekiln.pipeline.loading import Prefetcher
 from edgekiln.pipeline.prepared import (
     INDEX_NAME,
@@ -30,6 +30,7 @@ __all__ = [
     "Sample",
     "SplitName",
     "describe_unjudged",
+    "fingerprint_source",
     "hold_in_memory",
     "identity_file",
     "import_callable",

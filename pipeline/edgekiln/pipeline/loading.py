@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import islice
 from types import TracebackType
@@ -31,7 +31,7 @@ _CHUNK = (
 
 def map_ahead(
     work: Callable[[_Item], _Result], items: Iterable[_Item], *, ahead: int, threads: int | None = None
-) -> Iterator[_Result]:
+) -> Generator[_Result, None, None]:
     """``map`` in threads that are at most ``ahead`` items before the caller; ``items`` are drawn as they are needed.
 
     Results and failures come in the order of the items. Closing the iterator ends the threads.

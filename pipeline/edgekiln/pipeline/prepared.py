@@ -10,7 +10,8 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
@@ -117,8 +118,10 @@ def prepare_splits(
     index: dict[str, Any] = {"classes": list(images.classes), "ignored": list(images.ignored), "splits": {}}
     try:
         for name in _JUDGING_FIRST:
-            with keeper.open_split(name, len(samples[name])) as keep:
-                found = _look_at_all(samples[name], keeper.look, contract)
+            with (
+                keeper.open_split(name, len(samples[name])) as keep,
+                closing(_look_at_all(samples[name], keeper.look, contract)) as found,
+            ):
                 index["splits"][name] = sorter.sort(name, found, keep)
         _check_unreadable(sorter.unreadable, sorter.total, settings)
         index |= {
@@ -189,7 +192,7 @@ class _Looked:
 
 def _look_at_all(
     samples: Sequence[Sample], look: Callable[[Picture], Frame | None], contract: Contract
-) -> Iterator[_Looked]:
+) -> Generator[_Looked, None, None]:
     """Every picture in order, read and looked at in threads, with bounded memory."""
 
     def work(chunk: Sequence[Sample]) -> list[_Looked]:
@@ -198,8 +201,9 @@ def _look_at_all(
     rest = iter(samples)
     chunks = iter(lambda: list(islice(rest, _CHUNK)), [])
     pictures = min(_AHEAD_PICTURES, _AHEAD_BYTES // array_bytes(1, contract))
-    for chunk in map_ahead(work, chunks, ahead=max(2, pictures // _CHUNK)):
-        yield from chunk
+    with closing(map_ahead(work, chunks, ahead=max(2, pictures // _CHUNK))) as done:
+        for chunk in done:
+            yield from chunk
 
 
 def _look_at(sample: Sample, look: Callable[[Picture], Frame | None]) -> _Looked:

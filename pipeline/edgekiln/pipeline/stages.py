@@ -6,7 +6,6 @@ data (-> data.source) -> finetune -> export -> variant.NAME -> engine.NAME -> ev
 
 from __future__ import annotations
 
-import hashlib
 import importlib.util
 import os
 from collections.abc import Callable, Mapping, Sequence
@@ -17,9 +16,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from edgekiln.pipeline.data import (
-    LabelledImages,
     SplitName,
     describe_unjudged,
+    fingerprint_source,
     load_split,
     make_contract,
     prepare_splits,
@@ -139,34 +138,12 @@ def _data_stage(recipe: Recipe, settings: DataSettings | None = None, name: str 
             # What is trained in memory is written to disk before: the same files.
             "data": data.model_dump(mode="json") | ({"cache": "disk"} if data.cache == "memory" else {}),
             "seed": recipe.seed,
-            "pictures": _fingerprint(read_source(data)),
+            "pictures": fingerprint_source(read_source(data)),
         },
         ("numpy", "Pillow"),
         lambda context: _prepare_data(context, data),
         revision=3,
     )
-
-
-def _fingerprint(images: LabelledImages) -> str:
-    """Changes with any picture. Files by size and times, not content: a key must not cost a full read."""
-    digest = hashlib.sha256(repr((images.classes, images.ignored)).encode())
-    for part in (images.train, images.val or (), images.test or ()):
-        for sample in part:
-            if isinstance(sample.picture, str | os.PathLike):
-                identity: object = _file_status(sample.picture)
-            else:
-                identity = hashlib.sha256(np.ascontiguousarray(sample.picture).tobytes()).hexdigest()
-            digest.update(repr((sample.key, sample.label, identity)).encode())
-        digest.update(b"|")
-    return digest.hexdigest()
-
-
-def _file_status(path: str | os.PathLike[str]) -> tuple[int, int, int] | None:
-    try:
-        status = os.stat(path)  # noqa: PTH116 -- 100,000 Paths cost as much time as the system calls
-    except OSError:  # a dangling link: counted and named as unreadable when the stage runs
-        return None
-    return status.st_size, status.st_mtime_ns, status.st_ctime_ns
 
 
 def _prepare_data(context: StageContext, settings: DataSettings) -> None:
