@@ -26,7 +26,9 @@ from edgekiln.pipeline.picture_frames import PictureFrames
 from edgekiln.pipeline.progress import SilentProgress
 from edgekiln.pipeline.recipe import DataSettings, load_recipe
 from edgekiln.pipeline.run import plan_run, run_recipe
-from edgekiln.runtime.errors import DataError, ExitCode, ResourceError
+from edgekiln.pipeline.stage_files import StageContext
+from edgekiln.pipeline.variants import make_variant
+from edgekiln.runtime.errors import DataError, ExitCode, ImageError, ResourceError
 
 SPLITS = ("train", "val", "test")
 
@@ -173,8 +175,27 @@ def test_moved_pictures_are_listed_anew_and_nothing_is_trained_again(tiny_recipe
     assert second.stages["finetune"].cached
     assert second.stages["data"].digest == first.stages["data"].digest
     np.array(load_split(second.stages["data"].folder, "test").frames)
-    with pytest.raises(DataError, match="cannot be read: No such file"):
+    with pytest.raises(ImageError, match="cannot be read: No such file"):
         np.array(load_split(first.stages["data"].folder, "test").frames)
+
+
+def test_a_picture_that_goes_stops_the_run_and_is_no_failure_of_a_variant(tiny_recipe, tmp_path):
+    """Kept as a variant's failure it would still stand there when the picture is back."""
+    recipe, runs = load_recipe(tiny_recipe, ["data.cache=none", "finetune.epochs=0"]), tmp_path / "runs"
+    data = run_recipe(recipe, runs, SilentProgress(), until="export").stages["data"].folder
+    path = tmp_path / "pictures" / load_split(data, "train").keys[-1]
+    hidden = path.rename(tmp_path / "hidden.png")
+    found = load_split(data, "train")
+    context = StageContext(
+        recipe,
+        tmp_path,
+        {"data": data, "export": next((runs / "tiny/stages/export").glob("*/out"))},
+        SilentProgress(),
+    )
+    int8 = next(variant for variant in recipe.variants if variant.name == "int8")
+    with pytest.raises(ImageError, match="cannot be read: No such file"):
+        make_variant(context, int8.model_copy(update={"calibration_images": len(found)}))
+    hidden.rename(path)
 
 
 # -- which one is taken
@@ -291,7 +312,7 @@ def test_a_picture_broken_behind_its_header_stops_where_it_is_used(folder, tmp_p
         load_split(tmp_path / "out", name).frames,
         index["splits"][name]["keys"].index("red/007.png"),
     )
-    with pytest.raises(DataError, match=r"red/007\.png cannot be decoded") as caught:
+    with pytest.raises(ImageError, match=r"red/007\.png cannot be decoded") as caught:
         frames[:]
     assert caught.value.path == str(path)
     assert "data.check = 'whole' finds such pictures" in caught.value.hint
@@ -309,11 +330,13 @@ def test_a_picture_that_changes_or_goes_while_it_is_used_is_refused(both):
     first, second = (folder / key for key in load_split(both[1], "val").keys[:2])
     Image.new("RGB", (9, 9)).save(first)
     second.unlink()
-    with pytest.raises(DataError, match="is no longer the picture that was listed") as caught:
+    with pytest.raises(ImageError, match="is no longer the picture that was listed") as caught:
         frames[:1]
     assert caught.value.path == str(first)
+    assert caught.value.reason == "changed"
+    assert caught.value.exit_code == ExitCode.USAGE
     assert "Run the same command again" in caught.value.hint
-    with pytest.raises(DataError, match="cannot be read: No such file"):
+    with pytest.raises(ImageError, match="cannot be read: No such file"):
         frames[1]
 
 

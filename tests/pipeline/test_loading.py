@@ -1,16 +1,19 @@
 """Reading ahead: what comes out is what a loop would give, in its order, and no more is under way than was allowed."""
 
+import json
 import threading
 import time
 
 import numpy as np
 import pytest
+from PIL import Image
 from tests_support import write_pictures
 
 from edgekiln.pipeline.data import Prefetcher, load_split, prepare_splits
 from edgekiln.pipeline.loading import map_ahead
+from edgekiln.pipeline.loading_cost import main, measure_loading, write_jpegs
 from edgekiln.pipeline.recipe import DataSettings
-from edgekiln.runtime.errors import DataError
+from edgekiln.runtime.errors import EngineError, ImageError
 
 
 def threads_named(name):
@@ -121,7 +124,7 @@ def test_a_broken_picture_fails_its_own_batch_and_ends_the_threads(splits):
     ready = Prefetcher(none.frames, chosen, ahead=7)
     got = np.concatenate([next(ready) for _ in range(4)])
     np.testing.assert_array_equal(got, disk.frames[:20])
-    with pytest.raises(DataError, match="is no longer the picture that was listed"):
+    with pytest.raises(ImageError, match="is no longer the picture that was listed"):
         next(ready)
     assert list(ready) == []
     assert not threads_named("edgekiln-prefetch")
@@ -148,3 +151,35 @@ def test_indices_beyond_the_split_are_an_error(splits):
 def test_none_ahead_is_no_prefetcher(splits):
     with pytest.raises(ValueError, match="ahead = 0, wanted at least 1"):
         Prefetcher(splits[0].frames, [], ahead=0)
+
+
+# -- the benchmark
+
+
+def test_the_benchmark_of_loading_measures_every_cache_and_leaves_nothing(tmp_path, capsys):
+    main(["--files", "120", "--side", "32", "--size", "16", "--folder", str(tmp_path)])
+    about, *lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert (about["files"], about["side"], about["size"]) == (120, 32, 16)
+    caches = [("none", "header"), ("none", "whole"), ("disk", None), ("memory", None)]
+    assert [(line["cache"], line["check"]) for line in lines] == caches
+    for line in lines:
+        assert 0 < line["listed_s"] <= line["prepared_s"] <= line["first_batch_s"]
+        assert line["images_per_s"] > 0
+        assert line["imports_rss_mb"] <= line["peak_rss_mb"]
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_its_pictures_are_distinct_files_of_few_scenes(tmp_path):
+    written = write_jpegs(tmp_path, 120, 32)
+    files = sorted(tmp_path.rglob("*.jpg"))
+    assert len({path.read_bytes() for path in files}) == len(files) == 120
+    assert sum(path.stat().st_size for path in files) == written
+    pixels = {np.asarray(Image.open(path)).tobytes() for path in files}
+    assert len(pixels) == 50
+
+
+def test_a_process_that_fails_is_told(tmp_path):
+    with pytest.raises(
+        EngineError, match=r"ended with 1: edgekiln\.runtime\.errors\.DataError: There is no folder"
+    ):
+        measure_loading(tmp_path / "absent", tmp_path, cache="disk", check="whole", size=16)

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgekiln.runtime.contract import Contract
-from edgekiln.runtime.errors import DataError, ImageError
+from edgekiln.runtime.errors import ImageError
 from edgekiln.runtime.image import Frame, prepare
 from edgekiln.runtime.spec import Frames
 
@@ -38,7 +38,8 @@ class PictureFrames:
         sha256: of each file. One that has changed since it was listed is refused: labels and splits may not hold.
 
     Raises:
-        DataError: on reading, a file is gone, has changed, or cannot be decoded.
+        ImageError: on reading, a file is gone, has changed, or cannot be decoded. No DataError: of a variant that would
+            be its own failure, and kept as such, where it is the whole run's.
     """
 
     root: Path
@@ -107,23 +108,25 @@ class PictureFrames:
         try:
             encoded = path.read_bytes()
         except OSError as error:
-            raise _changed(path, f"cannot be read: {error.strerror}") from error
+            raise _changed(path, f"cannot be read: {error.strerror}", "unreadable") from error
         if hashlib.sha256(encoded).hexdigest() != self.sha256[index]:
-            raise _changed(path, "is no longer the picture that was listed")
+            raise _changed(path, "is no longer the picture that was listed", "changed")
         try:
             return prepare(encoded, self.contract)
         except ImageError as error:
-            raise DataError(
+            raise ImageError(
                 f"{path} cannot be decoded: {error.message}",
+                reason=error.reason,
                 hint="Remove or replace it and run the same command again; data.check = 'whole' finds such pictures "
                 "before training.",
                 path=path,
             ) from error
 
 
-def _changed(path: Path, what: str) -> DataError:
-    return DataError(
+def _changed(path: Path, what: str, reason: str) -> ImageError:
+    return ImageError(
         f"{path} {what}.",
+        reason=reason,
         hint="Run the same command again: it lists the pictures anew. They must stay as they are while a recipe with "
         "data.cache = 'none' runs.",
         path=path,
