@@ -717,7 +717,7 @@ def _(desk):
     def write(*arguments):  # as the system says it while writing: without a file's name
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    desk.patch.setattr("edgekiln.pipeline.data._SplitWriter.add", write)
+    desk.patch.setattr("edgekiln.pipeline.arrays.ArrayWriter.add", write)
     return desk.run()
 
 

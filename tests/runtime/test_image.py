@@ -14,7 +14,7 @@ from torchvision.transforms import InterpolationMode, v2
 
 from edgekiln.runtime.contract import Contract
 from edgekiln.runtime.errors import ExitCode, ImageError
-from edgekiln.runtime.image import MAX_BYTES, MAX_PIXELS, decode, prepare
+from edgekiln.runtime.image import MAX_BYTES, MAX_PIXELS, check_encoded, decode, prepare
 
 CLASSES = ("a", "b")
 SMALL = Contract(height=6, width=9, classes=CLASSES)
@@ -520,3 +520,70 @@ def test_an_rgb_picture_of_the_right_size_shares_nothing_with_the_result():
 def test_decode_gives_an_upright_rgb_image():
     image = decode(oriented("PNG", 6, Image.new("L", (9, 6), 40)))
     assert (image.mode, image.size) == ("RGB", (6, 9))
+
+
+# Checking without pixels
+
+
+def verdict(call):
+    try:
+        call()
+    except ImageError as error:
+        return error.reason
+    return "good"
+
+
+@pytest.mark.parametrize(
+    ("format_", "mode", "options"),
+    [
+        ("JPEG", "RGB", {}),
+        ("JPEG", "RGB", {"progressive": True, "quality": 95}),
+        ("JPEG", "L", {}),
+        ("JPEG", "CMYK", {}),
+        ("PNG", "RGB", {}),
+        ("PNG", "LA", {}),
+        ("WEBP", "RGB", {}),
+        ("BMP", "RGB", {}),
+    ],
+)
+def test_a_whole_check_judges_a_picture_cut_anywhere_as_decoding_does(format_, mode, options):
+    data = encoded(Image.fromarray(noise(150, 90)).convert(mode), format_, **options)
+    cuts = [*range(0, len(data), max(1, len(data) // 60)), *range(len(data) - 12, len(data) + 1)]
+    judged = [
+        (
+            verdict(lambda cut=cut: prepare(data[:cut], SMALL)),
+            verdict(lambda cut=cut: check_encoded(data[:cut], SMALL, whole=True)),
+        )
+        for cut in cuts
+    ]
+    assert [checked for _, checked in judged] == [decoded for decoded, _ in judged]
+    assert judged[-1] == ("good", "good")
+    assert judged[len(judged) // 2][0] != "good"
+
+
+def test_a_whole_check_judges_flipped_bytes_as_decoding_does():
+    data = encoded(Image.fromarray(noise(64, 48)), "JPEG")
+    generator = np.random.default_rng(3)
+    for _ in range(300):
+        damaged = bytearray(data)
+        for place in generator.integers(0, len(data), 3):
+            damaged[place] = generator.integers(256)
+        decoded = verdict(lambda damaged=damaged: prepare(bytes(damaged), SMALL))
+        checked = verdict(lambda damaged=damaged: check_encoded(bytes(damaged), SMALL, whole=True))
+        assert (checked == "good") == (decoded == "good")
+
+
+def test_a_check_of_the_header_sees_the_header_alone():
+    data = encoded(Image.fromarray(noise(64, 48)), "JPEG")
+    check_encoded(data[: len(data) // 2], SMALL, whole=False)
+    check_encoded(png_header(64, 48), SMALL, whole=False)
+    for whole in (True, False):
+        for bad in (b"", b"GIF89a", png_header(60_000, 60_000)):
+            with pytest.raises(ImageError):
+                check_encoded(bad, SMALL, whole=whole)
+        with pytest.raises(ImageError, match="too elongated to resize"):
+            check_encoded(
+                encoded(Image.new("RGB", (1, 60_000))),
+                CROP.__class__(height=64, width=64, resize="shorter-side", shorter_side=64, classes=CLASSES),
+                whole=whole,
+            )

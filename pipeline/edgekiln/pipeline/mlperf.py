@@ -19,7 +19,7 @@ import numpy as np
 
 from edgekiln.benchmarks.journal import Journal, clear_journal, plan_digest
 from edgekiln.benchmarks.judging import Reference
-from edgekiln.pipeline.data import load_split
+from edgekiln.pipeline.data import identity_file, load_split
 from edgekiln.pipeline.engines import built_files
 from edgekiln.pipeline.packing import judge_variant
 from edgekiln.pipeline.recipe import VariantSettings
@@ -100,7 +100,7 @@ def _open_journal(context: StageContext, engines: Sequence[EngineFiles]) -> Jour
         "seconds": context.recipe.benchmark.mlperf_seconds,
         "engines": [[e.name, e.backend, e.threads, [hash_file(p)[0] for p in e.paths]] for e in engines],
     }
-    digest = plan_digest(plan, context.inputs["data"] / "test.npy")
+    digest = plan_digest(plan, identity_file(context.inputs["data"], "test"))
     return Journal(context.folder, digest, context.progress.message)
 
 

@@ -107,6 +107,16 @@ class DataSettings(_Section):
         1.0, gt=0, le=1, description="share of train that is used, of each class; test stays whole"
     )
     max_unreadable: float = Field(0.01, ge=0, le=1, description="more than this share stops the run")
+    cache: Literal["auto", "memory", "disk", "none"] = Field(
+        "auto",
+        description="decoded frames: arrays on disk, read into memory to train, or none, which decodes files when they "
+        "are used; auto takes disk where they fit and leave 1 GB free, else none",
+    )
+    check: Literal["whole", "header"] = Field(
+        "whole",
+        description="where nothing is cached: whole decodes each picture once beforehand, header opens it, and a "
+        "broken one then stops the run where it is used",
+    )
 
 
 class BackboneSettings(_Section):

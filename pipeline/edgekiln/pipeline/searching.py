@@ -19,7 +19,7 @@ import numpy as np
 
 from edgekiln.benchmarks.environment import tool_versions
 from edgekiln.benchmarks.gate import tango_interval
-from edgekiln.pipeline.data import PreparedSplit, load_split
+from edgekiln.pipeline.data import PreparedSplit, hold_in_memory, load_split
 from edgekiln.pipeline.recipe import VariantSettings
 from edgekiln.pipeline.stage_files import MODEL_NAME, StageContext
 from edgekiln.pipeline.store import earlier_files
@@ -105,7 +105,7 @@ def hold_budget(
     from edgekiln.export.sensitivity import SearchProblem, search_precision
 
     source = (context.inputs["export"] / MODEL_NAME).read_bytes()
-    val = load_split(context.inputs["data"], "val")
+    val = hold_in_memory(load_split(context.inputs["data"], "val"), context.progress.message)
     graph, max_drop = onnx.load_from_string(source), allowed_drop(context, variant)
     macs = count_macs(graph)
     accepts, rule = make_rule(max_drop, context.recipe.gate.confidence, len(val))

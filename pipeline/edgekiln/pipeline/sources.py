@@ -1,6 +1,6 @@
 """Labelled pictures that are not folders of classes: IDX files, tables, scikit-learn's digits.
 
-Each function lists what is there and decodes nothing; ``data.read_source`` calls them. None of them downloads.
+Each function lists what is there and decodes nothing; ``listing.read_source`` calls them. None of them downloads.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from edgekiln.pipeline.data import LabelledImages, Sample, SplitName
+from edgekiln.pipeline.labelled import LabelledImages, Sample, SplitName
 from edgekiln.runtime.errors import DataError
 from edgekiln.runtime.extras import import_extra
 

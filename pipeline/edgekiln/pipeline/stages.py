@@ -6,7 +6,6 @@ data (-> data.source) -> finetune -> export -> variant.NAME -> engine.NAME -> ev
 
 from __future__ import annotations
 
-import hashlib
 import importlib.util
 import os
 from collections.abc import Callable, Mapping, Sequence
@@ -17,8 +16,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from edgekiln.pipeline.data import (
-    LabelledImages,
     describe_unjudged,
+    fingerprint_source,
     load_split,
     prepare_splits,
     read_source,
@@ -144,41 +143,20 @@ _LISTED_BY = ("source", "path", "path_column", "label_column", "download")
 def _data_stage(recipe: Recipe, data: DataSettings, name: str, fingerprints: dict[str, str]) -> Stage:
     listed = data.model_dump_json(include=set(_LISTED_BY))
     if listed not in fingerprints:
-        fingerprints[listed] = _fingerprint(read_source(data))
+        fingerprints[listed] = fingerprint_source(read_source(data))
     return Stage(
         name,
         (),
         {
-            "data": data.model_dump(mode="json"),
+            # What is trained in memory is written to disk before: the same files.
+            "data": data.model_dump(mode="json") | ({"cache": "disk"} if data.cache == "memory" else {}),
             "seed": recipe.seed,
             "pictures": fingerprints[listed],
         },
         ("numpy", "Pillow"),
         lambda context: _prepare_data(context, data),
-        revision=2,
+        revision=3,
     )
-
-
-def _fingerprint(images: LabelledImages) -> str:
-    """Changes with any picture. Files by size and times, not content: a key must not cost a full read."""
-    digest = hashlib.sha256(repr((images.classes, images.ignored)).encode())
-    for part in (images.train, images.val or (), images.test or ()):
-        for sample in part:
-            if isinstance(sample.picture, str | os.PathLike):
-                identity: object = _file_status(Path(sample.picture))
-            else:
-                identity = hashlib.sha256(np.ascontiguousarray(sample.picture).tobytes()).hexdigest()
-            digest.update(repr((sample.key, sample.label, identity)).encode())
-        digest.update(b"|")
-    return digest.hexdigest()
-
-
-def _file_status(path: Path) -> tuple[int, int, int] | None:
-    try:
-        status = path.stat()
-    except OSError:  # a dangling link: counted and named as unreadable when the stage runs
-        return None
-    return status.st_size, status.st_mtime_ns, status.st_ctime_ns
 
 
 def _prepare_data(context: StageContext, settings: DataSettings) -> None:
@@ -187,6 +165,7 @@ def _prepare_data(context: StageContext, settings: DataSettings) -> None:
         seed=context.recipe.seed,
         folder=context.folder,
         advance=lambda done, total: context.progress.advance(done, total, "pictures"),
+        message=context.progress.message,
     )
     counts = ", ".join(f"{name} {len(part['keys'])}" for name, part in index["splits"].items())
     context.progress.message(f"  {len(index['classes'])} classes; {counts}")

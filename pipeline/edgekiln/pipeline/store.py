@@ -28,6 +28,9 @@ __all__ = ["StageRecord", "StageStore", "earlier_files", "stage_key"]
 _RECORD_NAME = "stage.json"
 _OUTPUT_NAME = "out"
 _PARTIAL, _FORCED = ".partial-", ".forced-"
+_LOCAL = ".local.json"
+"""Ending of a file that says where something lies on this machine: kept and checked as others, and no part of what a
+stage made. Its digest leaves it out, so that pictures may move without anything being trained again."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +39,7 @@ class StageRecord:
 
     Attributes:
         folder: holds its output files, flat.
-        digest: sha256 over names and contents of the files; what later stages depend on.
+        digest: sha256 over names and contents of the files, local ones left out; what later stages depend on.
         seconds: how long it took when it ran.
         cached: whether it had been run before.
     """
@@ -165,7 +168,8 @@ class StageStore:
             digest, size = hash_file(entry)
             files[entry.name] = {"sha256": digest, "size": size}
             _flush(entry)
-        digest = hashlib.sha256(json.dumps(files, sort_keys=True).encode()).hexdigest()
+        made = {file: entry for file, entry in files.items() if not file.endswith(_LOCAL)}
+        digest = hashlib.sha256(json.dumps(made, sort_keys=True).encode()).hexdigest()
         staging = partial.with_name(f".done-{key[:16]}")
         shutil.rmtree(staging, ignore_errors=True)
         staging.mkdir()

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from edgekiln.pipeline.backbones import build_backbone, find_head
-from edgekiln.pipeline.data import load_split, make_contract, read_classes
+from edgekiln.pipeline.data import SplitName, load_split, make_contract, read_classes
 from edgekiln.pipeline.finetune import FinetuneJob
 from edgekiln.pipeline.recipe import Recipe
 from edgekiln.pipeline.source_task import SourceData, check_labels, read_source_head
@@ -15,6 +15,7 @@ from edgekiln.pipeline.weights import read_weights
 __all__ = ["make_job"]
 
 _SOURCE_STAGE = "data.source"
+_TRAINED_ON: tuple[SplitName, ...] = ("train", "val")
 
 
 def make_job(
@@ -42,8 +43,8 @@ def make_job(
         backbone=recipe.backbone,
         settings=recipe.finetune,
         contract=make_contract(recipe.data, classes, normalization),
-        train=load_split(data, "train"),
-        val=load_split(data, "val"),
+        train=load_split(data, "train", in_memory=recipe.data.cache == "memory"),
+        val=load_split(data, "val", in_memory=recipe.data.cache == "memory"),
         seed=recipe.seed,
         advance=advance,
         source=_load_source(recipe, inputs, classes),
@@ -64,4 +65,6 @@ def _load_source(recipe: Recipe, inputs: Mapping[str, Path], target: tuple[str, 
         network = build_backbone(recipe.backbone, len(target), recipe.data.size, load_weights=False).network
         stored = read_weights(Path(recipe.backbone.weights))
         head = read_source_head(stored, find_head(network, len(target))[0], classes)
-    return SourceData(load_split(folder, "train"), load_split(folder, "val"), classes, task.alpha, head)
+    in_memory = task.data.cache == "memory"
+    train, val = (load_split(folder, name, in_memory=in_memory) for name in _TRAINED_ON)
+    return SourceData(train, val, classes, task.alpha, head)

@@ -21,7 +21,17 @@ from edgekiln.runtime.errors import ImageError
 if TYPE_CHECKING:
     from PIL import Image
 
-__all__ = ["FORMATS", "MAX_BYTES", "MAX_PIXELS", "ColorOrder", "Frame", "Picture", "decode", "prepare"]
+__all__ = [
+    "FORMATS",
+    "MAX_BYTES",
+    "MAX_PIXELS",
+    "ColorOrder",
+    "Frame",
+    "Picture",
+    "check_encoded",
+    "decode",
+    "prepare",
+]
 
 Frame: TypeAlias = NDArray[np.uint8]
 Picture: TypeAlias = "str | os.PathLike[str] | bytes | Image.Image | Frame"
@@ -86,6 +96,23 @@ def decode(
             reason="type",
         )
     return _upright_rgb(picture, background, path)
+
+
+def check_encoded(encoded: bytes, contract: Contract, *, whole: bool) -> None:
+    """Raise the ImageError that ``prepare`` would, at less cost, and give no pixels.
+
+    Args:
+        encoded: the bytes of a picture file.
+        contract: what it would be prepared for.
+        whole: also decode, as a file whose end is missing shows nothing of it in its header. Of a JPEG all codes are
+            read and an eighth of both sides is computed, which is several times faster; others are decoded in full.
+    """
+    image = _open_encoded(encoded, None)
+    _check_size(image, "The picture", None)
+    _resized_size(image.size, contract)
+    if whole:
+        image.draft(None, (1, 1))  # the decoder's smallest scale; does nothing to what is no JPEG
+        _upright_rgb(image, contract.background, None)
 
 
 def _checked_array(array: NDArray[np.generic], color_order: ColorOrder) -> Frame:
@@ -161,8 +188,7 @@ def _open_encoded(data: bytes, path: Path | None) -> Image.Image:
     return image
 
 
-def _upright_rgb(image: Image.Image, background: tuple[int, int, int], path: Path | None) -> Image.Image:
-    name = "The picture" if path is None else str(path)
+def _check_size(image: Image.Image, name: str, path: Path | None) -> None:
     if 0 in image.size:
         raise ImageError(f"{name} has {image.width} x {image.height} pixels.", reason="type", path=path)
     if image.width * image.height > MAX_PIXELS:
@@ -172,6 +198,11 @@ def _upright_rgb(image: Image.Image, background: tuple[int, int, int], path: Pat
             hint=_SCALE_DOWN,
             path=path,
         )
+
+
+def _upright_rgb(image: Image.Image, background: tuple[int, int, int], path: Path | None) -> Image.Image:
+    name = "The picture" if path is None else str(path)
+    _check_size(image, name, path)
     try:
         image.load()  # of an animation this is the first frame
         return _to_rgb(_apply_orientation(image), background)
@@ -243,17 +274,25 @@ def _fit(image: Image.Image, contract: Contract) -> Image.Image:
 
     target_height, target_width = contract.height, contract.width
     filter_ = Image.Resampling[contract.interpolation.upper()]
+    new_width, new_height = _resized_size(image.size, contract)
+    resized = image.resize((new_width, new_height), filter_)
     if contract.resize == "squash":
-        return image.resize((target_width, target_height), filter_)
+        return resized
+    left = round((new_width - target_width) / 2.0)
+    top = round((new_height - target_height) / 2.0)
+    return resized.crop((left, top, left + target_width, top + target_height))
+
+
+def _resized_size(size: tuple[int, int], contract: Contract) -> tuple[int, int]:
+    """(width, height) before the crop, of a picture of ``size``; raises ImageError where that is no picture's."""
+    if contract.resize == "squash":
+        return contract.width, contract.height
     shorter_side = contract.shorter_side or 0  # the contract guarantees it for this rule
-    width, height = image.size
+    width, height = size
     if width <= height:
         new_width, new_height = shorter_side, int(shorter_side * height / width)
     else:
         new_width, new_height = int(shorter_side * width / height), shorter_side
-    left = round((new_width - target_width) / 2.0)
-    top = round((new_height - target_height) / 2.0)
     if new_width * new_height > MAX_PIXELS:
         raise ImageError(f"A picture of {width} x {height} is too elongated to resize.", reason="too_large")
-    resized = image.resize((new_width, new_height), filter_)
-    return resized.crop((left, top, left + target_width, top + target_height))
+    return new_width, new_height

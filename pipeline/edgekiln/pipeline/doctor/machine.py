@@ -7,6 +7,7 @@ import platform
 from pathlib import Path
 
 from edgekiln.benchmarks.environment import read_cpu_quota
+from edgekiln.pipeline.capacity import available_memory_bytes
 from edgekiln.pipeline.doctor.row import Row, fail, ok, warn
 
 __all__ = ["check_cores", "check_governor", "check_int8", "check_memory", "check_processor"]
@@ -90,7 +91,7 @@ def check_cores() -> Row:
 
 def check_memory(root: Path = Path("/")) -> Row:
     """Memory that is free now, within the container's limit."""
-    free = _free_memory(root)
+    free = available_memory_bytes(root)
     if free is None:
         return ok("memory", "not told by this system")
     found = f"{free / 2**30:.1f} GiB free"
@@ -101,19 +102,6 @@ def check_memory(root: Path = Path("/")) -> Row:
     if free < _LITTLE_MEMORY:
         return warn("memory", found, "Enough to run an engine; training and building may be killed.")
     return ok("memory", found)
-
-
-def _free_memory(root: Path) -> int | None:
-    """Bytes: MemAvailable, or less where a cgroup leaves less."""
-    amounts = []
-    for line in (_read(root / "proc/meminfo") or "").splitlines():
-        if line.startswith("MemAvailable:"):
-            amounts.append(int(line.split()[1]) * 1024)
-    limit = _read(root / "sys/fs/cgroup/memory.max")
-    used = _read(root / "sys/fs/cgroup/memory.current")
-    if limit and used and limit.isdigit() and used.isdigit():
-        amounts.append(max(0, int(limit) - int(used)))
-    return min(amounts, default=None)
 
 
 def _read(path: Path) -> str | None:
