@@ -13,7 +13,7 @@ from edgekiln.pipeline.backbones import build_backbone, find_head
 from edgekiln.pipeline.batches import Batches
 from edgekiln.pipeline.checkpoint import CHECKPOINT_NAME, load_tensors
 from edgekiln.pipeline.data import PreparedSplit
-from edgekiln.pipeline.finetune import LAST_GOOD_NAME, FinetuneJob, _training, finetune
+from edgekiln.pipeline.finetune import FinetuneJob, _training, finetune
 from edgekiln.pipeline.freezing import GradualUnfreezing, count_depths
 from edgekiln.pipeline.optimization import make_optimizer, set_rates
 from edgekiln.pipeline.parallel import ALONE, World
@@ -300,22 +300,3 @@ def test_processes_read_the_same_pixels_as_one_would(tmp_path):
             parts.append(trainer.feed.at(0))
     assert torch.equal(torch.cat([p for p, _ in parts]), whole)
     assert torch.equal(torch.cat([y for _, y in parts]), labels)
-
-
-# -- a loss that is no number
-
-
-def test_the_best_epoch_outlives_a_loss_that_is_no_number(tmp_path):
-    work = job(epochs=3, **PLAIN)
-    with _training(work, tmp_path, ALONE) as trainer:
-        trainer.begin()
-        for _ in range(5):
-            trainer._train_step()
-        trainer._judge_epoch(ALONE)
-        best = {k: v.clone() for k, v in trainer.state.best.items()}
-        with torch.no_grad():
-            trainer.network.fc2.bias.fill_(math.nan)
-        with pytest.raises(GateError, match=rf"at step 5 of 15.*of step 5, is kept in .*{LAST_GOOD_NAME}"):
-            trainer._train_step()
-    kept = load_tensors(tmp_path / LAST_GOOD_NAME)[0]
-    assert all(torch.equal(kept[name], best[name]) for name in best)

@@ -11,14 +11,14 @@ from edgekiln.pipeline.gpu_memory import (
     StepMemory,
     explain_out_of_memory,
     measure_step_memory,
-    suggest_batch,
+    suggest_parts,
 )
 from edgekiln.runtime.errors import ExitCode, ResourceError
 
 
 def fail_with(gpu, batch, accumulate=1, run_step=None):
     with pytest.raises(ResourceError) as caught, explain_out_of_memory(batch, accumulate, run_step=run_step):
-        gpu.step(batch)
+        gpu.step(-(-batch // accumulate))
     assert isinstance(caught.value.__cause__, torch.OutOfMemoryError)
     assert caught.value.exit_code == ExitCode.RESOURCES
     return caught.value
@@ -28,13 +28,13 @@ def test_the_batch_that_would_fit_is_told(monkeypatch):
     gpu = Gpu(monkeypatch, total=24 * GIB, fixed=2 * GIB, per_picture=GIB // 8)
     error = fail_with(gpu, 256, run_step=gpu.step)
     assert error.message == (
-        "The GPU's memory does not hold a training step with finetune.batch_size = 256, which needs about 34.0 GiB: "
+        "The GPU's memory does not hold a training step's 256 pictures at once, which need about 34.0 GiB: "
         "NVIDIA A10 has 24.0 GiB."
     )
-    # 0.9 * 24 = 2 + B / 8 gives 156; the largest divisor of 256 below is 128, of 2 + 16 GiB.
+    # 0.9 * 24 = 2 + B / 8 gives 156; two parts of 128 take 2 + 16 GiB each.
     assert error.hint == (
-        "Set finetune.batch_size = 128 and finetune.accumulate = 2, for the same 256 pictures a step in about "
-        "18.0 GiB, by two measured steps."
+        "156 would fit. finetune.accumulate = 2 computes the same step in parts of 128, in about 18.0 GiB, by two "
+        "measured steps; finetune.batch_size = 156 takes smaller steps."
     )
     gpu.step(128)  # which is true
 
@@ -47,16 +47,16 @@ def test_moments_that_come_after_the_first_step_count_as_fixed(monkeypatch):
 
 def test_memory_of_others_is_told_and_not_counted_on(monkeypatch):
     gpu = Gpu(monkeypatch, total=24 * GIB, fixed=2 * GIB, per_picture=GIB // 8, others=14 * GIB)
-    error = fail_with(gpu, 128, accumulate=2, run_step=gpu.step)
+    error = fail_with(gpu, 256, accumulate=2, run_step=gpu.step)
     assert "NVIDIA A10 has 10.0 GiB, 14.0 GiB of its 24.0 GiB are held by others." in error.message
-    assert "finetune.batch_size = 32 and finetune.accumulate = 8, for the same 256 pictures" in error.hint
+    assert "56 would fit. finetune.accumulate = 5 computes the same step in parts of 52" in error.hint
 
 
 def test_smaller_steps_are_tried_where_an_eighth_is_too_much(monkeypatch):
     gpu = Gpu(monkeypatch, total=24 * GIB, fixed=GIB, per_picture=GIB)
     error = fail_with(gpu, 512, run_step=gpu.step)
     assert gpu.steps == [512, 64, 16, 16, 32, 4, 4, 8]
-    assert "finetune.batch_size = 16 and finetune.accumulate = 32" in error.hint
+    assert "20 would fit. finetune.accumulate = 26 computes the same step in parts of 20" in error.hint
 
 
 def test_where_nothing_fits_it_says_so(monkeypatch):
@@ -77,24 +77,17 @@ def test_without_a_step_to_measure_there_is_no_figure(monkeypatch):
     gpu = Gpu(monkeypatch, total=4 * GIB, fixed=GIB, per_picture=GIB)
     error = fail_with(gpu, 64)
     assert gpu.steps == [64]
-    assert error.hint == "Lower finetune.batch_size, and raise finetune.accumulate by the same factor."
+    assert error.hint == "Raise finetune.accumulate, which computes the same step in smaller parts."
 
 
 @pytest.mark.parametrize(
-    ("batch", "accumulate", "fits", "wanted"),
-    [
-        (256, 1, 156, (128, 2)),
-        (100, 1, 30, (25, 4)),
-        (96, 2, 40, (32, 6)),
-        (127, 1, 40, (32, 4)),  # a prime: 128 pictures a step
-        (64, 1, 1000, (32, 2)),  # the estimate says that all fits, and it did not
-        (32, 1, 3, (2, 16)),
-        (6, 1, 3, (3, 2)),
-        (3, 1, 3, (2, 2)),
-    ],
+    ("batch", "fits", "wanted"),
+    [(256, 156, (2, 128)), (100, 30, (4, 25)), (127, 40, (4, 32)), (32, 3, (11, 3)), (3, 2, (2, 2))],
 )
-def test_the_suggestion_keeps_the_pictures_of_a_step(batch, accumulate, fits, wanted):
-    assert suggest_batch(batch, accumulate, fits) == wanted
+def test_the_suggestion_keeps_the_step_in_parts_that_fit(batch, fits, wanted):
+    parts, pictures = suggest_parts(batch, fits)
+    assert (parts, pictures) == wanted
+    assert pictures <= fits
 
 
 def test_the_failed_steps_tensors_are_freed_before_anything_is_measured(monkeypatch):

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import os
 import tempfile
 import time
@@ -31,7 +32,9 @@ from edgekiln.pipeline.backbones import Backbone, build_backbone, find_head
 from edgekiln.pipeline.batches import Batches, Feed, step_seed
 from edgekiln.pipeline.checkpoint import CHECKPOINT_NAME, load_tensors, save_checkpoint
 from edgekiln.pipeline.data import PreparedSplit
+from edgekiln.pipeline.divergence import KEPT_NAME, BestWeights, stop_diverged
 from edgekiln.pipeline.freezing import GradualUnfreezing, freeze, is_frozen
+from edgekiln.pipeline.gpu_memory import explain_out_of_memory
 from edgekiln.pipeline.optimization import (
     learning_rate_factor,
     make_optimizer,
@@ -45,6 +48,7 @@ from edgekiln.pipeline.rate_finder import find_rate
 from edgekiln.pipeline.recipe import BackboneSettings, FinetuneSettings, TeacherSettings
 from edgekiln.pipeline.source_task import BothTasks, SourceData, SourceTask
 from edgekiln.pipeline.teacher import Teacher, distillation_loss
+from edgekiln.pipeline.tensorboard import EventFiles, event_folder
 from edgekiln.pipeline.training_state import (
     PROGRESS_NAME,
     TrainingState,
@@ -56,10 +60,9 @@ from edgekiln.pipeline.training_state import (
 from edgekiln.runtime.contract import Contract
 from edgekiln.runtime.errors import GateError
 
-__all__ = ["LAST_GOOD_NAME", "LOG_NAME", "FinetuneJob", "finetune"]
+__all__ = ["LOG_NAME", "FinetuneJob", "finetune"]
 
 LOG_NAME = "log.jsonl"
-LAST_GOOD_NAME = "last-good.safetensors"
 _GPU_STEPS = 10  # reading a loss waits for the GPU, so there it is read for several steps at once
 
 Advance = Callable[[int, int, str], None]
@@ -185,6 +188,8 @@ class _Trainer:
         self.threads = job.settings.threads or max(1, usable_cores() // world.local_size)
         rate = job.settings.learning_rate
         self.state = TrainingState(threads=self.threads, learning_rate=0.0 if rate == "find" else rate)
+        self.most_pictures: int | None = None
+        self.events: EventFiles | None = None
         self.pending: list[tuple[int, dict[str, Tensor]]] = []
         self.forward: Callable[..., tuple[Tensor, Tensor]] = self._wrap()
 
@@ -224,6 +229,8 @@ class _Trainer:
         for feed in (self.feed, self.source_feed):
             if feed is not None:
                 feed.close()
+        if self.events is not None:
+            self.events.close()
 
     # -- the run
 
@@ -231,7 +238,8 @@ class _Trainer:
         saved_at = time.monotonic()
         started, first = time.monotonic(), self.state.step
         while self.state.step < self.total_steps and not self._has_stalled():
-            self._train_step()
+            with self._explained_memory():
+                self._train_step()
             self._report_speed(started, first)
             epoch_ended = self.state.step % self.steps_per_epoch == 0
             if epoch_ended:
@@ -250,7 +258,8 @@ class _Trainer:
         """All that comes before the first step, by the leader alone."""
         assert self.folder is not None
         (self.folder / LOG_NAME).write_text("")
-        self._log_start("start")
+        self._open_events(self.folder)
+        self._log_start()
         total = max(1, self.total_steps)
         if self.settings.probe and not self.job.backbone.keeps_head:
             self.job.advance(0, total, "linear probe")
@@ -269,9 +278,9 @@ class _Trainer:
         self._judge_epoch(ALONE)
         self._save_progress()
 
-    def _log_start(self, event: str) -> None:
+    def _log_start(self) -> None:
         self.log(
-            event,
+            "start",
             device=self.device.type,
             precision="bf16" if self._uses_bf16() else "fp32",
             threads=self.state.threads,
@@ -343,6 +352,18 @@ class _Trainer:
             self.average.update_parameters(self.network)
         self.state.step = step + 1
 
+    def _explained_memory(self) -> contextlib.AbstractContextManager[None]:
+        """A GPU that is too small is told with what would fit; among several processes nothing can be measured."""
+        batch = math.ceil(self.settings.batch_size / self.world.size)
+        measure = self._run_small_step if self.world.size == 1 else None
+        return explain_out_of_memory(batch, self.settings.accumulate, run_step=measure, device=self.device)
+
+    def _run_small_step(self, pictures: int) -> None:
+        """One step of fewer pictures, to see what memory it takes; the weights are of no use afterwards."""
+        self.most_pictures = pictures  # of the source task's batch too
+        self._add_gradients(0)  # a step whose batch is whole
+        self.optimizer.step()
+
     def _add_gradients(self, step: int) -> dict[str, Tensor]:
         """Gradients of the step's loss; returns this process's share of each loss, scalars on the device."""
         torch.manual_seed(_dropout_seed(self.job.seed, step, self.world.rank))
@@ -395,14 +416,14 @@ class _Trainer:
         self, feed: Feed, step: int, class_weights: np.ndarray[Any, np.dtype[np.float32]] | None
     ) -> list[_Part]:
         """The pictures of this process in a step, normalized, in as many parts as the recipe accumulates."""
-        frames, labels = feed.at(step)
+        frames, labels = (whole[: self.most_pictures] for whole in feed.at(step))
         layout = torch.channels_last if self.settings.channels_last else torch.contiguous_format
         pixels = frames.to(self.device, non_blocking=True).float().contiguous(memory_format=layout)
         pixels = normalize(pixels, self.model.scale, self.model.offset)
         everyone = feed.labels(step)
         mine = self.world.part(len(everyone))
         weigh = _weigh_by(class_weights)
-        parts = min(self.settings.accumulate, len(labels))
+        parts = 1 if self.most_pictures else min(self.settings.accumulate, len(labels))
         places = np.array_split(np.arange(mine.start, mine.stop), parts)
         there = labels.to(self.device, non_blocking=True)
         return [
@@ -422,20 +443,20 @@ class _Trainer:
         values[:, names.index("rate")] = rates  # the same in every process
         for (number, _), row in zip(self.pending, values.tolist(), strict=True):
             losses = dict(zip(names, row, strict=True))
-            if not np.isfinite(losses["loss"]):
-                raise self._diverged(number, losses["loss"])
+            if not math.isfinite(losses["loss"]):
+                raise self._diverged(f"The loss became {losses['loss']}", number, losses["rate"])
             rounded = {name: round(losses[name], 6) for name in names if name != "rate"}
             self.log("step", number + 1, **rounded, learning_rate=float(f"{losses['rate']:.6g}"))
         self.pending.clear()
 
-    def _diverged(self, step: int, loss: float) -> GateError:
-        """The error; what was best so far is put beside the log as a checkpoint."""
-        hint = "Lower finetune.learning_rate."
-        if self.folder is not None and self.state.best_step:
-            path = self.folder / LAST_GOOD_NAME
-            save_checkpoint(self.state.best, self.job.contract, self.job.backbone.model, path)
-            hint += f" The best epoch so far, of step {self.state.best_step}, is kept in {path}."
-        return GateError(f"The loss became {loss} at step {step} of {self.total_steps}.", hint=hint)
+    def _diverged(self, what: str, step: int, rate: float) -> GateError:
+        """The error; the leader puts what was best so far beside the log as a checkpoint."""
+        what = f"{what} at step {step} of {self.total_steps}"
+        if self.folder is None:
+            return GateError(f"{what}.", hint="Lower finetune.learning_rate.")
+        epoch = self.state.best_step // max(1, self.steps_per_epoch)
+        best = BestWeights(epoch, self.state.best_top1, self.state.best)
+        return stop_diverged(what, rate, best, self.job.contract, self.job.backbone.model, self.folder)
 
     def _uses_bf16(self) -> bool:
         if self.settings.precision == "auto":
@@ -462,6 +483,9 @@ class _Trainer:
             total = nn.functional.cross_entropy(logits.double(), labels, reduction="sum")
         sums = world.sum(torch.stack([right, total]).to(self.device)) / len(self.job.val)
         top1, loss = sums.tolist()
+        if self.state.best and not math.isfinite(loss):  # the last step's weights; no further step would tell
+            rate = self.optimizer.param_groups[0]["lr"]
+            raise self._diverged(f"The loss on val became {loss}", self.state.step, rate)
         if (top1, -loss) > (self.state.best_top1, -self.state.best_loss):
             self.state.best_top1, self.state.best_loss, self.state.best_step = top1, loss, self.state.step
             weights = self.judged.network.state_dict()
@@ -484,9 +508,11 @@ class _Trainer:
         """One line of the training log, by the process that writes."""
         if self.folder is None:
             return
-        line = json.dumps({"event": event, "step": self.state.step if step is None else step, **values})
+        line = {"event": event, "step": self.state.step if step is None else step, **values}
         with (self.folder / LOG_NAME).open("a", encoding="utf-8") as file:
-            file.write(line + "\n")
+            file.write(json.dumps(line) + "\n")
+        if self.events is not None:
+            self.events.event(line)
 
     # -- persistence
 
@@ -517,11 +543,17 @@ class _Trainer:
         self.forward = self._wrap()
         if self.folder is not None:
             _forget_lines_after(self.state.step, self.folder / LOG_NAME)
+            self._open_events(self.folder)
+
+    def _open_events(self, folder: Path) -> None:
+        """TensorBoard's event files follow the log, where the recipe asks for them."""
+        if self.settings.tensorboard:
+            self.events = EventFiles(folder / LOG_NAME, event_folder(folder))
 
     def _write_checkpoint(self, folder: Path) -> None:
         self.log("done", best_step=self.state.best_step, best_val_top1=round(self.state.best_top1, 6))
         save_checkpoint(self.state.best, self.job.contract, self.job.backbone.model, folder / CHECKPOINT_NAME)
-        for name in (PROGRESS_NAME, LAST_GOOD_NAME):
+        for name in (PROGRESS_NAME, KEPT_NAME):  # the latter of an attempt that diverged
             (folder / name).unlink(missing_ok=True)
 
 

@@ -8,6 +8,7 @@ with other workspaces, for other batches, and the allocator's blocks leave gaps;
 from __future__ import annotations
 
 import contextlib
+import math
 import traceback
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -16,12 +17,12 @@ import torch
 
 from edgekiln.runtime.errors import ResourceError
 
-__all__ = ["StepMemory", "explain_out_of_memory", "measure_step_memory", "suggest_batch"]
+__all__ = ["StepMemory", "explain_out_of_memory", "measure_step_memory", "suggest_parts"]
 
 _RESERVE = 0.1  # of the memory: gaps between the allocator's blocks, larger workspaces of larger batches
 _SMALLEST = 2  # pictures: BatchNorm has no statistics of one
 _GIB = 2**30
-_WHAT = "The GPU's memory does not hold a training step with finetune.batch_size ="
+_WHAT = "The GPU's memory does not hold a training step's"
 
 RunStep = Callable[[int], object]
 
@@ -53,8 +54,8 @@ def explain_out_of_memory(
     """Turn torch's out-of-memory error inside the block into one that names what would fit.
 
     Args:
-        batch_size: pictures at once, the recipe's.
-        accumulate: batches for each step, the recipe's.
+        batch_size: pictures of a step, in this process.
+        accumulate: parts that it is computed in.
         run_step: trains one step of so many pictures, weights and moments included; called after the error, when all
             that should be kept is on disk. ``None`` where that is impossible, as among several processes, of which
             the others would wait: then nothing is measured, and no figure is told.
@@ -71,12 +72,12 @@ def explain_out_of_memory(
         cause = error.with_traceback(None)
     else:
         return
-    room = _Room.of(device)
+    room, at_once = _Room.of(device), math.ceil(batch_size / accumulate)
     if run_step is None:
-        hint = "Lower finetune.batch_size, and raise finetune.accumulate by the same factor."
-        raise ResourceError(f"{_WHAT} {batch_size}: {room}.", hint=hint) from cause
-    measured = measure_step_memory(run_step, batch_size, device)
-    raise _explain(batch_size, accumulate, measured, room) from cause
+        hint = "Raise finetune.accumulate, which computes the same step in smaller parts."
+        raise ResourceError(f"{_WHAT} {at_once} pictures at once: {room}.", hint=hint) from cause
+    measured = measure_step_memory(run_step, at_once, device)
+    raise _explain(batch_size, at_once, measured, room) from cause
 
 
 def measure_step_memory(
@@ -138,33 +139,25 @@ def _gib(size: float) -> str:
     return f"{size / _GIB:.1f} GiB"
 
 
-def suggest_batch(batch_size: int, accumulate: int, fits: int) -> tuple[int, int]:
-    """(batch size, batches for each step) below ``batch_size`` that fit, for as many pictures a step as before.
-
-    The largest divisor that fits; where all of these are small, as for a prime, the largest power of two, whose steps
-    have nearly as many pictures.
-    """
-    fits = min(fits, batch_size - 1)  # the whole batch did not fit, whatever the estimate says
-    divisor = max(d for d in range(1, fits + 1) if batch_size % d == 0)
-    power = 1 << (fits.bit_length() - 1)
-    chosen = divisor if 2 * divisor >= power and divisor >= min(_SMALLEST, fits) else power
-    return chosen, round(accumulate * batch_size / chosen)
+def suggest_parts(batch_size: int, fits: int) -> tuple[int, int]:
+    """(parts, pictures of the largest): as few parts of a step as keep each within ``fits`` pictures."""
+    parts = math.ceil(batch_size / fits)
+    return parts, math.ceil(batch_size / parts)
 
 
-def _explain(batch_size: int, accumulate: int, measured: StepMemory | None, room: _Room) -> ResourceError:
+def _explain(batch_size: int, at_once: int, measured: StepMemory | None, room: _Room) -> ResourceError:
     less = "lower data.size, freeze more, or take a smaller backbone.model."
     if measured is None:
         hint = f"Steps of {_SMALLEST} and {2 * _SMALLEST} pictures do not both fit either: {less}"
-        return ResourceError(f"{_WHAT} {batch_size}: {room}.", hint=hint)
-    text = f"{_WHAT} {batch_size}, which needs about {_gib(measured.at(batch_size))}: {room}."
-    fits = min(measured.largest_batch(room.usable), batch_size - 1)
+        return ResourceError(f"{_WHAT} {at_once} pictures at once: {room}.", hint=hint)
+    text = f"{_WHAT} {at_once} pictures at once, which need about {_gib(measured.at(at_once))}: {room}."
+    # The part did not fit, whatever the estimate says.
+    fits = min(measured.largest_batch(room.usable), at_once - 1)
     if fits < _SMALLEST:
         return ResourceError(text, hint=f"Not even {_SMALLEST} pictures would fit: {less}")
-    batch, times = suggest_batch(batch_size, accumulate, fits)
-    pictures = batch_size * accumulate
-    same = f"for {'the same' if batch * times == pictures else 'about'} {pictures} pictures a step"
+    parts, pictures = suggest_parts(batch_size, fits)
     hint = (
-        f"Set finetune.batch_size = {batch} and finetune.accumulate = {times}, {same} in about "
-        f"{_gib(measured.at(batch))}, by two measured steps."
+        f"{fits} would fit. finetune.accumulate = {parts} computes the same step in parts of {pictures}, in about "
+        f"{_gib(measured.at(pictures))}, by two measured steps; finetune.batch_size = {fits} takes smaller steps."
     )
     return ResourceError(text, hint=hint)
