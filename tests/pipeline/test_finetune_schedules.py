@@ -7,19 +7,20 @@ import numpy as np
 import pytest
 import torch
 from finetune_support import CONTRACT, TINY, events, job
+from tests_support import write_pictures
 
 from edgekiln.pipeline.averaging import average_weights, decay_at
 from edgekiln.pipeline.backbones import build_backbone, find_head
-from edgekiln.pipeline.batches import Batches
+from edgekiln.pipeline.batches import Batches, Feed
 from edgekiln.pipeline.checkpoint import CHECKPOINT_NAME, load_tensors
-from edgekiln.pipeline.data import PreparedSplit
+from edgekiln.pipeline.data import PreparedSplit, load_split, prepare_splits
 from edgekiln.pipeline.finetune import FinetuneJob, _training, finetune
 from edgekiln.pipeline.freezing import GradualUnfreezing, count_depths
 from edgekiln.pipeline.optimization import make_optimizer, set_rates
 from edgekiln.pipeline.parallel import ALONE, World
 from edgekiln.pipeline.rate_finder import HIGHEST, LOWEST, find_rate
-from edgekiln.pipeline.recipe import BackboneSettings, FinetuneSettings
-from edgekiln.runtime.errors import GateError
+from edgekiln.pipeline.recipe import BackboneSettings, DataSettings, FinetuneSettings
+from edgekiln.runtime.errors import GateError, ImageError
 
 RESNET = BackboneSettings(model="timm/test_resnet", weights="none")
 PLAIN = {"learning_rate": 1e-3, "probe": False}
@@ -281,6 +282,20 @@ def test_readers_ahead_change_no_byte(tmp_path):
     here = run(tmp_path, "here", workers=0, **PLAIN)
     ahead = run(tmp_path, "ahead", workers=2, **PLAIN)
     assert (here / CHECKPOINT_NAME).read_bytes() == (ahead / CHECKPOINT_NAME).read_bytes()
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_picture_that_is_gone_is_told_as_such_by_whoever_reads_it(tmp_path, workers):
+    folder = write_pictures(tmp_path / "pictures", per_class=8)
+    settings = DataSettings(source="imagefolder", path=folder, size=16, cache="none")
+    prepare_splits(settings, seed=1, folder=tmp_path)
+    train = load_split(tmp_path, "train")
+    feed = Feed(train, Batches(len(train), 4, 0), lambda picture: picture, 0, workers=workers)
+    assert feed.at(0)[0].shape == (4, 3, 16, 16)
+    (folder / train.keys[int(feed.batches.indices(5)[0])]).unlink()
+    with pytest.raises(ImageError, match="cannot be read: No such file"):
+        feed.at(5)
+    feed.close()
 
 
 def test_a_step_sees_the_same_pixels_wherever_reading_starts(tmp_path):

@@ -7,13 +7,10 @@ import time
 import numpy as np
 import pytest
 from PIL import Image
-from tests_support import write_pictures
 
-from edgekiln.pipeline.data import Prefetcher, load_split, prepare_splits
 from edgekiln.pipeline.loading import map_ahead
 from edgekiln.pipeline.loading_cost import main, measure_loading, write_jpegs
-from edgekiln.pipeline.recipe import DataSettings
-from edgekiln.runtime.errors import EngineError, ImageError
+from edgekiln.runtime.errors import EngineError
 
 
 def threads_named(name):
@@ -55,102 +52,6 @@ def test_a_failure_comes_after_the_results_before_it():
     with pytest.raises(ValueError, match="three"):
         next(results)
     assert not threads_named("edgekiln-load")
-
-
-# -- Prefetcher
-
-
-@pytest.fixture
-def splits(tmp_path):
-    """The same train split as an array and on files, and the folder of its pictures."""
-    folder = write_pictures(tmp_path / "pictures", per_class=20)
-    found = []
-    for cache in ("disk", "none"):
-        (tmp_path / cache).mkdir()
-        settings = DataSettings(source="imagefolder", path=folder, size=16, cache=cache)
-        prepare_splits(settings, seed=1, folder=tmp_path / cache)
-        found.append(load_split(tmp_path / cache, "train"))
-    return *found, folder
-
-
-def batches(count, size=11, pictures=39):
-    generator = np.random.default_rng(0)
-    return [np.sort(generator.permutation(pictures)[: size - (i % 4)]) for i in range(count)]
-
-
-@pytest.mark.parametrize("place", [0, 1], ids=["array", "files"])
-@pytest.mark.parametrize("ahead", [1, 3, 50])
-def test_batches_are_those_of_a_plain_loop(splits, place, ahead):
-    chosen = batches(12)
-    with Prefetcher(splits[place].frames, iter(chosen), ahead=ahead, threads=3) as ready:
-        got = list(ready)
-    assert len(got) == 12
-    for frames, indices in zip(got, chosen, strict=True):
-        assert frames.dtype == np.uint8
-        np.testing.assert_array_equal(frames, splits[0].frames[indices])
-    assert not threads_named("edgekiln-prefetch")
-
-
-def test_no_more_batches_are_read_than_allowed(splits):
-    drawn = []
-    ready = Prefetcher(splits[1].frames, (drawn.append(1) or b for b in batches(30)), ahead=3)
-    assert len(drawn) == 3  # begun before the first is asked for
-    for taken in range(1, 10):
-        next(ready)
-        assert len(drawn) == taken + 3
-    ready.close()
-    ready.close()
-    assert list(ready) == []
-    assert not threads_named("edgekiln-prefetch")
-
-
-def test_batches_lie_where_the_caller_wants_them(splits):
-    made = []
-
-    def allocate(shape):
-        made.append(np.full(shape, 7, np.uint8))
-        return made[-1]
-
-    with Prefetcher(splits[1].frames, batches(4), allocate=allocate) as ready:
-        for number, frames in enumerate(ready):
-            assert frames is made[number]
-
-
-def test_a_broken_picture_fails_its_own_batch_and_ends_the_threads(splits):
-    disk, none, folder = splits
-    path = folder / none.keys[20]
-    path.write_bytes(path.read_bytes()[:50])
-    chosen = [np.arange(start, start + 5) for start in range(0, 35, 5)]
-    ready = Prefetcher(none.frames, chosen, ahead=7)
-    got = np.concatenate([next(ready) for _ in range(4)])
-    np.testing.assert_array_equal(got, disk.frames[:20])
-    with pytest.raises(ImageError, match="is no longer the picture that was listed"):
-        next(ready)
-    assert list(ready) == []
-    assert not threads_named("edgekiln-prefetch")
-
-
-def test_batches_that_cannot_be_drawn_fail_in_their_turn(splits):
-    def draw():
-        yield from batches(2)
-        raise RuntimeError("no more")
-
-    ready = Prefetcher(splits[1].frames, draw(), ahead=5)
-    assert [len(next(ready)), len(next(ready))] == [11, 10]
-    with pytest.raises(RuntimeError, match="no more"):
-        next(ready)
-    assert list(ready) == []
-
-
-def test_indices_beyond_the_split_are_an_error(splits):
-    for split in splits[:2]:
-        with Prefetcher(split.frames, [np.array([0, 42])]) as ready, pytest.raises(IndexError):
-            next(ready)
-
-
-def test_none_ahead_is_no_prefetcher(splits):
-    with pytest.raises(ValueError, match="ahead = 0, wanted at least 1"):
-        Prefetcher(splits[0].frames, [], ahead=0)
 
 
 # -- the benchmark

@@ -13,10 +13,11 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, default_collate
 
 from edgekiln.pipeline.data import PreparedSplit
 from edgekiln.pipeline.parallel import ALONE, World
+from edgekiln.runtime.errors import EdgekilnError
 
 __all__ = ["Batches", "Feed", "step_seed"]
 
@@ -94,12 +95,23 @@ class _AugmentedPictures(Dataset[tuple[Tensor, int]]):
     ) -> None:
         self._split, self._augment, self._seed, self._stream = split, augment, seed, stream
 
+    def __getitems__(self, items: list[tuple[int, int, int]]) -> list[tuple[Tensor, int]] | EdgekilnError:
+        """A batch; an error is returned, since a DataLoader would turn it into another type on its way here."""
+        try:
+            return [self[item] for item in items]
+        except EdgekilnError as error:
+            return error
+
     def __getitem__(self, item: tuple[int, int, int]) -> tuple[Tensor, int]:
         step, place, index = item
         # The generator alone: torch.manual_seed would seed the GPUs too, for every picture.
         torch.default_generator.manual_seed(step_seed(self._seed, step, place, self._stream))
         frame = torch.from_numpy(np.array(self._split.frames[index]))
         return self._augment(frame.permute(2, 0, 1)), int(self._split.labels[index])
+
+
+def _collate(items: list[tuple[Tensor, int]] | EdgekilnError) -> Any:
+    return items if isinstance(items, EdgekilnError) else default_collate(items)
 
 
 class Feed:
@@ -138,11 +150,18 @@ class Feed:
         self._stream: Iterator[Any] | None = None
 
     def at(self, step: int) -> tuple[Tensor, Tensor]:
-        """Pixels uint8 (B, 3, H, W) and labels int64 (B,) of this process's part; one picture where it has none."""
+        """Pixels uint8 (B, 3, H, W) and labels int64 (B,) of this process's part; one picture where it has none.
+
+        Raises:
+            ImageError: a picture that is decoded only now is not as it was listed.
+        """
         if self._stream is None or step != self._next:
             self._stream = self._open(step)
         self._next = step + 1
-        pixels, labels = next(self._stream)
+        found = next(self._stream)
+        if isinstance(found, EdgekilnError):
+            raise found
+        pixels, labels = found
         return pixels, labels
 
     def labels(self, step: int) -> np.ndarray[Any, np.dtype[np.int64]]:
@@ -157,6 +176,7 @@ class Feed:
         loader = DataLoader(
             self._dataset,
             batch_sampler=self._keys(first),
+            collate_fn=_collate,
             num_workers=self._workers,
             pin_memory=self._pin,
         )

@@ -2,13 +2,12 @@
 
 ``labelled`` says what a labelled picture is and cuts splits; ``listing`` lists a source, with ``folders`` and
 ``sources``; ``prepared`` makes splits ready, as ``arrays`` on disk or as ``picture_frames`` that are decoded when they
-are read; ``loading`` reads ahead.
+are read; ``loading`` runs ahead in threads.
 """
 
 from edgekiln.pipeline.folders import PICTURE_SUFFIXES
 from edgekiln.pipeline.labelled import LabelledImages, Sample, SplitName, split_samples
 from edgekiln.pipeline.listing import fingerprint_source, import_callable, read_source
-from edgekiln.pipeline.loading import Prefetcher
 from edgekiln.pipeline.prepared import (
     INDEX_NAME,
     PreparedSplit,
@@ -25,7 +24,6 @@ __all__ = [
     "INDEX_NAME",
     "PICTURE_SUFFIXES",
     "LabelledImages",
-    "Prefetcher",
     "PreparedSplit",
     "Sample",
     "SplitName",

@@ -74,8 +74,8 @@ def measure_loading(pictures: Path, folder: Path, *, cache: str, check: str, siz
 
     ``listed_s``: until the source is listed and fingerprinted, as each run does before its first stage.
     ``prepared_s``: until the data stage is done. ``first_batch_s``: until the first batch is there. All three from the
-    start of the process. ``images_per_s``: batches read ahead while nobody trains. ``peak_rss_mb``: of the process, of
-    which ``imports_rss_mb`` were there before it listed; mapped arrays that were touched are part of it.
+    start of the process. ``images_per_s``: of batches, read in threads, while nobody trains. ``peak_rss_mb``: of the
+    process, of which ``imports_rss_mb`` were there before it listed; mapped arrays that were touched are part of it.
 
     Raises:
         EngineError: the process failed; the last line that it said is in the message.
@@ -97,7 +97,7 @@ def measure_loading(pictures: Path, folder: Path, *, cache: str, check: str, siz
 
 
 def _measure_here(request: Mapping[str, Any]) -> dict[str, Any]:
-    from edgekiln.pipeline.data import Prefetcher, fingerprint_source, load_split, prepare_splits, read_source
+    from edgekiln.pipeline.data import fingerprint_source, load_split, prepare_splits, read_source
     from edgekiln.pipeline.recipe import DataSettings
 
     begun, imports_rss_mb = request["begun"], read_peak_rss_mb()
@@ -111,11 +111,12 @@ def _measure_here(request: Mapping[str, Any]) -> dict[str, Any]:
     prepared = time.monotonic()
     train = load_split(folder, "train", in_memory=settings.cache == "memory")
     order = np.random.default_rng(0).permutation(len(train))[: _BATCH * _BATCHES]
-    with Prefetcher(train.frames, np.array_split(order, _BATCHES)) as ready:
-        next(ready)
-        first = time.monotonic()
-        read = sum(len(frames) for frames in ready)
-        rate = read / (time.monotonic() - first)
+    batches = [np.sort(chosen) for chosen in np.array_split(order, _BATCHES)]
+    read = len(train.frames[batches[0]])
+    first = time.monotonic()
+    for chosen in batches[1:]:
+        read += len(train.frames[chosen])
+    rate = (read - len(batches[0])) / (time.monotonic() - first)
     return {
         "cache": settings.cache,
         "check": settings.check if settings.cache == "none" else None,
