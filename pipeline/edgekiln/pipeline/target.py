@@ -21,6 +21,7 @@ import numpy as np
 from edgekiln.benchmarks.environment import describe_machine
 from edgekiln.benchmarks.judging import Reference, judge_answers, read_answers
 from edgekiln.pipeline.building import EngineRequest, build_engines, plan_builds
+from edgekiln.pipeline.privacy import machine_folders, strip_folders
 from edgekiln.pipeline.progress import Progress
 from edgekiln.pipeline.sbom import write_sbom
 from edgekiln.runtime.backends import open_session
@@ -441,7 +442,8 @@ def _write(parent: Bundle, rows: list[dict[str, Any]], folder: Path) -> dict[str
         "baseline": parent.manifest.get("baseline"),
         "gate": parent.manifest.get("gate"),
         "logits": parent.manifest["logits"],
-        "variants": [*rows, *carried],
+        # What libraries said on this machine names its folders.
+        "variants": [*strip_folders(rows, machine_folders(folder, parent.path)), *carried],
         "provenance": parent.manifest.get("provenance"),
         "machine": describe_machine(),
     }
