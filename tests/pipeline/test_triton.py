@@ -294,6 +294,23 @@ def test_a_place_that_cannot_be_written_is_named(edgekiln, bundle, tmp_path):
     assert "--triton" in error["hint"]
 
 
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["--triton", "models", "--set", "seed=1"], "--set is for recipes."),
+        (["--triton", "models", "--runs", "elsewhere"], "--runs is for recipes."),
+        (["--max-batch", "4"], "--max-batch goes with --triton."),
+        (["--trusted-key", "k.pub"], "--trusted-key goes with --triton."),
+    ],
+)
+def test_an_option_of_the_other_use_is_refused(edgekiln, bundle, tmp_path, monkeypatch, words, says):
+    monkeypatch.chdir(tmp_path)
+    code, _, err = edgekiln("pack", bundle.path, *words)
+    assert code == 2
+    assert says in err
+    assert list(tmp_path.iterdir()) == []
+
+
 # -- the client
 
 

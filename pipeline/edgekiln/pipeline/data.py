@@ -22,6 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgekiln.pipeline.recipe import DataSettings
+from edgekiln.pipeline.room import require_room
 from edgekiln.runtime.contract import SHARED_NORMALIZATION, Contract, Normalization
 from edgekiln.runtime.errors import DataError, ImageError, MissingExtraError
 from edgekiln.runtime.image import Frame, Picture, prepare
@@ -441,6 +442,9 @@ def prepare_splits(
     samples = _split(images, settings, seed)
     contract = make_contract(settings, images.classes)
     total, done = sum(len(part) for part in samples.values()), 0
+    # Each split is written once without its header, whose count is known last, and once with it.
+    copied = total + max(len(part) for part in samples.values())
+    require_room(folder, copied * contract.height * contract.width * 3, f"The frames of {total} pictures")
     seen: dict[str, str] = {}
     index: dict[str, Any] = {"classes": list(images.classes), "ignored": list(images.ignored), "splits": {}}
     unreadable: list[dict[str, str]] = []

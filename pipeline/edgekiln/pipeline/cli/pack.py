@@ -1,30 +1,34 @@
-"""``pack``: a bundle's engine in the form that a model server loads; ``pipeline.triton`` writes it."""
+"""``pack``: a recipe's bundle, or a bundle's engine in the form that a model server loads (``pipeline.triton``)."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from edgekiln.pipeline.cli.options import json_option, print_document, trusted_key_option
+from edgekiln.pipeline.cli.options import print_document, trusted_key_option
+from edgekiln.pipeline.cli.running import RunWish, execute, print_run, run_options
+from edgekiln.runtime.errors import UsageError
 
 if TYPE_CHECKING:
     from edgekiln.pipeline.triton.repository import PackedModel
 
 __all__ = ["pack"]
 
+_OF_BOTH = {"source", "repository", "quiet", "as_json", "verbose", "debug"}
+
 
 @click.command()
-@click.argument("bundle", type=click.Path(path_type=Path))
+@click.argument("source", metavar="RECIPE|BUNDLE", type=click.Path(path_type=Path))
+@run_options
 @click.option(
     "--triton",
     "repository",
-    required=True,
     metavar="DIR",
     type=click.Path(path_type=Path, file_okay=False),
-    help="Model repository of NVIDIA Triton Inference Server to add the model to.",
+    help="Write BUNDLE's engine as a model into this Triton model repository; the options below go with it.",
 )
 @click.option(
     "--variant", metavar="NAME", help="Default: the first that passed, that Triton serves and that runs here."
@@ -69,13 +73,52 @@ __all__ = ["pack"]
 )
 @click.option("--allow-unverified", is_flag=True, help="With --variant: also one whose gate did not pass.")
 @trusted_key_option
-@json_option
-def pack(bundle: Path, repository: Path, trusted_keys: Sequence[Path], as_json: bool, **wish: Any) -> None:
-    """Write a bundle's engine as a model of NVIDIA Triton Inference Server: ONNX file or TensorRT plan.
+@click.pass_context
+def pack(
+    context: click.Context,
+    /,
+    run: RunWish,
+    source: Path,
+    repository: Path | None,
+    trusted_keys: Sequence[Path],
+    **wish: Any,
+) -> None:
+    """Judge and put the bundle together; or, with --triton, write a bundle's engine for a model server.
+
+    Of a recipe: a run of all that is not done yet, with a bundle at its end. Of a bundle: a model of NVIDIA Triton
+    Inference Server, as ONNX file or TensorRT plan.
 
     \b
+    edgekiln pack recipes/traffic-lights.toml
     edgekiln pack runs/traffic-lights/bundle --triton models
-    """  # fmt: skip
+    """
+    _refuse_foreign_options(context, for_triton=repository is not None)
+    if repository is not None:
+        _pack_for_triton(source, repository, trusted_keys, wish, run.as_json)
+        return
+    done = execute(source, run)
+    if done is not None:
+        print_run(done[1], run.as_json)
+
+
+def _refuse_foreign_options(context: click.Context, *, for_triton: bool) -> None:
+    """An option that would have no effect was meant for the other use."""
+    foreign = {"overrides", "runs", "force", "dry_run"}
+    if not for_triton:
+        foreign = {p.name for p in context.command.params if p.name} - foreign - _OF_BOTH
+    for parameter in context.command.params:
+        if parameter.name not in foreign:
+            continue
+        if context.get_parameter_source(parameter.name) is not click.core.ParameterSource.DEFAULT:
+            why = "is for recipes" if for_triton else "goes with --triton"
+            raise UsageError(
+                f"{parameter.opts[0]} {why}.", hint="`edgekiln pack --help` tells the two uses apart."
+            )
+
+
+def _pack_for_triton(
+    bundle: Path, repository: Path, trusted_keys: Sequence[Path], wish: Mapping[str, Any], as_json: bool
+) -> None:
     from edgekiln.pipeline.triton.repository import TritonWish, pack_for_triton
     from edgekiln.runtime.bundle import open_bundle
 
