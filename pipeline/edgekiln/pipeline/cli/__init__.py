@@ -67,7 +67,7 @@ def main(arguments: list[str] | None = None) -> None:
     # imported; a person's own setting wins.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     as_json = _asks_for(arguments, "--json")
-    # With torch loaded, the interpreter's last collection takes 1.6 of the 2.2 s of its end, and frees what ends anyway.
+    # With torch loaded, the last collection takes 1.6 of the 2.2 s of the interpreter's end: it frees what ends anyway.
     atexit.unregister(gc.freeze)
     atexit.register(gc.freeze)
     _replace_closed_streams()
