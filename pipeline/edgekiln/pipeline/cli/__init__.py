@@ -6,10 +6,8 @@ the module of its name or of its family; ``commands.py`` lists them.
 
 from __future__ import annotations
 
-import atexit
 import contextlib
 import errno
-import gc
 import logging
 import os
 import sys
@@ -67,9 +65,6 @@ def main(arguments: list[str] | None = None) -> None:
     # imported; a person's own setting wins.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     as_json = _asks_for(arguments, "--json")
-    # With torch loaded, the last collection takes 1.6 of the 2.2 s of the interpreter's end: it frees what ends anyway.
-    atexit.unregister(gc.freeze)
-    atexit.register(gc.freeze)
     _replace_closed_streams()
     try:
         with _logs_on_stderr():
