@@ -34,6 +34,8 @@ FOREIGN_OPTIONS = {
     "--prepare",
     "--into",
     "--quick",
+    "--gpus",
+    "--backend-config",
 }
 
 each_document = pytest.mark.parametrize("document", DOCUMENTS, ids=name_of)

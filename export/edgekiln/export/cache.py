@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from edgekiln.runtime.bundle import hash_file
-from edgekiln.runtime.errors import BundleError, ResourceError, UntrustedError
+from edgekiln.runtime.errors import BundleError, EnvironmentProblem, ResourceError, UntrustedError
 
 __all__ = ["CacheEntry", "EngineCache", "default_cache_folder", "engine_key"]
 
@@ -29,12 +29,22 @@ _ABOUT = "about.json"
 
 
 def default_cache_folder() -> Path:
-    """``$EDGEKILN_CACHE``, or ``edgekiln/engines`` below ``$XDG_CACHE_HOME`` (``~/.cache``)."""
+    """``$EDGEKILN_CACHE``, or ``edgekiln/engines`` below ``$XDG_CACHE_HOME`` (``~/.cache``).
+
+    Raises:
+        EnvironmentProblem: neither is set, and there is no home directory.
+    """
     chosen = os.environ.get("EDGEKILN_CACHE")
     if chosen:
         return Path(chosen).expanduser()
     base = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-    return Path(base).expanduser() / "edgekiln" / "engines"
+    try:
+        return Path(base).expanduser() / "edgekiln" / "engines"
+    except RuntimeError as error:  # no HOME, and a user whom the system does not know
+        raise EnvironmentProblem(
+            f"There is no home directory for the engine cache {base}.",
+            hint="Set EDGEKILN_CACHE to a folder of your own.",
+        ) from error
 
 
 def engine_key(**parts: Any) -> str:

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from pathlib import Path
 
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
 from edgekiln.export.onnx import PixelModel
 from edgekiln.pipeline.backbones import build_backbone
 from edgekiln.pipeline.recipe import BackboneSettings
+from edgekiln.pipeline.room import require_room
 from edgekiln.runtime.contract import Contract
 from edgekiln.runtime.errors import RecipeError, UntrustedError
 
@@ -35,10 +37,21 @@ def save_tensors(tensors: dict[str, Tensor], path: Path, metadata: dict[str, str
     # One entry: the format keeps several in no fixed order, and the same weights must give the same bytes.
     header = {METADATA_KEY: json.dumps(metadata, sort_keys=True)}
     # A tensor may be laid out channels-last; the format knows dense row-major only.
-    save_file({k: v.contiguous() for k, v in tensors.items()}, beside, header)
+    size = sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
+    require_room(path.parent, size, f"The {len(tensors)} tensors of {path.name}")
+    try:
+        save_file({k: v.contiguous() for k, v in tensors.items()}, beside, header)
+    except SafetensorError as error:
+        raise _as_os_error(error, beside) from error
     with beside.open("rb") as file:
         os.fsync(file.fileno())
     beside.replace(path)
+
+
+def _as_os_error(error: SafetensorError, path: Path) -> Exception:
+    """The library tells of a full disk as text only: "... (os error 28)", or "Os { code: 28, ... }"."""
+    found = re.search(r"(?:os error|code:) (\d+)", str(error))
+    return OSError(int(found[1]), os.strerror(int(found[1])), str(path)) if found else error
 
 
 def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:

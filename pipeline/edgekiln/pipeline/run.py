@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import difflib
 import json
-import os
 import shutil
 import time
 from collections.abc import Iterable, Mapping, Sequence
@@ -12,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from edgekiln.pipeline.placing import put_in_place, restore
 from edgekiln.pipeline.progress import Progress
 from edgekiln.pipeline.recipe import Recipe
 from edgekiln.pipeline.stage_files import RETRY_NAME, StageContext
@@ -80,7 +80,9 @@ def run_recipe(
     if recipe.finetune.tensorboard:
         require_tensorboard()
     with store.lock(progress):
-        chosen = [stage for stage in plan_stages(recipe) if stage.name in names]
+        stages = plan_stages(recipe)
+        _sweep(store, root / "bundle", stages)
+        chosen = [stage for stage in stages if stage.name in names]
         done: dict[str, StageRecord] = {}
         for number, stage in enumerate(chosen, start=1):
             label = f"[{number}/{len(chosen)}] {stage.name}"
@@ -89,7 +91,8 @@ def run_recipe(
             _complete_events(done["finetune"], progress)
         if "bundle" not in done:
             return RunResult(done, None, None)
-        bundle = _publish(done["bundle"].folder, root / "bundle")
+        with store.explain_writing("bundle"):
+            bundle = _publish(done["bundle"].folder, root / "bundle")
         report = json.loads((bundle / "report.json").read_text("utf-8"))
         return RunResult(done, bundle, report)
 
@@ -258,13 +261,14 @@ def _run_stage(
     if found is not None:
         progress.message(f"{label}: done before ({found.seconds:.1f} s then)")
         return found
-    folder = store.begin(stage.name, key, resume=stage.resumable, forced=forced)
-    context = StageContext(recipe, folder, {name: done[name].folder for name in stage.inputs}, progress)
     started = time.monotonic()
     progress.message(f"{label} ...")
-    with progress.stage(label), store.explain_full_disk():
-        stage.work(context)
-    record = store.finish(stage.name, key, time.monotonic() - started, about)
+    with store.explain_writing(stage.name):
+        folder = store.begin(stage.name, key, resume=stage.resumable, forced=forced)
+        context = StageContext(recipe, folder, {name: done[name].folder for name in stage.inputs}, progress)
+        with progress.stage(label):
+            stage.work(context)
+        record = store.finish(stage.name, key, time.monotonic() - started, about)
     progress.message(f"{label}: {record.seconds:.1f} s")
     return record
 
@@ -278,19 +282,26 @@ def _complete_events(record: StageRecord, progress: Progress) -> None:
     progress.message(f"TensorBoard's events: {folder}")
 
 
+def _sweep(store: StageStore, bundle: Path, stages: Sequence[Stage]) -> None:
+    """Put in order what a killed run left behind."""
+    store.sweep([s.name for s in stages if s.resumable], [s.name for s in stages if not s.resumable])
+    restore(bundle)
+    shutil.rmtree(_unpublished(bundle), ignore_errors=True)
+
+
 def _publish(source: Path, target: Path) -> Path:
-    """Copy the finished bundle to its well-known place, complete at every moment that it is there."""
+    """Copy the finished bundle to its well-known place; one that is there is whole until the new one is."""
     if target.is_dir() and _same_manifest(source, target):
         return target
-    beside, old = target.with_name(f".bundle-{os.getpid()}"), target.with_name(".bundle-old")
-    for leftover in (beside, old):
-        shutil.rmtree(leftover, ignore_errors=True)
+    beside = _unpublished(target)
+    shutil.rmtree(beside, ignore_errors=True)
     shutil.copytree(source, beside)
-    if target.exists():
-        target.rename(old)
-    beside.rename(target)
-    shutil.rmtree(old, ignore_errors=True)
+    put_in_place(beside, target)
     return target
+
+
+def _unpublished(bundle: Path) -> Path:
+    return bundle.with_name(f".new-{bundle.name}")
 
 
 def _same_manifest(source: Path, target: Path) -> bool:

@@ -8,18 +8,19 @@ This module knows nothing of what stages do.
 from __future__ import annotations
 
 import contextlib
-import errno
 import fcntl
 import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from edgekiln.pipeline.placing import put_in_place, restore
 from edgekiln.pipeline.progress import Progress
+from edgekiln.pipeline.room import explain_writing
 from edgekiln.runtime.bundle import hash_file
 from edgekiln.runtime.errors import ResourceError
 
@@ -27,7 +28,7 @@ __all__ = ["StageRecord", "StageStore", "earlier_files", "stage_key"]
 
 _RECORD_NAME = "stage.json"
 _OUTPUT_NAME = "out"
-_PARTIAL, _FORCED = ".partial-", ".forced-"
+_PARTIAL, _FORCED, _DONE, _OLD = ".partial-", ".forced-", ".done-", ".old-"
 _LOCAL = ".local.json"
 """Ending of a file that says where something lies on this machine: kept and checked as others, and no part of what a
 stage made. Its digest leaves it out, so that pictures may move without anything being trained again."""
@@ -104,20 +105,30 @@ class StageStore:
         finally:
             os.close(descriptor)
 
-    @contextlib.contextmanager
-    def explain_full_disk(self) -> Iterator[None]:
-        """Say which place is full: the system's own error names no file when writing fails."""
-        try:
-            yield
-        except OSError as error:
-            if error.errno not in {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}:
-                raise
-            raise ResourceError(
-                f"No space is left for {error.filename or self._root}: {error.strerror}.",
-                hint="Free some, or choose another place with --runs, and run the same command again: finished "
-                "stages are kept.",
-                path=error.filename or self._root,
-            ) from error
+    def explain_writing(self, name: str) -> contextlib.AbstractContextManager[None]:
+        """Around everything that writes a stage: which place cannot be written, and how much room it takes."""
+        return explain_writing(self._root, lambda: self.last_bytes(name))
+
+    def sweep(self, kept: Iterable[str], others: Iterable[str]) -> None:
+        """Remove what killed attempts left; ``lock`` must be held.
+
+        Args:
+            kept: stages whose interrupted attempts are continued, by this recipe or by an earlier setting of it.
+            others: stages that start anew.
+        """
+        for name in (*kept, *others):
+            for staging in self._stage(name).glob(f"{_DONE}*"):
+                key = staging.name.removeprefix(_DONE)
+                partial = self._partial(name, key)
+                # Killed between its last file and its final name: finished work, of which nothing need be done twice.
+                if name in kept and (staging / _OUTPUT_NAME).is_dir() and not partial.exists():
+                    (staging / _OUTPUT_NAME).rename(partial)
+                shutil.rmtree(staging)
+        for name in others:
+            for partial in self._stage(name).glob(f"{_PARTIAL}*"):
+                shutil.rmtree(partial)
+        for place in self._root.glob(f"stages/*/{_OLD}*"):
+            restore(place.with_name(place.name.removeprefix(_OLD)))
 
     def find(self, name: str, key: str) -> StageRecord | None:
         """The finished stage of that key, or ``None`` where it is absent, incomplete or unreadable."""
@@ -134,12 +145,23 @@ class StageStore:
     def last_seconds(self, name: str) -> float | None:
         """How long the stage took when it last ran, under whatever key; ``None`` where it never finished."""
         times: list[tuple[int, float]] = []
-        for path in (self._root / "stages" / name).glob(f"*/{_RECORD_NAME}"):
+        for path in self._stage(name).glob(f"*/{_RECORD_NAME}"):
             with contextlib.suppress(
                 OSError, ValueError, KeyError, TypeError
             ):  # changed by hand: it says nothing
                 times.append((path.stat().st_mtime_ns, float(json.loads(path.read_text("utf-8"))["seconds"])))
         return max(times)[1] if times else None
+
+    def last_bytes(self, name: str) -> int | None:
+        """How much the stage wrote when it last ran, under whatever key; ``None`` where it never finished."""
+        sizes: list[tuple[int, int]] = []
+        for path in self._stage(name).glob(f"*/{_RECORD_NAME}"):
+            with contextlib.suppress(
+                OSError, ValueError, KeyError, TypeError, AttributeError
+            ):  # changed by hand
+                files = json.loads(path.read_text("utf-8"))["files"].values()
+                sizes.append((path.stat().st_mtime_ns, sum(int(entry["size"]) for entry in files)))
+        return max(sizes)[1] if sizes else None
 
     def is_begun(self, name: str, key: str) -> bool:
         """Whether an interrupted attempt left files."""
@@ -170,27 +192,28 @@ class StageStore:
             _flush(entry)
         made = {file: entry for file, entry in files.items() if not file.endswith(_LOCAL)}
         digest = hashlib.sha256(json.dumps(made, sort_keys=True).encode()).hexdigest()
-        staging = partial.with_name(f".done-{key[:16]}")
+        staging = partial.with_name(f"{_DONE}{key[:16]}")
         shutil.rmtree(staging, ignore_errors=True)
         staging.mkdir()
         partial.rename(staging / _OUTPUT_NAME)
         record = {**about, "stage": name, "key": key, "files": files, "digest": digest, "seconds": seconds}
         (staging / _RECORD_NAME).write_text(json.dumps(record, indent=1, sort_keys=True), "utf-8")
         _flush(staging / _RECORD_NAME)
-        shutil.rmtree(folder, ignore_errors=True)  # of a forced stage
-        staging.rename(folder)
+        put_in_place(staging, folder)  # where a forced stage's earlier output is until then
         self._forced_mark(name, key).unlink(missing_ok=True)
-        _flush(folder.parent)
         return StageRecord(name, key, folder / _OUTPUT_NAME, digest, seconds, False)
 
+    def _stage(self, name: str) -> Path:
+        return self._root / "stages" / name
+
     def _folder(self, name: str, key: str) -> Path:
-        return self._root / "stages" / name / key[:16]
+        return self._stage(name) / key[:16]
 
     def _forced_mark(self, name: str, key: str) -> Path:
-        return self._root / "stages" / name / f"{_FORCED}{key[:16]}"
+        return self._stage(name) / f"{_FORCED}{key[:16]}"
 
     def _partial(self, name: str, key: str) -> Path:
-        return self._root / "stages" / name / f"{_PARTIAL}{key[:16]}"
+        return self._stage(name) / f"{_PARTIAL}{key[:16]}"
 
 
 def _flush(path: Path) -> None:

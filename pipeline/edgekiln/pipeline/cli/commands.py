@@ -10,6 +10,7 @@ from edgekiln.pipeline.cli.doctor import doctor
 from edgekiln.pipeline.cli.engines import build, cache
 from edgekiln.pipeline.cli.init import init
 from edgekiln.pipeline.cli.inspect import inspect
+from edgekiln.pipeline.cli.pack import pack
 from edgekiln.pipeline.cli.predict import predict
 from edgekiln.pipeline.cli.recipe import recipe
 from edgekiln.pipeline.cli.reporting import report
@@ -26,6 +27,7 @@ COMMANDS = (
     init,
     run,
     *STAGE_COMMANDS,
+    pack,
     build,
     bench,
     predict,

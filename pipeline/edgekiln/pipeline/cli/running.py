@@ -64,9 +64,9 @@ def run_options(function: Callable[..., None]) -> Callable[..., None]:
     """Give a command those options; it takes them as its first argument, a RunWish."""
 
     @functools.wraps(function)
-    def collected(**values: Any) -> None:
+    def collected(*context: click.Context, **values: Any) -> None:
         wish = RunWish(**{name: values.pop(name) for name in RunWish.__slots__})
-        function(wish, **values)
+        function(*context, wish, **values)
 
     return functools.reduce(lambda wrapped, option: option(wrapped), reversed(_OPTIONS), collected)
 

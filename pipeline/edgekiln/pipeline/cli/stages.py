@@ -1,4 +1,4 @@
-"""``train``, ``export``, ``quantize``, ``evaluate`` and ``pack``: ``run`` up to one stage, with the same cache."""
+"""``train``, ``export``, ``quantize`` and ``evaluate``: ``run`` up to one stage, with the same cache."""
 
 from __future__ import annotations
 
@@ -13,7 +13,6 @@ from edgekiln.pipeline.cli.running import (
     RunWish,
     describe_stages,
     execute,
-    print_run,
     print_stages,
     recipe_argument,
     run_options,
@@ -124,18 +123,4 @@ def _judge_and_print(recipe: Recipe, result: RunResult, variants: Sequence[str],
         print_document(document)
 
 
-@click.command()
-@recipe_argument
-@run_options
-def pack(wish: RunWish, recipe: Path) -> None:
-    """Judge and put the bundle together. A run of all that is not done yet, with a bundle at its end.
-
-    \b
-    edgekiln pack recipes/traffic-lights.toml
-    """
-    done = execute(recipe, wish)
-    if done is not None:
-        print_run(done[1], wish.as_json)
-
-
-STAGE_COMMANDS = (train, export, quantize, evaluate, pack)
+STAGE_COMMANDS = (train, export, quantize, evaluate)
