@@ -1,6 +1,7 @@
 """The scan of ONNX bytes: external data wherever a tensor can stand, nothing but ONNX, bounded whatever comes."""
 
 import contextlib
+import itertools
 import time
 
 import numpy as np
@@ -10,7 +11,7 @@ from onnx import AttributeProto, SparseTensorProto, TensorProto, TrainingInfoPro
 
 from edgekiln.runtime import onnx_scan
 from edgekiln.runtime.errors import EngineError, ExitCode
-from edgekiln.runtime.onnx_scan import MAX_DEPTH, check_self_contained
+from edgekiln.runtime.onnx_scan import MAX_DEPTH, MAX_NODES, MAX_SUBGRAPHS, check_onnx
 
 EXTERNAL = "is kept in another file"
 
@@ -130,9 +131,9 @@ PLACES = [value for name, value in list(globals().items()) if name.startswith("i
 
 @pytest.mark.parametrize("place", PLACES, ids=lambda place: place.__name__)
 def test_external_data_is_found_wherever_a_tensor_can_stand(place):
-    check_self_contained(place(inside()).SerializeToString())
+    check_onnx(place(inside()).SerializeToString())
     with pytest.raises(EngineError, match=rf"'inner' of the model {EXTERNAL}") as caught:
-        check_self_contained(place(outside()).SerializeToString())
+        check_onnx(place(outside()).SerializeToString())
     assert caught.value.exit_code == ExitCode.UNTRUSTED == 4
     assert "passwd" not in str(caught.value)
 
@@ -165,7 +166,7 @@ def test_either_sign_of_external_data_is_enough():
     location.external_data.add(key="location", value="x")
     for tensor in (place, location):
         with pytest.raises(EngineError, match=EXTERNAL):
-            check_self_contained(in_initializer(tensor).SerializeToString())
+            check_onnx(in_initializer(tensor).SerializeToString())
 
 
 def varint(value):
@@ -202,20 +203,20 @@ def model_bytes(graph):
     ],
 )
 def test_bytes_that_parsers_could_read_in_two_ways_are_refused(tensor, message):
-    check_self_contained(model_bytes(field(5, b"\x70\x00")))
+    check_onnx(model_bytes(field(5, b"\x70\x00")))
     with pytest.raises(EngineError, match=message):
-        check_self_contained(model_bytes(field(5, tensor)))
+        check_onnx(model_bytes(field(5, tensor)))
 
 
 def test_a_message_in_two_parts_is_searched_in_both():
     # protobuf merges a second occurrence of a message into the first.
     with pytest.raises(EngineError, match=EXTERNAL):
-        check_self_contained(model_bytes(b"") + field(7, field(5, b"\x70\x01")))
+        check_onnx(model_bytes(b"") + field(7, field(5, b"\x70\x01")))
 
 
 def test_a_known_message_field_of_another_type_is_refused():
     with pytest.raises(EngineError, match="field 5 of a GraphProto has wire type 0"):
-        check_self_contained(model_bytes(b"\x28\x01"))
+        check_onnx(model_bytes(b"\x28\x01"))
 
 
 @pytest.mark.parametrize(
@@ -233,7 +234,7 @@ def test_a_known_message_field_of_another_type_is_refused():
 )
 def test_what_is_no_onnx_model_is_refused(data):
     with pytest.raises(EngineError, match="This is no ONNX model: ") as caught:
-        check_self_contained(data)
+        check_onnx(data)
     assert caught.value.exit_code == 4
 
 
@@ -245,20 +246,170 @@ def nested(levels):
     return model_bytes(graph)
 
 
-def test_depth_is_bounded():
-    check_self_contained(nested((MAX_DEPTH - 2) // 3))
+def test_depth_is_bounded(monkeypatch):
+    with pytest.raises(EngineError, match=f"graphs are nested more than {MAX_SUBGRAPHS} deep"):
+        check_onnx(nested(20_000))
+    monkeypatch.setattr(onnx_scan, "MAX_SUBGRAPHS", 10**6)
+    check_onnx(nested((MAX_DEPTH - 2) // 3))
     for levels in (MAX_DEPTH // 3 + 1, 20_000):
-        with pytest.raises(EngineError, match=f"nested more than {MAX_DEPTH} deep"):
-            check_self_contained(nested(levels))
+        with pytest.raises(EngineError, match=f"messages are nested more than {MAX_DEPTH} deep"):
+            check_onnx(nested(levels))
+
+
+def test_the_number_of_bytes_is_bounded(monkeypatch, mean_model):
+    monkeypatch.setattr(onnx_scan, "MAX_BYTES", len(mean_model))
+    check_onnx(mean_model)
+    with pytest.raises(EngineError, match=rf"it has {len(mean_model) + 1} bytes, over {len(mean_model)}"):
+        check_onnx(mean_model + b"\x00")
 
 
 def test_the_number_of_fields_is_bounded(monkeypatch):
     monkeypatch.setattr(onnx_scan, "MAX_FIELDS", 1000)
     unknown = b"\x98\x06\x01"  # field 99, varint
-    check_self_contained(model_bytes(unknown * 900))
+    check_onnx(model_bytes(unknown * 900))
     for data in (model_bytes(unknown * 1000), model_bytes(field(1, b"") * 1000)):
         with pytest.raises(EngineError, match="more than 1,000 fields"):
-            check_self_contained(data)
+            check_onnx(data)
+
+
+# -- subgraphs, by each way that a node may hold one
+
+
+def one_graph(inner):
+    return node_with(attribute(AttributeProto.GRAPH, "g", inner))
+
+
+def several_graphs(inner):
+    return node_with(attribute(AttributeProto.GRAPHS, "graphs", graph_of(), inner))
+
+
+@pytest.mark.parametrize("operator", ["If", "Loop", "Scan"])
+@pytest.mark.parametrize("holder", [one_graph, several_graphs])
+def test_subgraphs_are_bounded(holder, operator):
+    graph = graph_of()
+    for _ in range(MAX_SUBGRAPHS - 1):
+        node = holder(graph)
+        node.op_type = operator
+        graph = graph_of(node)
+    check_onnx(standard(graph))
+    node = holder(graph)
+    node.op_type = operator
+    with pytest.raises(EngineError, match=f"graphs are nested more than {MAX_SUBGRAPHS} deep"):
+        check_onnx(standard(graph_of(node)))
+
+
+def test_subgraphs_in_functions_are_bounded():
+    graph = graph_of()
+    for _ in range(MAX_SUBGRAPHS + 1):
+        graph = graph_of(one_graph(graph))
+    with pytest.raises(EngineError, match=f"graphs are nested more than {MAX_SUBGRAPHS} deep"):
+        check_onnx(standard(graph_of(), function("f", one_graph(graph))))
+
+
+# -- how many nodes
+
+
+def standard(graph, *functions):
+    return model_of(graph, functions=list(functions)).SerializeToString()
+
+
+def function(name, *nodes):
+    return helper.make_function("local", name, [], ["out"], list(nodes), [helper.make_opsetid("", 18)])
+
+
+def call(name, domain="local"):
+    return helper.make_node(name, [], ["out"], domain=domain)
+
+
+def test_the_number_of_nodes_is_bounded():
+    node = field(1, field(4, b"Relu"))
+    check_onnx(model_bytes(node * MAX_NODES))
+    with pytest.raises(EngineError, match="more than 100,000 nodes"):
+        check_onnx(model_bytes(node * (MAX_NODES + 1)))
+
+
+def test_functions_count_as_often_as_they_are_called():
+    """Seventeen functions of two calls each: a kilobyte that a library would write out as 131,072 nodes."""
+
+    def doubling(levels):
+        functions = [function("f0", call("Relu", ""), call("Relu", ""))]
+        functions += [function(f"f{i}", call(f"f{i - 1}"), call(f"f{i - 1}")) for i in range(1, levels)]
+        return standard(graph_of(call(f"f{levels - 1}")), *functions)
+
+    assert 2**16 < MAX_NODES < 2**17
+    check_onnx(doubling(16))
+    for levels in (17, 400):
+        started = time.perf_counter()
+        with pytest.raises(EngineError, match=r"more than 100,000 nodes, with its functions written out"):
+            check_onnx(doubling(levels))
+        assert time.perf_counter() - started < 1
+
+
+@pytest.mark.parametrize("circle", [["f", "f"], ["f", "g", "f"], ["f", "g", "h", "f"]], ids="-".join)
+@pytest.mark.parametrize("called", [True, False])
+def test_functions_that_call_themselves_are_refused(circle, called):
+    functions = [function(a, call("Relu", ""), call(b)) for a, b in itertools.pairwise(circle)]
+    nodes = [call("f")] if called else []
+    with pytest.raises(EngineError, match=r"its function local::[fgh] calls itself"):
+        check_onnx(standard(graph_of(*nodes), *functions))
+
+
+def test_a_function_that_is_called_in_two_ways_is_no_circle():
+    check_onnx(
+        standard(
+            graph_of(call("f"), call("h")),
+            function("h", call("Relu", "")),
+            function("g", call("h"), call("h")),
+            function("f", call("g"), call("h"), call("g")),
+        )
+    )
+
+
+def test_two_functions_of_one_name_are_refused():
+    with pytest.raises(EngineError, match="defines the function local::f twice"):
+        check_onnx(standard(graph_of(), function("f"), function("f")))
+
+
+# -- operators of other domains
+
+
+@pytest.mark.parametrize("domain", ["com.microsoft", "local", "ai.onnx.contrib", "trt.plugins", "ai.onnx "])
+def test_operators_of_other_domains_are_refused_unless_allowed_by_name(domain):
+    places = {
+        "graph": standard(graph_of(call("Gelu", domain))),
+        "subgraph": standard(graph_of(one_graph(graph_of(call("Gelu", domain))))),
+        "function": standard(graph_of(), function("f", call("Gelu", domain))),
+    }
+    for model in places.values():
+        with pytest.raises(
+            EngineError, match=f"holds the operator {domain}::Gelu, which is not one of ONNX's own"
+        ) as caught:
+            check_onnx(model)
+        assert f"allow_operators=['{domain}::Gelu']" in caught.value.hint
+        assert caught.value.exit_code == 4
+        check_onnx(model, allow_operators=[f"{domain}::Gelu"])
+        with pytest.raises(EngineError, match=f"{domain}::Gelu"):
+            check_onnx(model, allow_operators=[f"{domain}::Relu", domain, "Gelu", "x::Gelu"])
+
+
+@pytest.mark.parametrize("domain", sorted(onnx_scan.ONNX_DOMAINS))
+def test_onnx_domains_are_the_standards_own(domain):
+    assert domain in {schema.domain for schema in onnx.defs.get_all_schemas()} | {
+        "ai.onnx",
+        "ai.onnx.training",
+    }
+    check_onnx(standard(graph_of(call("Anything", domain))))
+
+
+def test_the_last_of_two_domains_counts_as_for_any_parser():
+    def node(*domains):
+        return model_bytes(field(1, field(4, b"Gelu") + b"".join(field(7, d) for d in domains)))
+
+    parsed = onnx.load_from_string(node(b"", b"com.microsoft"))
+    assert parsed.graph.node[0].domain == "com.microsoft"
+    with pytest.raises(EngineError, match=r"com\.microsoft::Gelu"):
+        check_onnx(node(b"", b"com.microsoft"))
+    check_onnx(node(b"com.microsoft", b""))
 
 
 def test_large_weights_are_stepped_over():
@@ -266,7 +417,7 @@ def test_large_weights_are_stepped_over():
         numpy_helper.from_array(np.zeros(25_000_000, np.float32), "large")
     ).SerializeToString()
     started = time.perf_counter()
-    check_self_contained(model)
+    check_onnx(model)
     assert time.perf_counter() - started < 1  # reading 100 MB byte by byte takes many seconds
 
 
@@ -278,7 +429,7 @@ def test_any_damage_gives_a_typed_error_or_none(mean_model):
         for _ in range(generator.integers(1, 4)):
             data[generator.integers(len(data))] = generator.integers(256)
         with contextlib.suppress(EngineError):
-            check_self_contained(bytes(data[: generator.integers(1, len(data) + 1)]))
+            check_onnx(bytes(data[: generator.integers(1, len(data) + 1)]))
             continue
         refused += 1
     assert refused > 1000

@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from edgekiln.pipeline.recipe import DataSettings
 from edgekiln.runtime.contract import SHARED_NORMALIZATION, Contract, Normalization
 from edgekiln.runtime.errors import DataError, ImageError, MissingExtraError
-from edgekiln.runtime.image import Frame, Picture, prepare
+from edgekiln.runtime.image import Frame, Picture, prepare, read_encoded
 
 __all__ = [
     "LabelledImages",
@@ -545,10 +545,7 @@ def _read_picture(picture: Picture) -> Picture:
     """Files as their bytes, so that what is hashed is what is decoded."""
     if not isinstance(picture, str | os.PathLike):
         return picture
-    try:
-        return Path(picture).read_bytes()
-    except OSError as error:
-        raise ImageError(f"{picture} cannot be read: {error.strerror}.", reason="unreadable") from error
+    return read_encoded(picture)
 
 
 def _digest_picture(picture: Picture) -> str:

@@ -129,8 +129,8 @@ class ImageError(UsageError):
     """One picture could not become an array.
 
     Attributes:
-        reason: ``missing``, ``unreadable``, ``too_large``, ``format``, ``truncated``, ``corrupt``, ``mode``
-            or ``type``.
+        reason: ``missing``, ``unreadable``, ``too_large``, ``format``, ``truncated``, ``corrupt``, ``mode``,
+            ``memory`` or ``type``; docs/images.md tells what each means.
     """
 
     code = "image"
