@@ -4,8 +4,8 @@ The picture that comes out is not the plain path's, so this is off until a model
 ways for every picture of an evaluation split: by the run that made its bundle, which records it, or by
 `establish_agreement` on pictures of one's own. Where ``simplejpeg`` is installed (extra ``simplejpeg``), it decodes the
 scaled picture, to the same bits as Pillow: both are libjpeg-turbo, at the same fraction. What is left to the plain
-path, with its answers and its errors: everything that is no JPEG, what would not be scaled, ``nearest`` (it picks single
-pixels, so scaling changes which), and whatever fails here.
+path, with its answers and its errors: everything that is no JPEG, what would not be scaled, ``nearest`` (it picks
+single pixels, so scaling changes which), and whatever fails here.
 
 Bound: the decoder's picture keeps at least twice the pixels of the resized one along both sides, so that the
 contract's own filter still does the last step (the ``reducing_gap`` of 2 in Pillow's ``Image.thumbnail``). White noise,

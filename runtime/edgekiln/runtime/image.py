@@ -94,7 +94,7 @@ def decode(
         with _told_as_image_errors(None):
             return Image.fromarray(_checked_array(picture, color_order))
     if isinstance(picture, str | os.PathLike | bytes | bytearray | memoryview):
-        path = Path(picture) if isinstance(picture, str | os.PathLike) else None
+        path = _as_path(picture) if isinstance(picture, str | os.PathLike) else None
         return _upright_rgb(open_encoded(read_encoded(picture), path), background, path, owned=True)
     if not isinstance(picture, Image.Image):
         raise ImageError(
@@ -120,17 +120,25 @@ def _checked_array(array: NDArray[np.generic], color_order: ColorOrder) -> Frame
 def read_encoded(picture: Encoded) -> bytes:
     """The bytes of a file, or those given, if they are not too many; raises ImageError."""
     if isinstance(picture, str | os.PathLike):
-        return _read_file(Path(picture))
+        return _read_file(_as_path(picture))
     size = picture.nbytes if isinstance(picture, memoryview) else len(picture)
     if size > MAX_BYTES:  # before they are copied
         raise _too_many_bytes("The picture", size, None)
     return bytes(picture)
 
 
+def _as_path(picture: str | os.PathLike[str]) -> Path:
+    try:
+        return Path(picture)
+    except TypeError as error:  # its __fspath__ gives bytes, or nonsense
+        raise ImageError(
+            f"A path must be text, got {type(picture).__name__}: {error}.", reason="type"
+        ) from error
+
+
 def _read_file(path: Path) -> bytes:
     try:
-        # O_NONBLOCK: opening a pipe must not wait for somebody to write into it.
-        with open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK)) as file:  # Path.open takes no opener
+        with open(path, "rb", opener=_open_without_waiting) as file:
             status = os.fstat(file.fileno())
             if not stat.S_ISREG(status.st_mode):
                 raise ImageError(
@@ -163,6 +171,11 @@ def _read_file(path: Path) -> bytes:
     if len(data) > MAX_BYTES:  # it has grown since
         raise _too_many_bytes(str(path), len(data), path)
     return data
+
+
+def _open_without_waiting(name: str, flags: int) -> int:
+    """Opening a pipe would wait until somebody writes into it."""
+    return os.open(name, flags | os.O_NONBLOCK)
 
 
 def _too_many_bytes(name: str, size: int, path: Path | None) -> ImageError:

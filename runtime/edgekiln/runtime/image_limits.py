@@ -185,7 +185,7 @@ def _segments(data: bytes) -> Iterator[tuple[int, bytes]]:
 
 def _count_chunks(data: bytes, name: str) -> None:
     position = 8
-    for _ in range(MAX_CHUNKS):
+    for _ in range(MAX_CHUNKS + 1):
         if position + 8 > len(data):
             return
         position += 12 + int.from_bytes(data[position : position + 4], "big")
