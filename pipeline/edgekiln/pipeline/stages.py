@@ -26,6 +26,7 @@ from edgekiln.pipeline.data import (
     read_source,
 )
 from edgekiln.pipeline.engines import build_variant, evaluate_variant
+from edgekiln.pipeline.fast_frames import keep_scaled_frames
 from edgekiln.pipeline.recipe import DataSettings, Recipe, VariantSettings
 from edgekiln.pipeline.stage_files import (
     BASELINE,
@@ -141,7 +142,7 @@ def _data_stage(recipe: Recipe, settings: DataSettings | None = None, name: str 
         },
         ("numpy", "Pillow"),
         lambda context: _prepare_data(context, data),
-        revision=2,
+        revision=3,
     )
 
 
@@ -174,8 +175,13 @@ def _prepare_data(context: StageContext, settings: DataSettings) -> None:
         folder=context.folder,
         advance=lambda done, total: context.progress.advance(done, total, "pictures"),
     )
+    scaled = keep_scaled_frames(settings, context.folder)
     counts = ", ".join(f"{name} {len(part['keys'])}" for name, part in index["splits"].items())
     context.progress.message(f"  {len(index['classes'])} classes; {counts}")
+    if scaled:
+        context.progress.message(
+            f"  {scaled} test pictures are JPEGs that can also be decoded at a fraction of their size"
+        )
     for kind, text in (
         ("unreadable", "unreadable pictures left out"),
         ("duplicates", "pictures left out because the same bytes stand in a split that judges"),
@@ -434,7 +440,7 @@ def _evaluate_stage(variant: VariantSettings) -> Stage:
             *_own_tools(variant),
         ),
         lambda context: evaluate_variant(context, variant),
-        revision=2,
+        revision=3,
     )
 
 
@@ -555,5 +561,5 @@ def _bundle_stage(recipe: Recipe, inputs: tuple[str, ...]) -> Stage:
         {"recipe": public_recipe(recipe)},
         ("jinja2", "matplotlib"),
         pack_bundle,
-        revision=3,
+        revision=4,
     )
