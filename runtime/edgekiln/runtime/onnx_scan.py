@@ -19,11 +19,12 @@ from dataclasses import dataclass, field
 from typing import TypeAlias
 
 from edgekiln.runtime.errors import EngineError
+from edgekiln.runtime.onnx_edges import check_edges
+from edgekiln.runtime.onnx_wire import BYTES, VARINT, Reader, refuse
 
 __all__ = [
     "MAX_BYTES",
     "MAX_DEPTH",
-    "MAX_FIELDS",
     "MAX_NODES",
     "MAX_SUBGRAPHS",
     "ONNX_DOMAINS",
@@ -38,14 +39,8 @@ MAX_SUBGRAPHS = 16
 """Graphs inside one another, by If, Loop, Scan and what else has a graph as an attribute; libraries recurse."""
 MAX_NODES = 100_000
 """Of all graphs, with every function written out at each of its calls."""
-MAX_FIELDS = 1_000_000
-"""In all messages together, which bounds time and memory; a network of a hundred layers has some ten thousand."""
 ONNX_DOMAINS = frozenset({"", "ai.onnx", "ai.onnx.ml", "ai.onnx.training", "ai.onnx.preview.training"})
 """The standard's own. The empty name and ``ai.onnx`` are the same one."""
-
-_VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
-_FIXED_SIZES = {_FIXED64: 8, _FIXED32: 4}
-_MAX_TAG = 2**32  # a longer tag would be cut to 32 bits by some parsers, and so mean another field to them
 
 # Message kinds, and for each the fields that lead to a tensor: number to the kind inside. From onnx.proto (IR 13).
 _CHILDREN: dict[str, dict[int, str]] = {
@@ -102,29 +97,33 @@ def check_onnx(model: bytes, *, allow_operators: Collection[str] = ()) -> None:
 
     Raises:
         EngineError: the bytes are no ONNX ``ModelProto`` (or a cut one), exceed a limit above, keep a tensor
-            elsewhere, or hold an operator of another domain that is not allowed.
+            elsewhere, hold an operator of another domain that is not allowed, or a node that reads what nothing before
+            it writes.
     """
     if len(model) > MAX_BYTES:
-        raise _refuse(f"it has {len(model)} bytes, over {MAX_BYTES}")
-    reader = _Reader(model)
-    present = {(number, wire) for number, wire, _, _ in reader.fields(0, len(model))}
-    if not present >= {(_IR_VERSION, _VARINT), (_GRAPH, _BYTES)}:
-        raise _refuse("it has no IR version or no graph")
+        raise refuse(f"it has {len(model)} bytes, over {MAX_BYTES}")
+    reader = Reader(model)
+    parts = [(number, wire) for number, wire, _, _ in reader.fields(0, len(model))]
+    if not {*parts} >= {(_IR_VERSION, VARINT), (_GRAPH, BYTES)}:
+        raise refuse("it has no IR version or no graph")
     bodies = _walk(reader)
     _check_operators(bodies, allow_operators)
     _check_written_out(bodies)
+    if parts.count((_GRAPH, BYTES)) > 1:
+        raise refuse("it has several graphs")
+    check_edges(Reader(model))
 
 
-def _walk(reader: _Reader) -> dict[_Name | None, _Body]:
+def _walk(reader: Reader) -> dict[_Name | None, _Body]:
     """Every node by the body that it stands in: of the function of that name, or of the graphs under ``None``."""
     bodies: dict[_Name | None, _Body] = {None: _Body()}
     waiting = [_Message("ModelProto", 0, len(reader.model), 1, 0, bodies[None])]
     while waiting:
         message = waiting.pop()
         if message.depth > MAX_DEPTH:
-            raise _refuse(f"its messages are nested more than {MAX_DEPTH} deep")
+            raise refuse(f"its messages are nested more than {MAX_DEPTH} deep")
         if message.graphs > MAX_SUBGRAPHS:
-            raise _refuse(f"its graphs are nested more than {MAX_SUBGRAPHS} deep")
+            raise refuse(f"its graphs are nested more than {MAX_SUBGRAPHS} deep")
         if message.kind == "TensorProto":
             _check_tensor(reader, message.start, message.end)
             continue
@@ -132,9 +131,7 @@ def _walk(reader: _Reader) -> dict[_Name | None, _Body]:
     return bodies
 
 
-def _read_message(
-    reader: _Reader, message: _Message, bodies: dict[_Name | None, _Body]
-) -> Iterator[_Message]:
+def _read_message(reader: Reader, message: _Message, bodies: dict[_Name | None, _Body]) -> Iterator[_Message]:
     """The messages inside that lead to tensors; a node is counted in its body, a function opens one of its own."""
     body = message.body
     if message.kind in _NAMED:
@@ -142,26 +139,26 @@ def _read_message(
         if message.kind == "NodeProto":
             body.nodes[name] += 1
         elif name in bodies:
-            raise _refuse(f"it defines the function {_tell(name)} twice")
+            raise refuse(f"it defines the function {_tell(name)} twice")
         else:
             body = bodies[name] = _Body()
     children = _CHILDREN[message.kind]
     for number, wire, begin, stop in reader.fields(message.start, message.end):
         if number not in children:
             continue
-        if wire != _BYTES:
-            raise _refuse(f"field {number} of a {message.kind} has wire type {wire}")
+        if wire != BYTES:
+            raise refuse(f"field {number} of a {message.kind} has wire type {wire}")
         kind = children[number]
         graphs = message.graphs + (kind == "GraphProto")
         yield _Message(kind, begin, stop, message.depth + 1, graphs, body)
 
 
-def _read_name(reader: _Reader, message: _Message) -> _Name:
+def _read_name(reader: Reader, message: _Message) -> _Name:
     """Of fields that stand there several times the last one counts, as for any parser."""
     found = {
         number: reader.model[begin:stop]
         for number, wire, begin, stop in reader.fields(message.start, message.end)
-        if wire == _BYTES
+        if wire == BYTES
     }
     domain, name, overload = (found.get(number, b"") for number in _NAMED[message.kind])
     return b"" if domain == b"ai.onnx" else domain, name, overload
@@ -189,7 +186,7 @@ def _check_written_out(bodies: dict[_Name | None, _Body]) -> None:
         calls = bodies[name].nodes
         unsized = [callee for callee in calls if callee in bodies and callee not in sizes]
         if name in begun and name not in sizes and unsized:
-            raise _refuse(f"its function {_tell(unsized[0])} calls itself")  # it was met again above itself
+            raise refuse(f"its function {_tell(unsized[0])} calls itself")  # it was met again above itself
         begun.add(name)
         waiting += unsized
         if unsized:
@@ -197,7 +194,7 @@ def _check_written_out(bodies: dict[_Name | None, _Body]) -> None:
         waiting.pop()
         sizes[name] = sum(times * sizes.get(callee, 1) for callee, times in calls.items())
         if sizes[name] > MAX_NODES:
-            raise _refuse(f"it has more than {MAX_NODES:,} nodes, with its functions written out")
+            raise refuse(f"it has more than {MAX_NODES:,} nodes, with its functions written out")
 
 
 def _tell(name: _Name) -> str:
@@ -206,70 +203,17 @@ def _tell(name: _Name) -> str:
     return f"{domain or 'ai.onnx'}::{operator}"
 
 
-def _check_tensor(reader: _Reader, start: int, end: int) -> None:
+def _check_tensor(reader: Reader, start: int, end: int) -> None:
     """Refuse a tensor whose values stand elsewhere, or that says where although their place is inside."""
     name, external = b"", False
     for number, wire, begin, stop in reader.fields(start, end):
-        if (number, wire) == (_TENSOR_NAME, _BYTES):
+        if (number, wire) == (_TENSOR_NAME, BYTES):
             name = reader.model[begin:stop][:80]
         external |= number == _EXTERNAL_DATA
-        external |= number == _DATA_LOCATION and (wire != _VARINT or reader.varint(begin, stop)[0] != 0)
+        external |= number == _DATA_LOCATION and (wire != VARINT or reader.varint(begin, stop)[0] != 0)
     if external:
         raise EngineError(
             f"The tensor {name.decode('utf-8', 'replace')!r} of the model is kept in another file (external data), "
             "which the model's digest says nothing about.",
             hint="Save the model as one file: onnx.save(onnx.load(path), path).",
         )
-
-
-class _Reader:
-    """Reads protobuf's wire format; never past ``end``, and at most ``MAX_FIELDS`` fields in all."""
-
-    def __init__(self, model: bytes) -> None:
-        self.model = model
-        self._left = MAX_FIELDS
-
-    def fields(self, position: int, end: int) -> Iterator[tuple[int, int, int, int]]:
-        """Number, wire type, and start and end of the value of each field in a message; nothing inside is read."""
-        while position < end:
-            self._left -= 1
-            if self._left < 0:
-                raise _refuse(f"it has more than {MAX_FIELDS:,} fields")
-            tag, position = self.varint(position, end)
-            number, wire = tag >> 3, tag & 7
-            if not number or tag >= _MAX_TAG:
-                raise _refuse(f"a field has the number {number}")
-            start, stop = self._find_value(wire, position, end)
-            if stop > end:
-                raise _refuse("it ends in the middle of a field")
-            yield number, wire, start, stop
-            position = stop
-
-    def _find_value(self, wire: int, position: int, end: int) -> tuple[int, int]:
-        if wire == _VARINT:
-            return position, self.varint(position, end)[1]
-        if wire == _BYTES:
-            size, start = self.varint(position, end)
-            return start, start + size
-        if wire in _FIXED_SIZES:
-            return position, position + _FIXED_SIZES[wire]
-        raise _refuse(f"a field has wire type {wire}")  # groups, which ONNX never had, and nonsense
-
-    def varint(self, position: int, end: int) -> tuple[int, int]:
-        """A variable-length integer of at most ten bytes, and where it ends."""
-        value = shift = 0
-        for at in range(position, min(position + 10, end)):
-            byte = self.model[at]
-            value |= (byte & 0x7F) << shift
-            if byte < 0x80:
-                return value, at + 1
-            shift += 7
-        raise _refuse(
-            "it ends in the middle of a number" if end - position < 10 else "a number has over ten bytes"
-        )
-
-
-def _refuse(why: str) -> EngineError:
-    return EngineError(
-        f"This is no ONNX model: {why}.", hint="Take a fresh copy of the file, or export the model again."
-    )
