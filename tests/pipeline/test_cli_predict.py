@@ -298,4 +298,5 @@ def test_the_document_holds_the_error_too(tiny_run, edgekiln, broken):
         "message": "1 of 4 pictures could not be read.",
         "hint": "The others are answered.",
         "path": str(broken / "c-broken.jpg"),
+        "reason": "format",
     }

@@ -15,9 +15,9 @@ from edgekiln.runtime.errors import GateError, ImageError, UsageError
 from edgekiln.runtime.fast_decode import (
     MAX_BOUND,
     MEAN_BOUND,
-    _prepare_scaled,
     establish_agreement,
     prepare_fast,
+    prepare_scaled,
 )
 from edgekiln.runtime.image import prepare
 
@@ -67,7 +67,7 @@ def turned(orientation):
 def test_the_stated_bound_holds(make, interpolation, contract):
     contract = replace(contract, interpolation=interpolation)
     data = jpeg(make())
-    fast, plain = _prepare_scaled(data, contract), prepare(data, contract)
+    fast, plain = prepare_scaled(data, contract), prepare(data, contract)
     assert fast is not None
     assert (fast.shape, fast.dtype) == (plain.shape, plain.dtype)
     difference = np.abs(fast.astype(int) - plain)
@@ -79,14 +79,14 @@ def test_the_stated_bound_holds(make, interpolation, contract):
 @pytest.mark.parametrize("contract", [SQUASH, CROP], ids=["squash", "crop"])
 def test_orientation_is_honoured(contract, orientation):
     data = jpeg(scene(), **turned(orientation))
-    fast, plain = _prepare_scaled(data, contract), prepare(data, contract)
+    fast, plain = prepare_scaled(data, contract), prepare(data, contract)
     assert np.abs(fast.astype(int) - plain).mean() <= MEAN_BOUND
 
 
 @pytest.mark.parametrize("mode", ["L", "CMYK"])
 def test_grey_and_cmyk_jpegs_are_within_the_bound(mode):
     data = jpeg(Image.fromarray(scene()).convert(mode))
-    fast = _prepare_scaled(data, SQUASH)
+    fast = prepare_scaled(data, SQUASH)
     assert np.abs(fast.astype(int) - prepare(data, SQUASH)).mean() <= MEAN_BOUND
 
 
@@ -113,7 +113,7 @@ def png():
     ids=["nearest", "small", "png", "array", "pil", "rounding"],
 )
 def test_the_plain_path_is_taken_for_all_else(picture, contract):
-    assert _prepare_scaled(picture, contract) is None
+    assert prepare_scaled(picture, contract) is None
     np.testing.assert_array_equal(prepare_fast(picture, contract), prepare(picture, contract))
 
 
@@ -150,8 +150,7 @@ def test_a_path_and_its_bytes_give_the_same(tmp_path):
 
 def test_a_picture_over_the_pixel_limit_is_refused_by_its_real_size(monkeypatch):
     data = jpeg(scene())
-    for module in ("image", "fast_decode"):
-        monkeypatch.setattr(f"edgekiln.runtime.{module}.MAX_PIXELS", WIDTH * HEIGHT - 1)
+    monkeypatch.setattr("edgekiln.runtime.image_limits.MAX_PIXELS", WIDTH * HEIGHT - 1)
     with pytest.raises(ImageError, match="960 x 540 pixels, the limit is") as caught:
         prepare_fast(data, SQUASH)
     assert caught.value.reason == "too_large"

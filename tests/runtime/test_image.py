@@ -3,6 +3,7 @@
 import io
 import itertools
 import logging
+import os
 import struct
 import warnings
 import zlib
@@ -393,7 +394,7 @@ def test_the_same_header_with_a_small_size_fails_only_at_decoding():
 
 
 def test_too_many_bytes_are_refused(tmp_path):
-    refused(bytes(MAX_BYTES + 1), "too_large", f"over {MAX_BYTES} bytes")
+    refused(bytes(MAX_BYTES + 1), "too_large", f"has {MAX_BYTES + 1} bytes, the limit is {MAX_BYTES}")
     path = tmp_path / "big.png"
     with path.open("wb") as file:
         file.truncate(MAX_BYTES + 1)  # a hole: nothing is written
@@ -403,7 +404,12 @@ def test_too_many_bytes_are_refused(tmp_path):
 
 @pytest.mark.skipif("not __import__('os').path.exists('/dev/zero')", reason="needs /dev/zero")
 def test_an_endless_file_is_not_read_to_its_end():
-    refused("/dev/zero", "too_large", f"over {MAX_BYTES} bytes")
+    refused("/dev/zero", "unreadable", "a pipe or a device, no file")
+
+
+def test_a_pipe_that_nobody_writes_into_is_refused_at_once(tmp_path):
+    os.mkfifo(tmp_path / "pipe.jpg")
+    refused(tmp_path / "pipe.jpg", "unreadable", "a pipe or a device, no file")
 
 
 def test_a_picture_too_elongated_to_resize_is_refused():

@@ -68,7 +68,7 @@ def refused(monkeypatch, keys):
         with monkeypatch.context() as patch:
             patch.setattr(bundle_module, "open_session", fail)
             if not parsed:
-                patch.setattr(bundle_module, "_parse_manifest", fail)
+                patch.setattr(bundle_module, "parse_manifest", fail)
             for door in (open_bundle, load):
                 with pytest.raises(EdgekilnError, match=message) as caught:
                     door(path, trusted_keys=trusted)

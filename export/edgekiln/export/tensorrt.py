@@ -26,6 +26,7 @@ from edgekiln.runtime.backends.tensorrt_library import find_version, import_tens
 from edgekiln.runtime.cuda.driver import DeviceProperties, probe_driver, require_device
 from edgekiln.runtime.engine_header import Flavour
 from edgekiln.runtime.errors import BuildError, EnvironmentProblem, ResourceError, UsageError
+from edgekiln.runtime.onnx_scan import check_onnx
 from edgekiln.runtime.spec import Precision
 
 __all__ = ["BatchProfile", "BuildOptions", "BuiltEngine", "build_engine", "library_version"]
@@ -167,7 +168,9 @@ def build_engine(
         DeviceError: TensorRT needs a GPU to build, and there is none.
         BuildError: the library refused; its words, the node and the likely cause are in the message.
         ResourceError: memory ran out.
+        EngineError: the bytes are nothing that the library may be shown; see ``runtime.onnx_scan``.
     """
+    check_onnx(model)
     installed = library_version(options.flavour)
     device = _device_for(options.flavour)
     identity = _identity(options, installed, device)

@@ -13,6 +13,7 @@ import numpy as np
 
 from edgekiln.pipeline.building import EngineRequest, build_engines
 from edgekiln.pipeline.data import load_split
+from edgekiln.pipeline.fast_frames import record_agreement
 from edgekiln.pipeline.recipe import VariantSettings
 from edgekiln.pipeline.stage_files import (
     ABOUT_NAME,
@@ -170,9 +171,11 @@ def _run_engines(context: StageContext, variant: VariantSettings) -> None:
         for start in range(0, len(test), _BATCH):
             logits.append(session.run(np.array(test.frames[start : start + _BATCH])))
             context.progress.advance(min(start + _BATCH, len(test)), len(test), "test images")
+        answers = np.concatenate(logits)
+        record_agreement(context.inputs["data"], context.folder, answers, session.run)
     finally:
         session.close()
-    save_logits(context.folder, np.concatenate(logits))
+    save_logits(context.folder, answers)
 
 
 def _simulate(context: StageContext, variant: VariantSettings) -> None:

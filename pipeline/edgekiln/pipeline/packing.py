@@ -18,6 +18,7 @@ from edgekiln.benchmarks.judging import Reference, digest_split, judge_answers, 
 from edgekiln.benchmarks.report import render_card, render_page
 from edgekiln.pipeline.data import INDEX_NAME, PreparedSplit, describe_unjudged, load_split, read_classes
 from edgekiln.pipeline.engines import built_files
+from edgekiln.pipeline.fast_frames import FAST_RECORD_NAME
 from edgekiln.pipeline.privacy import (
     machine_folders,
     name_picture,
@@ -306,6 +307,7 @@ def judge_variant(
         **row,
         **judged,
         "notices": [*row["notices"], *(f"{variant.name}: {warning}." for warning in judged["warnings"])],
+        "fast_decode": read_json(evaluated / FAST_RECORD_NAME),
         "latency": _latency(benchmark, variant.name),
         "speedup": None if benchmark is None else benchmark["ratios"].get(variant.name),
     }

@@ -30,7 +30,7 @@ from edgekiln.pipeline.picture_frames import PictureFrames
 from edgekiln.pipeline.recipe import DataSettings
 from edgekiln.runtime.contract import SHARED_NORMALIZATION, Contract, Normalization
 from edgekiln.runtime.errors import DataError, ImageError
-from edgekiln.runtime.image import Frame, Picture
+from edgekiln.runtime.image import Frame, Picture, read_encoded
 
 __all__ = [
     "INDEX_NAME",
@@ -219,10 +219,11 @@ def _read_picture(picture: Picture) -> Picture:
     if not isinstance(picture, str | os.PathLike):
         return picture
     try:
-        return Path(picture).read_bytes()
-    except OSError as error:
+        return read_encoded(picture)
+    except ImageError as error:
         # Without its place: the index, which names the key, goes into reports.
-        raise ImageError(f"The picture cannot be read: {error.strerror}.", reason="unreadable") from error
+        message = error.message.replace(str(picture), "the picture")
+        raise ImageError(f"{message[:1].upper()}{message[1:]}", reason=error.reason) from error
 
 
 def _digest_picture(picture: Picture) -> str:

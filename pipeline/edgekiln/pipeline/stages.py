@@ -23,6 +23,7 @@ from edgekiln.pipeline.data import (
     read_source,
 )
 from edgekiln.pipeline.engines import build_variant, evaluate_variant
+from edgekiln.pipeline.fast_frames import keep_scaled_frames
 from edgekiln.pipeline.recipe import DataSettings, Recipe, VariantSettings
 from edgekiln.pipeline.stage_files import (
     BASELINE,
@@ -167,8 +168,13 @@ def _prepare_data(context: StageContext, settings: DataSettings) -> None:
         advance=lambda done, total: context.progress.advance(done, total, "pictures"),
         message=context.progress.message,
     )
+    scaled = keep_scaled_frames(settings, context.folder)
     counts = ", ".join(f"{name} {len(part['keys'])}" for name, part in index["splits"].items())
     context.progress.message(f"  {len(index['classes'])} classes; {counts}")
+    if scaled:
+        context.progress.message(
+            f"  {scaled} test pictures are JPEGs that can also be decoded at a fraction of their size"
+        )
     for kind, text in (
         ("unreadable", "unreadable pictures left out"),
         ("duplicates", "pictures left out because the same bytes stand in a split that judges"),
@@ -397,7 +403,7 @@ def _evaluate_stage(variant: VariantSettings) -> Stage:
             *_own_tools(variant),
         ),
         lambda context: evaluate_variant(context, variant),
-        revision=2,
+        revision=3,
     )
 
 

@@ -1,39 +1,45 @@
 """The bundle: a flat folder, or a zip of one, with a manifest that lists every file by sha256. What ships, and how it
 is opened.
 
-Schema policy: ``schema_version`` is "major.minor". A reader takes every minor version of its own major, unknown
-fields included, and refuses another major. Nothing is handed to an engine library before the whole folder
-agrees with the manifest, and the bytes that were hashed are the bytes that are loaded. A signature, ``model.sig``,
-covers the manifest and every file, so the manifest does not list it; it is checked first, where keys are trusted.
+Nothing is handed to an engine library before the whole folder agrees with the manifest (``manifest.py``), and the bytes
+that were hashed are the bytes that are loaded. A signature, ``model.sig``, covers the manifest and every file, so the
+manifest does not list it; it is checked first, where keys are trusted.
 """
 
 from __future__ import annotations
 
 import hashlib
-import json
 import logging
 import os
-import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal
 
-from edgekiln.runtime.backends import CPU_BACKENDS, Backend, open_session
+from edgekiln.runtime.backends import open_session
 from edgekiln.runtime.bundle_source import FRESH_COPY, BundleSource, FolderSource, hash_chunks, hash_file
 from edgekiln.runtime.classifier import Classifier, Selection, reloadable
 from edgekiln.runtime.contract import Contract
 from edgekiln.runtime.errors import (
     BundleError,
-    ContractError,
-    EdgekilnError,
     EnvironmentProblem,
     ResourceError,
     SignatureError,
     UsageError,
 )
-from edgekiln.runtime.session import Session
-from edgekiln.runtime.spec import Precision
+from edgekiln.runtime.manifest import (
+    MANIFEST_NAME,
+    MAX_MANIFEST_BYTES,
+    PREFERENCE,
+    SCHEMA_VERSION,
+    SIGNATURE_NAME,
+    UNLISTED,
+    FileRecord,
+    VariantRecord,
+    Verdict,
+    parse_manifest,
+    write_manifest,
+)
 
 if TYPE_CHECKING:
     from edgekiln.runtime.signing import KeySource, SignedContent
@@ -53,82 +59,10 @@ __all__ = [
     "write_manifest",
 ]
 
-Verdict = Literal["pass", "fail", "inconclusive", "not-run", "unverified"]
-
-MANIFEST_NAME = "manifest.json"
-SCHEMA_VERSION = "1.1"
-MAX_MANIFEST_BYTES = 16 * 2**20
-SIGNATURE_NAME = "model.sig"
 MAX_SIGNATURE_BYTES = 4 * 2**20
-_UNLISTED = frozenset({MANIFEST_NAME, SIGNATURE_NAME})
-_SAFE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
-
-PREFERENCE: tuple[tuple[Backend, Precision], ...] = (
-    ("tensorrt", Precision.INT8),
-    ("tensorrt", Precision.FP16),
-    ("tensorrt-rtx", Precision.FP16),
-    ("onnxruntime-cuda", Precision.FP16),
-    ("tensorrt", Precision.FP32),
-    ("tensorrt-rtx", Precision.FP32),
-    ("tensorrt-rtx", Precision.INT8),  # unfused there: slower than FP16 as far as its plans tell
-    ("onnxruntime-cuda", Precision.FP32),
-    ("onnxruntime-cpu", Precision.INT8),
-    ("openvino", Precision.INT8),  # as fast or faster, but slower to load: docs/backends.md
-    ("onnxruntime-cpu", Precision.FP32),
-    ("openvino", Precision.FP32),
-    ("onnxruntime-cpu", Precision.FP16),
-)
-"""``load`` without a variant takes the first of these that passed its gate and can run here: GPU before CPU,
-then the precision that is fastest there (CPUs have no FP16 arithmetic, so it comes last on them)."""
-
 _WHERE_BUNDLES_ARE = "`edgekiln run` prints the path of the bundle that it made: RUNS/NAME/bundle."
 
 _log = logging.getLogger("edgekiln.runtime")
-
-
-@dataclass(frozen=True, slots=True)
-class FileRecord:
-    """What the manifest says of one file: sha256 as hex, size in bytes."""
-
-    sha256: str
-    size: int
-
-
-@dataclass(frozen=True, slots=True)
-class VariantRecord:
-    """One engine of a bundle and what was found about it.
-
-    Attributes:
-        file: its name in the bundle, the first of ``files``; ``None`` where it could not be made here.
-        files: all its files; several where there is one static engine for each batch size.
-        source: the ONNX file that ``edgekiln build`` makes its engine from, for TensorRT variants.
-        fallback_source: the FP16 graph that may stand in for an INT8 one that does not build, where the recipe allows.
-        verdict: of the gate; only ``pass`` is deployable.
-        reason: the verdict in a sentence.
-        figures: accuracy, difference to the baseline, latency, audit and machine, as in report.json.
-    """
-
-    name: str
-    backend: Backend
-    precision: Precision
-    file: str | None
-    verdict: Verdict
-    reason: str
-    required: bool
-    figures: Mapping[str, Any] = field(repr=False)
-    files: tuple[str, ...] = ()
-    source: str | None = None
-    fallback_source: str | None = None
-
-    @property
-    def device(self) -> Literal["cpu", "cuda"]:
-        """What its backend runs on."""
-        return "cpu" if self.backend in CPU_BACKENDS else "cuda"
-
-    @property
-    def deployable(self) -> bool:
-        """Whether its gate passed."""
-        return self.verdict == "pass"
 
 
 @dataclass(frozen=True, slots=True)
@@ -200,7 +134,17 @@ def open_bundle(path: str | os.PathLike[str], *, trusted_keys: Sequence[KeySourc
     raw = b"".join(source.read(MANIFEST_NAME, MAX_MANIFEST_BYTES))
     if signed is not None:
         signed.check(MANIFEST_NAME, hashlib.sha256(raw).hexdigest())
-    bundle = _parse_manifest(source, raw)
+    manifest = parse_manifest(raw, source.path / MANIFEST_NAME)
+    bundle = Bundle(
+        source.path,
+        manifest.name,
+        manifest.digest,
+        manifest.contract,
+        manifest.variants,
+        manifest.files,
+        manifest.document,
+        source,
+    )
     if signed is not None:
         _check_all_signed(bundle, signed)
         bundle = replace(bundle, signer=signed.fingerprint)
@@ -267,6 +211,15 @@ def _read_checked(source: BundleSource, name: str, record: FileRecord) -> bytes:
     return data
 
 
+@dataclass(frozen=True, slots=True)
+class _Options:
+    """What ``load`` was asked for, whichever variant it takes."""
+
+    threads: int | None
+    fast_decode: Literal["auto"] | bool
+    allow_operators: Collection[str]
+
+
 @reloadable
 def load(
     path: str | os.PathLike[str],
@@ -276,6 +229,8 @@ def load(
     threads: int | None = None,
     allow_unverified: bool = False,
     trusted_keys: Sequence[KeySource] | None = None,
+    fast_decode: Literal["auto"] | bool = "auto",
+    allow_operators: Collection[str] = (),
 ) -> Classifier:
     """Open a bundle and load one of its engines.
 
@@ -288,27 +243,35 @@ def load(
         allow_unverified: also load a variant, named by ``variant``, whose gate did not pass.
         trusted_keys: public keys, as paths of PEM files or PEM bytes. The bundle must be signed by one of them; this
             is checked before its manifest is read or an engine library is handed a byte. ``None`` asks for none.
+        fast_decode: whether large JPEGs are decoded at a fraction of their size: ``auto`` where the bundle records that
+            no answer changed thereby on the pictures it was judged on, ``True`` refuses a variant without that record,
+            ``False`` never. See ``fast_decode.py``.
+        allow_operators: operators of other domains than ONNX's that an ONNX file may hold, as
+            ``com.microsoft::Gelu``; without a name here they are refused before a library sees the file.
 
     Raises:
-        UsageError: no such folder or variant, or one that did not pass.
+        UsageError: no such folder or variant, one that did not pass, or no record of fast decoding.
+        EngineError: the model file is nothing that a library may be shown, or the library refused it.
         SignatureError: no signature, a foreign one, or one over other content.
         BundleError: the bundle was altered.
         EnvironmentProblem: nothing that passed can run here.
     """
     if device not in {None, "cpu", "cuda"}:
         raise UsageError(f"Unknown device {device!r}; known: cpu, cuda.")
+    if fast_decode not in ("auto", True, False):
+        raise UsageError(f"Unknown fast_decode {fast_decode!r}; known: 'auto', True, False.")
     if allow_unverified and variant is None:
         raise UsageError(
             "allow_unverified needs a variant by name: only engines that passed are chosen automatically.",
             hint="Name it with variant=... (--variant NAME); `edgekiln inspect BUNDLE` lists them.",
         )
     bundle = open_bundle(path, trusted_keys=trusted_keys)
+    options = _Options(threads, fast_decode, allow_operators)
     if variant is not None:
         chosen = bundle.variant(variant)
         _check_loadable(chosen, device, allow_unverified)
-        session = _open(bundle, chosen, threads)
-        return Classifier(session, bundle.contract, _selection(chosen, "asked for by name"))
-    return _load_preferred(bundle, device, threads)
+        return _open(bundle, chosen, "asked for by name", options)
+    return _load_preferred(bundle, device, options)
 
 
 def _check_loadable(variant: VariantRecord, device: str | None, allow_unverified: bool) -> None:
@@ -329,20 +292,18 @@ def _check_loadable(variant: VariantRecord, device: str | None, allow_unverified
         )
 
 
-def _load_preferred(bundle: Bundle, device: str | None, threads: int | None) -> Classifier:
+def _load_preferred(bundle: Bundle, device: str | None, options: _Options) -> Classifier:
     passed = [v for v in bundle.variants if v.deployable and device in {None, v.device}]
     if not passed:
         raise _nothing_passed(bundle, device)
     skipped: list[str] = []
     for candidate in sorted(passed, key=lambda v: PREFERENCE.index((v.backend, v.precision))):
+        reason = "; ".join(["first in the order of preference that passed and runs here", *skipped])
         try:
-            session = _open(bundle, candidate, threads)
+            return _open(bundle, candidate, reason, options)
         except (EnvironmentProblem, ResourceError) as problem:
             _log.info("variant %s cannot run here: %s", candidate.name, problem)
             skipped.append(f"{candidate.name} cannot run here ({problem.message})")
-            continue
-        reason = "; ".join(["first in the order of preference that passed and runs here", *skipped])
-        return Classifier(session, bundle.contract, _selection(candidate, reason))
     raise EnvironmentProblem(
         f"Nothing in {bundle.path} can run here: {'; '.join(skipped)}.",
         hint="`edgekiln doctor BUNDLE` tells what each engine lacks"
@@ -368,30 +329,22 @@ def _nothing_passed(bundle: Bundle, device: str | None) -> UsageError:
     )
 
 
-def _open(bundle: Bundle, variant: VariantRecord, threads: int | None) -> Session:
-    return open_session(variant.backend, [bundle.read(name) for name in variant.files], threads=threads)
-
-
-def _selection(variant: VariantRecord, reason: str) -> Selection:
-    return Selection(variant.name, variant.backend, variant.precision.value, reason)
-
-
-def write_manifest(folder: Path, content: Mapping[str, Any]) -> str:
-    """Write ``manifest.json`` over all files now in ``folder``; returns its sha256 as hex.
-
-    ``content`` holds ``name``, ``contract``, ``variants`` and anything else worth keeping; the schema version
-    and the list of files are added here. Same content, same bytes. A signature is not listed: it covers the manifest.
-    """
-    files = {}
-    for entry in sorted(folder.iterdir()):
-        if entry.name in _UNLISTED:
-            continue
-        digest, size = hash_file(entry)
-        files[entry.name] = {"sha256": digest, "size": size}
-    document = {**content, "schema_version": SCHEMA_VERSION, "files": files}
-    raw = (json.dumps(document, sort_keys=True, indent=2, ensure_ascii=False) + "\n").encode()
-    (folder / MANIFEST_NAME).write_bytes(raw)
-    return hashlib.sha256(raw).hexdigest()
+def _open(bundle: Bundle, variant: VariantRecord, reason: str, options: _Options) -> Classifier:
+    fast = bool(options.fast_decode) and variant.fast_decode.allowed
+    if options.fast_decode is True and not fast:
+        raise UsageError(
+            f"Variant {variant.name!r} may not decode fast: {variant.fast_decode.reason}",
+            hint="fast_decode='auto' takes the plain path there; `establish_agreement` shows it on your own pictures.",
+            path=bundle.path,
+        )
+    session = open_session(
+        variant.backend,
+        [bundle.read(name) for name in variant.files],
+        threads=options.threads,
+        allow_operators=options.allow_operators,
+    )
+    selection = Selection(variant.name, variant.backend, variant.precision.value, reason)
+    return Classifier(session, bundle.contract, selection, fast_decode=fast)
 
 
 def _compare(path: Path, record: FileRecord, digest: str, size: int) -> None:
@@ -409,7 +362,7 @@ def _check_listing(bundle: Bundle) -> None:
     names = bundle.source.names()
     if SIGNATURE_NAME in names:  # exempt by name, and so a plain file or nothing
         hash_chunks(bundle.source.read(SIGNATURE_NAME, MAX_SIGNATURE_BYTES))
-    present = names - _UNLISTED
+    present = names - UNLISTED
     for name in sorted(set(bundle.files) - present):
         raise BundleError(f"{name} is missing from {bundle.path}.", hint=FRESH_COPY, path=bundle.path / name)
     for name in sorted(present - set(bundle.files)):
@@ -418,101 +371,3 @@ def _check_listing(bundle: Bundle) -> None:
             hint="Remove it: a bundle holds exactly what its manifest lists.",
             path=bundle.path / name,
         )
-
-
-def _parse_manifest(source: BundleSource, raw: bytes) -> Bundle:
-    path = source.path / MANIFEST_NAME
-    if len(raw) > MAX_MANIFEST_BYTES:
-        raise BundleError(f"{path} has over {MAX_MANIFEST_BYTES} bytes.", hint=FRESH_COPY, path=path)
-    try:
-        document = json.loads(raw)
-        if not isinstance(document, dict):
-            raise TypeError("not a JSON object")
-        _check_version(str(document["schema_version"]), path)
-        files = {
-            _file_name(name): FileRecord(_hex(f["sha256"]), _size(f["size"]))
-            for name, f in document["files"].items()
-        }
-        variants = tuple(_parse_variant(v, files) for v in document["variants"])
-        if len({v.name for v in variants}) != len(variants):
-            raise ValueError("two variants have the same name")
-        contract = Contract.from_dict(document["contract"])
-        if document.get("contract_digest", contract.digest) != contract.digest:
-            raise ValueError("the contract was changed: its digest is another")
-        digest = hashlib.sha256(raw).hexdigest()
-        name = _safe_name(document["name"])
-        return Bundle(source.path, name, digest, contract, variants, files, document, source)
-    except ContractError as error:
-        raise ContractError(f"{path}: {error.message}", hint=error.hint, path=path) from error
-    except EdgekilnError:
-        raise
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise BundleError(
-            f"{path} is not a valid manifest: {type(error).__name__}: {error}.", hint=FRESH_COPY, path=path
-        ) from error
-
-
-def _check_version(version: str, path: Path) -> None:
-    if version.partition(".")[0] != SCHEMA_VERSION.partition(".")[0]:
-        raise BundleError(
-            f"{path} has schema version {version}; this edgekiln reads {SCHEMA_VERSION.partition('.')[0]}.x.",
-            hint="Use the edgekiln version that made the bundle, or make it again.",
-            path=path,
-        )
-
-
-def _parse_variant(values: Mapping[str, Any], files: Mapping[str, FileRecord]) -> VariantRecord:
-    name, backend, verdict, file = values["name"], values["backend"], values["verdict"], values["file"]
-    precision = Precision(values["precision"])
-    if (backend, precision) not in PREFERENCE:
-        raise ValueError(
-            f"variant {name!r} has unknown backend and precision {backend!r}, {precision.value!r}"
-        )
-    if verdict not in get_args(Verdict):
-        raise ValueError(f"variant {name!r} has unknown verdict {verdict!r}")
-    engines = tuple(values.get("files") or ([] if file is None else [file]))
-    source, fallback = values.get("source"), values.get("fallback_source")
-    for listed in (*engines, file, source, fallback):
-        if listed is not None and listed not in files:
-            raise ValueError(f"variant {name!r} has file {listed!r}, which is not listed")
-    if (engines[0] if engines else None) != file:
-        raise ValueError(f"variant {name!r} has file {file!r}, which is not the first of its files")
-    if file is None and verdict != "not-run":
-        raise ValueError(f"variant {name!r} has a verdict but no file")
-    return VariantRecord(
-        name=_safe_name(name),
-        backend=backend,
-        precision=precision,
-        file=file,
-        verdict=verdict,
-        reason=str(values["reason"]),
-        required=bool(values["required"]),
-        figures=dict(values["figures"]),
-        files=engines,
-        source=source,
-        fallback_source=fallback,
-    )
-
-
-def _safe_name(name: object) -> str:
-    if isinstance(name, str) and _SAFE_NAME.fullmatch(name):
-        return name
-    raise ValueError(f"unsafe name {name!r}: wanted {_SAFE_NAME.pattern}")
-
-
-def _file_name(name: object) -> str:
-    if name in _UNLISTED:
-        raise ValueError(f"it lists {name}, which no manifest lists")
-    return _safe_name(name)
-
-
-def _hex(digest: object) -> str:
-    if isinstance(digest, str) and re.fullmatch(r"[0-9a-f]{64}", digest):
-        return digest
-    raise ValueError(f"{digest!r} is not a sha256")
-
-
-def _size(size: object) -> int:
-    if type(size) is int and size >= 0:
-        return size
-    raise ValueError(f"{size!r} is not a size")

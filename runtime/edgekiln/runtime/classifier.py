@@ -97,8 +97,10 @@ class Classifier:
     process that made it: in a fork every call but ``close`` raises ForkedError.
     """
 
-    def __init__(self, session: Session, contract: Contract, variant: Selection) -> None:
-        self._model = LoadedModel(session, contract, variant)
+    def __init__(
+        self, session: Session, contract: Contract, variant: Selection, *, fast_decode: bool = False
+    ) -> None:
+        self._model = LoadedModel(session, contract, variant, fast_decode=fast_decode)
         self._home = HomeProcess()
         self._closed = False
         self._load: Callable[[str | os.PathLike[str]], Classifier] | None = None
@@ -112,6 +114,11 @@ class Classifier:
     def session(self) -> Session:
         """The engine, for callers that prepare their own frames. A reload closes it."""
         return self._model.session
+
+    @property
+    def fast_decode(self) -> bool:
+        """Whether large JPEGs are decoded at a fraction of their size; see ``load``."""
+        return self._model.fast_decode
 
     @property
     def variant(self) -> Selection:
@@ -220,8 +227,8 @@ class Classifier:
                 raise UsageError("This classifier is closed and cannot serve another bundle.")
             old, self._model = self._model, other._model
             other._model, other._closed = old, True
-        if old.fast_decode:
-            _log.warning("fast decoding is off: it was established for the model before this one")
+        if old.fast_decode and not self._model.fast_decode:
+            _log.warning("fast decoding is off: it was shown for the model before, and not for this one")
         # As a user's own last call would: what closing the old engine raises must not look like a failed reload.
         if old.try_acquire():
             old.retire()

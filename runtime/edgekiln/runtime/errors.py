@@ -130,7 +130,7 @@ class ImageError(UsageError):
 
     Attributes:
         reason: ``missing``, ``unreadable``, ``too_large``, ``format``, ``truncated``, ``corrupt``, ``mode``,
-            ``type``, or in training ``changed``.
+            ``memory``, ``type``, or in training ``changed``; docs/images.md tells what each means.
     """
 
     code = "image"
@@ -167,9 +167,25 @@ class PrecisionError(GateError):
 
 
 class NonFiniteError(GateError):
-    """An engine produced NaN or infinity."""
+    """An engine produced NaN or infinity.
+
+    Attributes:
+        images: for which pictures, counted from 0 in the batch or stream that was asked about; empty where it was
+            no batch of pictures.
+    """
 
     code = "non_finite"
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        hint: str | None = None,
+        path: str | os.PathLike[str] | None = None,
+        images: tuple[int, ...] = (),
+    ) -> None:
+        super().__init__(message, hint=hint, path=path)
+        self.images = images
 
 
 class UntrustedError(EdgekilnError):

@@ -1,7 +1,7 @@
 """The only way a picture becomes an array: ``prepare(picture, contract) -> uint8 (H, W, 3)``.
 
 Training, calibration, evaluation, benchmark and runtime all call it. The policy for odd pictures is written
-beside each case below. This module knows no model and does no normalization.
+beside each case below and, for people, in docs/images.md. This module knows no model and does no normalization.
 """
 
 from __future__ import annotations
@@ -9,6 +9,9 @@ from __future__ import annotations
 import io
 import logging
 import os
+import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, TypeAlias, get_args
 
@@ -17,6 +20,7 @@ from numpy.typing import NDArray
 
 from edgekiln.runtime.contract import Contract
 from edgekiln.runtime.errors import ImageError
+from edgekiln.runtime.image_limits import MAX_BYTES, MAX_MEMORY, MAX_PIXELS, check_cost, check_structure
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -26,23 +30,28 @@ __all__ = [
     "MAX_BYTES",
     "MAX_PIXELS",
     "ColorOrder",
+    "Encoded",
     "Frame",
     "Picture",
+    "apply_orientation",
     "check_encoded",
     "decode",
+    "fit",
+    "open_encoded",
     "prepare",
+    "read_encoded",
+    "read_orientation",
 ]
 
 Frame: TypeAlias = NDArray[np.uint8]
+Encoded: TypeAlias = "str | os.PathLike[str] | bytes | bytearray | memoryview"
 Picture: TypeAlias = "str | os.PathLike[str] | bytes | Image.Image | Frame"
 ColorOrder = Literal["rgb", "bgr"]
 
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP")
-MAX_BYTES = 64 * 2**20
-MAX_PIXELS = 50_000_000  # 150 MB decoded to RGB; larger is refused from the header, before decoding
-
 _SCALE_DOWN = "Scale it down: models see a few hundred pixels of a side."
 _COPY_AGAIN = "Copy or export it again."
+_STRIP_PIXELS = 2**20  # converted at a time: copies of a whole picture would be several times its size
 _ALPHA_MODES = frozenset({"RGBA", "LA", "PA", "La", "RGBa"})
 _SIXTEEN_BIT_MODES = frozenset({"I;16", "I;16L", "I;16B", "I;16N", "I"})
 _EXIF_ORIENTATION = 0x0112
@@ -64,8 +73,9 @@ def prepare(picture: Picture, contract: Contract, *, color_order: ColorOrder = "
     Raises:
         ImageError: every failure, with a reason code.
     """
-    image = _fit(decode(picture, background=contract.background, color_order=color_order), contract)
-    return np.array(image, dtype=np.uint8)
+    image = decode(picture, background=contract.background, color_order=color_order)
+    with _told_as_image_errors(None):
+        return np.array(fit(image, contract), dtype=np.uint8)
 
 
 def decode(
@@ -82,20 +92,18 @@ def decode(
             f"Unknown color order {color_order!r}; known: {', '.join(get_args(ColorOrder))}.", reason="type"
         )
     if isinstance(picture, np.ndarray):
-        return Image.fromarray(_checked_array(picture, color_order))
-    path = None
-    if isinstance(picture, str | os.PathLike):
-        path = Path(picture)
-        picture = _read_bytes(path)
-    if isinstance(picture, bytes | bytearray | memoryview):
-        picture = _open_encoded(bytes(picture), path)
+        with _told_as_image_errors(None):
+            return Image.fromarray(_checked_array(picture, color_order))
+    if isinstance(picture, str | os.PathLike | bytes | bytearray | memoryview):
+        path = _as_path(picture) if isinstance(picture, str | os.PathLike) else None
+        return _upright_rgb(open_encoded(read_encoded(picture), path), background, path, owned=True)
     if not isinstance(picture, Image.Image):
         raise ImageError(
             f"A picture must be a path, bytes, a PIL image or a uint8 array (H, W, 3), "
             f"got {type(picture).__name__}.",
             reason="type",
         )
-    return _upright_rgb(picture, background, path)
+    return _upright_rgb(picture, background, None, owned=False)
 
 
 def check_encoded(encoded: bytes, contract: Contract, *, whole: bool) -> None:
@@ -107,12 +115,11 @@ def check_encoded(encoded: bytes, contract: Contract, *, whole: bool) -> None:
         whole: also decode, as a file whose end is missing shows nothing of it in its header. Of a JPEG all codes are
             read and an eighth of both sides is computed, which is several times faster; others are decoded in full.
     """
-    image = _open_encoded(encoded, None)
-    _check_size(image, "The picture", None)
-    _resized_size(image.size, contract)
+    image = open_encoded(encoded, None)
+    _check_resizing(image.size, _resized_size(image.size, contract))
     if whole:
         image.draft(None, (1, 1))  # the decoder's smallest scale; does nothing to what is no JPEG
-        _upright_rgb(image, contract.background, None)
+        _upright_rgb(image, contract.background, None, owned=True)
 
 
 def _checked_array(array: NDArray[np.generic], color_order: ColorOrder) -> Frame:
@@ -127,18 +134,39 @@ def _checked_array(array: NDArray[np.generic], color_order: ColorOrder) -> Frame
     return np.ascontiguousarray(array[..., ::-1] if color_order == "bgr" else array)
 
 
-def _read_bytes(path: Path) -> bytes:
+def read_encoded(picture: Encoded) -> bytes:
+    """The bytes of a file, or those given, if they are not too many; raises ImageError."""
+    if isinstance(picture, str | os.PathLike):
+        return _read_file(_as_path(picture))
+    size = picture.nbytes if isinstance(picture, memoryview) else len(picture)
+    if size > MAX_BYTES:  # before they are copied
+        raise _too_many_bytes("The picture", size, None)
+    return bytes(picture)
+
+
+def _as_path(picture: str | os.PathLike[str]) -> Path:
     try:
-        with path.open("rb") as file:
-            size = os.fstat(file.fileno()).st_size
-            if size > MAX_BYTES:
+        return Path(picture)
+    except TypeError as error:  # its __fspath__ gives bytes, or nonsense
+        raise ImageError(
+            f"A path must be text, got {type(picture).__name__}: {error}.", reason="type"
+        ) from error
+
+
+def _read_file(path: Path) -> bytes:
+    try:
+        with open(path, "rb", opener=_open_without_waiting) as file:
+            status = os.fstat(file.fileno())
+            if not stat.S_ISREG(status.st_mode):
                 raise ImageError(
-                    f"{path} has {size} bytes, the limit is {MAX_BYTES}.",
-                    reason="too_large",
-                    hint=_SCALE_DOWN,
+                    f"{path} cannot be read: it is a pipe or a device, no file.",
+                    reason="unreadable",
+                    hint="Read it yourself and hand in the bytes; `edgekiln predict BUNDLE -` reads standard input.",
                     path=path,
                 )
-            return file.read(MAX_BYTES + 1)
+            if status.st_size > MAX_BYTES:
+                raise _too_many_bytes(str(path), status.st_size, path)
+            data = file.read(MAX_BYTES + 1)
     except FileNotFoundError as error:
         raise ImageError(
             f"There is no file {path}.", reason="missing", hint="Check the path.", path=path
@@ -157,73 +185,104 @@ def _read_bytes(path: Path) -> bytes:
             hint="Check the path and its permissions.",
             path=path,
         ) from error
+    if len(data) > MAX_BYTES:  # it has grown since
+        raise _too_many_bytes(str(path), len(data), path)
+    return data
 
 
-def _open_encoded(data: bytes, path: Path | None) -> Image.Image:
-    """Read the header only."""
+def _open_without_waiting(name: str, flags: int) -> int:
+    """Opening a pipe would wait until somebody writes into it."""
+    return os.open(name, flags | os.O_NONBLOCK)
+
+
+def _too_many_bytes(name: str, size: int, path: Path | None) -> ImageError:
+    return ImageError(
+        f"{name} has {size} bytes, the limit is {MAX_BYTES}.", reason="too_large", hint=_SCALE_DOWN, path=path
+    )
+
+
+def open_encoded(data: bytes, path: Path | None = None) -> Image.Image:
+    """Read the header, and refuse what would cost too much to decode; raises ImageError.
+
+    Args:
+        data: a file of one of ``FORMATS``, at most ``MAX_BYTES``.
+        path: where it comes from, for messages.
+    """
     from PIL import Image, UnidentifiedImageError
 
-    name = "The picture" if path is None else str(path)
-    if len(data) > MAX_BYTES:
-        raise ImageError(
-            f"{name} has over {MAX_BYTES} bytes.", reason="too_large", hint=_SCALE_DOWN, path=path
-        )
-    try:
-        image = Image.open(io.BytesIO(data), formats=FORMATS)
-    except UnidentifiedImageError as error:
-        raise ImageError(
-            f"{name} is not a {', '.join(FORMATS)} picture ({len(data)} bytes, starts with {data[:8]!r}).",
-            reason="format",
-            hint="Convert it to JPEG or PNG." if data else "The file is empty: copy it again.",
-            path=path,
-        ) from error
-    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        raise ImageError(
-            f"{name} is too large: {error}.", reason="too_large", hint=_SCALE_DOWN, path=path
-        ) from error
-    except Exception as error:  # a decoder may raise anything on garbage
-        raise ImageError(
-            f"{name} is corrupt: {error}.", reason="corrupt", hint=_COPY_AGAIN, path=path
-        ) from error
+    name = _name(path)
+    with _told_as_image_errors(path):
+        walk = check_structure(data, name)
+        try:
+            image = Image.open(io.BytesIO(data), formats=FORMATS)
+        except UnidentifiedImageError as error:
+            raise ImageError(
+                f"{name} is not a {', '.join(FORMATS)} picture ({len(data)} bytes, starts with {data[:8]!r}).",
+                reason="format",
+                hint="Convert it to JPEG or PNG." if data else "The file is empty: copy it again.",
+            ) from error
+        except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+            raise ImageError(
+                f"{name} is too large: {error}.", reason="too_large", hint=_SCALE_DOWN
+            ) from error
+        check_cost(image, walk, name)
     return image
 
 
-def _check_size(image: Image.Image, name: str, path: Path | None) -> None:
-    if 0 in image.size:
-        raise ImageError(f"{name} has {image.width} x {image.height} pixels.", reason="type", path=path)
-    if image.width * image.height > MAX_PIXELS:
-        raise ImageError(
-            f"{name} has {image.width} x {image.height} pixels, the limit is {MAX_PIXELS}.",
-            reason="too_large",
-            hint=_SCALE_DOWN,
-            path=path,
-        )
+def _name(path: Path | None) -> str:
+    return "The picture" if path is None else str(path)
 
 
-def _upright_rgb(image: Image.Image, background: tuple[int, int, int], path: Path | None) -> Image.Image:
-    name = "The picture" if path is None else str(path)
-    _check_size(image, name, path)
+@contextmanager
+def _told_as_image_errors(path: Path | None) -> Iterator[None]:
+    """Whatever goes wrong inside becomes an ImageError that names the file: a decoder may raise anything on garbage."""
     try:
-        image.load()  # of an animation this is the first frame
-        return _to_rgb(_apply_orientation(image), background)
-    except (ImageError, MemoryError):
+        yield
+    except ImageError as error:
+        if path is not None and error.path is None:
+            error.path = os.fspath(path)
         raise
-    except Exception as error:  # a decoder may raise anything on garbage
+    except MemoryError as error:
+        raise ImageError(
+            f"{_name(path)} cannot be decoded: memory ran out.", reason="memory", hint=_SCALE_DOWN, path=path
+        ) from error
+    except Exception as error:
         reason = "truncated" if "truncated" in str(error) else "corrupt"
         raise ImageError(
-            f"{name} cannot be decoded: {error}.", reason=reason, hint=_COPY_AGAIN, path=path
+            f"{_name(path)} cannot be decoded: {error}.", reason=reason, hint=_COPY_AGAIN, path=path
         ) from error
 
 
-def _apply_orientation(image: Image.Image) -> Image.Image:
-    """Turn the picture upright as its EXIF says; EXIF that cannot be read turns nothing, as in any viewer."""
-    from PIL import Image
+def _upright_rgb(
+    image: Image.Image, background: tuple[int, int, int], path: Path | None, *, owned: bool
+) -> Image.Image:
+    name = _name(path)
+    if 0 in image.size:
+        raise ImageError(f"{name} has {image.width} x {image.height} pixels.", reason="type", path=path)
+    with _told_as_image_errors(path):
+        check_cost(image, None, name)
+        image.load()  # of an animation this is the first frame
+        orientation = read_orientation(image)
+        converted = _to_rgb(image, background)
+        if owned and converted is not image:
+            image.close()  # before the next copy is made
+        return apply_orientation(converted, orientation)
 
+
+def read_orientation(image: Image.Image) -> int:
+    """EXIF's orientation, 1 to 8; EXIF that cannot be read turns nothing, as in any viewer."""
     try:
         orientation = image.getexif().get(_EXIF_ORIENTATION, 1)
     except Exception as error:  # EXIF is a format of its own, with its own ways to be broken
         _log.warning("unreadable EXIF ignored: %s", error)
-        return image
+        return 1
+    return orientation if isinstance(orientation, int) else 1
+
+
+def apply_orientation(image: Image.Image, orientation: int) -> Image.Image:
+    """The picture upright; an orientation that does not exist turns nothing."""
+    from PIL import Image
+
     operation = {
         2: Image.Transpose.FLIP_LEFT_RIGHT,
         3: Image.Transpose.ROTATE_180,
@@ -237,10 +296,24 @@ def _apply_orientation(image: Image.Image) -> Image.Image:
 
 
 def _to_rgb(image: Image.Image, background: tuple[int, int, int]) -> Image.Image:
+    """The picture itself where it is RGB; else a new one, converted strip by strip."""
     from PIL import Image
 
     if image.mode == "RGB" and "transparency" not in image.info:
         return image
+    rows = max(1, _STRIP_PIXELS // image.width)
+    if rows >= image.height:
+        return _convert(image, background)
+    converted = Image.new("RGB", image.size)
+    for top in range(0, image.height, rows):
+        strip = image.crop((0, top, image.width, min(top + rows, image.height)))
+        converted.paste(_convert(strip, background), (0, top))
+    return converted
+
+
+def _convert(image: Image.Image, background: tuple[int, int, int]) -> Image.Image:
+    from PIL import Image
+
     if image.mode in _SIXTEEN_BIT_MODES:
         return Image.fromarray(_scale_sixteen_bit(image)).convert("RGB")
     if image.mode == "F":
@@ -268,13 +341,18 @@ def _scale_sixteen_bit(image: Image.Image) -> Frame:
     return ((values + 128) // 257).astype(np.uint8)
 
 
-def _fit(image: Image.Image, contract: Contract) -> Image.Image:
-    """Resize and crop as torchvision's Resize and CenterCrop do (v2.functional: the same integer rounding)."""
+def fit(image: Image.Image, contract: Contract) -> Image.Image:
+    """Resize and crop as torchvision's Resize and CenterCrop do (v2.functional: the same integer rounding).
+
+    Raises:
+        ImageError: the picture is so long and narrow that resizing it would exceed ``MAX_MEMORY``.
+    """
     from PIL import Image
 
     target_height, target_width = contract.height, contract.width
     filter_ = Image.Resampling[contract.interpolation.upper()]
     new_width, new_height = _resized_size(image.size, contract)
+    _check_resizing(image.size, (new_width, new_height))
     resized = image.resize((new_width, new_height), filter_)
     if contract.resize == "squash":
         return resized
@@ -284,15 +362,23 @@ def _fit(image: Image.Image, contract: Contract) -> Image.Image:
 
 
 def _resized_size(size: tuple[int, int], contract: Contract) -> tuple[int, int]:
-    """(width, height) before the crop, of a picture of ``size``; raises ImageError where that is no picture's."""
+    """(width, height) before the crop."""
     if contract.resize == "squash":
         return contract.width, contract.height
     shorter_side = contract.shorter_side or 0  # the contract guarantees it for this rule
     width, height = size
     if width <= height:
-        new_width, new_height = shorter_side, int(shorter_side * height / width)
-    else:
-        new_width, new_height = int(shorter_side * width / height), shorter_side
-    if new_width * new_height > MAX_PIXELS:
-        raise ImageError(f"A picture of {width} x {height} is too elongated to resize.", reason="too_large")
-    return new_width, new_height
+        return shorter_side, int(shorter_side * height / width)
+    return int(shorter_side * width / height), shorter_side
+
+
+def _check_resizing(before: tuple[int, int], after: tuple[int, int]) -> None:
+    # Pillow shrinks the width first: the picture, what has the new width and the old height, and the result.
+    pixels = before[0] * before[1] + after[0] * before[1] + after[0] * after[1]
+    if 4 * pixels > MAX_MEMORY:
+        raise ImageError(
+            f"A picture of {before[0]} x {before[1]} is too elongated or too large to resize to "
+            f"{after[0]} x {after[1]}: that needs {4 * pixels / 1e6:.0f} MB.",
+            reason="too_large",
+            hint=_SCALE_DOWN,
+        )

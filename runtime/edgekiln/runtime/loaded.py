@@ -31,12 +31,14 @@ class LoadedModel:
         fast_decode: JPEGs are decoded at a fraction of their size; see ``fast_decode.py``.
     """
 
-    def __init__(self, session: Session, contract: Contract, variant: Selection) -> None:
+    def __init__(
+        self, session: Session, contract: Contract, variant: Selection, *, fast_decode: bool = False
+    ) -> None:
         _check_fit(session, contract)
         self.session = session
         self.contract = contract
         self.variant = variant
-        self.fast_decode = False
+        self.fast_decode = fast_decode
         self._users = 0
         self._retired = False
         self._lock = threading.Lock()

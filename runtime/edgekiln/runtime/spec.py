@@ -62,4 +62,5 @@ def check_finite(logits: Logits, engine: str) -> None:
     raise NonFiniteError(
         f"The engine {engine} gave NaN or infinity for image {rows[0]} of the batch ({rows.size} in all).",
         hint="Do not ship this engine; a higher precision usually mends it.",
+        images=tuple(rows.tolist()),
     )

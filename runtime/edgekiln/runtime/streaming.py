@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from typing import Literal, get_args
 
 from edgekiln.runtime.classifier import Classifier, Prediction, predict_frames
-from edgekiln.runtime.errors import ImageError, UsageError
+from edgekiln.runtime.errors import ImageError, NonFiniteError, UsageError
 from edgekiln.runtime.forking import HomeProcess
 from edgekiln.runtime.image import ColorOrder, Frame, Picture
 from edgekiln.runtime.loaded import LoadedModel
@@ -151,9 +151,11 @@ def _answer_all(
     reader: _Reader, max_batch: int, *, raises: bool
 ) -> Generator[Prediction | ImageError, None, None]:
     reader.start()
+    answered = 0
     try:
         while not isinstance(first := reader.get(), _End):
-            for answer in _answer_group(_gather(reader, first, max_batch)):
+            for answer in _answer_group(_gather(reader, first, max_batch), answered):
+                answered += 1
                 if raises and isinstance(answer, ImageError):
                     raise answer
                 yield answer
@@ -171,12 +173,19 @@ def _gather(reader: _Reader, first: _Prepared, max_batch: int) -> list[_Prepared
     return group
 
 
-def _answer_group(group: Sequence[_Prepared]) -> list[Prediction | ImageError]:
-    """One call of the engine for those that could be read."""
+def _answer_group(group: Sequence[_Prepared], answered: int) -> list[Prediction | ImageError]:
+    """One call of the engine for those that could be read; ``answered`` pictures of the stream came before."""
     try:
         frames = [_frame_or_error(prepared) for prepared in group]
         readable = [frame for frame in frames if not isinstance(frame, ImageError)]
         predictions = deque(predict_frames(group[0].model, readable) if readable else [])
+    except NonFiniteError as error:
+        places = [answered + i for i, frame in enumerate(frames) if not isinstance(frame, ImageError)]
+        images = tuple(places[i] for i in error.images)
+        named = ", ".join(map(str, images)) or "unknown"
+        raise NonFiniteError(
+            f"{error.message} In the stream: image {named}.", hint=error.hint, images=images
+        ) from error
     finally:
         for prepared in group:
             prepared.model.release()

@@ -89,8 +89,11 @@ def _measure_runtime(bundle: Path, as_json: bool) -> None:
     if as_json:
         print_document(values)
         return
+    goals = values.pop("goals")
     for key, value in values.items():
-        click.echo(f"{key:32} {value}")
+        shown = ", ".join(map(str, value)) if isinstance(value, list) else value
+        goal = f"   (goal: {goals[key]})" if key in goals else ""
+        click.echo(f"{key:32} {shown}{goal}")
 
 
 def _measure_recipe(recipe: Path, again: bool, wish: RunWish) -> None:

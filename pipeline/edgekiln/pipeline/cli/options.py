@@ -15,7 +15,7 @@ from typing import Any, NoReturn
 
 import click
 
-from edgekiln.runtime.errors import EdgekilnError, ExitCode
+from edgekiln.runtime.errors import EdgekilnError, ExitCode, ImageError
 
 __all__ = [
     "JSON_SCHEMA",
@@ -150,8 +150,9 @@ def _is_control(character: str) -> bool:
 
 
 def describe_error(error: EdgekilnError) -> dict[str, Any]:
-    """The ``error`` of a JSON document."""
-    return {"code": error.code, "message": error.message, "hint": error.hint, "path": error.path}
+    """The ``error`` of a JSON document; of a picture's also the reason."""
+    values = {"code": error.code, "message": error.message, "hint": error.hint, "path": error.path}
+    return values | ({"reason": error.reason} if isinstance(error, ImageError) else {})
 
 
 def print_document(values: Mapping[str, Any], *, ok: bool = True) -> None:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import BinaryIO, TypeAlias
 
 from edgekiln.runtime.errors import ImageError, UsageError
+from edgekiln.runtime.image_limits import MAX_BYTES
 
 __all__ = ["STANDARD_INPUT", "PictureSearch", "name_picture"]
 
@@ -50,7 +51,10 @@ class PictureSearch:
     def __iter__(self) -> Iterator[tuple[str, Path | bytes | ImageError]]:
         for argument in self._arguments:
             if argument == STANDARD_INPUT:
-                yield STANDARD_INPUT, sys.stdin.buffer.read()
+                yield (
+                    STANDARD_INPUT,
+                    sys.stdin.buffer.read(MAX_BYTES + 1),
+                )  # one more shows that it is too long
             else:
                 yield from _name(self._expand(argument))
         for name in self._lists:

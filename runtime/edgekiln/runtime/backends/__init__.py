@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Literal, get_args
 
 from edgekiln.runtime.errors import UsageError
@@ -16,7 +16,13 @@ CPU_BACKENDS: frozenset[Backend] = frozenset({"onnxruntime-cpu", "openvino"})
 """Those that run on the CPU, with a choice of threads; all others need a GPU."""
 
 
-def open_session(backend: Backend, model: bytes | Sequence[bytes], *, threads: int | None = None) -> Session:
+def open_session(
+    backend: Backend,
+    model: bytes | Sequence[bytes],
+    *,
+    threads: int | None = None,
+    allow_operators: Collection[str] = (),
+) -> Session:
     """Load an engine.
 
     Args:
@@ -24,6 +30,7 @@ def open_session(backend: Backend, model: bytes | Sequence[bytes], *, threads: i
         model: the engine's bytes, whose digest the caller has checked; for the TensorRT backends also several
             engines of one model, one for each batch size.
         threads: CPU worker threads; ``None`` leaves it to the library.
+        allow_operators: operators of other domains than ONNX's that an ONNX file may hold; see ``onnx_scan``.
 
     Raises:
         UsageError: no such backend.
@@ -36,12 +43,15 @@ def open_session(backend: Backend, model: bytes | Sequence[bytes], *, threads: i
             from edgekiln.runtime.backends.onnxruntime import OnnxRuntimeSession
 
             return OnnxRuntimeSession(
-                _only(engines), device=backend.removeprefix("onnxruntime-"), threads=threads
+                _only(engines),
+                device=backend.removeprefix("onnxruntime-"),
+                threads=threads,
+                allow_operators=allow_operators,
             )
         case "openvino":
             from edgekiln.runtime.backends.openvino import OpenVinoSession
 
-            return OpenVinoSession(_only(engines), threads=threads)
+            return OpenVinoSession(_only(engines), threads=threads, allow_operators=allow_operators)
         case "tensorrt" | "tensorrt-rtx":
             from edgekiln.runtime.backends.tensorrt import TensorRTSession
 

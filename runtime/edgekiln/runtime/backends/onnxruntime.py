@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from types import ModuleType
@@ -21,7 +21,7 @@ from edgekiln.runtime.errors import (
 )
 from edgekiln.runtime.extras import import_extra
 from edgekiln.runtime.forking import HomeProcess, keep_in_forks
-from edgekiln.runtime.onnx_scan import check_self_contained
+from edgekiln.runtime.onnx_scan import check_onnx
 from edgekiln.runtime.spec import Frames, Logits, check_finite, check_frames
 
 __all__ = ["OnnxRuntimeSession", "import_onnxruntime"]
@@ -59,13 +59,20 @@ def _is_installed(distribution: str) -> bool:
 class OnnxRuntimeSession:
     """An ONNX file under onnxruntime: uint8 (N, H, W, 3) in, float32 (N, C) out. See ``Session``."""
 
-    def __init__(self, model: bytes, *, device: str = "cpu", threads: int | None = None) -> None:
+    def __init__(
+        self,
+        model: bytes,
+        *,
+        device: str = "cpu",
+        threads: int | None = None,
+        allow_operators: Collection[str] = (),
+    ) -> None:
         if device not in _PROVIDERS:
             raise UsageError(f"Unknown device {device!r}; known: {', '.join(_PROVIDERS)}.")
         if threads is not None and threads < 1:
             raise UsageError(f"threads must be at least 1, got {threads}.")
         ort = import_onnxruntime(device)
-        check_self_contained(model)
+        check_onnx(model, allow_operators=allow_operators)
         self._threads = threads
         self._device = "cpu" if device == "cpu" else "cuda:0"
         self._session: Any = _create(ort, model, device, threads)
@@ -148,7 +155,7 @@ def _create(ort: ModuleType, model: bytes, device: str, threads: int | None) -> 
         ort.preload_dlls()  # CUDA and cuDNN from their Python packages
     options = ort.SessionOptions()
     options.log_severity_level = _ERRORS_ONLY
-    # check_self_contained has refused weights in other files; this is the library's own lock on the same door.
+    # check_onnx has refused weights in other files; this is the library's own lock on the same door.
     options.add_session_config_entry("session.model_external_initializers_file_folder_path", os.devnull)
     if threads is not None:
         options.intra_op_num_threads = threads

@@ -11,7 +11,7 @@ import contextlib
 import io
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from functools import partial
 from types import ModuleType
@@ -22,7 +22,7 @@ import numpy as np
 from edgekiln.runtime.errors import EngineError, UsageError
 from edgekiln.runtime.extras import import_extra
 from edgekiln.runtime.forking import HomeProcess, keep_in_forks
-from edgekiln.runtime.onnx_scan import check_self_contained
+from edgekiln.runtime.onnx_scan import check_onnx
 from edgekiln.runtime.spec import Frames, Logits, check_finite, check_frames
 
 __all__ = ["OpenVinoSession", "RuntimeLayer", "import_openvino", "read_layers"]
@@ -65,11 +65,15 @@ def _hidden(package: str) -> Iterator[None]:
 class OpenVinoSession:
     """An ONNX file under OpenVINO: uint8 (N, H, W, 3) in, float32 (N, C) out. See ``Session``."""
 
-    def __init__(self, model: bytes, *, threads: int | None = None) -> None:
+    def __init__(
+        self, model: bytes, *, threads: int | None = None, allow_operators: Collection[str] = ()
+    ) -> None:
         if threads is not None and threads < 1:
             raise UsageError(f"threads must be at least 1, got {threads}.")
         self._threads = threads
-        engine = _Engine(import_openvino(), model, threads)
+        library = import_openvino()
+        check_onnx(model, allow_operators=allow_operators)
+        engine = _Engine(library, model, threads)
         self._frame_shape, self._num_classes = engine.frame_shape, engine.num_classes
         self._engine: _Engine | None = engine
         self._home = HomeProcess()
@@ -241,7 +245,6 @@ def _settings(threads: int | None) -> dict[str, Any]:
 
 def _read_graph(library: ModuleType, model: bytes) -> Any:
     """Its ONNX reader alone is asked: ``Core.read_model`` guesses the format, and takes its own XML too."""
-    check_self_contained(model)
     with _converted_errors("cannot load this model"):
         reader = library.frontend.FrontEndManager().load_by_framework("onnx")
         return reader.convert(reader.load(io.BytesIO(model)))
