@@ -347,8 +347,8 @@ def test_a_picture_that_may_not_be_read_is_named_without_its_folder(folder, tmp_
     assert index["unreadable"] == [
         {
             "key": "red/007.png",
-            "reason": "unreadable",
-            "message": "The picture cannot be read: No such file or directory.",
+            "reason": "missing",
+            "message": "The picture is not there.",
         }
     ]
 

@@ -587,7 +587,7 @@ def test_a_check_of_the_header_sees_the_header_alone():
         for bad in (b"", b"GIF89a", png_header(60_000, 60_000)):
             with pytest.raises(ImageError):
                 check_encoded(bad, SMALL, whole=whole)
-        with pytest.raises(ImageError, match="too elongated to resize"):
+        with pytest.raises(ImageError, match="too elongated"):
             check_encoded(
                 encoded(Image.new("RGB", (1, 60_000))),
                 CROP.__class__(height=64, width=64, resize="shorter-side", shorter_side=64, classes=CLASSES),

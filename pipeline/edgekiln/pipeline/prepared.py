@@ -222,8 +222,8 @@ def _read_picture(picture: Picture) -> Picture:
         return read_encoded(picture)
     except ImageError as error:
         # Without its place: the index, which names the key, goes into reports.
-        message = error.message.replace(str(picture), "the picture")
-        raise ImageError(f"{message[:1].upper()}{message[1:]}", reason=error.reason) from error
+        message = error.message.replace(f"There is no file {picture}", "The picture is not there")
+        raise ImageError(message.replace(str(picture), "The picture"), reason=error.reason) from error
 
 
 def _digest_picture(picture: Picture) -> str:
