@@ -5,7 +5,7 @@ Symmetric INT8, per output channel for weights and per tensor for activations, a
     q(x) = s * clamp(round(x / s), -128, 127),   s = amax / 127
 
 and in the backward pass dq/dx = 1 where |x| <= amax, else 0 (straight-through estimator, Bengio et al. 2013,
-arXiv:1308.3432; clipped as in Jacob et al. 2018, arXiv:1712.05877). Ranges stay as calibrated while weights are trained.
+arXiv:1308.3432; with the clipping of Wu et al. 2020, arXiv:2004.09602, section 5.2). Ranges stay as calibrated while weights are trained.
 State is plain tensors by name: ModelOpt's own save is a pickle.
 """
 
@@ -37,6 +37,9 @@ __all__ = [
 _HALVINGS, _STEPS = 16, 4
 """Candidates for a weight's range: the largest weight, down to 2**-16 of it, in quarters of an octave."""
 
+# The library's default lets the gradient of what is clipped through as well.
+_INT8: Mapping[str, Any] = {"num_bits": 8, "pass_through_bwd": False}
+
 Run = Callable[[nn.Module], None]
 
 
@@ -58,12 +61,12 @@ def insert_quantizers(prepared: PreparedNetwork, method: Literal["max", "entropy
         "quant_cfg": [
             {"quantizer_name": "*", "enable": False},
             *(
-                {"quantizer_name": f"{name}.weight_quantizer", "cfg": {"num_bits": 8, "axis": 0}}
+                {"quantizer_name": f"{name}.weight_quantizer", "cfg": {**_INT8, "axis": 0}}
                 for name in prepared.products
             ),
             {
                 "quantizer_name": f"{POINTS}.*input_quantizer",
-                "cfg": {"num_bits": 8, "axis": None, "calibrator": calibrator},
+                "cfg": {**_INT8, "axis": None, "calibrator": calibrator},
             },
         ],
         "algorithm": None,
@@ -135,7 +138,12 @@ def calibrate(
             quantizer.disable_quant()
             quantizer.enable_calib()
         with _weights_in_float(network):
-            run(network)
+            try:
+                run(network)
+            except AssertionError as error:  # the library's calibrators assert that they see numbers
+                raise PrecisionError(
+                    f"The ranges of activations cannot be read from the calibration pictures: {error}"
+                ) from error
         for name, quantizer in zip(dict(network.get_submodule(POINTS).named_children()), quantizers, strict=True):
             try:
                 quantizer.load_calib_amax(*(["entropy"] if method == "entropy" else []))

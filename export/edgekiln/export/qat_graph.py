@@ -297,7 +297,7 @@ def _choose_products(traced: fx.GraphModule) -> tuple[list[str], list[str]]:
     for node in traced.graph.nodes:
         if node.op != "call_module" or not isinstance(modules[node.target], (*_CONVOLUTIONS, nn.Linear)):
             continue
-        fits = _has_rows(node, modules[node.target]) and _has_kernel(modules[node.target])
+        fits = _has_kernel(node, modules[node.target])
         chosen[node.target] = chosen.get(node.target, True) and fits
     if not any(chosen.values()):
         raise PrecisionError(
@@ -307,16 +307,13 @@ def _choose_products(traced: fx.GraphModule) -> tuple[list[str], list[str]]:
     return [n for n, fits in chosen.items() if fits], [n for n, fits in chosen.items() if not fits]
 
 
-def _has_rows(node: fx.Node, module: Any) -> bool:
-    """Whether one image gives more than one row: the product of a matrix and a vector gains nothing from INT8."""
-    channels = module.out_features if isinstance(module, nn.Linear) else module.out_channels
-    return bool(node.meta["tensor_meta"].shape.numel() > channels)
+def _has_kernel(node: fx.Node, module: Any) -> bool:
+    """Whether INT8 gains anything there, by the rules of ModelOpt 0.47: then both ways to INT8 give the same layers.
 
-
-def _has_kernel(module: nn.Module) -> bool:
-    """Whether TensorRT has INT8 kernels for it: the rules of ModelOpt 0.47 for convolutions of few channels."""
-    if not isinstance(module, _CONVOLUTIONS):
-        return True
+    The product of a matrix and a vector does not, and convolutions of few channels only in some shapes.
+    """
+    if isinstance(module, nn.Linear):
+        return bool(node.meta["tensor_meta"].shape.numel() > module.out_features)  # of one image
     out, per_group, kernel = module.out_channels, module.in_channels // module.groups, module.kernel_size
     if out >= _FEW_CHANNELS and per_group >= _FEW_CHANNELS:
         return True
