@@ -38,7 +38,10 @@ class Downsampled(nn.Module):
     def __init__(self, width=16):
         super().__init__()
         self.stem = nn.Conv2d(3, width, 3, padding=1)
-        self.conv1, self.bn1 = nn.Conv2d(width, width, 3, stride=2, padding=1, bias=False), nn.BatchNorm2d(width)
+        self.conv1, self.bn1 = (
+            nn.Conv2d(width, width, 3, stride=2, padding=1, bias=False),
+            nn.BatchNorm2d(width),
+        )
         self.conv2, self.bn2 = nn.Conv2d(width, width, 3, padding=1, bias=False), nn.BatchNorm2d(width)
         self.down, self.norm = nn.Conv2d(width, width, 1, stride=2, bias=False), nn.BatchNorm2d(width)
         self.relu = nn.ReLU(inplace=True)

@@ -5,8 +5,8 @@ Symmetric INT8, per output channel for weights and per tensor for activations, a
     q(x) = s * clamp(round(x / s), -128, 127),   s = amax / 127
 
 and in the backward pass dq/dx = 1 where |x| <= amax, else 0 (straight-through estimator, Bengio et al. 2013,
-arXiv:1308.3432; with the clipping of Wu et al. 2020, arXiv:2004.09602, section 5.2). Ranges stay as calibrated while weights are trained.
-State is plain tensors by name: ModelOpt's own save is a pickle.
+arXiv:1308.3432; with the clipping of Wu et al. 2020, arXiv:2004.09602, section 5.2). Ranges stay as calibrated while
+weights are trained. State is plain tensors by name: ModelOpt's own save is a pickle.
 """
 
 from __future__ import annotations
@@ -144,18 +144,23 @@ def calibrate(
                 raise PrecisionError(
                     f"The ranges of activations cannot be read from the calibration pictures: {error}"
                 ) from error
-        for name, quantizer in zip(dict(network.get_submodule(POINTS).named_children()), quantizers, strict=True):
+        for name, quantizer in zip(
+            dict(network.get_submodule(POINTS).named_children()), quantizers, strict=True
+        ):
             try:
                 quantizer.load_calib_amax(*(["entropy"] if method == "entropy" else []))
                 usable = bool(torch.isfinite(quantizer.amax).all() and (quantizer.amax > 0).all())
             except (RuntimeError, ValueError, AssertionError) as error:
-                raise PrecisionError(f"The range of {name} cannot be read from the pictures: {error}") from error
+                raise PrecisionError(
+                    f"The range of {name} cannot be read from the pictures: {error}"
+                ) from error
             if not usable:
                 raise PrecisionError(f"The calibration pictures give {name} the range {quantizer.amax}.")
             quantizer.disable_calib()
             quantizer.enable_quant()
-        for point in _input_points(network) if input_range is not None else ():
-            point.input_quantizer.amax = torch.full_like(point.input_quantizer.amax, input_range)
+        if input_range is not None:
+            for point in _input_points(network):
+                point.input_quantizer.amax = torch.full_like(point.input_quantizer.amax, input_range)
         for _, module, quantizer in _weight_quantizers(network):
             quantizer.amax = _largest(module.weight)
 
@@ -189,7 +194,7 @@ def _weights_in_float(network: nn.Module) -> Iterator[None]:
 @contextmanager
 def quantizers_off(network: nn.Module) -> Iterator[None]:
     """The network in float, with the weights as they are."""
-    activations = _activation_quantizers(network)
+    activations = [quantizer for quantizer in _activation_quantizers(network) if quantizer.is_enabled]
     for quantizer in activations:
         quantizer.disable()
     try:
@@ -255,7 +260,7 @@ def _measure_inputs(network: nn.Module, run: Run) -> dict[str, Tensor]:
 
 
 def _fit_range(weight: Tensor, power: Tensor, largest: Tensor) -> Tensor:
-    """The best candidate of each output channel; ``power`` is of all input channels, those of groups one after another."""
+    """The best candidate of each output channel; ``power`` is of all input channels, group after group."""
     groups = power.numel() // weight.shape[1]
     importance = power.to(weight).reshape(groups, 1, weight.shape[1])
     importance = importance.expand(groups, weight.shape[0] // groups, weight.shape[1])
@@ -283,10 +288,15 @@ def load_quantized_state(network: nn.Module, tensors: Mapping[str, Tensor]) -> N
     Raises:
         RuntimeError: names or shapes differ.
     """
-    for name, module in network.named_modules():
-        stored = tensors.get(f"{name}._amax")
-        if stored is not None and hasattr(module, "load_calib_amax"):
-            module.amax = stored
+    weights = {f"{name}.weight_quantizer": quantizer for name, _, quantizer in _weight_quantizers(network)}
+    points = dict(network.get_submodule(POINTS).named_children())
+    activations = {
+        f"{POINTS}.{name}.input_quantizer": point.input_quantizer for name, point in points.items()
+    }
+    for name, quantizer in {**weights, **activations}.items():
+        if f"{name}._amax" not in tensors:  # the library would take a range of its own for every batch
+            raise RuntimeError(f"Missing key: no range of {name}.")
+        quantizer.amax = tensors[f"{name}._amax"]
     network.load_state_dict(dict(tensors), strict=True)
 
 

@@ -152,7 +152,9 @@ def finish_quantized(
         PrecisionError: nothing was quantized, the lint found an error, or the interface is another.
     """
     raised = _raise_tiny_scales(quantized.graph)
-    report = Int8Report(rest, _count_quantized(quantized.graph), raised, lint_qdq(quantized.graph), kept_float)
+    report = Int8Report(
+        rest, _count_quantized(quantized.graph), raised, lint_qdq(quantized.graph), kept_float
+    )
     _check(report)
     target.write_bytes(finish_model(quantized, original))
     return report

@@ -33,6 +33,10 @@ _TOLERANCE = 1e-4  # of the range of the answers: folding BatchNorm reorders flo
 _FEW_CHANNELS = 16  # ModelOpt 0.47, find_nodes_from_convs_to_exclude: below it INT8 kernels are few
 
 
+Padding = tuple[int, int, int, int]
+"""Left, right, top, bottom, as ``torch.nn.functional.pad`` has it."""
+
+
 class QuantizationPoint(nn.Module):
     """The identity. It marks a tensor that becomes INT8, for a quantizer to take its place."""
 
@@ -78,7 +82,7 @@ def prepare_network(network: nn.Module, size: int) -> PreparedNetwork:
         _unroll_convolutions(traced, example)
         _fold_batchnorm(traced)
         _forget_unused(traced)
-        ShapeProp(traced).propagate(example[:1])  # type: ignore[no-untyped-call] # torch
+        ShapeProp(traced).propagate(example[:1])
         products, kept = _choose_products(traced)
         _place_points(traced, set(products))
         difference = float((traced(example) - expected).abs().max())
@@ -100,7 +104,7 @@ class _Tracer(fx.Tracer):
 def _trace(network: nn.Module) -> fx.GraphModule:
     for module in network.modules():
         if hasattr(module, "inplace"):
-            module.inplace = False  # a tensor may be read by a quantizer beside whoever overwrites it
+            module.inplace = False  # type: ignore[assignment] # a quantizer may read a tensor beside who overwrites it
     try:
         traced = fx.GraphModule(network, _Tracer().trace(network))
     except Exception as error:  # what a network does with a proxy may raise anything
@@ -183,11 +187,11 @@ def _record_inputs(traced: fx.GraphModule, nodes: list[fx.Node], example: Tensor
                 seen[n] = self.fetch_args_kwargs_from_env(n)[0][0]
             return super().run_node(n)
 
-    Recorder(traced).run(example)  # type: ignore[no-untyped-call] # torch
+    Recorder(traced).run(example)
     return seen
 
 
-def _unroll(traced: fx.GraphModule, node: fx.Node, module: Any, inputs: Tensor) -> list[int]:
+def _unroll(traced: fx.GraphModule, node: fx.Node, module: Any, inputs: Tensor) -> Padding:
     """Replace a module by a plain convolution with the same parameters; returns the padding to put before it."""
     with _Watch() as watch:
         expected = module(inputs)
@@ -205,7 +209,8 @@ def _unroll(traced: fx.GraphModule, node: fx.Node, module: Any, inputs: Tensor) 
                 bias=module.bias is not None,
             )
             plain.weight, plain.bias = module.weight, module.bias
-            before = [*watch.pads, [0, 0, 0, 0]][0]
+            left, right, top, bottom = [*watch.pads, [0, 0, 0, 0]][0]
+            before = (left, right, top, bottom)
             if torch.equal(plain(nn.functional.pad(inputs, before)), expected):
                 traced.set_submodule(str(node.target), plain.eval())
                 return before
@@ -231,7 +236,7 @@ def _fold_batchnorm(traced: fx.GraphModule) -> None:
         conv = node.args[0] if node.args and isinstance(node.args[0], fx.Node) else None
         if statistics is None or conv is None or not _is_foldable(traced, conv, modules):
             continue
-        module = modules[conv.target]
+        module = modules[str(conv.target)]
         module.weight, module.bias = fuse_conv_bn_weights(module.weight, module.bias, *statistics)
         node.replace_all_uses_with(conv)
         traced.graph.erase_node(node)
@@ -239,7 +244,7 @@ def _fold_batchnorm(traced: fx.GraphModule) -> None:
     traced.recompile()
 
 
-_Statistics = tuple[Tensor | None, Tensor | None, float, Tensor | None, Tensor | None]
+_Statistics = tuple[Tensor, Tensor, float, Tensor, Tensor]
 
 
 def _batchnorm_of(traced: fx.GraphModule, node: fx.Node, modules: dict[str, Any]) -> _Statistics | None:
@@ -248,15 +253,27 @@ def _batchnorm_of(traced: fx.GraphModule, node: fx.Node, modules: dict[str, Any]
         norm = modules[str(node.target)]
         if norm.running_mean is None:
             return None
-        return norm.running_mean, norm.running_var, norm.eps, norm.weight, norm.bias
+        return _with_affine(norm.running_mean, norm.running_var, norm.eps, norm.weight, norm.bias)
     if node.op != "call_function" or node.target is not nn.functional.batch_norm:
         return None
     names = ("input", "running_mean", "running_var", "weight", "bias", "training", "momentum", "eps")
-    given = {"training": False, "eps": 1e-5, **dict(zip(names, node.args, strict=False)), **node.kwargs}
-    tensors = [_constant(traced, given.get(name)) for name in names[1:5]]
-    if given["training"] or tensors[0] is None or tensors[1] is None:
+    given: dict[str, Any] = {
+        "training": False,
+        "eps": 1e-5,
+        **dict(zip(names, node.args, strict=False)),
+        **node.kwargs,
+    }
+    mean, variance, weight, bias = (_constant(traced, given.get(name)) for name in names[1:5])
+    if given["training"] or mean is None or variance is None:
         return None
-    return tensors[0], tensors[1], float(given["eps"]), tensors[2], tensors[3]
+    return _with_affine(mean, variance, float(given["eps"]), weight, bias)
+
+
+def _with_affine(
+    mean: Tensor, variance: Tensor, eps: float, weight: Tensor | None, bias: Tensor | None
+) -> _Statistics:
+    ones, zeros = torch.ones_like(mean), torch.zeros_like(mean)
+    return mean, variance, eps, ones if weight is None else weight, zeros if bias is None else bias
 
 
 def _constant(traced: fx.GraphModule, node: Any) -> Tensor | None:
@@ -314,12 +331,17 @@ def _has_kernel(node: fx.Node, module: Any) -> bool:
     """
     if isinstance(module, nn.Linear):
         return bool(node.meta["tensor_meta"].shape.numel() > module.out_features)  # of one image
-    out, per_group, kernel = module.out_channels, module.in_channels // module.groups, module.kernel_size
+    kernel: tuple[int, ...] = module.kernel_size
+    out, per_group = int(module.out_channels), int(module.in_channels) // int(module.groups)
     if out >= _FEW_CHANNELS and per_group >= _FEW_CHANNELS:
         return True
     if module.groups > 1:
         return out % 8 == 0 and min(kernel) >= 3
-    return (out % 8 == 0 or per_group % 8 == 0) and max(out, per_group) >= _FEW_CHANNELS and len(set(kernel)) == 1
+    return (
+        (out % 8 == 0 or per_group % 8 == 0)
+        and max(out, per_group) >= _FEW_CHANNELS
+        and len(set(kernel)) == 1
+    )
 
 
 def _place_points(traced: fx.GraphModule, products: set[str]) -> None:
@@ -337,7 +359,7 @@ def _place_points(traced: fx.GraphModule, products: set[str]) -> None:
             point = traced.graph.call_module(f"{POINTS}.{tensor.name}", (tensor,))
         for node in nodes:
             node.replace_input_with(tensor, point)
-    traced.graph.lint()  # type: ignore[no-untyped-call] # torch
+    traced.graph.lint()
     traced.recompile()
 
 

@@ -7,7 +7,7 @@ The file then passes the lint and the checks of every other INT8 graph for Tenso
 
 from __future__ import annotations
 
-import io
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -81,8 +81,8 @@ def export_fake_quantized(
 def _check_alike(trained: Logits, exported: Logits, in_float: Logits) -> None:
     """Whether the file is nearer to the trained network than Q/DQ nodes left out or put wrongly would bring it.
 
-    One rounding that falls to the other side (x / s here, x * (1 / s) there) is followed by others, so single answers may
-    differ by as much as quantization itself changes; their root mean square may not.
+    One rounding that falls to the other side (x / s here, x * (1 / s) there) is followed by others, so single answers
+    may differ by as much as quantization itself changes; their root mean square may not.
     """
     away, change = (float(np.sqrt(np.square(a - trained).mean())) for a in (exported, in_float))
     noise = _FLOAT_NOISE * float(np.ptp(trained))
@@ -97,13 +97,13 @@ def _check_alike(trained: Logits, exported: Logits, in_float: Logits) -> None:
 def _export(model: PixelModel, size: tuple[int, ...], opset: int) -> bytes:
     """The model by the TorchScript exporter, float32, with a dynamic batch."""
     example = torch.zeros((2, *size, 3), dtype=torch.uint8)
-    buffer = io.BytesIO()
-    with quiet_exporter(), quiet_modelopt():
+    with tempfile.TemporaryDirectory(prefix="edgekiln-") as folder, quiet_exporter(), quiet_modelopt():
+        path = Path(folder) / "model.onnx"
         try:
             torch.onnx.export(
                 model,
                 (example,),
-                buffer,
+                path,
                 dynamo=False,
                 opset_version=opset,
                 input_names=[INPUT_NAME],
@@ -117,7 +117,7 @@ def _export(model: PixelModel, size: tuple[int, ...], opset: int) -> bytes:
                 f"torch cannot export the fake-quantized network: {type(error).__name__}: {error}",
                 hint="Leave qat out, or take another backbone.",
             ) from error
-    return buffer.getvalue()
+        return path.read_bytes()
 
 
 def _lift_constants(graph: Any) -> None:

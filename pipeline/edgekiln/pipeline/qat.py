@@ -48,7 +48,7 @@ from edgekiln.pipeline.finetune import (
 from edgekiln.pipeline.recipe import BackboneSettings, QatSettings
 from edgekiln.pipeline.source_task import Batches
 from edgekiln.runtime.contract import SHARED_NORMALIZATION, Contract
-from edgekiln.runtime.errors import GateError, RecipeError
+from edgekiln.runtime.errors import GateError, RecipeError, UntrustedError
 from edgekiln.runtime.spec import Frames
 
 __all__ = ["TRAINED_NAME", "QatJob", "load_trained", "train_quantized"]
@@ -66,8 +66,8 @@ class QatJob:
     """Everything that determines the trained weights and ranges.
 
     Attributes:
-        finetune: the fine-tuning that it goes on from: its data, contract, seed, batches, augmentation and loss. A source
-            task and a teacher are left out.
+        finetune: the fine-tuning that it goes on from: its data, contract, seed, batches, augmentation and loss. A
+            source task and a teacher are left out.
         checkpoint: what that fine-tuning wrote.
         settings: epochs and learning rate.
         calibration: real training pictures, uint8 (N, H, W, 3), for the ranges.
@@ -114,7 +114,7 @@ class _State:
 
 
 def train_quantized(job: QatJob, folder: Path) -> dict[str, Any]:
-    """Train and write ``trained.safetensors`` and ``log.jsonl`` into ``folder``; returns what came of it, as JSON values.
+    """Train and write ``trained.safetensors`` and ``log.jsonl`` into ``folder``; returns what came of it, as JSON.
 
     ``folder`` may hold the progress of an earlier, interrupted call; it is then continued.
 
@@ -178,7 +178,9 @@ class _Trainer:
         self._log("start", device=str(self.device), threads=self.state.threads, torch=torch.__version__)
         self.job.finetune.advance(0, self.total_steps, "calibrating")
         shared = self.job.finetune.contract.normalization == SHARED_NORMALIZATION
-        calibrate(self.network, self._run_calibration, self.job.method, input_range=PIXEL_RANGE if shared else None)
+        calibrate(
+            self.network, self._run_calibration, self.job.method, input_range=PIXEL_RANGE if shared else None
+        )
         with quantizers_off(self.network):
             self.state.float_top1, _ = self._judge()
         largest = self._judge()
@@ -239,7 +241,7 @@ class _Trainer:
         return (images, labels) if self.mix is None else self.mix(images, labels)
 
     def _set_training_mode(self) -> None:
-        """BatchNorm is folded or, where no convolution comes before it, as it was fine-tuned: the engine has that one."""
+        """BatchNorm that no convolution comes before is not folded, and stays as the engine will have it."""
         self.network.train()
         for module in self.network.modules():
             if isinstance(module, nn.modules.batchnorm._BatchNorm):
@@ -340,7 +342,7 @@ def load_trained(path: Path, settings: BackboneSettings) -> PixelModel:
 
     Raises:
         RecipeError: the file is of another backbone.
-        UntrustedError: the file is damaged.
+        UntrustedError: the file is damaged, or its tensors are not those of the network.
     """
     tensors, metadata = load_tensors(path)
     contract = Contract.from_json(metadata.get("contract", ""))
@@ -352,5 +354,10 @@ def load_trained(path: Path, settings: BackboneSettings) -> PixelModel:
     model = PixelModel(backbone.network, backbone.normalization)
     method: Literal["max", "entropy"] = "entropy" if metadata.get("method") == "entropy" else "max"
     _quantize(model, contract, method)
-    load_quantized_state(model.network, tensors)
+    try:
+        load_quantized_state(model.network, tensors)
+    except RuntimeError as error:
+        raise UntrustedError(
+            f"{path} holds another network than its backbone has: {error}", path=path
+        ) from error
     return model.eval()

@@ -284,7 +284,9 @@ class BuildSettings(_Section):
 class QatSettings(_Section):
     """Quantization-aware training: the network learns to answer in INT8 before its engine is made."""
 
-    epochs: int = Field(2, ge=1, description="over train; the best on val is kept, the untrained one included")
+    epochs: int = Field(
+        2, ge=1, description="over train; the best on val is kept, the untrained one included"
+    )
     learning_rate: float | None = Field(
         None, gt=0, description="the highest, along a cosine; default: a tenth of finetune.learning_rate"
     )
@@ -395,11 +397,13 @@ class VariantSettings(_Section):
             raise ValueError(f"qat is for int8 variants, not for {self.precision.value}")
         if not self.builds_engine:
             raise ValueError(
-                f"qat is for tensorrt and tensorrt-rtx; {self.backend} takes unsigned activations and weights whose sums "
-                "cannot saturate, which the training would not see"
+                f"qat is for tensorrt and tensorrt-rtx; {self.backend} takes unsigned activations and weights whose "
+                "sums cannot saturate, which the training would not see"
             )
         if self.search:
-            raise ValueError("search = true and qat exclude each other: what is trained for INT8 stays in INT8")
+            raise ValueError(
+                "search = true and qat exclude each other: what is trained for INT8 stays in INT8"
+            )
 
     def _check_build(self) -> None:
         if not self.builds_engine:

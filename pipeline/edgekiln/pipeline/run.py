@@ -274,7 +274,9 @@ def check_gate(report: Mapping[str, Any]) -> None:
     if failed:
         raise GateError(
             f"{len(failed)} required variant{'s' if len(failed) > 1 else ''} did not pass: {'; '.join(failed)}.",
-            hint=" ".join(["The bundle holds everything for a look; only what passed is deployable.", *advise(report)]),
+            hint=" ".join(
+                ["The bundle holds everything for a look; only what passed is deployable.", *advise(report)]
+            ),
         )
 
 
@@ -288,4 +290,6 @@ def advise(report: Mapping[str, Any]) -> list[str]:
     trainable = [v["name"] for v in lost if v["backend"] in {"tensorrt", "tensorrt-rtx"}]
     if not trainable:
         return []
-    return [f"Quantization-aware training may mend {', '.join(trainable)}: set qat = {{epochs = 2}} (docs/qat.md)."]
+    return [
+        f"Quantization-aware training may mend {', '.join(trainable)}: set qat = {{epochs = 2}} (docs/qat.md)."
+    ]

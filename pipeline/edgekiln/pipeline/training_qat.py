@@ -80,8 +80,8 @@ def tell_training(name: str, training: Mapping[str, Any]) -> str:
     top1 = training["val_top1"]
     kept = training["best_epoch"]
     return (
-        f"{name} was trained for INT8 over {training['epochs']} epochs, and the state after epoch {kept} is kept: top-1 on "
+        f"{name} was trained for INT8, epochs: {training['epochs']}; the state after epoch {kept} is kept. Top-1 on "
         f"{training['val_images']} val images {top1['trained']:.4f}; {top1['calibrated']:.4f} before the first step, "
-        f"{top1['largest_ranges']:.4f} with plain calibration, {top1['float']:.4f} in float. Told by fake quantization "
-        "in PyTorch, not by an engine."
+        f"{top1['largest_ranges']:.4f} with plain calibration, {top1['float']:.4f} in float; told by fake "
+        "quantization in PyTorch, not by an engine."
     )
