@@ -18,6 +18,7 @@ from export_support import (
 from edgekiln.export import fake_quantization as fake
 from edgekiln.export import qat_onnx
 from edgekiln.export.int8_tensorrt import quantize_for_tensorrt
+from edgekiln.export.macs import count_macs
 from edgekiln.export.onnx import PixelModel
 from edgekiln.export.qat_graph import prepare_network
 from edgekiln.export.qat_onnx import export_fake_quantized
@@ -159,6 +160,25 @@ def test_wrong_graph_is_refused(exported, tmp_path, calibration, monkeypatch):
     assert not (tmp_path / "q.onnx").exists()
 
 
+def test_padding_of_its_own_leaves_every_shape_known(tmp_path, calibration):
+    from timm.layers import Conv2dSame
+
+    torch.manual_seed(0)
+    network = torch.nn.Sequential(
+        *(Conv2dSame(3, 16, 3, stride=2), torch.nn.ReLU(), Conv2dSame(16, 16, 3, stride=2), torch.nn.ReLU()),
+        *(torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten(), torch.nn.Linear(16, 3)),
+    )
+    source = export_network(network, tmp_path / "m.onnx")
+    model = make_model(network, calibration)
+    report = export_fake_quantized(model, source, tmp_path / "q.onnx", calibration)
+    assert report.quantized == (2, 3)
+    graph = onnx.load(tmp_path / "q.onnx")
+    assert count_macs(graph).unknown == ()
+    # 16 pixels to 8 to 4, kernel 3 x 3.
+    assert sorted(count_macs(graph).values()) == [16 * 3, 8 * 8 * 3 * 16 * 9, 4 * 4 * 16 * 16 * 9]
+    assert not {"Concat", "Slice", "Reshape"} & {node.op_type for node in graph.graph.node}
+
+
 def test_nothing_is_printed(exported, tmp_path, calibration, capfd):
     export_fake_quantized(exported[0], exported[1], tmp_path / "q.onnx", calibration)
     assert capfd.readouterr() == ("", "")
@@ -195,6 +215,9 @@ def test_family_passes_the_lint_with_the_layers_of_post_training_quantization(tm
         make_model(network, calibration, 64), source, tmp_path / "q.onnx", calibration
     )
     assert (report.quantized, report.findings, report.rest) == (after.quantized, (), "fp16")
+    counts = [count_macs(onnx.load(tmp_path / name)) for name in ("p.onnx", "q.onnx")]
+    assert counts[1].unknown == ()  # the audit weighs by them
+    assert sorted(counts[0].values()) == sorted(counts[1].values())
 
 
 @pytest.mark.slow
@@ -202,7 +225,6 @@ def test_engine_is_built_from_it_and_computes_in_int8(exported, tmp_path):
     pytest.importorskip("tensorrt_rtx", reason="builds a real TensorRT-RTX engine; needs no GPU")
     from edgekiln.export.audit import audit_rtx_plan
     from edgekiln.export.cache import EngineCache
-    from edgekiln.export.macs import count_macs
     from edgekiln.export.tensorrt import BatchProfile, BuildOptions, build_engine
     from edgekiln.runtime.spec import Precision
 

@@ -203,7 +203,7 @@ def _unroll(traced: fx.GraphModule, node: fx.Node, module: Any, inputs: Tensor) 
                 module.out_channels,
                 tuple(module.kernel_size),  # type: ignore[arg-type] # two numbers
                 stride,
-                tuple(padding),  # type: ignore[arg-type] # two numbers
+                tuple(padding),
                 dilation,
                 groups,
                 bias=module.bias is not None,

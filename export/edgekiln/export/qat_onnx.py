@@ -14,6 +14,8 @@ from typing import Any
 import numpy as np
 import onnx
 import torch
+from onnx import numpy_helper
+from onnx.reference import ReferenceEvaluator
 from torch import Tensor
 
 from edgekiln.export.calibration import CalibrationSet
@@ -30,6 +32,22 @@ from edgekiln.runtime.spec import INPUT_NAME, OUTPUT_NAME, Frames, Logits
 __all__ = ["export_fake_quantized"]
 
 _PARITY_IMAGES = 64
+_SHAPE_ARITHMETIC = frozenset(
+    {
+        *(
+            "Cast",
+            "Concat",
+            "ConstantOfShape",
+            "Gather",
+            "Reshape",
+            "Slice",
+            "Squeeze",
+            "Transpose",
+            "Unsqueeze",
+        )
+    }
+    | {*("Add", "Div", "Mul", "Sub")}
+)
 _BATCH = 32
 _LARGEST_SHARE = 0.75
 _FLOAT_NOISE = 1e-4  # of the logits' range, where quantization changes next to nothing
@@ -73,6 +91,7 @@ def export_fake_quantized(
     _check_alike(_answer(model, frames), simulate(exported, frames), in_float)
     quantized = onnx.load_from_string(exported)
     _lift_constants(quantized.graph)
+    _fold_shapes(quantized)
     if rest == "fp16":
         quantized = _convert_rest(quantized)
     return finish_quantized(quantized, onnx.load(source), target, rest)
@@ -130,6 +149,26 @@ def _lift_constants(graph: Any) -> None:
         tensor.CopyFrom(node.attribute[0].t)
         tensor.name = node.output[0]
         graph.node.remove(node)
+
+
+def _fold_shapes(model: Any) -> None:
+    """Integers that are computed from constants become constants: the exporter computes the sizes of a padding in the
+    graph, where nobody who infers shapes can follow. Q/DQ of weights stay as they are."""
+    graph = model.graph
+    constants = {tensor.name: numpy_helper.to_array(tensor) for tensor in graph.initializer}
+    for node in list(graph.node):
+        if node.op_type not in _SHAPE_ARITHMETIC or not all(name in constants for name in node.input if name):
+            continue
+        values = ReferenceEvaluator(node).run(None, {name: constants[name] for name in node.input if name})
+        if all(value.dtype == np.int64 for value in values):
+            constants.update(zip(node.output, values, strict=True))
+            graph.initializer.extend(
+                numpy_helper.from_array(value, name) for name, value in zip(node.output, values, strict=True)
+            )
+            graph.node.remove(node)
+    read = {name for node in graph.node for name in node.input} | {value.name for value in graph.output}
+    for tensor in [tensor for tensor in graph.initializer if tensor.name not in read]:
+        graph.initializer.remove(tensor)
 
 
 def _convert_rest(quantized: Any) -> Any:
