@@ -84,3 +84,17 @@ def export_networks(folder):
         (folder / name).mkdir()
         onnx.save(model, folder / name / "model.onnx")
     return folder
+
+
+def make_outlier(num_classes):
+    """A network whose activations 8 bits cannot hold, for a recipe: ``hostile:make_outlier``.
+
+    One channel that nothing reads is 25 everywhere, and sets the step of its tensor to 0.2; what the classes differ by
+    in the others is of that size.
+    """
+    assert num_classes == len(CLASSES)
+    network = HostileNet()
+    with torch.no_grad():
+        network.layers[2].bias[0] = 25
+        network.layers[3].weight[:, 0] = 0
+    return network

@@ -214,7 +214,7 @@ def test_sgd_is_torchs_with_momentum_at_a_constant_rate(tmp_path):
     torch.manual_seed(5)
     reference = build_backbone(TINY, 2, 16).network.to(memory_format=torch.channels_last)
     optimizer = torch.optim.SGD(reference.parameters(), lr=0.01, momentum=0.9)
-    with module._torch_threads(1):
+    with module.torch_threads(1):
         for step in range(3):
             [part] = trainer._draw(trainer.feed, step, None)
             optimizer.zero_grad()

@@ -25,7 +25,7 @@ from edgekiln.export.ranges import FP16_MAX, ActivationPeak, measure_peaks, refu
 from edgekiln.runtime.errors import PrecisionError
 from edgekiln.runtime.spec import INPUT_NAME, Frames
 
-__all__ = ["Int8Report", "TensorRTCalibration", "quantize_for_tensorrt"]
+__all__ = ["Int8Report", "TensorRTCalibration", "choose_rest", "finish_quantized", "quantize_for_tensorrt"]
 
 TensorRTCalibration = Literal["max", "entropy"]
 
@@ -95,7 +95,7 @@ def quantize_for_tensorrt(
     peaks = measure_peaks(original, calibration.frames)
     refuse_non_finite(peaks[0])
     if rest is None:
-        rest = "fp16" if peaks[0].value * _HEADROOM < FP16_MAX else "fp32"
+        rest = choose_rest(peaks)
     with tempfile.TemporaryDirectory(prefix="edgekiln-") as folder, quiet_modelopt(), restored_onnxruntime():
         raw = Path(folder) / "quantized.onnx"
         # Beside a copy: the library writes its intermediate files next to its input.
@@ -123,12 +123,40 @@ def quantize_for_tensorrt(
                 f"ModelOpt cannot quantize this graph: {type(error).__name__}: {error}",
                 hint="Leave the INT8 variant out, or take another backbone.",
             ) from error
-    raised = _raise_tiny_scales(quantized.graph)
     check_kept(quantized.graph, onnx.load_from_string(original).graph, keep_float)
-    kept = tuple(sorted(keep_float))
-    report = Int8Report(rest, _count_quantized(quantized.graph), raised, lint_qdq(quantized.graph), kept)
+    return finish_quantized(quantized, model, target, rest, tuple(sorted(keep_float)))
+
+
+def choose_rest(peaks: tuple[ActivationPeak, ...]) -> Literal["fp16", "fp32"]:
+    """FP16 for what is not quantized, unless activations might not fit it; ``peaks`` are the largest first."""
+    return "fp16" if peaks[0].value * _HEADROOM < FP16_MAX else "fp32"
+
+
+def finish_quantized(
+    quantized: Any,
+    original: Any,
+    target: Path,
+    rest: Literal["fp16", "fp32"],
+    kept_float: tuple[str, ...] = (),
+) -> Int8Report:
+    """Lint a graph with explicit Q/DQ and write it as edgekiln keeps its files, however it was quantized.
+
+    Args:
+        quantized: ModelProto with Q/DQ in it; changed.
+        original: ModelProto of the exported FP32 file, whose interface and contract it gets.
+        target: file to write.
+        rest: precision of what is not quantized.
+        kept_float: products that were left in it on purpose.
+
+    Raises:
+        PrecisionError: nothing was quantized, the lint found an error, or the interface is another.
+    """
+    raised = _raise_tiny_scales(quantized.graph)
+    report = Int8Report(
+        rest, _count_quantized(quantized.graph), raised, lint_qdq(quantized.graph), kept_float
+    )
     _check(report)
-    target.write_bytes(finish_model(quantized, model))
+    target.write_bytes(finish_model(quantized, original))
     return report
 
 

@@ -26,6 +26,7 @@ __all__ = [
     "entry_chain",
     "export_onnx",
     "normalize",
+    "quiet_exporter",
     "read_contract",
 ]
 
@@ -79,7 +80,7 @@ def export_onnx(model: PixelModel, contract: Contract, path: Path, *, opset: int
     # A batch of 2: with 1 the exporter specializes and refuses the dynamic dimension.
     example = torch.zeros((2, contract.height, contract.width, 3), dtype=torch.uint8)
     batch = torch.export.Dim("batch", min=1)
-    with _quiet_exporter():
+    with quiet_exporter():
         program = torch.onnx.export(
             model.eval(),
             (example,),
@@ -148,7 +149,7 @@ def entry_chain(graph: Any) -> list[Any]:
     return chain
 
 
-class _quiet_exporter:
+class quiet_exporter:
     """Silences the exporter's own chatter: deprecations inside torch, and warnings about absent converters."""
 
     def __enter__(self) -> None:

@@ -124,7 +124,7 @@ def _training(job: FinetuneJob, folder: Path | None, world: World) -> Iterator[_
     """A trainer, with its threads in force; what reads ahead is stopped at the end."""
     trainer = _Trainer(job, folder, world)
     try:
-        with _torch_threads(trainer.threads):
+        with torch_threads(trainer.threads):
             yield trainer
     finally:
         trainer.close()
@@ -570,7 +570,8 @@ def usable_cores() -> int:
 
 
 @contextlib.contextmanager
-def _torch_threads(count: int) -> Iterator[None]:
+def torch_threads(count: int) -> Iterator[None]:
+    """torch's threads inside the block."""
     before = torch.get_num_threads()
     torch.set_num_threads(count)
     try:

@@ -43,6 +43,7 @@ __all__ = [
     "ExportSettings",
     "FinetuneSettings",
     "GateSettings",
+    "QatSettings",
     "Recipe",
     "ReportSettings",
     "SourceTaskSettings",
@@ -341,6 +342,17 @@ class BuildSettings(_Section):
     )
 
 
+class QatSettings(_Section):
+    """Quantization-aware training: the network learns to answer in INT8 before its engine is made."""
+
+    epochs: int = Field(
+        2, ge=1, description="over train; the best on val is kept, the untrained one included"
+    )
+    learning_rate: float | None = Field(
+        None, gt=0, description="the highest, along a cosine; default: a tenth of finetune.learning_rate"
+    )
+
+
 class VariantSettings(_Section):
     """One engine to make."""
 
@@ -369,15 +381,17 @@ class VariantSettings(_Section):
     )
     search: bool | None = Field(
         None,
-        description="int8 that loses too much on val keeps its worst blocks in float; default: with own max_drop",
+        description="int8 that loses too much on val keeps its worst blocks in float; default: with own max_drop, "
+        "and without qat",
     )
     search_seconds: float = Field(600.0, gt=0, description="after which that search stops, and says so")
+    qat: QatSettings | None = None
     build: BuildSettings = BuildSettings()
 
     @property
     def searches(self) -> bool:
         """Whether blocks may be kept in float to hold the budget."""
-        wanted = self.max_drop is not None if self.search is None else self.search
+        wanted = self.max_drop is not None and self.qat is None if self.search is None else self.search
         return wanted and self.precision is Precision.INT8
 
     @property
@@ -433,9 +447,24 @@ class VariantSettings(_Section):
             raise ValueError("fallback = 'fp16' is for INT8 variants of tensorrt and tensorrt-rtx")
         if self.search and self.precision is not Precision.INT8:
             raise ValueError(f"search = true is for int8 variants, not for {self.precision.value}")
+        if self.qat is not None:
+            self._check_qat()
         if "build" in self.model_fields_set:
             self._check_build()
         return self
+
+    def _check_qat(self) -> None:
+        if self.precision is not Precision.INT8:
+            raise ValueError(f"qat is for int8 variants, not for {self.precision.value}")
+        if not self.builds_engine:
+            raise ValueError(
+                f"qat is for tensorrt and tensorrt-rtx; {self.backend} takes unsigned activations and weights whose "
+                "sums cannot saturate, which the training would not see"
+            )
+        if self.search:
+            raise ValueError(
+                "search = true and qat exclude each other: what is trained for INT8 stays in INT8"
+            )
 
     def _check_build(self) -> None:
         if not self.builds_engine:
@@ -566,6 +595,12 @@ class Recipe(_Section):
             raise ValueError(
                 "finetune.gradual_unfreezing has nothing to unfreeze: backbone.freeze = 'backbone'"
             )
+        if self.finetune.learning_rate == "find":
+            for variant in self.variants:
+                if variant.qat is not None and variant.qat.learning_rate is None:
+                    raise ValueError(
+                        f"variants.{variant.name}.qat.learning_rate has no default where finetune.learning_rate = 'find'"
+                    )
         if self.source_task is not None and self.source_task.head == "keep" and not self.backbone.from_file:
             raise ValueError("source_task.head = 'keep' needs a checkpoint in backbone.weights")
         return self

@@ -20,7 +20,16 @@ from edgekiln.pipeline.store import StageRecord, StageStore, stage_key
 from edgekiln.pipeline.tensorboard import complete_events, event_folder, require_tensorboard
 from edgekiln.runtime.errors import GateError, UsageError
 
-__all__ = ["PlannedStage", "RunResult", "check_gate", "find_stages", "plan_run", "run_recipe", "run_stages"]
+__all__ = [
+    "PlannedStage",
+    "RunResult",
+    "advise",
+    "check_gate",
+    "find_stages",
+    "plan_run",
+    "run_recipe",
+    "run_stages",
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -332,5 +341,22 @@ def check_gate(report: Mapping[str, Any]) -> None:
     if failed:
         raise GateError(
             f"{len(failed)} required variant{'s' if len(failed) > 1 else ''} did not pass: {'; '.join(failed)}.",
-            hint="The bundle holds everything for a look; only what passed is deployable.",
+            hint=" ".join(
+                ["The bundle holds everything for a look; only what passed is deployable.", *advise(report)]
+            ),
         )
+
+
+def advise(report: Mapping[str, Any]) -> list[str]:
+    """What may help INT8 engines that were judged and lost too much: the ways that their recipe has not tried yet."""
+    lost = [
+        v
+        for v in report["variants"]
+        if v["precision"] == "int8" and v["verdict"] == "fail" and v["required"] and not v.get("qat")
+    ]
+    trainable = [v["name"] for v in lost if v["backend"] in {"tensorrt", "tensorrt-rtx"}]
+    if not trainable:
+        return []
+    return [
+        f"Quantization-aware training may mend {', '.join(trainable)}: set qat = {{epochs = 2}} (docs/qat.md)."
+    ]

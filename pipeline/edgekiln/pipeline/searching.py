@@ -177,12 +177,12 @@ def _tell_failure(variant: VariantSettings, search: Mapping[str, Any]) -> str:
             f"The search for blocks to keep in float stopped for time after {search['evaluations']} evaluations "
             f"(search_seconds = {variant.search_seconds:g}): {lost}. It is neither possible nor impossible yet."
         )
-    instead = "FP16" if variant.builds_engine else "FP32"
+    instead = "FP16 instead, or train it for INT8 (qat)" if variant.builds_engine else "FP32 instead"
     best = min((p for p in search["curve"] if p["drop"] is not None), key=lambda p: p["drop"], default=plain)
     return (
         f"INT8 cannot hold its budget: {lost}; the best of {len(search['curve'])} sets, with {len(best['kept'])} of "
         f"{search['blocks']} blocks in float and {best['share_quantized']:.0%} of the MACs in INT8, loses "
-        f"{_points(best['drop'])}. At least half of the MACs must be in INT8; take {instead} instead."
+        f"{_points(best['drop'])}. At least half of the MACs must be in INT8; take {instead}."
     )
 
 

@@ -1,7 +1,7 @@
 """The stages: each a function from finished folders to files in its own folder. ``run`` puts them in order.
 
-data (-> data.source) -> finetune -> export -> variant.NAME -> engine.NAME -> evaluate.NAME -> benchmark -> mlperf
--> bundle
+data (-> data.source) -> finetune -> export (-> qat.NAME) -> variant.NAME -> engine.NAME -> evaluate.NAME -> benchmark
+-> mlperf -> bundle
 """
 
 from __future__ import annotations
@@ -33,6 +33,7 @@ from edgekiln.pipeline.stage_files import (
     save_logits,
     write_json,
 )
+from edgekiln.pipeline.training_qat import train_variant
 from edgekiln.pipeline.variants import make_variant
 from edgekiln.runtime.backends import CPU_BACKENDS, open_session
 from edgekiln.runtime.spec import Precision
@@ -43,6 +44,7 @@ if TYPE_CHECKING:
 __all__ = ["Stage", "plan_stages", "plan_training", "stage_names"]
 
 SOURCE_STAGE = "data.source"
+_WITHOUT_EFFECT = {"checkpoint_seconds", "workers", "tensorboard"}  # of [finetune], on the weights
 
 _INPUTS_NAME = "inputs.npz"
 
@@ -76,6 +78,7 @@ def stage_names(recipe: Recipe) -> list[str]:
         *([SOURCE_STAGE] if _source_task(recipe) else []),
         "finetune",
         "export",
+        *(f"qat.{variant.name}" for variant in recipe.variants if variant.qat),
         *(f"variant.{name}" for name in variants),
         *(f"engine.{variant.name}" for variant in recipe.variants if variant.builds_engine),
         *(f"evaluate.{name}" for name in (BASELINE, *variants)),
@@ -89,6 +92,7 @@ def plan_stages(recipe: Recipe) -> list[Stage]:
     """All stages of a recipe, each after those that it reads."""
     *stages, judging = plan_training(recipe)
     stages.append(_export_stage(recipe))
+    stages += [_qat_stage(recipe, variant) for variant in recipe.variants if variant.qat]
     stages += [_variant_stage(recipe, variant) for variant in recipe.variants]
     stages += [_engine_stage(variant) for variant in recipe.variants if variant.builds_engine]
     stages.append(judging)
@@ -196,9 +200,7 @@ def _prepare_data(context: StageContext, settings: DataSettings) -> None:
 def _finetune_stage(recipe: Recipe) -> Stage:
     import torch
 
-    settings = recipe.finetune.model_dump(
-        mode="json", exclude={"checkpoint_seconds", "workers", "tensorboard"}
-    )
+    settings = recipe.finetune.model_dump(mode="json", exclude=_WITHOUT_EFFECT)
     weights = Path(recipe.backbone.weights)
     return Stage(
         "finetune",
@@ -311,6 +313,29 @@ def _parity_images(data: Path, wanted: int) -> tuple[np.ndarray[Any, np.dtype[np
 # variants and engines
 
 
+def _qat_stage(recipe: Recipe, variant: VariantSettings) -> Stage:
+    import torch
+
+    assert variant.qat is not None  # asked before
+    return Stage(
+        f"qat.{variant.name}",
+        ("data", "finetune"),
+        {
+            "qat": variant.qat.model_dump(mode="json"),
+            # Batches, augmentation and loss are those of fine-tuning; its own steps are in the checkpoint.
+            "finetune": recipe.finetune.model_dump(mode="json", exclude=_WITHOUT_EFFECT),
+            "backbone": recipe.backbone.model_dump(mode="json"),
+            "calibration_images": variant.calibration_images,
+            "calibration_method": variant.calibration,
+            "seed": recipe.seed,
+            "device": "cuda" if torch.cuda.is_available() else "cpu",
+        },
+        ("torch", "torchvision", "timm", "nvidia-modelopt"),
+        lambda context: train_variant(context, variant),
+        resumable=True,
+    )
+
+
 def _variant_stage(recipe: Recipe, variant: VariantSettings) -> Stage:
     relevant: dict[str, Any] = {"precision": variant.precision.value, "engine": variant.builds_engine}
     if variant.precision is not Precision.FP32:
@@ -327,11 +352,18 @@ def _variant_stage(recipe: Recipe, variant: VariantSettings) -> Stage:
     if variant.searches:
         budget = recipe.gate.max_drop if variant.max_drop is None else variant.max_drop
         relevant["search"] = [budget, recipe.gate.confidence, variant.search_seconds]
+    trained = variant.qat is not None
+    if trained:
+        relevant["export"] = recipe.export.model_dump(mode="json")
     return Stage(
         f"variant.{variant.name}",
-        ("data", "export"),
+        ("data", "export", *([f"qat.{variant.name}"] if trained else [])),
         relevant,
-        ("onnx", "onnxruntime", "onnxruntime-gpu", "nvidia-modelopt", *_own_tools(variant)),
+        (
+            *("onnx", "onnxruntime", "onnxruntime-gpu", "nvidia-modelopt"),
+            *_own_tools(variant),
+            *(["torch", "timm"] if trained else []),
+        ),
         lambda context: make_variant(context, variant),
         resumable=variant.searches,  # judged candidates are kept, also for a stage of other search settings
         revision=4,

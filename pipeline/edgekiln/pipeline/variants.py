@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from edgekiln.pipeline.data import SplitName, load_split, read_classes
+from edgekiln.pipeline.calibrating import examine_calibration_set
 from edgekiln.pipeline.recipe import VariantSettings
 from edgekiln.pipeline.searching import Loop, answer, hold_budget
 from edgekiln.pipeline.stage_files import ABOUT_NAME, FALLBACK_NAME, MODEL_NAME, StageContext, write_json
@@ -53,38 +53,10 @@ def _make_graph(
         case Precision.INT8, "onnxruntime-cpu" | "openvino":
             _quantize_for_cpu(context, variant, source, target, about)
         case _:
-            _quantize_for_tensorrt(context, variant, source, target, about)
+            make = _quantize_for_tensorrt if variant.qat is None else _export_trained
+            make(context, variant, source, target, about)
             if variant.fallback == "fp16":
                 _convert_to_fp16(context, variant, source, context.folder / FALLBACK_NAME, about)
-
-
-def _choose_calibration(context: StageContext, variant: VariantSettings, about: dict[str, Any]) -> Any:
-    from edgekiln.export.calibration import choose_calibration, hash_frames
-    from edgekiln.export.calibration_doctor import describe_training, examine_calibration
-
-    data = context.inputs["data"]
-    train = load_split(data, "train")
-    judging: set[str] = set()
-    judges: tuple[SplitName, ...] = ("val", "test")
-    for name in judges:  # hashes of frames, to keep them out; nothing else of test is looked at
-        judging.update(hash_frames(load_split(data, name).frames))
-    calibration = choose_calibration(train.frames, variant.calibration_images, context.recipe.seed, judging)
-    # An FP16 fallback comes second: what was found for INT8 stays.
-    about.setdefault("calibration", {"images": len(calibration.frames), "digest": calibration.digest})
-    if variant.precision is Precision.INT8 and "doctor" not in about["calibration"]:
-        context.progress.advance(0, 1, "looking at the calibration images")
-        found = examine_calibration(
-            calibration.frames,
-            train.labels[calibration.indices],
-            training=describe_training(train.frames, train.labels, read_classes(data)),
-            judging=judging,
-            source=(context.inputs["export"] / MODEL_NAME).read_bytes(),
-            left_out=calibration.left_out,
-        )
-        about["calibration"]["doctor"] = found.to_dict()
-        for warning in found.warnings:
-            context.progress.message(f"  {variant.name}, calibration: {warning}")
-    return calibration
 
 
 def _convert_to_fp16(
@@ -93,7 +65,7 @@ def _convert_to_fp16(
     from edgekiln.export.fp16 import convert_to_fp16
     from edgekiln.export.simulation import check_simulated_parity
 
-    calibration = _choose_calibration(context, variant, about)
+    calibration = examine_calibration_set(context, variant, about)
     context.progress.advance(0, 2, "AutoCast to FP16")
     report = convert_to_fp16(source, target, calibration)
     about["fp16"] = report.to_dict()
@@ -119,7 +91,7 @@ def _quantize_for_tensorrt(
     from edgekiln.export.int8_tensorrt import quantize_for_tensorrt
     from edgekiln.export.simulation import simulate
 
-    calibration = _choose_calibration(context, variant, about)
+    calibration = examine_calibration_set(context, variant, about)
     method = variant.calibration
     about["calibration"]["method"] = method
     context.progress.advance(0, 2, f"calibrating on {len(calibration.frames)} images")
@@ -143,13 +115,43 @@ def _quantize_for_tensorrt(
     simulate(target.read_bytes(), calibration.frames[:_PARITY_IMAGES])
 
 
+def _export_trained(
+    context: StageContext, variant: VariantSettings, source: Path, target: Path, about: dict[str, Any]
+) -> None:
+    """The graph of what the stage ``qat.NAME`` trained, under the same lint as any other."""
+    from edgekiln.export.qat_onnx import export_fake_quantized
+    from edgekiln.export.simulation import simulate
+    from edgekiln.pipeline.qat import TRAINED_NAME, load_trained
+    from edgekiln.pipeline.training_qat import read_training, tell_training
+
+    stage = context.inputs[f"qat.{variant.name}"]
+    about["qat"] = read_training(stage)
+    calibration = examine_calibration_set(context, variant, about)
+    about["calibration"]["method"] = variant.calibration
+    context.progress.advance(0, 2, "exporting the trained Q/DQ network")
+    export = context.recipe.export
+    report = export_fake_quantized(
+        load_trained(stage / TRAINED_NAME, context.recipe.backbone),
+        source,
+        target,
+        calibration,
+        opset=export.opset,
+        tolerance=export.parity_tolerance,
+    )
+    about["int8"] = report.to_dict()
+    about["notices"] = [tell_training(variant.name, about["qat"])]
+    context.progress.message(f"  {about['notices'][0]}")
+    context.progress.advance(1, 2, "NaN and infinity on real images")
+    simulate(target.read_bytes(), calibration.frames[:_PARITY_IMAGES])
+
+
 def _quantize_for_cpu(
     context: StageContext, variant: VariantSettings, source: Path, target: Path, about: dict[str, Any]
 ) -> None:
     from edgekiln.export.int8_cpu import measure_ranges, quantize_for_cpu
 
     judge = _cpu_judge(variant)
-    calibration = _choose_calibration(context, variant, about)
+    calibration = examine_calibration_set(context, variant, about)
     method = variant.calibration
     about["calibration"]["method"] = method
     context.progress.advance(0, 1, f"calibrating on {len(calibration.frames)} images")

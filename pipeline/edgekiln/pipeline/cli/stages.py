@@ -94,7 +94,7 @@ def _judge_and_print(recipe: Recipe, result: RunResult, variants: Sequence[str],
     from edgekiln.benchmarks.report import format_text, table_headings, table_rows
     from edgekiln.pipeline.packing import judge_evaluated
     from edgekiln.pipeline.progress import SilentProgress
-    from edgekiln.pipeline.run import check_gate
+    from edgekiln.pipeline.run import advise, check_gate
     from edgekiln.pipeline.stage_files import StageContext
 
     folders = {name: record.folder for name, record in result.stages.items()}
@@ -117,7 +117,8 @@ def _judge_and_print(recipe: Recipe, result: RunResult, variants: Sequence[str],
     try:
         check_gate(report)
     except GateError as error:
-        known = GateError(error.message, hint="`edgekiln pack` puts everything into a bundle, for a look.")
+        hints = ["`edgekiln pack` puts everything into a bundle, for a look.", *advise(report)]
+        known = GateError(error.message, hint=" ".join(hints))
         fail(known, document, as_json)
     if as_json:
         print_document(document)
