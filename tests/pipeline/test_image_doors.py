@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from edgekiln.pipeline.data import Sample, _decode_all
+from edgekiln.pipeline.data import Sample
+from edgekiln.pipeline.prepared import _look_at_all
 from edgekiln.runtime import Batcher, ImageError, load
 from edgekiln.runtime.backends.onnxruntime import OnnxRuntimeSession
 from edgekiln.runtime.fast_decode import prepare_fast
@@ -211,8 +212,11 @@ def by_batcher(classifier, path, data):
 
 
 def by_data_set(classifier, path, data):
-    [(_, outcome)] = _decode_all([Sample("a/picture.png", 0, path)], classifier.contract)
-    return outcome if isinstance(outcome, ImageError) else outcome[0]
+    contract = classifier.contract
+    [looked] = _look_at_all(
+        [Sample("a/picture.png", 0, path)], lambda picture: prepare(picture, contract), contract
+    )
+    return looked.failure or looked.frame
 
 
 DOORS = {
