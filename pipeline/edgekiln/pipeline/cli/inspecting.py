@@ -88,7 +88,9 @@ def _describe_onnx(path: Path) -> dict[str, Any]:
     from edgekiln.export.onnx import read_contract
 
     try:
-        model = onnx.load(path, load_external_data=False)
+        data = path.read_bytes()
+        check_onnx(data)
+        model = onnx.load_from_string(data)
     except Exception as error:  # protobuf's errors share no public base class
         raise UntrustedError(
             f"{path} is no ONNX file: {error}.", hint="Copy it again, or export it again.", path=path
