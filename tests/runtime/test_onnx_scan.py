@@ -243,7 +243,7 @@ def nested(levels):
     """A graph in an attribute of a node of a graph, and so on: three messages a level."""
     graph = b""
     for _ in range(levels):
-        graph = field(1, field(5, field(6, graph)))
+        graph = field(1, field(4, b"Constant") + field(5, field(6, graph)))
     return model_bytes(graph)
 
 
@@ -520,6 +520,30 @@ def test_a_function_reads_its_own_inputs_alone():
     check_onnx(standard(graph_of(), made("x")))
     with pytest.raises(EngineError, match="'Relu' reads 'w', which nothing before it writes"):
         check_onnx(standard(graph_of(initializers=[inside("w")]), made("w")))
+
+
+def test_a_node_without_an_operator_is_refused():
+    with pytest.raises(EngineError, match="a node names no operator"):
+        check_onnx(model_bytes(field(1, b"")))
+
+
+@pytest.mark.parametrize("version", [-5, 0, 1001, 2**31, 2**62])
+@pytest.mark.parametrize("place", ["IR", "opset", "second", "function"])
+def test_versions_that_do_not_exist_are_refused(place, version):
+    model = model_of(
+        graph_of(), functions=[helper.make_function("l", "f", [], [], [], [helper.make_opsetid("", 18)])]
+    )
+    check_onnx(model.SerializeToString())
+    if place == "IR":
+        model.ir_version = version
+    elif place == "opset":
+        model.opset_import[0].version = version
+    elif place == "second":
+        model.opset_import.add(domain="ai.onnx.ml", version=version)
+    else:
+        model.functions[0].opset_import[0].version = version
+    with pytest.raises(EngineError, match=f"its {'IR' if place == 'IR' else 'opset'} version is "):
+        check_onnx(model.SerializeToString())
 
 
 def test_two_graphs_are_refused():

@@ -1,14 +1,14 @@
 """``python -m edgekiln.benchmarks.image_boundary BUNDLE``: JPEG of 1080p to class, next to Pillow and PyTorch.
 
 Contenders, all on one CPU thread and on the same bytes: ``fast`` is ``Classifier.predict`` with scaled decoding,
-``plain`` the same without, ``pillow+pytorch`` decodes and resizes with Pillow and runs the eager network. They take turns
-picture by picture, so that a machine that becomes slower does so for all. Goal: ``fast`` at least 2.5 times as fast as
-``pillow+pytorch``. Fast decoding is switched on for the measurement whether or not the bundle allows it; what the bundle
-records, and how many of the answers agree, is told beside the times.
+``plain`` the same without, ``pillow+pytorch`` decodes and resizes with Pillow and runs the eager network. They take
+turns picture by picture, so that a machine that becomes slower does so for all. Goal: ``fast`` at least 2.5 times as
+fast as ``pillow+pytorch``. Fast decoding is switched on for the measurement whether or not the bundle allows it; what
+the bundle records, and how many of the answers agree, is told beside the times.
 
-Pictures: scikit-learn's two photographs, cropped and turned to different 1080p JPEGs of quality 90, or with ``--images``
-a folder's own, enlarged where they are smaller. The network is a module's ``callable(classes)`` as in a recipe, or
-EfficientNet-Lite0 in PyTorch where its package is installed, with weights of no importance: time does not depend on them.
+Pictures: scikit-learn's two photographs, cropped to different 1080p JPEGs of quality 90, or with ``--images`` those of
+a folder, enlarged where they are smaller. The network is a ``module:callable`` that takes the number of classes, or
+EfficientNet-Lite0 as timm builds it, with random weights: the time does not depend on them.
 """
 
 from __future__ import annotations

@@ -81,6 +81,8 @@ def _check_node(reader: Reader, span: _Span, own: set[bytes], outer: _Scopes) ->
     """What the node writes joins ``own``, the names of its graph; ``outer`` are those around it."""
     node = _fields(reader, span)
     read, operator = _texts(reader, node, _READ), _last(_texts(reader, node, _OPERATOR))
+    if not operator:
+        raise refuse("a node names no operator")
     for name in read:
         if name and not _is_known(name, (*outer, own)):
             raise refuse(f"a node {_tell(operator)} reads {_tell(name)}, which nothing before it writes")

@@ -27,6 +27,7 @@ __all__ = [
     "MAX_DEPTH",
     "MAX_NODES",
     "MAX_SUBGRAPHS",
+    "MAX_VERSION",
     "ONNX_DOMAINS",
     "check_onnx",
 ]
@@ -39,6 +40,8 @@ MAX_SUBGRAPHS = 16
 """Graphs inside one another, by If, Loop, Scan and what else has a graph as an attribute; libraries recurse."""
 MAX_NODES = 100_000
 """Of all graphs, with every function written out at each of its calls."""
+MAX_VERSION = 1000
+"""Of the IR and of an opset; today's are 13 and 26."""
 ONNX_DOMAINS = frozenset({"", "ai.onnx", "ai.onnx.ml", "ai.onnx.training", "ai.onnx.preview.training"})
 """The standard's own. The empty name and ``ai.onnx`` are the same one."""
 
@@ -60,7 +63,8 @@ _CHILDREN: dict[str, dict[int, str]] = {
     "TrainingInfoProto": {1: "GraphProto", 2: "GraphProto"},
     "TensorProto": {},
 }
-_IR_VERSION, _GRAPH = 1, 7  # of ModelProto
+_IR_VERSION, _GRAPH, _OPSETS, _FUNCTIONS = 1, 7, 8, 25  # of ModelProto
+_FUNCTION_OPSETS, _OPSET_VERSION = 9, 2  # of FunctionProto and of OperatorSetIdProto
 _TENSOR_NAME, _EXTERNAL_DATA, _DATA_LOCATION = 8, 13, 14  # of TensorProto
 # Kinds with a name in a domain: the numbers of domain, name and overload.
 _NAMED = {"NodeProto": (7, 4, 8), "FunctionProto": (10, 1, 13)}
@@ -106,12 +110,37 @@ def check_onnx(model: bytes, *, allow_operators: Collection[str] = ()) -> None:
     parts = [(number, wire) for number, wire, _, _ in reader.fields(0, len(model))]
     if not {*parts} >= {(_IR_VERSION, VARINT), (_GRAPH, BYTES)}:
         raise refuse("it has no IR version or no graph")
+    _check_versions(reader)
     bodies = _walk(reader)
     _check_operators(bodies, allow_operators)
     _check_written_out(bodies)
     if parts.count((_GRAPH, BYTES)) > 1:
         raise refuse("it has several graphs")
     check_edges(Reader(model))
+
+
+def _check_versions(reader: Reader) -> None:
+    """Refuse versions that do not exist: OpenVINO looks for an older one step by step, from 2^62 for ever."""
+    for number, wire, start, stop in reader.fields(0, len(reader.model)):
+        if (number, wire) == (_IR_VERSION, VARINT):
+            _check_version("IR", reader.varint(start, stop)[0])
+        elif (number, wire) == (_OPSETS, BYTES):
+            _check_opset(reader, start, stop)
+        elif (number, wire) == (_FUNCTIONS, BYTES):
+            for inner, kind, begin, end in reader.fields(start, stop):
+                if (inner, kind) == (_FUNCTION_OPSETS, BYTES):
+                    _check_opset(reader, begin, end)
+
+
+def _check_opset(reader: Reader, start: int, stop: int) -> None:
+    for number, wire, begin, end in reader.fields(start, stop):
+        if (number, wire) == (_OPSET_VERSION, VARINT):
+            _check_version("opset", reader.varint(begin, end)[0])
+
+
+def _check_version(what: str, version: int) -> None:
+    if not 1 <= version <= MAX_VERSION:
+        raise refuse(f"its {what} version is {version}")
 
 
 def _walk(reader: Reader) -> dict[_Name | None, _Body]:

@@ -86,9 +86,12 @@ def _describe_signature(bundle: Bundle) -> str:
 def _describe_onnx(path: Path) -> dict[str, Any]:
     onnx = import_extra("onnx", "build")
     from edgekiln.export.onnx import read_contract
+    from edgekiln.runtime.onnx_scan import check_onnx
 
     try:
-        model = onnx.load(path, load_external_data=False)
+        data = path.read_bytes()
+        check_onnx(data)
+        model = onnx.load_from_string(data)
     except Exception as error:  # protobuf's errors share no public base class
         raise UntrustedError(
             f"{path} is no ONNX file: {error}.", hint="Copy it again, or export it again.", path=path
