@@ -97,11 +97,21 @@ def test_a_disk_that_is_too_small_is_told_before_the_pictures_are_decoded(launch
     runs = tmp_path / "runs"
     runs.mkdir()
     setup = FULL_DISK.format(place=os.fsencode(runs), size="200k", seed="", keep=str(tmp_path / "kept"))
-    run = launcher.run("run", place / "tiny.toml", "--runs", runs, "--json", folder=tmp_path, setup=setup)
+    run = launcher.run(
+        "run",
+        place / "tiny.toml",
+        "--set",
+        "data.cache=disk",
+        "--runs",
+        runs,
+        "--json",
+        folder=tmp_path,
+        setup=setup,
+    )
     error = error_of(run)
     assert (run.code, error["code"]) == (6, "resources")
-    assert "The frames of 72 pictures need 0.4 MB" in error["message"]
-    assert "0.2 MB free" in error["message"]
+    assert "72 pictures as arrays: they need" in error["message"]
+    assert "kB are free" in error["message"]
     assert error["path"].startswith(str(runs))
     assert "--runs" in error["hint"]
 

@@ -24,7 +24,7 @@ def test_shipped_recipes_are_valid(path):
         ("[gate]", "[gates]", "unknown key 'gates'; did you mean 'gate'?"),
         ("precision = \"int8\"", "precission = \"int8\"", "did you mean 'precision'?"),
         ("seed = 3", "sede = 3", "did you mean 'seed'?"),
-        ("epochs = 2", "epochs = 2\nzzz = 1", "known keys: augmentation, batch_size"),
+        ("epochs = 2", "epochs = 2\nzzz = 1", "known keys: accumulate, augmentation, batch_size"),
         ("epochs = 2", "epochs = -2", "finetune.epochs = -2"),
         ("epochs = 2", 'epochs = "many"', "finetune.epochs = 'many'"),
         ("name = \"int8\"", "name = \"fp32\"", "variant names must differ"),

@@ -10,7 +10,7 @@ from tests_support import ROOT
 from edgekiln.pipeline.progress import SilentProgress
 from edgekiln.pipeline.recipe import load_recipe
 from edgekiln.pipeline.run import run_recipe
-from edgekiln.pipeline.transfer_methods import choose_methods, derive_recipe
+from edgekiln.pipeline.transfer_methods import choose_methods
 
 
 def write_cifar10(folder, per_batch=60):
@@ -64,19 +64,9 @@ def test_studies_train_as_the_recipe_that_they_study(name, plain):
     study, recipe = (load_recipe(ROOT / "recipes" / f"{path}.toml") for path in (f"studies/{name}", plain))
     assert study.name == name
     assert (study.backbone, study.finetune) == (recipe.backbone, recipe.finetune)
-    assert study.data.model_copy(update={"train_share": 1.0}) == recipe.data.model_copy(
-        update={"train_share": 1.0}
-    )
+    shares = {"train_share": 1.0, "test_share": 1.0}  # a study takes fewer pictures, and prepares them alike
+    assert study.data.model_copy(update=shares) == recipe.data.model_copy(update=shares)
     assert choose_methods(study) == (("scratch", "probe", "full", "combined"), [])
-
-
-def test_half_of_the_fashion_study_is_the_tenth_of_the_recipe():
-    """A goal over ten per cent of Fashion-MNIST is then a size of the study."""
-    study, recipe = (
-        load_recipe(ROOT / "recipes" / f"{path}.toml")
-        for path in ("studies/fashion-lite0-transfer", "fashion-lite0")
-    )
-    assert derive_recipe(study, "full", 0.5).data == recipe.data
 
 
 def test_the_pair_fits_together():

@@ -23,7 +23,7 @@ from edgekiln.runtime.spec import Frames
 __all__ = ["ArrayWriter", "array_bytes", "fits_memory", "map_array", "no_space", "read_array"]
 
 _MEMORY_SHARE = 0.8  # of what is free: training itself needs the rest
-_NO_SPACE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+_NO_SPACE = {errno.ENOSPC, errno.EDQUOT}  # a limit of file sizes is told by whoever runs the stage
 
 
 def array_bytes(pictures: int, contract: Contract) -> int:

@@ -599,7 +599,7 @@ class Recipe(_Section):
             for variant in self.variants:
                 if variant.qat is not None and variant.qat.learning_rate is None:
                     raise ValueError(
-                        f"variants.{variant.name}.qat.learning_rate has no default beside finetune.learning_rate = 'find'"
+                        f"variants.{variant.name}.qat.learning_rate has no default where the finetune's is 'find'"
                     )
         if self.source_task is not None and self.source_task.head == "keep" and not self.backbone.from_file:
             raise ValueError("source_task.head = 'keep' needs a checkpoint in backbone.weights")
