@@ -252,7 +252,7 @@ def test_unknown_capability_is_refused(models, cache):
 def test_file_that_is_no_model_is_refused_before_the_library_sees_it(cache):
     with pytest.raises(EngineError, match="This is no ONNX model") as caught:
         build_engine(b"no model", options_for("fp32"), cache)
-    assert caught.value.exit_code == 5
+    assert caught.value.exit_code == 4
     assert cache.entries() == []
 
 
