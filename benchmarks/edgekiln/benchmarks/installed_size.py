@@ -35,13 +35,12 @@ def compare_installations() -> dict[str, Any]:
     build, lacking_build = closure(BUILD_EXTRAS)
     runtime_mb = None if lacking else installed_mb(runtime)
     build_mb = None if lacking_build else installed_mb(build)
-    both = runtime_mb is not None and build_mb is not None
     return {
         "runtime_installed_mb": runtime_mb,
         "runtime_packages": sorted(runtime),
         "build_installed_mb": build_mb,
         "build_packages": len(build),
-        "runtime_share_of_build": round(runtime_mb / build_mb, 3) if both and build_mb else None,
+        "runtime_share_of_build": round(runtime_mb / build_mb, 3) if runtime_mb and build_mb else None,
         "installed_size_lacks": sorted(lacking | lacking_build),
     }
 
@@ -92,8 +91,8 @@ def installed_mb(packages: dict[str, Distribution]) -> float:
     """Megabytes (10^6 bytes) of the files on disk, each counted once."""
     sizes: dict[str, int] = {}
     for package in packages.values():
-        for path in map(Path, (package.locate_file(file) for file in package.files or ())):
-            _note(path, sizes)
+        for file in package.files or ():
+            _note(Path(str(package.locate_file(file))), sizes)
     if _PROJECT in packages:  # of an editable installation the metadata lists a pointer only
         for folder in importlib.import_module(_PROJECT).__path__:
             for path in Path(folder).rglob("*"):

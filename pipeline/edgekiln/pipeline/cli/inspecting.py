@@ -12,6 +12,7 @@ from edgekiln.runtime.bundle import SIGNATURE_NAME, Bundle, open_bundle
 from edgekiln.runtime.contract import Contract
 from edgekiln.runtime.errors import ContractError, EngineError, UntrustedError, UsageError
 from edgekiln.runtime.extras import import_extra
+from edgekiln.runtime.onnx_scan import check_onnx
 
 __all__ = ["describe"]
 
@@ -91,6 +92,10 @@ def _describe_onnx(path: Path) -> dict[str, Any]:
         data = path.read_bytes()
         check_onnx(data)
         model = onnx.load_from_string(data)
+    except EngineError as error:  # the scan sees bytes alone
+        raise UntrustedError(
+            f"{path} is no ONNX file that may be opened: {error.message}", hint=error.hint, path=path
+        ) from error
     except Exception as error:  # protobuf's errors share no public base class
         raise UntrustedError(
             f"{path} is no ONNX file: {error}.", hint="Copy it again, or export it again.", path=path

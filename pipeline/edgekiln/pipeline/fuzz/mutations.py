@@ -101,7 +101,7 @@ def _any_value(rng: random.Random) -> Any:
     deep: Any = 1
     for _ in range(200):
         deep = [deep]
-    kinds = (None, True, False, [], {}, [None], {"x": 1}, deep)
+    kinds: tuple[Any, ...] = (None, True, False, [], {}, [None], {"x": 1}, deep)
     return rng.choice((rng.choice(_NUMBERS), rng.choice(_FLOATS), rng.choice(_STRINGS), rng.choice(kinds)))
 
 
@@ -146,7 +146,7 @@ def mutate_onnx(data: bytes, rng: random.Random) -> bytes:
         message = rng.choice(_shallow_first(list(_messages(model)), rng))
         if message.DESCRIPTOR.fields:
             _change_field(message, rng.choice(message.DESCRIPTOR.fields), names, rng)
-    return model.SerializeToString()
+    return bytes(model.SerializeToString())
 
 
 def _messages(message: Any) -> Iterator[Any]:
