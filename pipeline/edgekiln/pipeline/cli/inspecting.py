@@ -16,6 +16,7 @@ from edgekiln.runtime.onnx_scan import check_onnx
 
 __all__ = ["describe"]
 
+_ONNX_AGAIN = "Copy it again, or export it again."
 _INSPECTED = "It inspects bundles (folders, .zip), .onnx, .safetensors, .engine, .plan and .trt files."
 _MAX_HEADER_BYTES = 64 * 2**20
 
@@ -94,12 +95,10 @@ def _describe_onnx(path: Path) -> dict[str, Any]:
         model = onnx.load_from_string(data)
     except EngineError as error:  # the scan sees bytes alone
         raise UntrustedError(
-            f"{path} is no ONNX file that may be opened: {error.message}", hint=error.hint, path=path
+            f"{path} is no ONNX file that may be opened: {error.message}", hint=_ONNX_AGAIN, path=path
         ) from error
     except Exception as error:  # protobuf's errors share no public base class
-        raise UntrustedError(
-            f"{path} is no ONNX file: {error}.", hint="Copy it again, or export it again.", path=path
-        ) from error
+        raise UntrustedError(f"{path} is no ONNX file: {error}.", hint=_ONNX_AGAIN, path=path) from error
     try:
         contract = read_contract(model)
     except ContractError as error:  # the library knows the model alone, not its file
