@@ -24,6 +24,7 @@ from edgekiln.runtime.engine_header import read_engine_header
 from edgekiln.runtime.errors import (
     BuildError,
     DeviceError,
+    EngineError,
     EnvironmentProblem,
     MissingExtraError,
     PrecisionError,
@@ -248,9 +249,17 @@ def test_unknown_capability_is_refused(models, cache):
     assert caught.value.hint is None  # the words are not the library's
 
 
-def test_file_that_is_no_model_is_refused_with_the_librarys_words(cache):
-    with pytest.raises(BuildError, match="Failed to parse the ONNX model") as caught:
+def test_file_that_is_no_model_is_refused_before_the_library_sees_it(cache):
+    with pytest.raises(EngineError, match="This is no ONNX model") as caught:
         build_engine(b"no model", options_for("fp32"), cache)
+    assert caught.value.exit_code == 4
+    assert cache.entries() == []
+
+
+def test_model_that_the_library_cannot_read_is_refused_with_its_words(cache):
+    graph = onnx.helper.make_graph([onnx.helper.make_node("Nothing", [], ["x"])], "g", [], [])
+    with pytest.raises(BuildError, match="While parsing node number 0") as caught:
+        build_engine(onnx.helper.make_model(graph).SerializeToString(), options_for("fp32"), cache)
     assert caught.value.exit_code == 5
     assert cache.entries() == []
 
