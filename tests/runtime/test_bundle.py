@@ -561,7 +561,7 @@ def test_an_operator_of_another_domain_runs_only_where_it_is_allowed_by_name(
     write_manifest(folder, json.loads((folder / MANIFEST_NAME).read_text()))
     for allowed in ((), ["com.microsoft::Relu"]):
         with pytest.raises(
-            EngineError, match="the operator com.microsoft::Gelu, which is not one of ONNX's own"
+            EngineError, match=r"the operator com\.microsoft::Gelu, which is not one of ONNX's own"
         ):
             load(folder, allow_operators=allowed)
     with load(folder, allow_operators=["com.microsoft::Gelu"]) as classifier:
