@@ -256,6 +256,14 @@ def test_file_that_is_no_model_is_refused_before_the_library_sees_it(cache):
     assert cache.entries() == []
 
 
+def test_model_that_the_library_cannot_read_is_refused_with_its_words(cache):
+    graph = onnx.helper.make_graph([onnx.helper.make_node("Nothing", [], ["x"])], "g", [], [])
+    with pytest.raises(BuildError, match="While parsing node number 0") as caught:
+        build_engine(onnx.helper.make_model(graph).SerializeToString(), options_for("fp32"), cache)
+    assert caught.value.exit_code == 5
+    assert cache.entries() == []
+
+
 def test_fp32_graph_handed_in_as_fp16_is_found_out(models, cache):
     products = count_macs(onnx.load_from_string(models["fp32"]))
     built = build_engine(models["fp32"], options_for("fp16"), cache)

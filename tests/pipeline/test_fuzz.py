@@ -11,6 +11,7 @@ from edgekiln.pipeline.fuzz import __main__ as fuzzing
 from edgekiln.pipeline.fuzz import targets
 from edgekiln.pipeline.fuzz.mutations import mutate_bytes, mutate_json, mutate_onnx, mutate_toml
 from edgekiln.pipeline.fuzz.targets import TARGETS
+from edgekiln.runtime.errors import EdgekilnError
 
 
 @pytest.fixture(scope="module")
@@ -25,7 +26,7 @@ def test_every_end_is_ok_or_typed(bundle, kind, tmp_path):
     result = fuzzing.fuzz(bundle, kind, count=count, seed=7, keep=tmp_path / "found")
     assert result["findings"] == []
     assert sum(result["ends"].values()) == count
-    assert any(end.startswith("typed") for end in result["ends"]) or kind == "report"
+    assert any(end.startswith("typed") for end in result["ends"])
 
 
 @pytest.mark.parametrize("kind", sorted(TARGETS))
@@ -150,5 +151,16 @@ def test_a_command_that_ends_as_a_bug_is_a_finding(monkeypatch):
     end_with(1)
     with pytest.raises(targets.CommandError):
         targets._command("compare", "a", "b")
-    end_with(4)
-    targets._command("compare", "a", "b")
+    for code in (None, 0, 2, 3, 4, 130):
+        end_with(code)
+        assert targets._command("compare", "a", "b") == (code or 0)
+
+
+@pytest.mark.parametrize(
+    ("codes", "code"), [((4, 2), "untrusted"), ((0, 2), "usage"), ((3, 5), "environment")]
+)
+def test_a_command_that_refuses_is_a_typed_end(codes, code):
+    targets._tell(0, 3)
+    with pytest.raises(EdgekilnError) as caught:
+        targets._tell(*codes)
+    assert caught.value.code == code

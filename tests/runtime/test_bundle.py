@@ -7,6 +7,8 @@ import shutil
 import threading
 from pathlib import Path
 
+import numpy as np
+import onnx
 import onnxruntime
 import pytest
 from PIL import Image
@@ -544,3 +546,27 @@ def test_an_engine_that_does_not_fit_the_contract_is_refused(make_bundle, varian
 def test_an_unknown_device_is_refused(bundle_folder, no_session, device):
     with pytest.raises(UsageError, match=f"Unknown device {device!r}; known: cpu, cuda"):
         load(bundle_folder, device=device)
+
+
+def test_an_operator_of_another_domain_runs_only_where_it_is_allowed_by_name(
+    make_bundle, variant, build_model
+):
+    folder = make_bundle(variant("fp32", "fp32"))
+    model = onnx.load_from_string(build_model())
+    model.graph.node[-2].CopyFrom(
+        onnx.helper.make_node("Gelu", ["shifted"], ["last"], domain="com.microsoft")
+    )
+    model.opset_import.add(domain="com.microsoft", version=1)
+    (folder / "fp32.onnx").write_bytes(model.SerializeToString())
+    write_manifest(folder, json.loads((folder / MANIFEST_NAME).read_text()))
+    for allowed in ((), ["com.microsoft::Relu"]):
+        with pytest.raises(
+            EngineError, match=r"the operator com\.microsoft::Gelu, which is not one of ONNX's own"
+        ):
+            load(folder, allow_operators=allowed)
+    with load(folder, allow_operators=["com.microsoft::Gelu"]) as classifier:
+        picture = np.full((4, 8, 3), 9, np.uint8)
+        np.testing.assert_allclose(
+            classifier.predict(picture).logits, 9, atol=1e-5
+        )  # Gelu(9) is 9 to 17 digits
+        classifier.reload(folder)  # with the same permission

@@ -3,12 +3,14 @@
 import io
 from dataclasses import replace
 from functools import cache
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from PIL import Image
 from serving_support import GatedSession
 
+from edgekiln.runtime import fast_decode
 from edgekiln.runtime.classifier import Classifier, Selection
 from edgekiln.runtime.contract import Contract
 from edgekiln.runtime.errors import GateError, ImageError, UsageError
@@ -154,6 +156,35 @@ def test_a_picture_over_the_pixel_limit_is_refused_by_its_real_size(monkeypatch)
     with pytest.raises(ImageError, match="960 x 540 pixels, the limit is") as caught:
         prepare_fast(data, SQUASH)
     assert caught.value.reason == "too_large"
+
+
+@pytest.mark.parametrize("orientation", [1, 3, 6])
+@pytest.mark.parametrize("options", [{}, {"subsampling": 0}, {"progressive": True}, {"quality": 30}], ids=str)
+@pytest.mark.parametrize("contract", [SQUASH, CROP], ids=["squash", "crop"])
+def test_simplejpeg_gives_the_same_bits(contract, options, orientation, monkeypatch):
+    pytest.importorskip("simplejpeg", reason="the extra simplejpeg is not installed")
+    data = jpeg(scene(), **options, **turned(orientation))
+    calls = []
+    library = fast_decode._find_simplejpeg()
+
+    def count(*arguments, **keywords):
+        calls.append(keywords)
+        return library.decode_jpeg(*arguments, **keywords)
+
+    monkeypatch.setattr(fast_decode, "_find_simplejpeg", lambda: SimpleNamespace(decode_jpeg=count))
+    by_simplejpeg = prepare_scaled(data, contract)
+    assert len(calls) == 1
+    monkeypatch.setattr(fast_decode, "_find_simplejpeg", lambda: None)
+    np.testing.assert_array_equal(by_simplejpeg, prepare_scaled(data, contract))
+
+
+def test_another_fraction_of_simplejpeg_is_not_taken(monkeypatch):
+    monkeypatch.setattr(fast_decode, "_find_simplejpeg", lambda: None)
+    data = jpeg(scene())
+    wanted = prepare_scaled(data, SQUASH)
+    other = SimpleNamespace(decode_jpeg=lambda *_, **__: np.zeros((7, 7, 3), np.uint8))
+    monkeypatch.setattr(fast_decode, "_find_simplejpeg", lambda: other)
+    np.testing.assert_array_equal(prepare_scaled(data, SQUASH), wanted)
 
 
 # -- what turns it on

@@ -35,13 +35,12 @@ def compare_installations() -> dict[str, Any]:
     build, lacking_build = closure(BUILD_EXTRAS)
     runtime_mb = None if lacking else installed_mb(runtime)
     build_mb = None if lacking_build else installed_mb(build)
-    share = round(runtime_mb / build_mb, 3) if runtime_mb is not None and build_mb else None
     return {
         "runtime_installed_mb": runtime_mb,
         "runtime_packages": sorted(runtime),
         "build_installed_mb": build_mb,
         "build_packages": len(build),
-        "runtime_share_of_build": share,
+        "runtime_share_of_build": round(runtime_mb / build_mb, 3) if runtime_mb and build_mb else None,
         "installed_size_lacks": sorted(lacking | lacking_build),
     }
 

@@ -12,9 +12,11 @@ from edgekiln.runtime.bundle import SIGNATURE_NAME, Bundle, open_bundle
 from edgekiln.runtime.contract import Contract
 from edgekiln.runtime.errors import ContractError, EngineError, UntrustedError, UsageError
 from edgekiln.runtime.extras import import_extra
+from edgekiln.runtime.onnx_scan import check_onnx
 
 __all__ = ["describe"]
 
+_ONNX_AGAIN = "Copy it again, or export it again."
 _INSPECTED = "It inspects bundles (folders, .zip), .onnx, .safetensors, .engine, .plan and .trt files."
 _MAX_HEADER_BYTES = 64 * 2**20
 
@@ -92,10 +94,12 @@ def _describe_onnx(path: Path) -> dict[str, Any]:
         data = path.read_bytes()
         check_onnx(data)
         model = onnx.load_from_string(data)
-    except Exception as error:  # protobuf's errors share no public base class
+    except EngineError as error:  # the scan sees bytes alone
         raise UntrustedError(
-            f"{path} is no ONNX file: {error}.", hint="Copy it again, or export it again.", path=path
+            f"{path} is no ONNX file that may be opened: {error.message}", hint=_ONNX_AGAIN, path=path
         ) from error
+    except Exception as error:  # protobuf's errors share no public base class
+        raise UntrustedError(f"{path} is no ONNX file: {error}.", hint=_ONNX_AGAIN, path=path) from error
     try:
         contract = read_contract(model)
     except ContractError as error:  # the library knows the model alone, not its file

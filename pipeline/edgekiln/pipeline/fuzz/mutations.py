@@ -146,8 +146,7 @@ def mutate_onnx(data: bytes, rng: random.Random) -> bytes:
         message = rng.choice(_shallow_first(list(_messages(model)), rng))
         if message.DESCRIPTOR.fields:
             _change_field(message, rng.choice(message.DESCRIPTOR.fields), names, rng)
-    mutated: bytes = model.SerializeToString()
-    return mutated
+    return bytes(model.SerializeToString())
 
 
 def _messages(message: Any) -> Iterator[Any]:

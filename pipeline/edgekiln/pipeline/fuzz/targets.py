@@ -17,6 +17,14 @@ import numpy as np
 from edgekiln.pipeline.fuzz.mutations import mutate_bytes, mutate_json, mutate_onnx, mutate_toml
 from edgekiln.runtime.backends import Backend, open_session
 from edgekiln.runtime.bundle import MANIFEST_NAME, load, open_bundle
+from edgekiln.runtime.errors import (
+    EdgekilnError,
+    EnvironmentProblem,
+    ExitCode,
+    ResourceError,
+    UntrustedError,
+    UsageError,
+)
 
 __all__ = ["TARGETS", "Target"]
 
@@ -106,14 +114,16 @@ def _read_recipe(bundle: Path) -> bytes:
 def _show_report(path: Path, bundle: Path) -> None:
     """Rendered, and compared both ways with the whole one."""
     whole = str(bundle / "report.json")
-    _command("compare", whole, str(path))
-    _command("compare", str(path), whole)
-    _command("report", str(path), "--out", str(path.with_suffix(".html")))
+    _tell(
+        _command("compare", whole, str(path)),
+        _command("compare", str(path), whole),
+        _command("report", str(path), "--out", str(path.with_suffix(".html"))),
+    )
 
 
 def _inspect_engine(path: Path, bundle: Path) -> None:
     """By its header, as ``inspect`` and a session do before a library sees it."""
-    _command("inspect", str(path))
+    _tell(_command("inspect", str(path)))
     open_session("tensorrt-rtx", path.read_bytes())
 
 
@@ -128,8 +138,8 @@ class CommandError(Exception):
     """A command ended with the code that stands for a bug."""
 
 
-def _command(*arguments: str) -> None:
-    """Run a command of edgekiln's; every exit code but that of a bug is a typed end."""
+def _command(*arguments: str) -> int:
+    """Run a command of edgekiln's; its exit code, which must not be that of a bug."""
     from edgekiln.pipeline.cli import main
 
     words = io.StringIO()
@@ -137,8 +147,25 @@ def _command(*arguments: str) -> None:
         with contextlib.redirect_stdout(words), contextlib.redirect_stderr(words):
             main([*arguments])
     except SystemExit as ended:
-        if ended.code == 1:
+        if ended.code == ExitCode.BUG:
             raise CommandError(f"{arguments[0]}: {words.getvalue()[-2000:]}") from None
+        return int(ended.code or 0)
+    return 0
+
+
+def _tell(*codes: int) -> None:
+    """Commands that refused a file make a typed end; that an engine became worse is an answer."""
+    refused = [code for code in codes if code not in {ExitCode.OK, ExitCode.GATE_FAILED}]
+    if refused:
+        raise _REFUSALS.get(refused[0], EdgekilnError)(f"A command ended with {refused[0]}.")
+
+
+_REFUSALS: Mapping[int, type[EdgekilnError]] = {
+    ExitCode.USAGE: UsageError,
+    ExitCode.UNTRUSTED: UntrustedError,
+    ExitCode.ENVIRONMENT: EnvironmentProblem,
+    ExitCode.RESOURCES: ResourceError,
+}
 
 
 TARGETS: Mapping[str, Target] = {
