@@ -88,7 +88,6 @@ def _describe_signature(bundle: Bundle) -> str:
 def _describe_onnx(path: Path) -> dict[str, Any]:
     onnx = import_extra("onnx", "build")
     from edgekiln.export.onnx import read_contract
-    from edgekiln.runtime.onnx_scan import check_onnx
 
     try:
         data = path.read_bytes()
