@@ -38,7 +38,8 @@ def become(request):
             os.environ[key] = value
     exec(request["setup"], {})
     from edgekiln.pipeline.cli import main
-    main(request["arguments"])
+    sys.argv = ["edgekiln", *request["arguments"]]
+    main()
 
 def tell(**values):
     print(json.dumps(values), flush=True)

@@ -6,6 +6,7 @@ the module of its name or of its family; ``commands.py`` lists them.
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import errno
 import logging
@@ -60,7 +61,14 @@ for _command in COMMANDS:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Run the command line and exit with the code that ``errors.ExitCode`` defines."""
+    """Run the command line and exit with the code that ``errors.ExitCode`` defines.
+
+    Args:
+        arguments: ``None`` takes the process's own; then the process is this command's, and ends with it.
+    """
+    ending = _Ending()
+    if arguments is None:
+        atexit.register(ending)  # before any library's: called after them
     arguments = sys.argv[1:] if arguments is None else arguments
     # Waiting OpenMP threads that spin make two torch threads collapse beside any other load. Set before torch is
     # imported; a person's own setting wins.
@@ -82,6 +90,7 @@ def main(arguments: list[str] | None = None) -> None:
         sys.exit(ExitCode.USAGE)
     except (KeyboardInterrupt, click.Abort):
         _tell("interrupted", "Interrupted.", "Run the same command again to go on.", as_json, None)
+        ending.at_once = True
         sys.exit(ExitCode.INTERRUPTED)
     except BrokenPipeError:
         sys.exit(_leave_pipe())
@@ -96,6 +105,26 @@ def _leading() -> Iterator[None]:
         yield
     finally:
         dismiss_followers()
+
+
+class _Ending:
+    """The last thing that the interpreter calls. After Ctrl-C it ends the process there.
+
+    Otherwise the interpreter would look through all objects for cycles, and take modules apart: with torch loaded that
+    are seconds of a busy machine, for memory that the system frees at once. Threads were waited for, and the libraries'
+    own callbacks were run.
+    """
+
+    at_once = False
+
+    def __call__(self) -> None:
+        if not self.at_once:
+            return
+        logging.shutdown()
+        for stream in (sys.stdout, sys.stderr):
+            with contextlib.suppress(OSError, ValueError):  # a reader that went away
+                stream.flush()
+        os._exit(ExitCode.INTERRUPTED)
 
 
 def _replace_closed_streams() -> None:
