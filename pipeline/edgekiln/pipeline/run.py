@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from edgekiln.pipeline.interrupts import check_interrupt
 from edgekiln.pipeline.placing import put_in_place, restore
 from edgekiln.pipeline.progress import Progress
 from edgekiln.pipeline.recipe import Recipe
@@ -277,6 +278,7 @@ def _run_stage(
         context = StageContext(recipe, folder, {name: done[name].folder for name in stage.inputs}, progress)
         with progress.stage(label):
             stage.work(context)
+        check_interrupt()  # else an engine that Ctrl-C spoiled would be kept as one that failed
         record = store.finish(stage.name, key, time.monotonic() - started, about)
     progress.message(f"{label}: {record.seconds:.1f} s")
     return record

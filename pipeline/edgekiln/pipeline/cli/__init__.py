@@ -21,6 +21,7 @@ import click
 
 from edgekiln.pipeline.cli.commands import COMMANDS
 from edgekiln.pipeline.cli.options import SuggestingGroup, as_printable, print_document
+from edgekiln.pipeline.interrupts import notice_interrupts, was_interrupted
 from edgekiln.pipeline.parallel import dismiss_followers, follow_trainings, is_follower
 from edgekiln.runtime.errors import EdgekilnError, ExitCode, ResourceError, join_hint
 
@@ -76,7 +77,7 @@ def main(arguments: list[str] | None = None) -> None:
     as_json = _asks_for(arguments, "--json")
     _replace_closed_streams()
     try:
-        with _logs_on_stderr(), _leading():
+        with notice_interrupts(), _logs_on_stderr(), _leading():
             if is_follower():
                 follow_trainings()
                 sys.exit(ExitCode.OK)
@@ -89,12 +90,12 @@ def main(arguments: list[str] | None = None) -> None:
         _tell("usage", _as_sentence(error.format_message()), _help_line(error), as_json, None)
         sys.exit(ExitCode.USAGE)
     except (KeyboardInterrupt, click.Abort):
-        _tell("interrupted", "Interrupted.", "Run the same command again to go on.", as_json, None)
-        ending.at_once = True
-        sys.exit(ExitCode.INTERRUPTED)
+        sys.exit(_report_interrupt(ending, as_json=as_json))
     except BrokenPipeError:
         sys.exit(_leave_pipe())
     except Exception as error:  # the one place where everything ends
+        if was_interrupted():  # a library made an error of its own of it
+            sys.exit(_report_interrupt(ending, as_json=as_json))
         sys.exit(_report(error, as_json=as_json, debug=_asks_for(arguments, "--debug")))
 
 
@@ -173,6 +174,13 @@ def _as_sentence(text: str) -> str:
     """click's messages on one line, like all others."""
     line = " ".join(text.split())
     return line if line.endswith((".", "?", "!")) else f"{line}."
+
+
+def _report_interrupt(ending: _Ending, *, as_json: bool) -> ExitCode:
+    """Tell of Ctrl-C, see to it that the process ends at once, and give its exit code."""
+    _tell("interrupted", "Interrupted.", "Run the same command again to go on.", as_json, None)
+    ending.at_once = True
+    return ExitCode.INTERRUPTED
 
 
 def _report(error: Exception, *, as_json: bool, debug: bool) -> ExitCode:
