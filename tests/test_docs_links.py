@@ -28,6 +28,7 @@ else:
 
 # Options of other programs that the documents name.
 FOREIGN_OPTIONS = {
+    "--nproc-per-node",
     "--system-site-packages",
     "--no-deps",
     "--extra-index-url",
