@@ -192,7 +192,7 @@ def test_the_range_test_stops_where_the_loss_breaks_out():
 
     def breaks(number, rate):
         seen.append(rate)
-        return 1.0 if rate < 1e-3 else 1e3
+        return 1.0 - rate if rate < 1e-3 else 1e3
 
     find_rate(breaks)
     assert seen[-1] < HIGHEST
@@ -219,6 +219,12 @@ def test_a_found_rate_is_logged_used_and_survives_a_kill(tmp_path):
     assert len(events(tmp_path / "killed", "rate_finder")) == 1
 
 
+def test_a_range_test_in_which_no_rate_helps_is_an_error():
+    for loss in (lambda number, rate: 1.0 + number, lambda number, rate: 1.0):
+        with pytest.raises(GateError, match=r"saw no rate from .* on that lowers the loss"):
+            find_rate(loss)
+
+
 def test_the_range_test_leaves_the_weights_as_they_were(tmp_path):
     with _training(job(learning_rate="find", epochs=1), tmp_path, ALONE) as trainer:
         before = {k: v.clone() for k, v in trainer.network.state_dict().items()}
@@ -242,6 +248,26 @@ def test_accumulated_parts_have_the_losses_of_whole_batches(tmp_path, more):
         finetune(FinetuneJob(TINY, work.settings, CONTRACT, skewed, work.val, 5), tmp_path / name)
         losses.append([step["loss"] for step in events(tmp_path / name, "step")])
     assert losses[1] == pytest.approx(losses[0], abs=2e-4)
+
+
+def test_no_part_is_a_single_picture_where_batchnorm_is_trained(tmp_path):
+    settings = BackboneSettings(model="timm/test_resnet", weights="none", freeze_batchnorm=False)
+    with _training(job(settings, accumulate=16, **PLAIN), tmp_path, ALONE) as trainer:
+        assert [len(part.labels) for part in trainer._draw(trainer.feed, 0, None)] == [2] * 8
+        assert [len(part.labels) for part in trainer._draw(trainer.feed, 4, None)] == [2] * 3  # the tail
+        shares = [part.share for part in trainer._draw(trainer.feed, 4, None)]
+        assert sum(shares) == pytest.approx(1)
+
+
+@pytest.mark.parametrize("rank", [0, 1, 2])
+def test_a_process_with_one_picture_or_none_keeps_batchnorms_statistics(tmp_path, rank):
+    settings = BackboneSettings(model="timm/test_resnet", weights="none", freeze_batchnorm=False)
+    with _training(job(settings, batch_size=3, **PLAIN), tmp_path, ALONE) as trainer:
+        trainer.world = trainer.feed._world = World(rank, 3 if rank < 2 else 4)
+        trainer._set_training_mode(alone=len(trainer._mine(0)) < 2)
+        norms = [m for m in trainer.network.modules() if isinstance(m, torch.nn.BatchNorm2d)]
+        assert norms
+        assert not any(norm.training for norm in norms)
 
 
 def test_bf16_is_what_is_computed_in(tmp_path):

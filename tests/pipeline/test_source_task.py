@@ -73,6 +73,26 @@ def test_the_source_is_judged_before_and_after_by_the_weights_that_are_kept(tmp_
     assert json.loads(about["contract"])["classes"] == ["dark", "light"]
 
 
+def test_an_average_is_judged_with_the_average_of_the_sources_head(tmp_path):
+    with module._training(
+        with_source(ema=0.9, epochs=1, learning_rate=1e-3), tmp_path, module.ALONE
+    ) as trainer:
+        trainer.begin()
+        trainer.run()
+        averaged = trainer.source_average.module.state_dict()
+        assert trainer.state.best_step == 5
+        assert all(torch.equal(trainer.state.best_source[name], averaged[name]) for name in averaged)
+
+
+def test_the_end_is_told_once_whenever_it_is_killed(tmp_path, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr(module._Trainer, "_write_checkpoint", lambda trainer, folder: trainer.log("done"))
+        finetune(with_source(epochs=1), tmp_path)
+    finetune(with_source(epochs=1), tmp_path)
+    assert [e["when"] for e in events(tmp_path, "source")] == ["before", "after"]
+    assert len(events(tmp_path, "done")) == 1
+
+
 def test_only_the_source_is_learned_where_beta_is_0(tmp_path):
     finetune(with_source(alpha=1.0, beta=0.0, epochs=1, probe=False), tmp_path)
     torch.manual_seed(5)

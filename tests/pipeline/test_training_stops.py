@@ -54,7 +54,7 @@ def test_the_error_names_step_rate_and_what_is_kept(tmp_path):
 
 def test_the_best_epoch_before_is_kept_and_is_that_epochs(tmp_path, loss_breaks):
     loss_breaks(12)  # two of four epochs of 5 steps were judged
-    with pytest.raises(GateError, match=r"The loss became nan at step 12 of 20, with a learning rate of"):
+    with pytest.raises(GateError, match=r"The loss became nan at step 13 of 20, with a learning rate of"):
         finetune(job(epochs=4, learning_rate=1e-3), tmp_path)
     model, contract = load_checkpoint(tmp_path / KEPT_NAME, TINY)
     assert contract == CONTRACT
@@ -113,7 +113,7 @@ def test_another_rate_works_elsewhere_and_leaves_what_was_kept(edgekiln, tmp_pat
     exit, out, _ = edgekiln(*command, "-q", "--json")
     error = json.loads(out)["error"]
     assert (exit, error["code"]) == (3, "gate")
-    assert error["message"].startswith("The loss became nan at step 2 of ")
+    assert error["message"].startswith("The loss became nan at step 3 of ")
     kept = tmp_path / "runs" / "tiny" / "stages" / "finetune"
     assert error["path"].startswith(str(kept))
     assert len(edgekiln(*command, "-q")[2].splitlines()) == 1

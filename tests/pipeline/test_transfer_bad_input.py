@@ -1,6 +1,7 @@
 """What may be wrong with what a transfer starts from: one clear line, the right exit code, nothing finished lost."""
 
 import json
+import re
 import struct
 from pathlib import Path
 
@@ -12,8 +13,12 @@ from tests_support import COLORS, TINY_RECIPE, write_pictures
 
 from edgekiln.pipeline.backbones import build_backbone
 from edgekiln.pipeline.checkpoint import save_checkpoint
-from edgekiln.pipeline.recipe import BackboneSettings
+from edgekiln.pipeline.data import prepare_splits
+from edgekiln.pipeline.progress import SilentProgress
+from edgekiln.pipeline.recipe import BackboneSettings, DataSettings, load_recipe
+from edgekiln.pipeline.run import run_recipe
 from edgekiln.runtime.contract import Contract
+from edgekiln.runtime.errors import DataError, RecipeError
 
 
 class Desk:
@@ -283,3 +288,46 @@ def test_the_stages_of_a_run_are_listed_where_one_is_unknown(edgekiln, tmp_path)
     assert (exit, out, len(err.splitlines())) == (2, "", 1)
     assert "There is no stage 'finetun'; there are: data, finetune, export" in err
     assert "Did you mean 'finetune'?" in err
+
+
+# -- what would be ignored, or fits by chance
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (
+            ["data.source=digits"],
+            "path is for source = imagefolder, csv, cifar10, fashion-mnist, not for 'digits'",
+        ),
+        (["data.download=true"], "download is for source = cifar10, not for 'imagefolder'"),
+        (["data.label_column=kind"], "label_column is for source = csv"),
+        (["finetune.momentum=0.5"], "momentum is for optimizer = 'sgd'"),
+        (["finetune.layer_decay=0.5", "backbone.freeze=backbone"], "layer_decay needs more than one stage"),
+    ],
+)
+def test_keys_without_effect_are_refused(tmp_path, overrides, message):
+    (tmp_path / "r.toml").write_text(TINY_RECIPE)
+    with pytest.raises(RecipeError, match=re.escape(message)):
+        load_recipe(tmp_path / "r.toml", overrides)
+
+
+def test_a_share_of_a_test_split_that_is_not_there_is_refused(tmp_path):
+    write_pictures(tmp_path / "pictures", per_class=12)
+    settings = DataSettings(source="imagefolder", path=tmp_path / "pictures", size=16, test_share=0.5)
+    (tmp_path / "out").mkdir()
+    with pytest.raises(DataError, match="has none"):
+        prepare_splits(settings, seed=0, folder=tmp_path / "out")
+
+
+def test_a_head_of_as_many_other_classes_is_no_head_of_these(tmp_path):
+    write_pictures(tmp_path / "pictures", per_class=12)
+    (tmp_path / "r.toml").write_text(TINY_RECIPE)
+    recipe = load_recipe(tmp_path / "r.toml", ["finetune.epochs=0"])
+    done = run_recipe(recipe, tmp_path / "runs", SilentProgress(), until="finetune")
+    checkpoint = done.stages["finetune"].folder / "checkpoint.safetensors"
+    for name in ("blue", "green", "red"):
+        (tmp_path / "pictures" / name).rename(tmp_path / "pictures" / f"new {name}")
+    other = load_recipe(tmp_path / "r.toml", ["name=other", f"backbone.weights={checkpoint}"])
+    with pytest.raises(RecipeError, match=r"knows other classes, or in another order.*head = 'replace'"):
+        run_recipe(other, tmp_path / "runs", SilentProgress(), until="finetune")

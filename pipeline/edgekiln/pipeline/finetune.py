@@ -15,7 +15,7 @@ import math
 import os
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -60,7 +60,7 @@ from edgekiln.pipeline.training_state import (
 from edgekiln.runtime.contract import Contract
 from edgekiln.runtime.errors import GateError
 
-__all__ = ["LOG_NAME", "FinetuneJob", "finetune"]
+__all__ = ["LOG_NAME", "FinetuneJob", "begin_training", "finetune"]
 
 LOG_NAME = "log.jsonl"
 _GPU_STEPS = 10  # reading a loss waits for the GPU, so there it is read for several steps at once
@@ -117,6 +117,17 @@ def finetune(job: FinetuneJob, folder: Path | None, world: World = ALONE) -> Non
                 trainer.resume(path)
             trainer.log("processes", count=world.size, threads=trainer.threads)
         trainer.run()
+
+
+def begin_training(job: FinetuneJob, folder: Path) -> None:
+    """Do what comes before the first step (probe, learning-rate finder), unless it was done; by one process alone.
+
+    Raises:
+        GateError: the finder found no rate.
+    """
+    if not (folder / PROGRESS_NAME).exists():
+        with _training(job, folder, ALONE) as trainer:
+            trainer.begin()
 
 
 @contextlib.contextmanager
@@ -178,6 +189,7 @@ class _Trainer:
         self.unfreezing = GradualUnfreezing(self.network, self.head, job.settings.gradual_unfreezing)
         self.optimizer = self._make_optimizer()
         self.average: AveragedModel | None = None
+        self.source_average: AveragedModel | None = None
         self.judged = self.model
         self._start_average()
         self.mix = augment_batch(job.settings.augmentation, self.classes)
@@ -197,6 +209,8 @@ class _Trainer:
         if self.settings.ema:
             self.average = average_weights(self.network, self.settings.ema)
             self.judged = PixelModel(self.average.module, self.normalization).to(self.device)
+            if self.source is not None:
+                self.source_average = average_weights(self.source.head, self.settings.ema)
 
     def _make_optimizer(self) -> torch.optim.Optimizer:
         more = self.source.head.parameters() if self.source else ()
@@ -318,7 +332,7 @@ class _Trainer:
 
         def train(number: int, rate: float) -> float:
             set_rates(self.optimizer, rate)
-            self._set_training_mode()
+            self._set_training_mode(alone=len(self._mine(number)) < 2)
             losses = self._add_gradients(number)
             self.optimizer.step()
             return float(losses["loss"])
@@ -342,7 +356,7 @@ class _Trainer:
         set_rates(self.optimizer, rate)
         if self.settings.gradual_unfreezing and self.unfreezing.apply(step, self.total_steps):
             self.forward = self._wrap()
-        self._set_training_mode()
+        self._set_training_mode(alone=len(self._mine(step)) < 2)
         losses = self._add_gradients(step)
         self.pending.append((step, {**losses, "rate": torch.tensor(rate, device=self.device)}))
         self._check_losses(step)
@@ -350,6 +364,8 @@ class _Trainer:
         self.optimizer.step()
         if self.average is not None:
             self.average.update_parameters(self.network)
+        if self.source is not None and self.source_average is not None:
+            self.source_average.update_parameters(self.source.head)
         self.state.step = step + 1
 
     def _explained_memory(self) -> contextlib.AbstractContextManager[None]:
@@ -423,7 +439,8 @@ class _Trainer:
         everyone = feed.labels(step)
         mine = self.world.part(len(everyone))
         weigh = _weigh_by(class_weights)
-        parts = 1 if self.most_pictures else min(self.settings.accumulate, len(labels))
+        # No part of a single picture, of which BatchNorm has no statistics, where there are more.
+        parts = 1 if self.most_pictures else min(self.settings.accumulate, max(1, len(labels) // 2))
         places = np.array_split(np.arange(mine.start, mine.stop), parts)
         there = labels.to(self.device, non_blocking=True)
         return [
@@ -444,7 +461,7 @@ class _Trainer:
         for (number, _), row in zip(self.pending, values.tolist(), strict=True):
             losses = dict(zip(names, row, strict=True))
             if not math.isfinite(losses["loss"]):
-                raise self._diverged(f"The loss became {losses['loss']}", number, losses["rate"])
+                raise self._diverged(f"The loss became {losses['loss']}", number + 1, losses["rate"])
             rounded = {name: round(losses[name], 6) for name in names if name != "rate"}
             self.log("step", number + 1, **rounded, learning_rate=float(f"{losses['rate']:.6g}"))
         self.pending.clear()
@@ -463,9 +480,15 @@ class _Trainer:
             return self.device.type == "cuda" and torch.cuda.is_bf16_supported()
         return self.settings.precision == "bf16"
 
-    def _set_training_mode(self) -> None:
+    def _mine(self, step: int) -> range:
+        """Places in the step's batch of the pictures that this process has."""
+        count = len(self.feed.labels(step))
+        return range(count)[self.world.part(count)]
+
+    def _set_training_mode(self, *, alone: bool = False) -> None:
+        """Training mode; BatchNorm keeps its statistics where it is frozen, and for one picture ``alone``."""
         self.network.train()
-        everywhere = self.job.backbone.freeze_batchnorm or self.job.backbone.freeze == "backbone"
+        everywhere = alone or self.job.backbone.freeze_batchnorm or self.job.backbone.freeze == "backbone"
         for module in self.network.modules():
             if isinstance(module, nn.modules.batchnorm._BatchNorm) and (everywhere or is_frozen(module)):
                 module.eval()
@@ -474,6 +497,7 @@ class _Trainer:
 
     def _judge_epoch(self, world: World) -> None:
         """Keep the weights of the best epoch on val: top-1 first, loss where that is equal."""
+        world.align(self.judged)
         mine = world.part(len(self.job.val))
         right, total = torch.zeros((), dtype=torch.float64), torch.zeros((), dtype=torch.float64)
         if mine.stop > mine.start:
@@ -490,9 +514,18 @@ class _Trainer:
             self.state.best_top1, self.state.best_loss, self.state.best_step = top1, loss, self.state.step
             weights = self.judged.network.state_dict()
             self.state.best = {k: v.detach().cpu().clone() for k, v in weights.items()}
-            self.state.best_source = self.source.copy() if self.source else {}
+            self.state.best_source = self._copy_source_head()
         epoch = self.state.step // max(1, self.steps_per_epoch)
         self.log("epoch", epoch=epoch, val_top1=round(top1, 6), val_loss=round(loss, 6))
+
+    def _copy_source_head(self) -> dict[str, Tensor]:
+        """The source's head that belongs to the weights that are judged."""
+        if self.source is None:
+            return {}
+        if self.source_average is None:
+            return self.source.copy()
+        head = self.source_average.module.state_dict()
+        return {name: value.detach().cpu().clone() for name, value in head.items()}
 
     def _has_stalled(self) -> bool:
         """Whether ``patience`` epochs went by without a better one; the state alone tells, so a resumed run agrees."""
@@ -524,6 +557,8 @@ class _Trainer:
             parts["source"] = self.source.copy()
         if self.average is not None:
             parts["average"] = self.average.state_dict()
+        if self.source_average is not None:
+            parts["source_average"] = self.source_average.state_dict()
         save_progress(parts, self.state, self.folder)
 
     def resume(self, path: Path) -> None:
@@ -535,6 +570,8 @@ class _Trainer:
             self.source.load(parts["source"])
         if self.average is not None:
             self.average.load_state_dict(parts["average"], strict=True)
+        if self.source_average is not None:
+            self.source_average.load_state_dict(parts["source_average"], strict=True)
         load_optimizer(self.optimizer, parts["optimizer"])
         self.state = TrainingState.of(counters, parts["best"], parts["best_source"])
         if self.world.size > 1:
@@ -560,8 +597,13 @@ class _Trainer:
 def _forget_lines_after(step: int, log: Path) -> None:
     """Steps after the last save are trained again; their lines would stand twice."""
     lines = log.read_text("utf-8").splitlines()
-    kept = [line for line in lines if line.endswith("}") and json.loads(line)["step"] <= step]
+    events = [(line, json.loads(line)) for line in lines if line.endswith("}")]
+    kept = [line for line, event in events if event["step"] <= step and not _tells_of_the_end(event)]
     log.write_text("".join(f"{line}\n" for line in kept), "utf-8")
+
+
+def _tells_of_the_end(event: Mapping[str, Any]) -> bool:
+    return event["event"] in {"stopped", "done"} or event.get("when") == "after"
 
 
 def usable_cores() -> int:

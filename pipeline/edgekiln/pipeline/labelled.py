@@ -62,6 +62,11 @@ def split_samples(
     held_out = images.test
     judge_seed = seed if test_seed is None else test_seed
     if held_out is None:
+        if test_share < 1:
+            raise DataError(
+                "test_share takes a part of a source's own test split, and this source has none.",
+                hint="Remove data.test_share; data.test is the share that is cut off.",
+            )
         train, held_out = _cut(train, test, judge_seed)
     elif test_share < 1:
         held_out = _cut(held_out, test_share, judge_seed)[1]

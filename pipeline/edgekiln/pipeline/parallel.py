@@ -17,14 +17,22 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from edgekiln.runtime.errors import DataError, EnvironmentProblem, RecipeError
+from edgekiln.runtime.errors import DataError, EnvironmentProblem, GateError, RecipeError
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from edgekiln.pipeline.recipe import Recipe
 
-__all__ = ["ALONE", "World", "dismiss_followers", "follow_trainings", "is_follower", "train_together"]
+__all__ = [
+    "ALONE",
+    "World",
+    "dismiss_followers",
+    "follow_trainings",
+    "has_followers",
+    "is_follower",
+    "train_together",
+]
 
 _PATIENCE = timedelta(
     days=7
@@ -83,6 +91,14 @@ class World:
         dist.broadcast(sent, 0)
         return sent.cpu().numpy().tobytes()
 
+    def align(self, module: nn.Module) -> None:
+        """Give every process the leader's buffers: each has BatchNorm's statistics of its own pictures."""
+        if self.size > 1:
+            import torch.distributed as dist
+
+            for buffer in module.buffers():
+                dist.broadcast(buffer, 0)
+
     def wrap(self, module: nn.Module) -> nn.Module:
         """``module`` in torch's DistributedDataParallel, which takes the leader's weights and adds up gradients."""
         if self.size == 1:
@@ -110,6 +126,11 @@ def _read_world() -> World:
             f"torchrun's environment is incomplete: {error}.", hint="Start edgekiln by torchrun itself."
         ) from error
     return World(rank, size, local_rank, local_size)
+
+
+def has_followers() -> bool:
+    """Whether this process leads others."""
+    return _read_world().leads and _read_world().size > 1
 
 
 def is_follower() -> bool:
@@ -188,7 +209,7 @@ def follow_trainings() -> None:
     """A follower's whole life: take part in every training of the leader until it is done.
 
     Raises:
-        EdgekilnError: of a training that failed, as in the leader.
+        EdgekilnError: this process could not take part; a training that failed in all of them is the leader's to tell.
     """
     from edgekiln.pipeline.finetune import finetune
     from edgekiln.pipeline.recipe import Recipe
@@ -198,7 +219,10 @@ def follow_trainings() -> None:
     while order := _next_order():
         recipe = Recipe.model_validate_json(order["recipe"])
         inputs = {name: Path(path) for name, path in order["inputs"].items()}
-        with _group(world):
+        with (
+            _group(world),
+            contextlib.suppress(GateError),
+        ):  # the leader tells of it, and may have more to train
             _check_inputs(inputs, world)
             finetune(make_job(recipe, inputs), None, world)
 

@@ -136,7 +136,7 @@ class _Trainer:
         self.batches = Batches(len(tuning.train), self.tuning.batch_size, tuning.seed, (), balance)
         self.total_steps = self.batches.per_epoch * job.settings.epochs
         augment = augment_picture(self.tuning.augmentation, tuning.contract)
-        self.feed = Feed(tuning.train, self.batches, augment, tuning.seed)
+        self.feed = Feed(tuning.train, self.batches, augment, tuning.seed, workers=self.tuning.workers or 0)
         self.mix = augment_batch(self.tuning.augmentation, len(tuning.contract.classes))
         weights = weigh_classes(tuning) if self.tuning.class_balance else None
         self.class_weights = None if weights is None else torch.from_numpy(weights).to(self.device)

@@ -58,4 +58,9 @@ def find_rate(train: Callable[[int, float], float]) -> RangeTest:
             hint="Look at the data's labels and at the pretrained weights; or give finetune.learning_rate.",
         )
     lowest = min(settled, key=lambda point: point[1])
+    if lowest == settled[0]:
+        raise GateError(
+            f"The learning-rate finder saw no rate from {lowest[0]:.1e} on that lowers the loss.",
+            hint="The head may be as good as it gets already: give finetune.learning_rate, or epochs = 0.",
+        )
     return RangeTest(tuple(points), lowest[0] / 10)

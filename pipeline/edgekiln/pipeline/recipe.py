@@ -66,6 +66,14 @@ class _Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
+_KEYS_OF_SOURCES = {
+    "path": ("imagefolder", "csv", "cifar10", "fashion-mnist"),
+    "path_column": ("csv",),
+    "label_column": ("csv",),
+    "download": ("cifar10",),
+}
+
+
 class DataSettings(_Section):
     """Where the labelled pictures come from and how they become arrays."""
 
@@ -118,6 +126,14 @@ class DataSettings(_Section):
         description="where nothing is cached: whole decodes each picture once beforehand, header opens it, and a "
         "broken one then stops the run where it is used",
     )
+
+    @model_validator(mode="after")
+    def _keys_of_its_source(self) -> DataSettings:
+        for key, sources in _KEYS_OF_SOURCES.items():
+            given = getattr(self, key) != type(self).model_fields[key].default
+            if given and ":" not in self.source and self.source not in sources:
+                raise ValueError(f"{key} is for source = {', '.join(sources)}, not for {self.source!r}")
+        return self
 
 
 class BackboneSettings(_Section):
@@ -249,6 +265,8 @@ class FinetuneSettings(_Section):
     def _once(self) -> FinetuneSettings:
         if self.class_balance and self.sampling == "balanced":
             raise ValueError("class_balance and sampling = 'balanced' would weigh rare classes twice")
+        if self.optimizer != "sgd" and self.momentum != type(self).model_fields["momentum"].default:
+            raise ValueError("momentum is for optimizer = 'sgd'; AdamW has moments of its own")
         if self.accumulate > self.batch_size:
             raise ValueError(f"accumulate {self.accumulate} is more than batch_size {self.batch_size}")
         return self
@@ -601,6 +619,10 @@ class Recipe(_Section):
                     raise ValueError(
                         f"variants.{variant.name}.qat.learning_rate has no default where the finetune's is 'find'"
                     )
+        if self.finetune.layer_decay < 1 and self.backbone.freeze == "backbone":
+            raise ValueError("finetune.layer_decay needs more than one stage: backbone.freeze = 'backbone'")
+        if self.teacher is not None and self.source_task is not None and self.source_task.beta == 0:
+            raise ValueError("the teacher teaches the target task, whose weight source_task.beta is 0")
         if self.source_task is not None and self.source_task.head == "keep" and not self.backbone.from_file:
             raise ValueError("source_task.head = 'keep' needs a checkpoint in backbone.weights")
         return self

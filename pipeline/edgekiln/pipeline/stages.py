@@ -250,11 +250,13 @@ def _file_digest(path: Path) -> str | None:
 
 
 def _finetune(context: StageContext) -> None:
-    from edgekiln.pipeline.finetune import finetune
-    from edgekiln.pipeline.parallel import train_together
+    from edgekiln.pipeline.finetune import begin_training, finetune
+    from edgekiln.pipeline.parallel import has_followers, train_together
     from edgekiln.pipeline.training_job import make_job
 
     job = make_job(context.recipe, context.inputs, context.progress.advance)
+    if has_followers():  # what fails before the first step fails before anybody waits for it
+        begin_training(job, context.folder)
     with train_together(context.recipe, context.inputs) as world:
         finetune(job, context.folder, world)
 

@@ -11,6 +11,7 @@ from edgekiln.pipeline.finetune import FinetuneJob
 from edgekiln.pipeline.recipe import Recipe
 from edgekiln.pipeline.source_task import SourceData, check_labels, read_source_head
 from edgekiln.pipeline.weights import read_weights
+from edgekiln.runtime.errors import RecipeError
 
 __all__ = ["make_job"]
 
@@ -36,6 +37,7 @@ def make_job(
     """
     data = inputs["data"]
     classes = read_classes(data)
+    _check_kept_head(recipe, classes)
     normalization = build_backbone(
         recipe.backbone, len(classes), recipe.data.size, load_weights=False
     ).normalization
@@ -48,9 +50,24 @@ def make_job(
         seed=recipe.seed,
         advance=advance,
         source=_load_source(recipe, inputs, classes),
-        beta=recipe.source_task.beta if recipe.source_task else 1.0,
+        beta=recipe.source_task.beta if recipe.source_task and recipe.source_task.alpha else 1.0,
         teacher=recipe.teacher,
     )
+
+
+def _check_kept_head(recipe: Recipe, classes: tuple[str, ...]) -> None:
+    """A head of as many other classes fits by its shape, and would start by telling them apart."""
+    if not recipe.backbone.keeps_head:
+        return
+    path = Path(recipe.backbone.weights)
+    stored = read_weights(path).contract
+    if stored is not None and len(stored.classes) == len(classes) and stored.classes != classes:
+        theirs, ours = (", ".join(names[:5]) for names in (stored.classes, classes))
+        raise RecipeError(
+            f"The head in {path.name} knows other classes, or in another order, than the data: {theirs}; and {ours}.",
+            hint="backbone.head = 'replace' starts a fresh one.",
+            path=path,
+        )
 
 
 def _load_source(recipe: Recipe, inputs: Mapping[str, Path], target: tuple[str, ...]) -> SourceData | None:

@@ -22,7 +22,7 @@ __all__ = [
 ]
 
 PROGRESS_NAME = "progress.safetensors"
-_KINDS = ("model", "best", "optimizer", "source", "best_source", "average")
+_KINDS = ("model", "best", "optimizer", "source", "best_source", "average", "source_average")
 
 
 @dataclass(slots=True)

@@ -136,11 +136,13 @@ def _change_method(recipe: Recipe, method: str) -> dict[str, Any]:
     backbone, finetune = recipe.backbone, recipe.finetune
     match method:
         case "scratch":
-            # A fresh network has no statistics to keep, and nothing to freeze or to be pulled towards.
+            # A fresh network has no statistics to keep, and nothing to freeze, to spare or to be pulled towards.
             fresh = {"weights": "none", "head": "keep", "freeze": "none", "freeze_batchnorm": False}
             return {
                 "backbone": backbone.model_copy(update=fresh),
-                "finetune": finetune.model_copy(update={"probe": False, "l2_sp": 0.0}),
+                "finetune": finetune.model_copy(
+                    update={"probe": False, "l2_sp": 0.0, "gradual_unfreezing": 0.0, "layer_decay": 1.0}
+                ),
                 "source_task": None,
             }
         case "probe":
