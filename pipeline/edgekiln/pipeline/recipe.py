@@ -66,6 +66,7 @@ class _Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
+_SOURCES = {"imagefolder", "csv", "cifar10", "fashion-mnist", "digits", "traffic-lights"}
 _KEYS_OF_SOURCES = {
     "path": ("imagefolder", "csv", "cifar10", "fashion-mnist"),
     "path_column": ("csv",),
@@ -131,7 +132,7 @@ class DataSettings(_Section):
     def _keys_of_its_source(self) -> DataSettings:
         for key, sources in _KEYS_OF_SOURCES.items():
             given = getattr(self, key) != type(self).model_fields[key].default
-            if given and ":" not in self.source and self.source not in sources:
+            if given and self.source in _SOURCES and self.source not in sources:
                 raise ValueError(f"{key} is for source = {', '.join(sources)}, not for {self.source!r}")
         return self
 
