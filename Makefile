@@ -60,8 +60,11 @@ gpu-test:
 	PYTHONPATH=pipeline:export:runtime:benchmarks $(if $(wildcard $(PY)),$(PY),$(PYTHON)) \
 	  -m edgekiln.pipeline.gpu_suite --out '$(OUT)' $(GPU_FLAGS)
 
+# Two processes: in one, some native library crashes in tests/runtime after all of tests/pipeline, which is not
+# understood yet. Either half is green by itself.
 test: $(VENV)/.dev
-	$(PY) -m pytest
+	$(PY) -m pytest tests/pipeline
+	$(PY) -m pytest --ignore=tests/pipeline
 
 test-fast: $(VENV)/.dev
 	$(PY) -m pytest -m "not slow"
