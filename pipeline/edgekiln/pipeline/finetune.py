@@ -201,6 +201,7 @@ class _Trainer:
         rate = job.settings.learning_rate
         self.state = TrainingState(threads=self.threads, learning_rate=0.0 if rate == "find" else rate)
         self.most_pictures: int | None = None
+        self.alone: bool | None = None  # what BatchNorm is set to; None: not known
         self.events: EventFiles | None = None
         self.pending: list[tuple[int, dict[str, Tensor]]] = []
         self.forward: Callable[..., tuple[Tensor, Tensor]] = self._wrap()
@@ -356,6 +357,7 @@ class _Trainer:
         set_rates(self.optimizer, rate)
         if self.settings.gradual_unfreezing and self.unfreezing.apply(step, self.total_steps):
             self.forward = self._wrap()
+            self.alone = None
         self._set_training_mode(alone=len(self._mine(step)) < 2)
         losses = self._add_gradients(step)
         self.pending.append((step, {**losses, "rate": torch.tensor(rate, device=self.device)}))
@@ -383,7 +385,6 @@ class _Trainer:
     def _add_gradients(self, step: int) -> dict[str, Tensor]:
         """Gradients of the step's loss; returns this process's share of each loss, scalars on the device."""
         torch.manual_seed(_dropout_seed(self.job.seed, step, self.world.rank))
-        self.optimizer.zero_grad(set_to_none=True)
         target = self._draw(self.feed, step, self.class_weights)
         source = self._draw(self.source_feed, step, None) if self.source_feed else [None] * len(target)
         torch.manual_seed(_dropout_seed(self.job.seed, step, self.world.rank))  # reading may have drawn
@@ -391,6 +392,8 @@ class _Trainer:
         for number, (mine, other) in enumerate(zip(target, source, strict=True)):
             with self._synchronized(last=number == len(target) - 1):
                 losses = self._losses(mine, other)
+                if number == 0:  # not before: memory that is freed right ahead of its use comes back sooner
+                    self.optimizer.zero_grad(set_to_none=True)
                 # DistributedDataParallel takes the mean over processes, and these losses are shares of a sum.
                 (losses["loss"] * self.world.size).backward()  # type: ignore[no-untyped-call] # torch
             for name, value in losses.items():
@@ -486,7 +489,13 @@ class _Trainer:
         return range(count)[self.world.part(count)]
 
     def _set_training_mode(self, *, alone: bool = False) -> None:
-        """Training mode; BatchNorm keeps its statistics where it is frozen, and for one picture ``alone``."""
+        """Training mode; BatchNorm keeps its statistics where it is frozen, and for one picture ``alone``.
+
+        A network that is in it already is not walked through again, which takes a percent of a small step.
+        """
+        if self.network.training and self.alone is alone:
+            return
+        self.alone = alone
         self.network.train()
         everywhere = alone or self.job.backbone.freeze_batchnorm or self.job.backbone.freeze == "backbone"
         for module in self.network.modules():

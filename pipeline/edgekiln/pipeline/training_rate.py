@@ -25,6 +25,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from edgekiln.benchmarks.environment import describe_machine
 from edgekiln.export.onnx import normalize
 from edgekiln.pipeline.augmentation import augment_picture
 from edgekiln.pipeline.batches import step_seed
@@ -119,7 +120,7 @@ def measure_rates(recipe: Recipe, *, rounds: int, steps: int) -> dict[str, Any]:
         "batch": recipe.finetune.batch_size,
         "device": device,
         "threads": threads,
-        "torch": torch.__version__,
+        "machine": describe_machine(),
         "rounds": rounds,
         "steps_per_turn": steps,
         "images_per_second": {name: round(images / statistics.median(s), 1) for name, s in seconds.items()},
@@ -146,8 +147,8 @@ def _summarize(ratios: list[float]) -> dict[str, float]:
 
 @click.command(help=__doc__)
 @click.argument("recipe", type=click.Path(path_type=Path))
-@click.option("--rounds", default=15, show_default=True, type=click.IntRange(2), help="Turns of each loop.")
-@click.option("--steps", default=10, show_default=True, type=click.IntRange(1), help="Steps of a turn.")
+@click.option("--rounds", default=100, show_default=True, type=click.IntRange(2), help="Turns of each loop.")
+@click.option("--steps", default=1, show_default=True, type=click.IntRange(1), help="Steps of a turn; 20 on a GPU.")
 @click.option("--set", "overrides", multiple=True, help="SECTION.KEY=VALUE of the recipe.")
 def _main(recipe: Path, rounds: int, steps: int, overrides: tuple[str, ...]) -> None:
     result = measure_rates(load_recipe(recipe, overrides), rounds=rounds, steps=steps)
