@@ -58,6 +58,40 @@ def refused(picture, reason, message, contract=SMALL, **options):
 
 # Size, resize, crop
 
+
+@pytest.mark.parametrize("color_order", ["rgb", "bgr"])
+@pytest.mark.parametrize(
+    "contract",
+    [
+        Contract(height=6, width=9, classes=CLASSES),
+        Contract(height=6, width=6, resize="shorter-side", shorter_side=6, classes=CLASSES),
+    ],
+)
+def test_an_array_of_the_final_size_is_copied_as_pillow_would(contract, color_order):
+    wide = noise(2 * contract.width, contract.height)
+    frame = wide[:, ::2]  # not contiguous
+    prepared = prepare(frame, contract, color_order=color_order)
+    through_pillow = prepare(
+        Image.fromarray(np.ascontiguousarray(frame if color_order == "rgb" else frame[..., ::-1])), contract
+    )
+    assert np.array_equal(prepared, through_pillow)
+    assert prepared.flags.c_contiguous and prepared.flags.writeable
+    assert not np.shares_memory(prepared, wide)
+    whole = np.ascontiguousarray(frame)
+    assert not np.shares_memory(prepare(whole, contract, color_order=color_order), whole)
+
+
+def test_an_array_as_large_as_the_frame_is_still_cropped_where_the_rule_enlarges_first():
+    frame = noise(6, 6)
+    contract = Contract(height=6, width=6, resize="shorter-side", shorter_side=12, classes=CLASSES)
+    assert np.array_equal(prepare(frame, contract), prepare(Image.fromarray(frame), contract))
+    assert not np.array_equal(prepare(frame, contract), frame)
+
+
+def test_an_array_of_the_final_size_is_checked_like_any_other():
+    refused(np.zeros((6, 9, 3), np.float32), "type", "must be uint8")
+    refused(np.zeros((6, 9, 3), np.uint8), "type", "color order", color_order="hsv")
+
 FILTERS = ["nearest", "bilinear", "bicubic", "lanczos"]
 SIZES = [(37, 53), (53, 37), (41, 41), (32, 32), (5, 7), (1, 9), (9, 1), (301, 200), (199, 302), (640, 33)]
 
