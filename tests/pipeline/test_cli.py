@@ -9,6 +9,7 @@ import subprocess
 import sys
 
 import pytest
+import torch
 from tests_support import ROOT, TINY_RECIPE
 
 from edgekiln.pipeline.cli import cli
@@ -347,6 +348,7 @@ def test_interrupt_exits_130_and_says_how_to_go_on(edgekiln, monkeypatch, tmp_pa
         (OSError(28, "No space left on device", "runs/x"), 6, "No space is left for runs/x"),
         (PermissionError(13, "Permission denied", "runs/x"), 6, "runs/x cannot be written"),
         (MemoryError(), 6, "Out of memory"),
+        (torch.OutOfMemoryError("CUDA out of memory."), 6, "Out of memory"),
         (ZeroDivisionError("oops"), 1, "This is a bug in edgekiln: ZeroDivisionError: oops"),
     ],
 )

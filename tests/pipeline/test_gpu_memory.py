@@ -3,6 +3,7 @@
 import gc
 import weakref
 
+import numpy as np
 import pytest
 import torch
 from fake_gpu_memory import GIB, Gpu
@@ -13,6 +14,7 @@ from edgekiln.pipeline.gpu_memory import (
     measure_step_memory,
     suggest_parts,
 )
+from edgekiln.pipeline.probe import evaluate_model, extract_features
 from edgekiln.runtime.errors import ExitCode, ResourceError
 
 
@@ -115,3 +117,48 @@ def test_other_errors_and_success_pass_through(monkeypatch):
         pass
     with pytest.raises(RuntimeError, match="shape"), explain_out_of_memory(4):
         raise RuntimeError("shape")
+
+
+class _Limited(torch.nn.Module):
+    """A network whose memory holds so many pictures; its head has two features to see."""
+
+    def __init__(self, most):
+        super().__init__()
+        self.most, self.asked, self.head = most, [], torch.nn.Linear(2, 2)
+
+    def forward(self, pixels):
+        self.asked.append(len(pixels))
+        logits = self.head(pixels.float().mean((1, 2))[:, :2])
+        if len(pixels) > self.most:  # after the head has seen the batch
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        return logits
+
+
+def test_judging_takes_smaller_batches_where_memory_is_small():
+    frames = np.random.default_rng(0).integers(0, 256, (100, 4, 4, 3), np.uint8)
+    small, large = _Limited(20), _Limited(1000)
+    large.load_state_dict(small.state_dict())
+    found = evaluate_model(small, frames)
+    torch.testing.assert_close(found, evaluate_model(large, frames))
+    assert small.asked == [64, 32, 16, 16, 16, 16, 16, 16, 4]
+    assert large.asked == [64, 36]
+
+
+def test_features_are_those_of_every_picture_once():
+    frames = np.random.default_rng(0).integers(0, 256, (70, 4, 4, 3), np.uint8)
+    model = _Limited(40)
+    model.head.register_forward_hook(lambda *_: _raise_over(40, model.asked[-1]), prepend=True)
+    features = extract_features(model, model.head, frames, torch.device("cpu"))
+    assert features.shape == (70, 2)
+    torch.testing.assert_close(features[69], torch.from_numpy(frames[69, ..., :2].mean((0, 1))))
+
+
+def _raise_over(most, asked):
+    if asked > most:
+        raise torch.OutOfMemoryError("CUDA out of memory.")
+
+
+def test_a_gpu_that_does_not_hold_one_picture_is_told():
+    with pytest.raises(ResourceError, match="does not hold one picture") as caught:
+        evaluate_model(_Limited(0), np.zeros((3, 4, 4, 3), np.uint8))
+    assert caught.value.exit_code == 6

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from edgekiln.export.onnx import PixelModel
 from edgekiln.pipeline.data import PreparedSplit
+from edgekiln.runtime.errors import ResourceError
 
 __all__ = ["evaluate_model", "extract_features", "fit_head", "set_head"]
 
@@ -23,19 +24,42 @@ Frames = np.ndarray[Any, np.dtype[np.uint8]]
 
 @torch.inference_mode()
 def evaluate_model(model: PixelModel, frames: Frames, device: torch.device | None = None) -> Tensor:
-    """Logits float32 (N, C) of uint8 frames (N, H, W, 3), in evaluation mode, on the CPU at the end."""
+    """Logits float32 (N, C) of uint8 frames (N, H, W, 3), in evaluation mode, on the CPU at the end.
+
+    A GPU whose memory does not hold a batch is given half of it, down to a single picture.
+
+    Raises:
+        ResourceError: not even one picture fits.
+    """
     model.eval()
-    parts = []
-    for start in range(0, len(frames), _EVALUATION_BATCH):
-        batch = torch.from_numpy(np.array(frames[start : start + _EVALUATION_BATCH]))  # mmap is read-only
-        parts.append(model(batch.to(device or "cpu")).float().cpu())
+    parts: list[Tensor] = []
+    size, start = _EVALUATION_BATCH, 0
+    while start < len(frames):
+        batch = torch.from_numpy(np.array(frames[start : start + size]))  # mmap is read-only
+        try:
+            parts.append(model(batch.to(device or "cpu")).float().cpu())
+        except torch.OutOfMemoryError as error:
+            size = _halve(size, error)
+            continue
+        start += size
     return torch.cat(parts)
+
+
+def _halve(size: int, error: torch.OutOfMemoryError) -> int:
+    if size == 1:
+        raise ResourceError(
+            "The GPU's memory does not hold one picture of this size in this network.",
+            hint="End what else uses the GPU, or lower data.size.",
+        ) from error
+    torch.cuda.empty_cache()
+    return size // 2
 
 
 def extract_features(model: PixelModel, head: nn.Linear, frames: Frames, device: torch.device) -> Tensor:
     """What ``head`` sees of uint8 frames (N, H, W, 3), float64 (N, features)."""
     seen: list[Tensor] = []
-    hook = head.register_forward_pre_hook(lambda _, arguments: seen.append(arguments[0].double().cpu()))
+    # After the head, not before: a batch that memory runs out on comes again, in parts.
+    hook = head.register_forward_hook(lambda _, arguments, __: seen.append(arguments[0].double().cpu()))
     try:
         evaluate_model(model, frames, device)
     finally:

@@ -201,7 +201,8 @@ def _report(error: Exception, *, as_json: bool, debug: bool) -> ExitCode:
 def _as_edgekiln_error(error: Exception) -> EdgekilnError | None:
     if isinstance(error, EdgekilnError):
         return error
-    if isinstance(error, MemoryError):
+    # torch's, by name: asking torch would import it.
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
         return ResourceError("Out of memory.", hint="Lower the batch size or the number of images.")
     if isinstance(error, OSError) and error.errno in {errno.ENOSPC, errno.EDQUOT}:
         return ResourceError(
