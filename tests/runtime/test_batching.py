@@ -110,6 +110,133 @@ def test_where_sleeps_end_late_they_are_begun_shorter(classifier, monkeypatch):
     assert max(waits[30:]) <= 0.002 - 0.8 * batching._MOST_LATENESS_S
 
 
+def test_waiting_for_others_makes_nobody_late(classifier, session):
+    with Batcher(classifier, max_batch=100, max_wait_us=FOREVER_US) as batcher:
+        patient = batcher.submit(flat(1))
+        hurried = batcher.submit(flat(2), deadline_ms=2000)
+        assert (red(patient), red(hurried)) == (1, 2)
+    assert session.batches == [2]
+
+
+def test_a_wait_beyond_what_a_lock_can_wait_is_a_long_one(classifier):
+    with Batcher(classifier, max_batch=2, max_wait_us=1e300) as batcher:
+        futures = [batcher.submit(flat(i)) for i in range(2)]
+        assert [red(future) for future in futures] == [0, 1]
+
+
+def test_a_callback_that_ends_its_thread_ends_only_itself(classifier, caplog):
+    with Batcher(classifier, max_wait_us=0) as batcher:
+        first = batcher.submit(flat(1))
+        first.add_done_callback(lambda _: sys.exit())
+        assert red(first) == 1
+        assert red(batcher.submit(flat(2))) == 2
+
+
+def test_being_refused_costs_no_walk_through_the_queue(held):
+    batcher, _ = held
+    for number in range(6):
+        batcher.submit(flat(number), deadline_ms=1e9)
+    queue = batcher._queue
+    for _ in range(3):
+        with pytest.raises(OverloadedError):
+            batcher.submit(flat(9))
+    assert batcher._queue is queue, "it was not gone through"
+
+
+def test_what_waits_for_the_pool_can_be_cancelled_and_can_be_too_late(classifier, session, monkeypatch):
+    decoding, go_on = threading.Event(), threading.Event()
+    prepared = []
+    model = classifier._model
+
+    def prepare(picture, color_order):
+        prepared.append(int(picture[0, 0, 0]))
+        decoding.set()
+        assert go_on.wait(PATIENCE_S)
+        return picture
+
+    monkeypatch.setattr(type(model), "prepare", lambda self, picture, order: prepare(picture, order))
+
+    async def ask():
+        with Batcher(classifier, max_wait_us=0, max_queue=3, prepare_threads=1) as batcher:
+            first = asyncio.create_task(batcher.predict_async(flat(1)))
+            while not decoding.is_set():
+                await asyncio.sleep(0.001)
+            late = asyncio.create_task(batcher.predict_async(flat(2), deadline_ms=1))
+            cancelled = asyncio.create_task(batcher.predict_async(flat(3)))
+            await asyncio.sleep(0.01)
+            with pytest.raises(OverloadedError):
+                await batcher.predict_async(flat(4))
+            cancelled.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await cancelled
+            taken = asyncio.create_task(batcher.predict_async(flat(5)))
+            await asyncio.sleep(0)
+            go_on.set()
+            with pytest.raises(DeadlineError):
+                await late
+            assert [(await task).logits[0] for task in (first, taken)] == [1, 5]
+            return batcher
+
+    batcher = asyncio.run(ask())
+    assert prepared == [1, 5], "the others were not decoded"
+    counters = batcher.read_counters()
+    assert (counters.answered, counters.cancelled, counters.expired, counters.refused) == (2, 1, 1, 1)
+    assert counters.waiting == 0
+
+
+def test_where_no_thread_can_be_had_any_more_it_is_told_and_nothing_hangs(classifier):
+    class NoPool:
+        def submit(self, *arguments):
+            raise RuntimeError("cannot schedule new futures after interpreter shutdown")
+
+        def shutdown(self, wait):
+            pass
+
+    with Batcher(classifier) as batcher:
+        batcher._pool = NoPool()
+        with pytest.raises(UsageError, match="No picture can be prepared any more: cannot schedule"):
+            asyncio.run(batcher.predict_async(flat(1)))
+        assert batcher.read_counters().waiting == 0
+
+
+INTERRUPTS = """
+import random, signal, sys, threading, time
+from serving_support import GatedSession, flat
+from edgekiln.runtime.batching import Batcher
+from edgekiln.runtime.classifier import Classifier, Selection
+from edgekiln.runtime.contract import Contract
+from edgekiln.runtime.errors import OverloadedError
+signal.signal(signal.SIGALRM, signal.default_int_handler)
+contract = Contract(height=4, width=8, classes=("a", "b", "c"))
+classifier = Classifier(GatedSession(), contract, Selection("x", "fake", "fp32", ""))
+random.seed(0)
+for trial in range(300):
+    batcher = Batcher(classifier, max_wait_us=0)
+    signal.setitimer(signal.ITIMER_REAL, random.uniform(0.0005, 0.005))
+    end = time.monotonic() + 0.02  # Python swallows an interrupt that comes while it tidies up
+    try:
+        while time.monotonic() < end:
+            try:
+                batcher.submit(flat(1))
+            except OverloadedError:
+                pass
+    except KeyboardInterrupt:
+        pass
+    closing = threading.Thread(target=batcher.close, kwargs={"drain": trial % 2 == 0}, daemon=True)
+    closing.start()
+    closing.join(20)
+    if closing.is_alive():
+        print("hangs", trial)
+        sys.exit()
+print("ends")
+"""
+
+
+@pytest.mark.slow
+def test_ctrl_c_at_any_moment_leaves_a_batcher_that_can_be_closed():
+    assert run_script(INTERRUPTS) == ["ends"]
+
+
 def test_closing_ends_the_waiting_for_more(classifier, session):
     with Batcher(classifier, max_batch=100, max_wait_us=FOREVER_US) as batcher:
         futures = [batcher.submit(flat(i)) for i in range(3)]

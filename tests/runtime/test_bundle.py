@@ -570,3 +570,9 @@ def test_an_operator_of_another_domain_runs_only_where_it_is_allowed_by_name(
             classifier.predict(picture).logits, 9, atol=1e-5
         )  # Gelu(9) is 9 to 17 digits
         classifier.reload(folder)  # with the same permission
+
+
+@pytest.mark.parametrize("name", ["x" * 300, "a\0", "a\0.zip"])
+def test_what_is_no_path_is_a_wrong_argument(name):
+    with pytest.raises(UsageError, match="is no path|There is no folder"):
+        open_bundle(name)

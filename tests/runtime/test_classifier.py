@@ -175,3 +175,12 @@ def test_warm_up_leaves_the_answers_alone(classifier):
 def test_a_single_picture_is_no_batch(classifier, one):
     with pytest.raises(UsageError, match=r"takes several pictures, got one\. Use predict"):
         classifier.predict_batch(one)
+
+
+def test_predictions_can_be_compared_and_hashed():
+    one, same, other = (
+        Prediction("a", 0, score, np.float32([score, 1]), ("a", "b")) for score in (0.7, 0.7, 0.6)
+    )
+    assert one == same
+    assert one != other
+    assert len({one, same, other}) == 2

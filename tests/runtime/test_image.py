@@ -75,7 +75,8 @@ def test_an_array_of_the_final_size_is_copied_as_pillow_would(contract, color_or
         Image.fromarray(np.ascontiguousarray(frame if color_order == "rgb" else frame[..., ::-1])), contract
     )
     assert np.array_equal(prepared, through_pillow)
-    assert prepared.flags.c_contiguous and prepared.flags.writeable
+    assert prepared.flags.c_contiguous
+    assert prepared.flags.writeable
     assert not np.shares_memory(prepared, wide)
     whole = np.ascontiguousarray(frame)
     assert not np.shares_memory(prepare(whole, contract, color_order=color_order), whole)
@@ -88,9 +89,23 @@ def test_an_array_as_large_as_the_frame_is_still_cropped_where_the_rule_enlarges
     assert not np.array_equal(prepare(frame, contract), frame)
 
 
+class _Strange(np.ndarray):
+    @property
+    def shape(self):
+        raise KeyError("shape")
+
+
+def test_what_cannot_even_be_looked_at_is_an_image_error():
+    released = memoryview(b"GIF89a")
+    released.release()
+    refused(released, "corrupt", "released memoryview")
+    refused(np.zeros((6, 9, 3), np.uint8).view(_Strange), "corrupt", "shape")
+
+
 def test_an_array_of_the_final_size_is_checked_like_any_other():
     refused(np.zeros((6, 9, 3), np.float32), "type", "must be uint8")
     refused(np.zeros((6, 9, 3), np.uint8), "type", "color order", color_order="hsv")
+
 
 FILTERS = ["nearest", "bilinear", "bicubic", "lanczos"]
 SIZES = [(37, 53), (53, 37), (41, 41), (32, 32), (5, 7), (1, 9), (9, 1), (301, 200), (199, 302), (640, 33)]

@@ -20,6 +20,7 @@ from edgekiln.runtime.image_limits import (
     MAX_BYTES,
     MAX_CHUNKS,
     MAX_EXIF_BYTES,
+    MAX_FILL_BYTES,
     MAX_SCANS,
     MAX_SEGMENTS,
     check_structure,
@@ -121,11 +122,17 @@ def progressive(side, **options):
     return encoded(flat(side, options.pop("mode", "RGB")), "JPEG", progressive=True, subsampling=0, **options)
 
 
+def ended_by(tail):
+    jpeg = encoded(noise(64), "JPEG")
+    return jpeg[:-2] + tail + jpeg[-2:]
+
+
 ALLOWED = {
     "JPEG, 50 megapixels of noise": lambda: encoded(noise(SIDE), "JPEG", quality=75),
     "JPEG, CMYK": lambda: encoded(flat(SIDE, "CMYK"), "JPEG", subsampling=0),
     "JPEG, as many scans as allowed": lambda: with_scans(progressive(6400), MAX_SCANS),
     "JPEG, progressive CMYK": lambda: with_scans(progressive(5900, mode="CMYK"), MAX_SCANS),
+    "JPEG, runs of 255": lambda: ended_by((b"\xff" * MAX_FILL_BYTES + b"\xd0") * 15),
     "PNG, a deflate bomb": lambda: raw_png(8, 2, 3),
     "PNG, alpha, turned": lambda: encoded(flat(SIDE, "RGBA"), "PNG", compress_level=1, **turned()),
     "PNG, 16 bits with alpha": lambda: raw_png(16, 6, 8),
@@ -209,6 +216,7 @@ REFUSED = {
     "hidden scans": (hidden_scans, "too_large", f"over {MAX_SCANS} scans"),
     "comments": (lambda: segments(MAX_SEGMENTS), "too_large", f"over {MAX_SEGMENTS} segments"),
     "fill bytes": (lambda: segments(MAX_SEGMENTS, b"\xff"), "too_large", f"over {MAX_SEGMENTS} segments"),
+    "255s in a row": (lambda: ended_by(b"\xff" * (MAX_BYTES - 10_000)), "too_large", f"over {MAX_FILL_BYTES} fill"),
     "zeros": (lambda: segments(MAX_SEGMENTS, b"\xff\x00"), "too_large", f"over {MAX_SEGMENTS} segments"),
     "starts": (lambda: segments(MAX_SEGMENTS, b"\xff\xd8"), "too_large", f"over {MAX_SEGMENTS} segments"),
     "Photoshop": (lambda: photoshop(10_008), "too_large", "over 10000 Photoshop resources"),

@@ -165,6 +165,17 @@ def test_same_content_and_key_give_the_same_bytes(signed, keys, tmp_path):
     assert make_signature("n", digests, key) == make_signature("n", dict(sorted(digests.items())), key)
 
 
+def test_a_signing_that_was_killed_is_repaired_by_the_next(bundle_folder, keys):
+    (bundle_folder / f".{SIGNATURE_NAME}-12345").write_bytes(b"half of it")
+    with pytest.raises(BundleError):
+        open_bundle(bundle_folder)
+    sign_bundle(bundle_folder, load_private_key(keys[0]))
+    assert open_bundle(bundle_folder, trusted_keys=[keys[1]]).signer
+    assert not [p for p in bundle_folder.parent.iterdir() if SIGNATURE_NAME in p.name], (
+        "nothing lies beside it"
+    )
+
+
 @pytest.mark.parametrize(
     "curve", [ec.SECP256R1(), ec.SECP384R1(), ec.SECP521R1()], ids=lambda curve: curve.name
 )

@@ -119,7 +119,7 @@ def test_an_endless_source_is_read_only_so_far_ahead(classifier):
     for _ in range(20):
         next(answers)
     # Nobody may wait for what must not happen, so the reader's thread is given the chance to go too far.
-    while stream_threads() and not answers.gi_frame.f_locals["reader"]._ready.full():
+    while stream_threads() and not answers.gi_frame.f_locals["reader"]._ready.qsize() < 2 * 3:
         threading.Event().wait(0.001)
     answers.close()
     assert next(taken) <= 20 + 2 * 3 + 1
@@ -148,8 +148,16 @@ def test_the_source_is_read_while_the_engine_runs(classifier, session):
     answers.close()
 
 
-def test_pictures_that_are_ready_run_together(classifier, session):
+def test_pictures_that_are_ready_run_together(classifier, session, monkeypatch):
     """The decoded ones that lie in the queue while the engine is busy are one batch."""
+    begun = []
+
+    class Recorded(streaming._Prepared):
+        def __init__(self, *parts):
+            super().__init__(*parts)
+            begun.append(self)
+
+    monkeypatch.setattr(streaming, "_Prepared", Recorded)
     session.gate.clear()
     answers = classifier.predict_stream(map(flat, range(12)), workers=3, max_batch=4)
     got = []
@@ -157,7 +165,7 @@ def test_pictures_that_are_ready_run_together(classifier, session):
     consumer.start()
     session.wait_until_entered()
     ready = answers.gi_frame.f_locals["reader"]._ready
-    while not (ready.full() and all(item.frame.done() for item in list(ready.queue))):
+    while not (ready.qsize() >= 5 and all(item.frame.done() for item in list(begun))):
         threading.Event().wait(0.001)
     session.gate.set()
     consumer.join(PATIENCE_S)

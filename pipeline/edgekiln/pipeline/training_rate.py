@@ -148,7 +148,9 @@ def _summarize(ratios: list[float]) -> dict[str, float]:
 @click.command(help=__doc__)
 @click.argument("recipe", type=click.Path(path_type=Path))
 @click.option("--rounds", default=100, show_default=True, type=click.IntRange(2), help="Turns of each loop.")
-@click.option("--steps", default=1, show_default=True, type=click.IntRange(1), help="Steps of a turn; 20 on a GPU.")
+@click.option(
+    "--steps", default=1, show_default=True, type=click.IntRange(1), help="Steps of a turn; 20 on a GPU."
+)
 @click.option("--set", "overrides", multiple=True, help="SECTION.KEY=VALUE of the recipe.")
 def _main(recipe: Path, rounds: int, steps: int, overrides: tuple[str, ...]) -> None:
     result = measure_rates(load_recipe(recipe, overrides), rounds=rounds, steps=steps)

@@ -11,13 +11,16 @@ from __future__ import annotations
 
 import asyncio
 import atexit
+import logging
+import math
 import threading
 from collections import Counter, deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from time import monotonic
 from types import TracebackType
+from typing import TypeVar
 from weakref import WeakSet
 
 import numpy as np
@@ -30,9 +33,13 @@ from edgekiln.runtime.loaded import LoadedModel
 
 __all__ = ["Batcher", "BatcherCounters"]
 
-# Sleeps end late: by Linux's timer slack (50 us, PR_SET_TIMERSLACK in prctl(2)) and by what it takes to wake a processor.
-# How late is learned from the sleeps themselves, since max_wait_us is meant as an upper bound; never over these.
+_log = logging.getLogger("edgekiln.runtime")
+_T = TypeVar("_T")
+
+# Sleeps end late: by Linux's timer slack (50 us, PR_SET_TIMERSLACK in prctl(2)) and by what it takes to wake a core.
+# How late is learned from the sleeps themselves, since max_wait_us is meant as an upper bound.
 _FIRST_LATENESS_S, _MOST_LATENESS_S, _LEARNING_RATE = 50e-6, 300e-6, 0.1
+_MARGIN, _LEAST_MARGIN_S = 0.1, 1e-3
 _WINDOW = 2048  # answers: enough for a p99 of 20 samples, and 16 KiB
 
 _ENDS = ("answered", "failed", "cancelled", "expired", "refused")
@@ -60,18 +67,39 @@ class BatcherCounters:
     latency_ms: Mapping[str, float]
 
 
+class _Answer(Future[Prediction]):
+    """Tells when it is cancelled, so that nobody has to look through the queue for it."""
+
+    def __init__(self, on_cancel: Callable[[], None]) -> None:
+        super().__init__()
+        self._on_cancel = on_cancel
+
+    def cancel(self) -> bool:
+        cancelled = super().cancel()
+        if cancelled:
+            self._on_cancel()
+        return cancelled
+
+
 @dataclass(eq=False, slots=True)
 class _Request:
     """One picture on its way. ``begun`` and ``deadline`` are seconds of the monotonic clock."""
 
     picture: Picture | None
     color_order: ColorOrder
-    model: LoadedModel
     begun: float
     deadline: float | None
-    future: Future[Prediction] = field(default_factory=Future)
+    future: _Answer
+    model: LoadedModel = field(init=False)
     frame: Frame | None = None
     queued: float = 0.0
+
+    @property
+    def hurries_at(self) -> float:
+        """When its batch should begin at the latest: somewhat before the deadline, since waking takes time."""
+        if self.deadline is None:
+            return math.inf
+        return self.deadline - max(_LEAST_MARGIN_S, _MARGIN * (self.deadline - self.begun))
 
     def is_expired(self, now: float) -> bool:
         return self.deadline is not None and now >= self.deadline
@@ -113,9 +141,15 @@ class Batcher:
         self._max_wait_s = max_wait_us / 1e6
         self._lateness_s = _FIRST_LATENESS_S
         self._home = HomeProcess()
-        self._changed = threading.Condition()  # guards everything below
+        # Guards everything below. Taken as itself and not as the condition, whose methods are Python: an interrupt
+        # inside them would leave it locked for good.
+        self._lock = threading.RLock()
+        self._changed = threading.Condition(self._lock)
         self._queue: deque[_Request] = deque()
-        self._preparing = 0
+        self._preparing: set[_Request] = set()
+        self._maybe_gone = False  # whether one that waits may have been cancelled
+        self._first_deadline = math.inf  # of those that wait, or earlier
+        self._wakes_at = math.inf  # when the engine's thread stops waiting for more
         self._closed = self._dropping = False
         self._prepare_threads = prepare_threads
         self._pool: ThreadPoolExecutor | None = None
@@ -146,7 +180,11 @@ class Batcher:
             ForkedError: this is a fork of the process that made the batcher.
         """
         request = self._admit(picture, deadline_ms, color_order)
-        self._prepare(request)
+        try:
+            self._prepare(request)
+        except BaseException:  # Ctrl-C, wherever it came
+            self._leave_place(request)
+            raise
         return request.future
 
     async def predict_async(
@@ -158,12 +196,21 @@ class Batcher:
         """
         request = self._admit(picture, deadline_ms, color_order)
         self._hand_to_pool(request)
-        return await asyncio.wrap_future(request.future)
+        try:
+            return await asyncio.wrap_future(request.future)
+        except asyncio.CancelledError:
+            self._leave_place(request)
+            raise
 
     def read_counters(self) -> BatcherCounters:
-        """What was done so far; from any thread, at any time, also after ``close``."""
-        with self._changed:
-            waiting, latencies = self._preparing + len(self._queue), list(self._latencies_ms)
+        """What was done so far; from any thread, at any time, also after ``close``.
+
+        Raises:
+            ForkedError: this is a fork of the process that made the batcher.
+        """
+        self._home.check()
+        with self._lock:
+            waiting, latencies = len(self._preparing) + len(self._queue), list(self._latencies_ms)
             ended, batches = dict(self._ended), dict(sorted(self._batches.items()))
         percentiles = np.percentile(latencies, (50, 90, 99)).tolist() if latencies else []
         return BatcherCounters(
@@ -182,7 +229,7 @@ class Batcher:
         if not self._home.is_here:
             return  # the threads are the parent's
         dropped: list[_Request] = []
-        with self._changed:
+        with self._lock:
             self._closed = True
             if not drain:
                 self._dropping = True
@@ -212,24 +259,28 @@ class Batcher:
         if deadline_ms is not None and not deadline_ms > 0:
             raise UsageError(f"deadline_ms must be over 0 milliseconds, got {deadline_ms}.")
         begun = monotonic()
-        self._take_place(begun)
         deadline = None if deadline_ms is None else begun + deadline_ms / 1000
+        request = _Request(picture, color_order, begun, deadline, _Answer(self._note_cancelled))
         try:
-            return _Request(picture, color_order, self._classifier.hold(), begun, deadline)
+            self._take_place(request)
+            request.model = self._classifier.hold()
         except BaseException:
-            self._leave_place()
+            self._leave_place(request)
             raise
+        return request
 
-    def _take_place(self, now: float) -> None:
-        with self._changed:
+    def _take_place(self, request: _Request) -> None:
+        now = request.begun
+        with self._lock:
             if self._closed:
                 raise _closed_error()
             swept = self._sweep(now) if self._is_full() else []
             refused = self._is_full()
-            self._preparing += not refused
+            if not refused:
+                self._preparing.add(request)
             self._ended["refused"] += refused
-        for request in swept:
-            self._begin(request, now)
+        for gone in swept:
+            self._begin(gone, now)
         if refused:
             raise OverloadedError(
                 f"{self._max_queue} requests wait already, as many as max_queue allows.",
@@ -237,37 +288,59 @@ class Batcher:
             )
 
     def _is_full(self) -> bool:
-        return self._preparing + len(self._queue) >= self._max_queue
+        return len(self._preparing) + len(self._queue) >= self._max_queue
+
+    def _note_cancelled(self) -> None:
+        self._maybe_gone = True
 
     def _sweep(self, now: float) -> list[_Request]:
-        """Take out what will not run: what was cancelled, or came too late, must not keep others out."""
-        swept = [r for r in self._queue if r.future.cancelled() or r.is_expired(now)]
-        for request in swept:
-            self._queue.remove(request)
+        """Take out what will not run: what was cancelled, or came too late, must not keep others out.
+
+        Refusing has to be cheap, or those who ask again keep the engine's thread from the lock.
+        """
+        if not self._maybe_gone and now < self._first_deadline:
+            return []
+        self._maybe_gone = False
+        swept: list[_Request] = []
+        kept: list[_Request] = []
+        for request in self._queue:
+            gone = request.future.cancelled() or request.is_expired(now)
+            (swept if gone else kept).append(request)
+        self._queue = deque(kept)
+        self._first_deadline = min((r.deadline for r in kept if r.deadline is not None), default=math.inf)
         return swept
 
-    def _leave_place(self) -> None:
-        with self._changed:
-            self._preparing -= 1
+    def _leave_place(self, request: _Request) -> None:
+        with self._lock:
+            self._preparing.discard(request)
             self._changed.notify_all()
 
     def _hand_to_pool(self, request: _Request) -> None:
-        with self._changed:  # so that no pool is made, and none is handed anything, once `close` has begun
+        error = _closed_error()
+        with self._lock:  # so that no pool is made, and none is handed anything, once `close` has begun
             if not self._closed:
                 if self._pool is None:
                     self._pool = ThreadPoolExecutor(self._prepare_threads, "edgekiln-prepare")
-                self._pool.submit(self._prepare, request)
-                return
-        self._leave_place()
-        self._fail_unrun(request, _closed_error())
+                try:
+                    self._pool.submit(self._prepare, request)
+                    return
+                except RuntimeError as refusal:  # the interpreter ends, or no thread can be started
+                    error = UsageError(f"No picture can be prepared any more: {refusal}.")
+        self._leave_place(request)
+        self._fail_unrun(request, error)
 
     def _prepare(self, request: _Request) -> None:
         """Decode and queue. What goes wrong is the request's own."""
+        now = monotonic()
+        if request.is_expired(now):  # it waited for the pool
+            self._leave_place(request)
+            self._begin(request, now)
+            return
         try:
             if request.picture is not None and not (request.future.cancelled() or self._dropping):
                 request.frame = request.model.prepare(request.picture, request.color_order)
         except BaseException as error:
-            self._leave_place()
+            self._leave_place(request)
             self._fail_unrun(request, error)
             if not isinstance(error, Exception):
                 raise  # Ctrl-C while decoding is also the caller's
@@ -280,12 +353,16 @@ class Batcher:
     def _enqueue(self, request: _Request) -> bool:
         """False where the batcher was told meanwhile to drop what waits."""
         request.queued = monotonic()
-        with self._changed:
-            self._preparing -= 1
+        with self._lock:
+            self._preparing.discard(request)
             if not self._dropping:
                 self._queue.append(request)
+            hurries = False
+            if request.deadline is not None:
+                self._first_deadline = min(self._first_deadline, request.deadline)
+                hurries = request.hurries_at < self._wakes_at
             # The engine's thread sleeps for the first of a batch and for the last one, not for those between.
-            if len(self._queue) in (1, self._max_batch) or self._closed:
+            if len(self._queue) in (1, self._max_batch) or self._closed or hurries:
                 self._changed.notify_all()
             return not self._dropping
 
@@ -297,8 +374,8 @@ class Batcher:
 
     def _serve_one(self) -> bool:
         """Wait for a batch and run it; False when the batcher is closed and nothing is left."""
-        with self._changed:
-            self._changed.wait_for(lambda: self._queue or (self._closed and not self._preparing))
+        with self._lock:
+            self._changed.wait_for(self._has_work_or_ends)
             if not self._queue:
                 return False
             self._wait_for_more()
@@ -307,15 +384,21 @@ class Batcher:
         self._run([request for request in batch if self._begin(request, now)])
         return True
 
+    def _has_work_or_ends(self) -> bool:
+        """What is still prepared is waited for, unless it would be dropped anyway."""
+        return bool(self._queue) or (self._closed and (self._dropping or not self._preparing))
+
     def _wait_for_more(self) -> None:
         """Until the batch is full or its first picture has waited long enough; at once when closing."""
         end = self._queue[0].queued + self._max_wait_s - min(self._lateness_s, self._max_wait_s / 2)
         while self._queue and len(self._queue) < self._max_batch and not self._closed:
+            # Nor must waiting for others make late what the engine, which is free, could answer in time.
+            self._wakes_at = min(end, *(request.hurries_at for request in self._queue))
             begun = monotonic()
-            left = end - begun
+            left = self._wakes_at - begun
             if left <= 0:
                 return
-            if not self._changed.wait(left):
+            if not self._changed.wait(min(left, threading.TIMEOUT_MAX)):
                 late = min(monotonic() - begun - left, _MOST_LATENESS_S)
                 self._lateness_s += _LEARNING_RATE * (late - self._lateness_s)
                 return
@@ -350,7 +433,7 @@ class Batcher:
         """Answer a batch. One that fails is run again one by one, so that only the culprit fails."""
         if not batch:
             return
-        with self._changed:
+        with self._lock:
             self._batches[len(batch)] += 1
         try:
             # All have a frame: one that was cancelled before it was decoded did not begin.
@@ -362,11 +445,11 @@ class Batcher:
                     self._run([request])
                 return
             self._end(batch, "failed")
-            batch[0].future.set_exception(error)
+            self._settle(batch[0].future.set_exception, error)
             return
         self._end(batch, "answered")
         for request, prediction in zip(batch, predictions, strict=True):
-            request.future.set_result(prediction)
+            self._settle(request.future.set_result, prediction)
 
     # -- in any of them
 
@@ -376,12 +459,21 @@ class Batcher:
             self._end([request], "cancelled")
             return
         self._end([request], "expired" if isinstance(error, DeadlineError) else "failed")
-        request.future.set_exception(error)
+        self._settle(request.future.set_exception, error)
+
+    def _settle(self, settle: Callable[[_T], None], value: _T) -> None:
+        """End a future. A callback of it that calls ``sys.exit`` must not end the thread that serves all others."""
+        try:
+            settle(value)
+        except BaseException:
+            if threading.current_thread() is not self._thread:
+                raise
+            _log.exception("a callback of a future raised in the batcher's thread")
 
     def _end(self, requests: Sequence[_Request], end: str) -> None:
         """Count, and let go of the model: before a future tells, so that whoever waits for it sees both done."""
         now = monotonic()
-        with self._changed:
+        with self._lock:
             self._ended[end] += len(requests)
             if end == "answered":
                 self._latencies_ms.extend(1000 * (now - request.begun) for request in requests)
@@ -395,6 +487,8 @@ def _closed_error() -> UsageError:
 
 def _check_limits(**limits: int) -> None:
     for name, limit in limits.items():
+        if not isinstance(limit, int):
+            raise UsageError(f"{name} must be a whole number, got {limit!r}.")
         if limit < 1:
             raise UsageError(f"{name} must be at least 1, got {limit}.")
 

@@ -126,10 +126,18 @@ def open_bundle(path: str | os.PathLike[str], *, trusted_keys: Sequence[KeySourc
 
     Raises:
         UsageError: there is no such folder or archive, or it is no bundle; a key that is none.
+        ResourceError: the folder may not be read.
         SignatureError: with ``trusted_keys``, no signature, a foreign one, or one over other content.
         BundleError: a changed byte, a missing or extra file, a link, or a manifest that cannot be read.
     """
-    source = _open_source(Path(path))
+    try:
+        source = _open_source(Path(path))
+    except PermissionError as error:
+        raise ResourceError(
+            f"{path} cannot be read: {error.strerror}.", hint="Check who owns it and its permissions."
+        ) from error
+    except (OSError, ValueError) as error:  # a name that is too long, or holds a NUL
+        raise UsageError(f"{str(path)[:200]!r} is no path: {error}.", hint=_WHERE_BUNDLES_ARE) from error
     signed = None if trusted_keys is None else _verify_signature(source, trusted_keys)
     raw = b"".join(source.read(MANIFEST_NAME, MAX_MANIFEST_BYTES))
     if signed is not None:

@@ -49,7 +49,7 @@ class Prediction:
     label: str
     index: int
     score: float
-    logits: Logits = field(repr=False)
+    logits: Logits = field(repr=False, compare=False)  # arrays have no single truth value
     classes: tuple[str, ...] = field(repr=False)
 
     def top(self, k: int) -> tuple[Candidate, ...]:

@@ -26,7 +26,7 @@ import numpy as np
 
 from edgekiln.runtime.classifier import Classifier, predict_frames
 from edgekiln.runtime.contract import Contract
-from edgekiln.runtime.errors import GateError, ImageError, UsageError
+from edgekiln.runtime.errors import GateError, UsageError
 from edgekiln.runtime.image import (
     ColorOrder,
     Frame,
@@ -183,8 +183,10 @@ def prepare_scaled(picture: Picture, contract: Contract) -> Frame | None:
             if not _scale(image, contract):
                 return None
             return prepare(_decode_scaled(data, image), contract)
-    except (ImageError, OSError, ValueError, SyntaxError):
-        return None  # the plain path's error names the file
+    except (
+        Exception
+    ):  # whatever it is, memory that ran out included: the plain path tells it, and names the file
+        return None
 
 
 def _decode_scaled(data: bytes, image: Image.Image) -> Image.Image:

@@ -73,10 +73,11 @@ def prepare(picture: Picture, contract: Contract, *, color_order: ColorOrder = "
     Raises:
         ImageError: every failure, with a reason code.
     """
-    if isinstance(picture, np.ndarray) and _fits_already(picture, contract):
+    if isinstance(picture, np.ndarray):
         _check_color_order(color_order)
-        with _told_as_image_errors(None):  # Pillow would copy it four times, which takes longer than a small batch's share
-            return np.array(_checked_array(picture, color_order), order="C", copy=True)
+        with _told_as_image_errors(None):
+            if _fits_already(picture, contract):  # Pillow would copy it four times
+                return np.array(_checked_array(picture, color_order), order="C", copy=True)
     image = decode(picture, background=contract.background, color_order=color_order)
     with _told_as_image_errors(None):
         return np.array(fit(image, contract), dtype=np.uint8)
@@ -152,10 +153,11 @@ def read_encoded(picture: Encoded) -> bytes:
     """The bytes of a file, or those given, if they are not too many; raises ImageError."""
     if isinstance(picture, str | os.PathLike):
         return _read_file(_as_path(picture))
-    size = picture.nbytes if isinstance(picture, memoryview) else len(picture)
-    if size > MAX_BYTES:  # before they are copied
-        raise _too_many_bytes("The picture", size, None)
-    return bytes(picture)
+    with _told_as_image_errors(None):  # a memoryview may have been released
+        size = picture.nbytes if isinstance(picture, memoryview) else len(picture)
+        if size > MAX_BYTES:  # before they are copied
+            raise _too_many_bytes("The picture", size, None)
+        return bytes(picture)
 
 
 def _as_path(picture: str | os.PathLike[str]) -> Path:

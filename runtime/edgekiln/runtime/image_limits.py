@@ -42,6 +42,8 @@ MAX_SCANS = 50
 """Of a JPEG. Encoders write 1 to 20; each costs up to 1 ns for each pixel, whatever little it holds."""
 MAX_SEGMENTS = 4096
 """Of a JPEG, and steps over fill bytes. Cameras write tens; Pillow looks at each for microseconds."""
+MAX_FILL_BYTES = 4 * 1024 * 1024
+"""Of 255s in a row in a JPEG, as erased flash holds them. Pillow reads such a run again for every 64 KiB of it."""
 MAX_CHUNKS = 65_536
 """Of a PNG. 64 MiB in libpng's customary pieces of 8 KiB are 8,192."""
 MAX_EXIF_BYTES = 65_536
@@ -60,9 +62,8 @@ _FRAMES = frozenset(
 )  # baseline, extended and progressive, Huffman coded: all that anybody writes
 _OTHER_FRAMES = frozenset({0xC3, 0xC5, 0xC6, 0xC7, 0xC9, 0xCA, 0xCB, 0xCD, 0xCE, 0xCF})
 _PROGRESSIVE = 0xC2
-_NEXT_MARKER = re.compile(
-    rb"\xff+[^\x00\xff\xd0-\xd7]", re.DOTALL
-)  # in coded data 255 stands before 0 or a restart
+# In coded data 255 stands before 0 or a restart. One 255, not any number: a search for runs is quadratic.
+_NEXT_MARKER = re.compile(rb"\xff[^\x00\xff\xd0-\xd7]", re.DOTALL)
 
 
 @dataclass(slots=True)
@@ -135,6 +136,8 @@ def _bytes_per_pixel(image: Image.Image, walk: Walk | None) -> int:
 
 def _walk_jpeg(data: bytes, name: str) -> Walk:
     """Count what a decoder would meet from the first segment to the end of the picture."""
+    if b"\xff" * (MAX_FILL_BYTES + 1) in data:
+        raise _too_many(name, "fill bytes in a row", MAX_FILL_BYTES)
     walk, resources = Walk(), 0
     for steps, (marker, body) in enumerate(_segments(data)):
         if steps >= MAX_SEGMENTS:
@@ -167,7 +170,7 @@ def _segments(data: bytes) -> Iterator[tuple[int, bytes]]:
             found = _NEXT_MARKER.search(data, position)
             if found is None:
                 return
-            position = found.end() - 2
+            position = found.start()
         elif data[position] != 0xFF:
             return
         marker = data[position + 1]

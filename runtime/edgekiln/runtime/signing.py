@@ -244,6 +244,10 @@ def sign_bundle(path: str | os.PathLike[str], key: EllipticCurvePrivateKey, *, r
         raise UsageError(
             f"{folder} is a file; a folder is signed.", hint="Sign the folder, then archive it.", path=folder
         )
+    for left in folder.glob(
+        f".{SIGNATURE_NAME}-*"
+    ):  # of a signing that was killed; no bundle holds such a file
+        left.unlink(missing_ok=True)
     bundle = open_bundle(folder)
     digests = {MANIFEST_NAME: bundle.digest, **{name: record.sha256 for name, record in bundle.files.items()}}
     raw = make_signature(bundle.name, digests, key)
@@ -260,17 +264,26 @@ def sign_bundle(path: str | os.PathLike[str], key: EllipticCurvePrivateKey, *, r
 
 
 def _replace_file(path: Path, content: bytes) -> None:
-    beside = path.with_name(f".{path.name}-{os.getpid()}")
+    """Beside the bundle where that is possible: whoever loads it meanwhile would refuse a file that is not listed."""
+    name, folder = f".{path.name}-{os.getpid()}", path.parent.resolve()
     try:
-        with beside.open("wb") as file:
+        try:
+            _write_and_move(content, folder.with_name(f".{folder.name}{name}"), path)
+        except OSError:  # no right to write there, or another file system
+            _write_and_move(content, path.with_name(name), path)
+    except OSError as error:
+        raise ResourceError(f"{path} cannot be written: {error.strerror}.", path=path) from error
+
+
+def _write_and_move(content: bytes, temporary: Path, path: Path) -> None:
+    try:
+        with temporary.open("wb") as file:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
-        beside.replace(path)
-    except OSError as error:
-        raise ResourceError(f"{path} cannot be written: {error.strerror}.", path=path) from error
+        temporary.replace(path)
     finally:
-        beside.unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
 
 
 def make_signature(name: str, digests: Mapping[str, str], key: EllipticCurvePrivateKey) -> bytes:

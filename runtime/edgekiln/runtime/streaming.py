@@ -79,8 +79,12 @@ class _Reader:
         self._classifier, self._pictures, self._color_order = classifier, pictures, color_order
         self._workers = workers
         self._home = HomeProcess()
-        # One more is in the reader's hands, and up to max_batch are in the consumer's.
-        self._ready: queue.Queue[_Prepared | _End] = queue.Queue(2 * workers - 1)
+        # Queues of C: Ctrl-C can come while one of Python is locked, which it then stays. So the bound is a second
+        # queue, of places. One more picture is in the reader's hands, and up to max_batch are in the consumer's.
+        self._ready: queue.SimpleQueue[_Prepared | _End] = queue.SimpleQueue()
+        self._places: queue.SimpleQueue[None] = queue.SimpleQueue()
+        self._next: _Prepared | _End | None = None  # taken out to be looked at
+        self._give_places(2 * workers - 1)
         self._stopped = threading.Event()
 
     def start(self) -> None:
@@ -95,6 +99,7 @@ class _Reader:
                 if self._stopped.is_set():
                     return
                 self._ready.put(self._begin(picture))
+                self._places.get()
                 if self._stopped.is_set():
                     return
         except BaseException as error:  # the source's own, told to the consumer in its turn
@@ -113,15 +118,31 @@ class _Reader:
     def get(self) -> _Prepared | _End:
         """The next one, waited for."""
         self._home.check()  # a fork has no thread that would ever put one there
-        return self._ready.get()
+        return self._take(wait=True)
+
+    def _take(self, *, wait: bool) -> _Prepared | _End:
+        """Raises queue.Empty where nothing is there and ``wait`` is not set."""
+        first, self._next = self._next, None
+        if first is None:
+            first = self._ready.get(block=wait)
+        self._give_places(1)
+        return first
+
+    def _give_places(self, count: int) -> None:
+        for _ in range(count):
+            self._places.put(None)
 
     def get_if_ready(self, model: LoadedModel) -> _Prepared | None:
         """The next one if it is decoded, for ``model``; only the one consumer takes any, so looking is safe."""
-        with self._ready.mutex:
-            first = self._ready.queue[0] if self._ready.queue else None
+        if self._next is None:
+            try:
+                self._next = self._ready.get_nowait()
+            except queue.Empty:
+                return None
+        first = self._next
         if not isinstance(first, _Prepared) or first.model is not model or not first.frame.done():
             return None
-        self._ready.get_nowait()
+        self._take(wait=False)
         return first
 
     def stop(self) -> None:
@@ -129,7 +150,8 @@ class _Reader:
         if not self._home.is_here:
             return
         self._stopped.set()
-        self._release_ready()  # also makes room for the one that the reader may be putting
+        self._release_ready()
+        self._give_places(1)  # the reader may be waiting for one, and an interrupt may have lost it
         self._thread.join(_SOURCE_PATIENCE_S)
         if self._thread.is_alive():
             _log.warning("the source of a closed stream is blocked; its thread ends when it gives a picture")
@@ -139,7 +161,7 @@ class _Reader:
     def _release_ready(self) -> None:
         while True:
             try:
-                prepared = self._ready.get_nowait()
+                prepared = self._take(wait=False)
             except queue.Empty:
                 return
             if isinstance(prepared, _Prepared):

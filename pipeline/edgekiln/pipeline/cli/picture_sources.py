@@ -69,7 +69,9 @@ class PictureSearch:
 
     def _expand(self, argument: str) -> Iterator[_Found]:
         path = Path(argument)
-        if path.is_dir():
+        if _is_no_path(path):
+            yield path
+        elif path.is_dir():
             complaint = f"The folder {name_picture(path)} holds no pictures."
             yield from _require(self._walk(path), complaint, path)
         elif glob.has_magic(argument) and not path.exists():
@@ -162,3 +164,12 @@ def _lines(file: BinaryIO) -> Iterator[Path]:
         text = line.removeprefix(b"\xef\xbb\xbf").rstrip(b"\r\n")
         if text:
             yield Path(os.fsdecode(text))
+
+
+def _is_no_path(path: Path) -> bool:
+    """A name that is too long or holds a NUL: opening it tells so, and the other pictures are answered."""
+    try:
+        path.exists()
+    except (OSError, ValueError):
+        return True
+    return False
