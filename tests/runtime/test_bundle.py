@@ -29,6 +29,7 @@ from edgekiln.runtime.errors import (
     EngineError,
     EnvironmentProblem,
     ExitCode,
+    ResourceError,
     UntrustedError,
     UsageError,
 )
@@ -574,5 +575,15 @@ def test_an_operator_of_another_domain_runs_only_where_it_is_allowed_by_name(
 
 @pytest.mark.parametrize("name", ["x" * 300, "a\0", "a\0.zip"])
 def test_what_is_no_path_is_a_wrong_argument(name):
-    with pytest.raises(UsageError, match="is no path|There is no folder"):
+    with pytest.raises(UsageError, match=r"is no path|There is no folder"):
         open_bundle(name)
+
+
+def test_a_failing_disk_is_not_taken_for_a_wrong_name(monkeypatch, tmp_path):
+    def fail(self):
+        raise OSError(5, "Input/output error")
+
+    monkeypatch.setattr(Path, "is_dir", fail)
+    with pytest.raises(ResourceError, match="cannot be read: Input/output error") as caught:
+        open_bundle(tmp_path / "bundle")
+    assert caught.value.path == str(tmp_path / "bundle")

@@ -51,7 +51,6 @@ def _halve(size: int, error: torch.OutOfMemoryError) -> int:
             "The GPU's memory does not hold one picture of this size in this network.",
             hint="End what else uses the GPU, or lower data.size.",
         ) from error
-    torch.cuda.empty_cache()
     return size // 2
 
 

@@ -199,6 +199,7 @@ class Batcher:
         try:
             return await asyncio.wrap_future(request.future)
         except asyncio.CancelledError:
+            request.picture = None  # it may still lie in the pool's own queue, which has no bound
             self._leave_place(request)
             raise
 
@@ -337,8 +338,9 @@ class Batcher:
             self._begin(request, now)
             return
         try:
-            if request.picture is not None and not (request.future.cancelled() or self._dropping):
-                request.frame = request.model.prepare(request.picture, request.color_order)
+            picture = request.picture  # which a cancellation may take away at any moment
+            if picture is not None and not (request.future.cancelled() or self._dropping):
+                request.frame = request.model.prepare(picture, request.color_order)
         except BaseException as error:
             self._leave_place(request)
             self._fail_unrun(request, error)

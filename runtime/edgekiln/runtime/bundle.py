@@ -8,6 +8,7 @@ manifest does not list it; it is checked first, where keys are trusted.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import logging
 import os
@@ -22,6 +23,7 @@ from edgekiln.runtime.classifier import Classifier, Selection, reloadable
 from edgekiln.runtime.contract import Contract
 from edgekiln.runtime.errors import (
     BundleError,
+    EdgekilnError,
     EnvironmentProblem,
     ResourceError,
     SignatureError,
@@ -132,12 +134,8 @@ def open_bundle(path: str | os.PathLike[str], *, trusted_keys: Sequence[KeySourc
     """
     try:
         source = _open_source(Path(path))
-    except PermissionError as error:
-        raise ResourceError(
-            f"{path} cannot be read: {error.strerror}.", hint="Check who owns it and its permissions."
-        ) from error
-    except (OSError, ValueError) as error:  # a name that is too long, or holds a NUL
-        raise UsageError(f"{str(path)[:200]!r} is no path: {error}.", hint=_WHERE_BUNDLES_ARE) from error
+    except (OSError, ValueError) as error:
+        raise _explain_unreadable(str(path), error) from error
     signed = None if trusted_keys is None else _verify_signature(source, trusted_keys)
     raw = b"".join(source.read(MANIFEST_NAME, MAX_MANIFEST_BYTES))
     if signed is not None:
@@ -161,6 +159,13 @@ def open_bundle(path: str | os.PathLike[str], *, trusted_keys: Sequence[KeySourc
         digest, size = hash_chunks(source.read(name, record.size))
         _compare(bundle.path / name, record, digest, size)
     return bundle
+
+
+def _explain_unreadable(path: str, error: OSError | ValueError) -> EdgekilnError:
+    if isinstance(error, OSError) and error.errno != errno.ENAMETOOLONG:
+        hint = "Check the disk, who owns it, and its permissions."
+        return ResourceError(f"{path} cannot be read: {error.strerror}.", hint=hint, path=path)
+    return UsageError(f"{path[:200]!r} is no path: {error}.", hint=_WHERE_BUNDLES_ARE)  # a NUL, too
 
 
 def _open_source(path: Path) -> BundleSource:

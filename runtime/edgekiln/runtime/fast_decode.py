@@ -185,7 +185,7 @@ def prepare_scaled(picture: Picture, contract: Contract) -> Frame | None:
             return prepare(_decode_scaled(data, image), contract)
     except (
         Exception
-    ):  # whatever it is, memory that ran out included: the plain path tells it, and names the file
+    ):  # memory that ran out included: the plain path's error says what it is, and names the file
         return None
 
 

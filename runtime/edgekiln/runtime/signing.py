@@ -244,9 +244,7 @@ def sign_bundle(path: str | os.PathLike[str], key: EllipticCurvePrivateKey, *, r
         raise UsageError(
             f"{folder} is a file; a folder is signed.", hint="Sign the folder, then archive it.", path=folder
         )
-    for left in folder.glob(
-        f".{SIGNATURE_NAME}-*"
-    ):  # of a signing that was killed; no bundle holds such a file
+    for left in folder.glob(f".{SIGNATURE_NAME}-*"):  # a signing that was killed; no bundle holds such a file
         left.unlink(missing_ok=True)
     bundle = open_bundle(folder)
     digests = {MANIFEST_NAME: bundle.digest, **{name: record.sha256 for name, record in bundle.files.items()}}
