@@ -296,6 +296,40 @@ def test_a_transparent_color_shows_the_background(mode, key):
     np.testing.assert_array_equal(prepare(data, as_is(9, 6, background=(70, 80, 90))), expected)
 
 
+@pytest.mark.parametrize(
+    ("depth", "kind", "row", "key", "visible"),
+    [
+        (1, 0, bytes([0b01000000]), (1,), (0, 0, 0)),
+        (2, 0, bytes([0b01100000]), (2,), (85, 85, 85)),
+        (4, 0, bytes([0x5A]), (10,), (85, 85, 85)),
+        (8, 0, bytes([5, 10]), (10,), (5, 5, 5)),
+        (16, 0, struct.pack(">2H", 257, 40_000), (40_000,), (1, 1, 1)),
+        (8, 2, bytes([1, 2, 3, 4, 5, 6]), (4, 5, 6), (1, 2, 3)),
+        (16, 2, struct.pack(">6H", 256, 512, 768, 4000, 5000, 6000), (4000, 5000, 6000), (1, 2, 3)),
+    ],
+    ids=["grey1", "grey2", "grey4", "grey8", "grey16", "rgb8", "rgb16"],
+)
+def test_a_png_of_any_depth_shows_the_background_through_its_transparent_color(depth, kind, row, key, visible):
+    data = png_of_two_pixels(depth, kind, row, key)
+    for picture in (data, Image.open(io.BytesIO(data))):
+        upright = decode(picture, background=(200, 100, 50))
+        assert [upright.getpixel((x, 0)) for x in range(2)] == [visible, (200, 100, 50)]
+
+
+def png_of_two_pixels(depth, kind, row, key):
+    header = struct.pack(">IIBBBBB", 2, 1, depth, kind, 0, 0, 0)
+    chunks = [
+        (b"IHDR", header),
+        (b"tRNS", struct.pack(f">{len(key)}H", *key)),
+        (b"IDAT", zlib.compress(b"\0" + row)),
+        (b"IEND", b""),
+    ]
+    return b"\x89PNG\r\n\x1a\n" + b"".join(
+        struct.pack(">I", len(body)) + name + body + struct.pack(">I", zlib.crc32(name + body))
+        for name, body in chunks
+    )
+
+
 def test_alpha_is_laid_upon_the_background_of_the_contract():
     colors = noise(16, 16)
     alpha = np.arange(256, dtype=np.uint8).reshape(16, 16)
@@ -399,6 +433,26 @@ def test_a_truncated_jpeg_is_refused_and_named(tmp_path):
     path = tmp_path / "cut.jpg"
     path.write_bytes(data[: len(data) * 2 // 3])
     assert refused(path, "truncated", r"cut\.jpg cannot be decoded: .*truncated").path == str(path)
+
+
+@pytest.mark.parametrize("progressive", [False, True], ids=["baseline", "progressive"])
+@pytest.mark.parametrize("filler", [b"\x00", b"\xff"], ids=["zeros", "erased"])
+def test_a_jpeg_whose_end_was_never_written_is_truncated(progressive, filler):
+    data = encoded(Image.fromarray(noise(64, 64)), "JPEG", progressive=progressive)
+    assert data.endswith(b"\xff\xd9")
+    for kept in (len(data) * 2 // 3, len(data) - 100, len(data) - 2):
+        refused(data[:kept] + filler * (len(data) - kept), "truncated", "its end marker is missing")
+    prepare(data + filler * 100, SMALL)  # what follows the end is nobody's business
+
+
+def test_a_jpeg_without_its_end_marker_is_truncated():
+    refused(encoded(Image.fromarray(noise(64, 64)), "JPEG")[:-2], "truncated", "its end marker is missing")
+
+
+@pytest.mark.parametrize("options", [{}, {"lossless": True}], ids=["lossy", "lossless"])
+def test_a_cut_webp_is_truncated_and_says_how_much_is_there(options):
+    data = encoded(Image.fromarray(noise(64, 64)), "WEBP", **options)
+    refused(data[:-1], "truncated", f"it has {len(data) - 1} of {len(data)} bytes")
 
 
 @pytest.mark.parametrize("format_", ["JPEG", "PNG", "WEBP", "BMP"])
@@ -629,7 +683,7 @@ def test_a_whole_check_judges_flipped_bytes_as_decoding_does():
 
 
 def test_a_check_of_the_header_sees_the_header_alone():
-    data = encoded(Image.fromarray(noise(64, 48)), "JPEG")
+    data = encoded(Image.fromarray(noise(64, 48)), "PNG")
     check_encoded(data[: len(data) // 2], SMALL, whole=False)
     check_encoded(png_header(64, 48), SMALL, whole=False)
     for whole in (True, False):

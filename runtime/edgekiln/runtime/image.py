@@ -54,6 +54,7 @@ _COPY_AGAIN = "Copy or export it again."
 _STRIP_PIXELS = 2**20  # converted at a time: copies of a whole picture would be several times its size
 _ALPHA_MODES = frozenset({"RGBA", "LA", "PA", "La", "RGBa"})
 _SIXTEEN_BIT_MODES = frozenset({"I;16", "I;16L", "I;16B", "I;16N", "I"})
+_GREY_STEPS = {"L;2": 255 // 3, "L;4": 255 // 15}  # of PNG: how Pillow spreads two and four bits over eight
 _EXIF_ORIENTATION = 0x0112
 
 _log = logging.getLogger("edgekiln.runtime")
@@ -127,8 +128,8 @@ def check_encoded(encoded: bytes, contract: Contract, *, whole: bool) -> None:
     Args:
         encoded: the bytes of a picture file.
         contract: what it would be prepared for.
-        whole: also decode, as a file whose end is missing shows nothing of it in its header. Of a JPEG all codes are
-            read and an eighth of both sides is computed, which is several times faster; others are decoded in full.
+        whole: also decode, as a header shows nothing of what is damaged behind it. Of a JPEG all codes are read and
+            an eighth of both sides is computed, which is several times faster; others are decoded in full.
     """
     image = open_encoded(encoded, None)
     _check_resizing(image.size, _resized_size(image.size, contract))
@@ -277,9 +278,10 @@ def _upright_rgb(
         raise ImageError(f"{name} has {image.width} x {image.height} pixels.", reason="type", path=path)
     with _told_as_image_errors(path):
         check_cost(image, None, name)
+        key = _transparent_color(image)
         image.load()  # of an animation this is the first frame
         orientation = read_orientation(image)
-        converted = _to_rgb(image, background)
+        converted = _to_rgb(image, background, key)
         if owned and converted is not image:
             image.close()  # before the next copy is made
         return apply_orientation(converted, orientation)
@@ -311,18 +313,35 @@ def apply_orientation(image: Image.Image, orientation: int) -> Image.Image:
     return image if operation is None else image.transpose(operation)
 
 
-def _to_rgb(image: Image.Image, background: tuple[int, int, int]) -> Image.Image:
-    """The picture itself where it is RGB; else a new one, converted strip by strip."""
+def _transparent_color(image: Image.Image) -> object:
+    """PNG's transparent color in the values of the pixels, where Pillow leaves it in those of the file; else ``None``.
+
+    To be asked before the pixels are loaded: afterwards nothing tells how many bits they had.
+    """
+    key = image.info.get("transparency")
+    stored = next((tile[3] for tile in getattr(image, "tile", ())), None)
+    if isinstance(stored, str) and stored in _GREY_STEPS and isinstance(key, int):
+        return key * _GREY_STEPS[stored]
+    if stored == "RGB;16B" and isinstance(key, tuple):
+        return tuple(value >> 8 for value in key)
+    return None
+
+
+def _to_rgb(image: Image.Image, background: tuple[int, int, int], key: object) -> Image.Image:
+    """The picture itself where it is RGB; else a new one, converted strip by strip.
+
+    ``key`` is the transparent color where ``image.info`` has it in other values.
+    """
     from PIL import Image
 
     if image.mode == "RGB" and "transparency" not in image.info:
         return image
     rows = max(1, _STRIP_PIXELS // image.width)
-    if rows >= image.height:
-        return _convert(image, background)
     converted = Image.new("RGB", image.size)
     for top in range(0, image.height, rows):
         strip = image.crop((0, top, image.width, min(top + rows, image.height)))
+        if key is not None:
+            strip.info["transparency"] = key
         converted.paste(_convert(strip, background), (0, top))
     return converted
 
@@ -331,7 +350,7 @@ def _convert(image: Image.Image, background: tuple[int, int, int]) -> Image.Imag
     from PIL import Image
 
     if image.mode in _SIXTEEN_BIT_MODES:
-        return Image.fromarray(_scale_sixteen_bit(image)).convert("RGB")
+        return _convert_sixteen_bit(image, background)
     if image.mode == "F":
         raise ImageError(
             "A floating-point picture has no defined brightness range.",
@@ -344,6 +363,16 @@ def _convert(image: Image.Image, background: tuple[int, int, int]) -> Image.Imag
         canvas = Image.new("RGBA", upper.size, (*background, 255))
         return Image.alpha_composite(canvas, upper).convert("RGB")
     return image.convert("RGB")  # 1, L, P, CMYK, YCbCr, LAB, HSV: Pillow's own conversion
+
+
+def _convert_sixteen_bit(image: Image.Image, background: tuple[int, int, int]) -> Image.Image:
+    from PIL import Image
+
+    converted = Image.fromarray(_scale_sixteen_bit(image)).convert("RGB")
+    if "transparency" in image.info:
+        transparent = np.asarray(image) == image.info["transparency"]
+        converted.paste(background, mask=Image.fromarray(transparent))
+    return converted
 
 
 def _scale_sixteen_bit(image: Image.Image) -> Frame:

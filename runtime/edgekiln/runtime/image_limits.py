@@ -3,7 +3,8 @@
 The number of pixels alone bounds neither time nor memory. A progressive JPEG keeps all its coefficients until the last
 of its scans, and each scan walks through all of them; a WebP is decoded into several canvases; a million empty chunks
 cost seconds in a reader that looks at each. This module counts what a header promises and what a walk over the segments
-finds, and knows no pixels. Limits of a size apply to bytes of any origin; that of memory holds for a decoder as
+finds, and knows no pixels. The walk also tells a file whose end is missing where a decoder would not: it takes the
+zeros that a broken download leaves for coded data, and gives a picture that is grey from there on. Limits of a size apply to bytes of any origin; that of memory holds for a decoder as
 Pillow calls it (measured: ``tests/runtime/test_image_cost.py``).
 """
 
@@ -74,25 +75,31 @@ class Walk:
         scans: how many.
         components: of the frame; 0 where none was found.
         buffered: whether a decoder has to keep the coefficients of the whole picture.
+        ended: whether its end is marked.
     """
 
     scans: int = 0
     components: int = 0
     buffered: bool = False
+    ended: bool = False
 
 
 def check_structure(data: bytes, name: str) -> Walk | None:
     """Refuse bytes that would keep a reader busy before or beside the pixels; of a JPEG tell what was found.
 
-    Bytes that break off or make no sense pass: the decoder refuses them, and soon.
+    Bytes that make no sense pass, and so does what breaks off before a JPEG's first scan: the decoder refuses them,
+    and soon.
 
     Raises:
-        ImageError: ``too_large`` for too many parts, ``format`` for a coding that hardly anybody writes.
+        ImageError: ``too_large`` for too many parts, ``format`` for a coding that hardly anybody writes, ``truncated``
+            for a JPEG without an end marker and for a WebP shorter than it says.
     """
     if data.startswith(b"\xff\xd8"):
         return _walk_jpeg(data, name)
     if data.startswith(b"\x89PNG\r\n\x1a\n"):
         _count_chunks(data, name)
+    if data.startswith(b"RIFF") and data[8:12] == b"WEBP":
+        _check_riff_length(data, name)
     return None
 
 
@@ -156,6 +163,9 @@ def _walk_jpeg(data: bytes, name: str) -> Walk:
             raise _too_many(name, "Photoshop resources", _MAX_PHOTOSHOP)
         if walk.scans > MAX_SCANS:
             raise _too_many(name, "scans", MAX_SCANS)
+        walk.ended = marker == _EOI
+    if walk.scans and walk.components and not walk.ended:
+        raise _truncated(name, "its end marker is missing")
     return walk
 
 
@@ -175,6 +185,7 @@ def _segments(data: bytes) -> Iterator[tuple[int, bytes]]:
             return
         marker = data[position + 1]
         if marker == _EOI and scanning:
+            yield marker, b""
             return
         start = position + (1 if marker == 0xFF else 2)  # padding: a marker may follow any number of 255s
         if marker in _BARE or marker in {0x00, 0xFF}:
@@ -193,6 +204,18 @@ def _count_chunks(data: bytes, name: str) -> None:
             return
         position += 12 + int.from_bytes(data[position : position + 4], "big")
     raise _too_many(name, "chunks", MAX_CHUNKS)
+
+
+def _check_riff_length(data: bytes, name: str) -> None:
+    promised = 8 + int.from_bytes(data[4:8], "little")
+    if promised > len(data):
+        raise _truncated(name, f"it has {len(data)} of {promised} bytes")
+
+
+def _truncated(name: str, why: str) -> ImageError:
+    return ImageError(
+        f"{name} cannot be decoded: it is truncated, {why}.", reason="truncated", hint="Copy or export it again."
+    )
 
 
 def _too_large(what: str) -> ImageError:
