@@ -75,7 +75,9 @@ call("inspect", f"{bundle}/int8.onnx")
 call("report", bundle, "--out", f"{runs}/report.html")
 call("compare", bundle, bundle)
 call("cache", "ls")
+call("pack", bundle, "--triton", f"{runs}/models")
 
+import asyncio
 import numpy as np
 from PIL import Image
 import edgekiln.runtime as ek
@@ -90,6 +92,13 @@ with ek.load(f"{runs}/b.zip", trusted_keys=[f"{runs}/k.pub"], variant="int8", th
     classifier.predict_batch(pictures)
     frames = np.stack([ek.prepare(one, classifier.contract) for one in pictures])
     classifier.session.run(frames)
+    streamed = list(classifier.predict_stream([*pictures, b"no picture"]))
+    assert [type(answer).__name__ for answer in streamed] == ["Prediction"] * 4 + ["ImageError"]
+    with ek.Batcher(classifier, max_batch=2) as batcher:
+        batcher.submit(picture).result()
+        classifier.reload(f"{runs}/b.zip")
+        asyncio.run(batcher.predict_async(picture))
+        batcher.read_counters()
 try:
     ek.load(bundle, device="cuda", variant="int8")
 except ek.EdgekilnError as error:

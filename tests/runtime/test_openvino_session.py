@@ -202,3 +202,39 @@ def test_load_passes_over_it_where_it_is_not_installed(make_bundle, variant, mon
     with load(folder) as classifier:
         assert classifier.variant.name == "fp32"
         assert "ov cannot run here (The package 'openvino'" in classifier.variant.reason
+
+
+SIGNALS = """
+import os, signal, sys, threading
+from edgekiln.runtime.backends import open_session
+
+heard = []
+signal.signal(signal.SIGUSR1, lambda *_: heard.append(len(heard)))
+with open(sys.argv[1], "rb") as file:
+    model = file.read()
+
+def closed_in_another_thread():
+    session = open_session("openvino", model)
+    thread = threading.Thread(target=session.close)
+    thread.start()
+    thread.join()
+
+def replaced():
+    first = open_session("openvino", model)
+    second = open_session("openvino", model)
+    first.close()
+    second.close()
+
+for once in (closed_in_another_thread, replaced):
+    once()
+    os.kill(os.getpid(), signal.SIGUSR1)
+print(heard)
+"""
+
+
+def test_signals_find_a_stack_after_an_engine_was_replaced_or_closed_elsewhere(tmp_path, mean_model):
+    (tmp_path / "model.onnx").write_bytes(mean_model)
+    done = subprocess.run(
+        [sys.executable, "-c", SIGNALS, tmp_path / "model.onnx"], capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stderr, done.stdout) == (0, "", "[0, 1]\n")

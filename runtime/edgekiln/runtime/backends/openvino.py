@@ -12,10 +12,11 @@ import io
 import sys
 import threading
 from collections.abc import Callable, Collection, Iterator
+from concurrent.futures import Future
 from dataclasses import dataclass
 from functools import partial
 from types import ModuleType
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -32,6 +33,7 @@ MAX_CHUNK = 64
 
 _TELEMETRY = "openvino_telemetry"
 _importing = threading.Lock()
+_T = TypeVar("_T")
 
 
 def import_openvino() -> ModuleType:
@@ -73,7 +75,7 @@ class OpenVinoSession:
         self._threads = threads
         library = import_openvino()
         check_onnx(model, allow_operators=allow_operators)
-        engine = _Engine(library, model, threads)
+        engine = _in_a_passing_thread(lambda: _Engine(library, model, threads))
         self._frame_shape, self._num_classes = engine.frame_shape, engine.num_classes
         self._engine: _Engine | None = engine
         self._home = HomeProcess()
@@ -125,6 +127,26 @@ class OpenVinoSession:
 
     def close(self) -> None:
         self._engine = None
+
+
+def _in_a_passing_thread(make: Callable[[], _T]) -> _T:
+    """Load the library's CPU plugin by ``make``, in a thread that ends with it; returns or raises what that does.
+
+    The plugin gives the thread that loads it a stack for signal handlers, and unmaps that stack when the last model is
+    freed. It takes it back from the thread only where that is the same one, and where the models went in the reverse
+    order of their coming. After a reload, or a ``close`` in another thread, the next signal would find no memory there
+    and end the process: Python runs its own handlers, that of Ctrl-C included, on such a stack.
+    """
+    made: Future[_T] = Future()
+
+    def run() -> None:
+        try:
+            made.set_result(make())
+        except BaseException as error:
+            made.set_exception(error)
+
+    threading.Thread(target=run, name="edgekiln-openvino-load").start()
+    return made.result()
 
 
 @dataclass(frozen=True, slots=True)
