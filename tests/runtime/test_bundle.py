@@ -1,10 +1,12 @@
 """The bundle: opened only when every byte agrees, and the right variant of it loaded."""
 
+import errno
 import hashlib
 import json
 import os
 import shutil
 import threading
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -33,6 +35,7 @@ from edgekiln.runtime.errors import (
     UntrustedError,
     UsageError,
 )
+from edgekiln.runtime.onnx_metadata import CONTRACT_DIGEST_KEY
 
 HAS_CUDA = "CUDAExecutionProvider" in onnxruntime.get_available_providers()
 no_cuda = pytest.mark.skipif(HAS_CUDA, reason="this onnxruntime has CUDA")
@@ -587,3 +590,47 @@ def test_a_failing_disk_is_not_taken_for_a_wrong_name(monkeypatch, tmp_path):
     with pytest.raises(ResourceError, match="cannot be read: Input/output error") as caught:
         open_bundle(tmp_path / "bundle")
     assert caught.value.path == str(tmp_path / "bundle")
+
+
+@pytest.mark.parametrize("code", [errno.EACCES, errno.EIO, errno.EMFILE])
+@pytest.mark.parametrize("name", [MANIFEST_NAME, "fp32.onnx"])
+def test_a_file_that_may_not_be_read_is_no_mark_against_the_bundle(bundle_folder, monkeypatch, name, code):
+    unpatched = os.open
+
+    def open_(path, *arguments, **options):
+        if Path(path).name == name:
+            raise OSError(code, os.strerror(code))
+        return unpatched(path, *arguments, **options)
+
+    monkeypatch.setattr(os, "open", open_)
+    with pytest.raises(ResourceError, match=f"cannot be read: {os.strerror(code)}") as caught:
+        load(bundle_folder)
+    assert caught.value.path == str(bundle_folder / name)
+
+
+def test_an_onnx_file_that_was_exported_for_another_contract_is_refused(make_bundle, variant, contract):
+    folder = make_bundle(variant("fp32", "fp32"))
+    exported = onnx.load(folder / "fp32.onnx")
+    for classes, accepted in ((contract.classes, True), (contract.classes[::-1], False)):
+        made_for = replace(contract, classes=classes)
+        onnx.helper.set_model_props(exported, {"other": "x", CONTRACT_DIGEST_KEY: made_for.digest})
+        onnx.save(exported, folder / "fp32.onnx")
+        content = json.loads((folder / MANIFEST_NAME).read_text())
+        write_manifest(folder, content)
+        if accepted:
+            load(folder).close()
+            continue
+        with pytest.raises(BundleError, match=r"fp32\.onnx was exported for another contract"):
+            load(folder)
+
+
+@pytest.mark.parametrize("provenance", [[], "x", 5, {"recipe": []}, {"parents": "x"}])
+def test_a_provenance_that_is_none_is_refused(bundle_folder, refused, provenance):
+    edit(bundle_folder, lambda document: document.update(provenance=provenance))
+    refused(bundle_folder, "its provenance holds", names=MANIFEST_NAME)
+
+
+@pytest.mark.parametrize("provenance", [None, {}, {"recipe": None, "parents": {}}])
+def test_a_provenance_may_be_missing(bundle_folder, provenance):
+    edit(bundle_folder, lambda document: document.update(provenance=provenance))
+    open_bundle(bundle_folder)

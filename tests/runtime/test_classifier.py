@@ -92,7 +92,7 @@ def test_top_gives_all_classes_where_there_are_fewer(classifier):
 
 @pytest.mark.parametrize("k", [0, -1])
 def test_top_of_nothing_is_refused(classifier, k):
-    with pytest.raises(UsageError, match=rf"top\({k}\): k must be at least 1"):
+    with pytest.raises(UsageError, match=f"k must be at least 1, got {k}"):
         classifier.predict(flat((1, 2, 3))).top(k)
 
 

@@ -85,6 +85,7 @@ def test_digest_is_the_same_on_every_machine():
         ({"interpolation": "box"}, "Unknown interpolation 'box'; known: nearest, bilinear"),
         ({"classes": ("a",)}, r"two or more distinct class names, got \['a'\]"),
         ({"classes": ("a", "b", "a")}, "two or more distinct"),
+        ({"classes": ("a", "b\udcff")}, r"class name 'b\\udcff' cannot be written as UTF-8"),
         ({"background": (0, 0, 256)}, "three values from 0 to 255"),
         ({"background": (0, 0)}, "three values from 0 to 255"),
         ({"background": (0, 0, -1)}, "three values from 0 to 255"),

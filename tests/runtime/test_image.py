@@ -309,7 +309,9 @@ def test_a_transparent_color_shows_the_background(mode, key):
     ],
     ids=["grey1", "grey2", "grey4", "grey8", "grey16", "rgb8", "rgb16"],
 )
-def test_a_png_of_any_depth_shows_the_background_through_its_transparent_color(depth, kind, row, key, visible):
+def test_a_png_of_any_depth_shows_the_background_through_its_transparent_color(
+    depth, kind, row, key, visible
+):
     data = png_of_two_pixels(depth, kind, row, key)
     for picture in (data, Image.open(io.BytesIO(data))):
         upright = decode(picture, background=(200, 100, 50))

@@ -1,12 +1,15 @@
 """Signatures: made and verified here and by the model-signing package, and refused before anything is parsed."""
 
 import base64
+import errno
 import hashlib
 import json
+import os
 import shutil
 import stat
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
@@ -24,6 +27,7 @@ from edgekiln.runtime.errors import (
     EdgekilnError,
     ExitCode,
     MissingExtraError,
+    ResourceError,
     SignatureError,
     UsageError,
 )
@@ -401,6 +405,32 @@ def test_a_key_is_not_written_through_a_link(tmp_path):
         write_key_pair(tmp_path / "release")
     with pytest.raises(UsageError, match="There is no folder"):
         write_key_pair(tmp_path / "none" / "release")
+    (tmp_path / "file").touch()
+    with pytest.raises(UsageError, match="There is no folder"):
+        write_key_pair(tmp_path / "file" / "release")
+
+
+@pytest.mark.parametrize("name", [".", "/", ""])
+def test_a_key_needs_a_name(name):
+    with pytest.raises(UsageError, match="has no name to put"):
+        write_key_pair(Path(name))
+
+
+def test_half_a_pair_is_not_left_behind(tmp_path, monkeypatch):
+    unpatched = os.fsync
+    calls = []
+
+    def fail_the_second_time(descriptor):
+        calls.append(descriptor)
+        if len(calls) == 2:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        unpatched(descriptor)
+
+    monkeypatch.setattr(os, "fsync", fail_the_second_time)
+    with pytest.raises(ResourceError, match=r"release\.pub cannot be written: No space left on device"):
+        write_key_pair(tmp_path / "release")
+    assert list(tmp_path.iterdir()) == []
+    write_key_pair(tmp_path / "release")
     assert not (tmp_path / "elsewhere").exists()
 
 
@@ -557,6 +587,7 @@ def test_usage_errors_of_the_commands(bundle_folder, signed, keys, tmp_path):
         (("archive", bundle_folder, "--out", tmp_path / "b"), r"does not end in \.zip"),
         (("inspect", bundle_folder / "fp32.onnx", "--trusted-key", keys[1]), "only bundles are signed"),
         (("keygen", "--out", tmp_path / "none" / "k"), "There is no folder"),
+        (("keygen", "--out", "."), "has no name"),
     ):
         error = invoke(*arguments).exception
         assert isinstance(error, UsageError)

@@ -224,8 +224,11 @@ def test_a_closed_classifier_ends_the_stream_in_its_turn(session, contract):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"workers": 0}, "workers and max_batch must be at least 1, got 0 and 1"),
-        ({"max_batch": 0}, "workers and max_batch must be at least 1, got 2 and 0"),
+        ({"workers": 0}, "workers must be at least 1, got 0"),
+        ({"max_batch": 0}, "max_batch must be at least 1, got 0"),
+        ({"workers": 2000}, "workers must be at most 1024, got 2000"),
+        ({"max_batch": 1.5}, "max_batch must be a whole number, got 1.5"),
+        ({"color_order": "rgba"}, "Unknown color_order 'rgba'; known: rgb, bgr"),
         ({"on_error": "ignore"}, "Unknown on_error 'ignore'; known: yield, raise"),
     ],
 )

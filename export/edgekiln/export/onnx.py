@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from edgekiln.runtime.contract import Contract, Normalization
 from edgekiln.runtime.errors import ContractError, GateError
+from edgekiln.runtime.onnx_metadata import CONTRACT_DIGEST_KEY
 from edgekiln.runtime.spec import INPUT_NAME, OUTPUT_NAME
 
 __all__ = [
@@ -111,7 +112,7 @@ def _finish(proto: Any, contract: Contract, opset: int) -> None:
     del proto.metadata_props[:]
     metadata = {
         _CONTRACT_KEY: contract.to_json(),
-        "edgekiln.contract_digest": contract.digest,
+        CONTRACT_DIGEST_KEY: contract.digest,
         "edgekiln.classes": "\n".join(contract.classes),
     }
     onnx.helper.set_model_props(proto, metadata)

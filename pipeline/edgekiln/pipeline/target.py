@@ -256,7 +256,9 @@ def _read_wishes(
 def _wish(parent: Bundle, name: str) -> Mapping[str, Any]:
     """The variant's part of the recipe that made the parent."""
     recipe = (parent.manifest.get("provenance") or {}).get("recipe") or {}
-    return next((v for v in recipe.get("variants") or () if v.get("name") == name), {})
+    variants = recipe.get("variants")
+    entries = [v for v in variants if isinstance(v, dict)] if isinstance(variants, list) else []
+    return next((v for v in entries if v.get("name") == name), {})
 
 
 def _merge_settings(

@@ -25,6 +25,7 @@ from weakref import WeakSet
 
 import numpy as np
 
+from edgekiln.runtime.arguments import MAX_THREADS, check_duration, check_whole_number
 from edgekiln.runtime.classifier import Classifier, Prediction, predict_frames
 from edgekiln.runtime.errors import DeadlineError, OverloadedError, UsageError
 from edgekiln.runtime.forking import HomeProcess
@@ -133,9 +134,10 @@ class Batcher:
         Raises:
             UsageError: a limit below 1, or a negative wait.
         """
-        _check_limits(max_batch=max_batch, max_queue=max_queue, prepare_threads=prepare_threads)
-        if not 0 <= max_wait_us < float("inf"):
-            raise UsageError(f"max_wait_us must be 0 or more microseconds, got {max_wait_us}.")
+        check_whole_number("max_batch", max_batch)
+        check_whole_number("max_queue", max_queue)
+        check_whole_number("prepare_threads", prepare_threads, at_most=MAX_THREADS)
+        check_duration("max_wait_us", max_wait_us, "microseconds", zero=True)
         self._classifier = classifier
         self._max_batch, self._max_queue = max_batch, max_queue
         self._max_wait_s = max_wait_us / 1e6
@@ -257,8 +259,8 @@ class Batcher:
     def _admit(self, picture: Picture, deadline_ms: float | None, color_order: ColorOrder) -> _Request:
         """Take a place in the queue before any work is spent on the picture."""
         self._home.check()
-        if deadline_ms is not None and not deadline_ms > 0:
-            raise UsageError(f"deadline_ms must be over 0 milliseconds, got {deadline_ms}.")
+        if deadline_ms is not None:
+            check_duration("deadline_ms", deadline_ms, "milliseconds", zero=False)
         begun = monotonic()
         deadline = None if deadline_ms is None else begun + deadline_ms / 1000
         request = _Request(picture, color_order, begun, deadline, _Answer(self._note_cancelled))
@@ -485,14 +487,6 @@ class Batcher:
 
 def _closed_error() -> UsageError:
     return UsageError("This batcher is closed.")
-
-
-def _check_limits(**limits: int) -> None:
-    for name, limit in limits.items():
-        if not isinstance(limit, int):
-            raise UsageError(f"{name} must be a whole number, got {limit!r}.")
-        if limit < 1:
-            raise UsageError(f"{name} must be at least 1, got {limit}.")
 
 
 _open_batchers: WeakSet[Batcher] = WeakSet()

@@ -17,7 +17,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from edgekiln.runtime.backends import open_session
+from edgekiln.runtime.arguments import check_strings, check_threads
+from edgekiln.runtime.backends import ONNX_BACKENDS, open_session
 from edgekiln.runtime.bundle_source import FRESH_COPY, BundleSource, FolderSource, hash_chunks, hash_file
 from edgekiln.runtime.classifier import Classifier, Selection, reloadable
 from edgekiln.runtime.contract import Contract
@@ -42,6 +43,7 @@ from edgekiln.runtime.manifest import (
     parse_manifest,
     write_manifest,
 )
+from edgekiln.runtime.onnx_metadata import CONTRACT_DIGEST_KEY, read_metadata
 
 if TYPE_CHECKING:
     from edgekiln.runtime.signing import KeySource, SignedContent
@@ -128,13 +130,13 @@ def open_bundle(path: str | os.PathLike[str], *, trusted_keys: Sequence[KeySourc
 
     Raises:
         UsageError: there is no such folder or archive, or it is no bundle; a key that is none.
-        ResourceError: the folder may not be read.
+        ResourceError: the folder or a file of it may not be read.
         SignatureError: with ``trusted_keys``, no signature, a foreign one, or one over other content.
         BundleError: a changed byte, a missing or extra file, a link, or a manifest that cannot be read.
     """
     try:
         source = _open_source(Path(path))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, TypeError) as error:
         raise _explain_unreadable(str(path), error) from error
     signed = None if trusted_keys is None else _verify_signature(source, trusted_keys)
     raw = b"".join(source.read(MANIFEST_NAME, MAX_MANIFEST_BYTES))
@@ -161,7 +163,7 @@ def open_bundle(path: str | os.PathLike[str], *, trusted_keys: Sequence[KeySourc
     return bundle
 
 
-def _explain_unreadable(path: str, error: OSError | ValueError) -> EdgekilnError:
+def _explain_unreadable(path: str, error: OSError | ValueError | TypeError) -> EdgekilnError:
     if isinstance(error, OSError) and error.errno != errno.ENAMETOOLONG:
         hint = "Check the disk, who owns it, and its permissions."
         return ResourceError(f"{path} cannot be read: {error.strerror}.", hint=hint, path=path)
@@ -269,8 +271,10 @@ def load(
         BundleError: the bundle was altered.
         EnvironmentProblem: nothing that passed can run here.
     """
-    if device not in {None, "cpu", "cuda"}:
+    if device not in (None, "cpu", "cuda"):
         raise UsageError(f"Unknown device {device!r}; known: cpu, cuda.")
+    check_threads(threads)
+    check_strings("allow_operators", allow_operators)
     if fast_decode not in ("auto", True, False):
         raise UsageError(f"Unknown fast_decode {fast_decode!r}; known: 'auto', True, False.")
     if allow_unverified and variant is None:
@@ -350,14 +354,32 @@ def _open(bundle: Bundle, variant: VariantRecord, reason: str, options: _Options
             hint="fast_decode='auto' takes the plain path there; `establish_agreement` shows it on your own pictures.",
             path=bundle.path,
         )
+    engines = [bundle.read(name) for name in variant.files]
+    if variant.backend in ONNX_BACKENDS:
+        _check_exported_for(bundle.contract, engines, bundle.path / str(variant.file))
     session = open_session(
         variant.backend,
-        [bundle.read(name) for name in variant.files],
+        engines,
         threads=options.threads,
         allow_operators=options.allow_operators,
     )
     selection = Selection(variant.name, variant.backend, variant.precision.value, reason)
     return Classifier(session, bundle.contract, selection, fast_decode=fast)
+
+
+def _check_exported_for(contract: Contract, models: Sequence[bytes], path: Path) -> None:
+    """An ONNX file carries the digest of the contract that it was exported with; one that was made elsewhere, none.
+
+    TensorRT's engines carry nothing of the kind: for them the manifest's word is all there is.
+    """
+    for model in models:
+        if read_metadata(model, CONTRACT_DIGEST_KEY) not in (None, contract.digest):
+            raise BundleError(
+                f"{path} was exported for another contract than the manifest's: other classes, another size, or "
+                "another way to prepare pictures.",
+                hint=FRESH_COPY,
+                path=path,
+            )
 
 
 def _compare(path: Path, record: FileRecord, digest: str, size: int) -> None:

@@ -6,6 +6,7 @@ A source knows names and bytes; what should be there, and whether the bytes are 
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import stat
@@ -13,10 +14,11 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import BinaryIO, Protocol
 
-from edgekiln.runtime.errors import BundleError
+from edgekiln.runtime.errors import BundleError, EdgekilnError, ResourceError
 
 __all__ = ["FRESH_COPY", "BundleSource", "FolderSource", "MemorySource", "hash_chunks", "hash_file"]
 
+_NOT_THE_BUNDLES = frozenset({errno.EACCES, errno.EPERM, errno.EIO, errno.EMFILE, errno.ENFILE, errno.ENOMEM})
 FRESH_COPY = "Take a fresh copy of the bundle, or make it again."
 
 
@@ -34,7 +36,8 @@ class BundleSource(Protocol):
         """One file in pieces, up to one byte past ``limit``, which shows that it is too long.
 
         Raises:
-            BundleError: it cannot be read, or is no regular file.
+            BundleError: it is no regular file, or is gone.
+            ResourceError: it may not be read, or the disk fails.
         """
 
 
@@ -96,7 +99,7 @@ def _read_chunks(path: Path, limit: int | None) -> Iterator[bytes]:
         # O_NONBLOCK: opening a pipe must not hang before it can be refused.
         descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
     except OSError as error:
-        raise BundleError(f"{path} cannot be read: {error.strerror}.", hint=FRESH_COPY, path=path) from error
+        raise _explain(path, error) from error
     if not stat.S_ISREG(os.fstat(descriptor).st_mode):
         os.close(descriptor)
         raise BundleError(f"{path} is not a regular file.", hint=FRESH_COPY, path=path)
@@ -111,4 +114,12 @@ def _read(file: BinaryIO, size: int, path: Path) -> bytes:
     try:
         return file.read(size)
     except OSError as error:  # a failing disk
-        raise BundleError(f"{path} cannot be read: {error.strerror}.", hint=FRESH_COPY, path=path) from error
+        raise _explain(path, error) from error
+
+
+def _explain(path: Path, error: OSError) -> EdgekilnError:
+    """What the bundle is not to blame for is no mark against it."""
+    said = f"{path} cannot be read: {error.strerror}."
+    if error.errno in _NOT_THE_BUNDLES:
+        return ResourceError(said, hint="Check the disk, who owns the file, and its permissions.", path=path)
+    return BundleError(said, hint=FRESH_COPY, path=path)  # gone meanwhile, or a link

@@ -13,6 +13,7 @@ from typing import Any, Literal, TypeVar, cast
 
 import numpy as np
 
+from edgekiln.runtime.arguments import check_several, check_whole_number
 from edgekiln.runtime.contract import Contract
 from edgekiln.runtime.errors import ImageError, UsageError
 from edgekiln.runtime.forking import HomeProcess
@@ -54,8 +55,7 @@ class Prediction:
 
     def top(self, k: int) -> tuple[Candidate, ...]:
         """The ``k`` most likely classes, best first; all of them where there are fewer."""
-        if k < 1:
-            raise UsageError(f"top({k}): k must be at least 1.")
+        check_whole_number("k", k)
         scores = softmax(self.logits)
         order = np.argsort(-scores, kind="stable")[:k]
         return tuple(Candidate(self.classes[i], int(i), float(scores[i])) for i in order)
@@ -156,8 +156,7 @@ class Classifier:
         self, pictures: Iterable[Picture], *, color_order: ColorOrder = "rgb"
     ) -> list[Prediction]:
         """Classify several pictures in one call of the engine, in their order; see ``predict``."""
-        if isinstance(pictures, str | bytes | os.PathLike):
-            raise UsageError("predict_batch takes several pictures, got one.", hint="Use predict.")
+        check_several(pictures, "predict_batch")
         with self.hold() as model:
             frames = [model.prepare(picture, color_order) for picture in pictures]
             return predict_frames(model, frames) if frames else []
@@ -236,6 +235,7 @@ class Classifier:
 
     def warm_up(self, runs: int = 3) -> None:
         """Run grey frames so that the first real picture does not pay for lazy initialization."""
+        check_whole_number("runs", runs, at_least=0)
         with self.hold() as model:
             frames = np.full((1, model.contract.height, model.contract.width, 3), 127, np.uint8)
             for _ in range(runs):

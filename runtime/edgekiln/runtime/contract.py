@@ -82,6 +82,7 @@ class Contract:
             )
         if not isinstance(self.classes, tuple) or not all(isinstance(label, str) for label in self.classes):
             raise UsageError(f"Class names must be a tuple of strings, got {self.classes!r}.")
+        _check_labels(self.classes)
         if len(self.classes) < 2 or len(set(self.classes)) != len(self.classes):
             raise UsageError(f"A contract needs two or more distinct class names, got {list(self.classes)}.")
         if len(self.background) != 3 or not all(0 <= v <= 255 for v in self.background):
@@ -148,6 +149,18 @@ def _check_geometry(contract: Contract) -> None:
         raise UsageError(
             f"resize = 'shorter-side' needs shorter_side >= {max(height, width)}, got {shorter_side}."
         )
+
+
+def _check_labels(labels: tuple[str, ...]) -> None:
+    """A label goes into files, logs and terminals; half of a surrogate pair goes into none of them."""
+    for label in labels:
+        try:
+            label.encode()
+        except UnicodeEncodeError as error:
+            raise UsageError(
+                f"The class name {label!r} cannot be written as UTF-8.",
+                hint="Rename its folder, or its label.",
+            ) from error
 
 
 _JSON_KINDS = {

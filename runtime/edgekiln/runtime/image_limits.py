@@ -3,9 +3,9 @@
 The number of pixels alone bounds neither time nor memory. A progressive JPEG keeps all its coefficients until the last
 of its scans, and each scan walks through all of them; a WebP is decoded into several canvases; a million empty chunks
 cost seconds in a reader that looks at each. This module counts what a header promises and what a walk over the segments
-finds, and knows no pixels. The walk also tells a file whose end is missing where a decoder would not: it takes the
-zeros that a broken download leaves for coded data, and gives a picture that is grey from there on. Limits of a size apply to bytes of any origin; that of memory holds for a decoder as
-Pillow calls it (measured: ``tests/runtime/test_image_cost.py``).
+finds, and knows no pixels. The walk also tells a JPEG whose end was never written, where a decoder does not: it takes
+the zeros in its place for coded data, and gives a picture that is grey from there on. Limits of a size apply to bytes
+of any origin; that of memory holds for a decoder as Pillow calls it (measured: ``tests/runtime/test_image_cost.py``).
 """
 
 from __future__ import annotations
@@ -214,7 +214,9 @@ def _check_riff_length(data: bytes, name: str) -> None:
 
 def _truncated(name: str, why: str) -> ImageError:
     return ImageError(
-        f"{name} cannot be decoded: it is truncated, {why}.", reason="truncated", hint="Copy or export it again."
+        f"{name} cannot be decoded: it is truncated, {why}.",
+        reason="truncated",
+        hint="Copy or export it again.",
     )
 
 

@@ -191,6 +191,7 @@ def parse_manifest(raw: bytes, path: Path) -> Manifest:
         contract = Contract.from_dict(document["contract"])
         if document.get("contract_digest", contract.digest) != contract.digest:
             raise ValueError("the contract was changed: its digest is another")
+        _check_provenance(document.get("provenance"))
         name = _safe_name(document["name"])
         return Manifest(name, hashlib.sha256(raw).hexdigest(), contract, variants, files, document)
     except ContractError as error:
@@ -210,6 +211,14 @@ def _check_version(version: str, path: Path) -> None:
             hint="Use the edgekiln version that made the bundle, or make it again.",
             path=path,
         )
+
+
+def _check_provenance(provenance: object) -> None:
+    """It says which recipe and which stages made the bundle; a bundle made by hand has none."""
+    parts = provenance if isinstance(provenance, dict) else {}
+    for part in (provenance, parts.get("recipe"), parts.get("parents")):
+        if part is not None and not isinstance(part, dict):
+            raise TypeError(f"its provenance holds {part!r}, wanted an object")
 
 
 def _parse_variant(values: Mapping[str, Any], files: Mapping[str, FileRecord]) -> VariantRecord:

@@ -97,7 +97,12 @@ def write_key_pair(stem: Path, passphrase: bytes | None = None) -> tuple[Path, P
 
     Raises:
         UsageError: one of the files exists, or their folder does not.
+        ResourceError: they cannot be written.
     """
+    if not stem.name:
+        raise UsageError(
+            f"{str(stem)!r} has no name to put .key and .pub behind.", hint="Give NAME, or FOLDER/NAME."
+        )
     ec = import_extra("cryptography.hazmat.primitives.asymmetric.ec", "sign")
     serialization = import_extra("cryptography.hazmat.primitives.serialization", "sign")
     key = ec.generate_private_key(ec.SECP256R1())
@@ -116,7 +121,11 @@ def write_key_pair(stem: Path, passphrase: bytes | None = None) -> tuple[Path, P
                 f"{path} exists, and keys are not replaced.", hint="Take another name.", path=path
             )
     _create(paths[0], private, 0o600)
-    _create(paths[1], _public_pem(key.public_key()), 0o644)
+    try:
+        _create(paths[1], _public_pem(key.public_key()), 0o644)
+    except BaseException:  # half a pair would be in the way of the next attempt
+        paths[0].unlink()
+        raise
     return paths
 
 
@@ -125,12 +134,18 @@ def _create(path: Path, content: bytes, mode: int) -> None:
         descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, mode)
     except FileExistsError as error:
         raise UsageError(f"{path} exists, and keys are not replaced.", path=path) from error
-    except FileNotFoundError as error:
+    except (FileNotFoundError, NotADirectoryError) as error:
         raise UsageError(f"There is no folder {path.parent}.", path=path.parent) from error
-    with os.fdopen(descriptor, "wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
+    except (OSError, ValueError) as error:  # ValueError: a NUL in the path
+        raise ResourceError(f"{path} cannot be written: {error}.", path=path) from error
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError as error:
+        path.unlink()
+        raise ResourceError(f"{path} cannot be written: {error.strerror}.", path=path) from error
 
 
 def fingerprint(key: EllipticCurvePublicKey) -> str:
@@ -211,12 +226,15 @@ def _read_key(key: KeySource) -> tuple[bytes, str]:
         return key, "the key"
     if isinstance(key, str) and key.lstrip().startswith("-----BEGIN"):
         raise UsageError("A key in text was given where a path is wanted.", hint="Give the PEM as bytes.")
-    path = Path(key)
     try:
+        path = Path(key)
         with path.open("rb") as file:
             return file.read(_MAX_KEY_BYTES), os.fspath(path)
-    except OSError as error:
-        raise UsageError(f"The key {path} cannot be read: {error.strerror}.", path=path) from error
+    except TypeError as error:
+        raise UsageError(f"A key must be a path or PEM bytes, got {type(key).__name__}.") from error
+    except (OSError, ValueError) as error:  # ValueError: a NUL in the path
+        said = error.strerror if isinstance(error, OSError) else error
+        raise UsageError(f"The key {str(key)!r} cannot be read: {said}.", path=path) from error
 
 
 def _check_curve(curve: str, name: str) -> None:

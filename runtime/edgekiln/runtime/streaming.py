@@ -13,10 +13,11 @@ from collections import deque
 from collections.abc import Generator, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Literal
 
+from edgekiln.runtime.arguments import MAX_THREADS, check_choice, check_several, check_whole_number
 from edgekiln.runtime.classifier import Classifier, Prediction, predict_frames
-from edgekiln.runtime.errors import ImageError, NonFiniteError, UsageError
+from edgekiln.runtime.errors import ImageError, NonFiniteError
 from edgekiln.runtime.forking import HomeProcess
 from edgekiln.runtime.image import ColorOrder, Frame, Picture
 from edgekiln.runtime.loaded import LoadedModel
@@ -45,12 +46,11 @@ def stream_predictions(
         ImageError: with ``on_error="raise"``, in the picture's turn.
         Exception: what ``pictures`` raises, after the answers to what it gave before.
     """
-    if workers < 1 or max_batch < 1:
-        raise UsageError(f"workers and max_batch must be at least 1, got {workers} and {max_batch}.")
-    if on_error not in get_args(OnError):
-        raise UsageError(f"Unknown on_error {on_error!r}; known: {', '.join(get_args(OnError))}.")
-    if isinstance(pictures, str | bytes):
-        raise UsageError("predict_stream takes several pictures, got one.", hint="Use predict.")
+    check_whole_number("workers", workers, at_most=MAX_THREADS)
+    check_whole_number("max_batch", max_batch)
+    check_choice("on_error", on_error, OnError)
+    check_choice("color_order", color_order, ColorOrder)
+    check_several(pictures, "predict_stream")
     reader = _Reader(classifier, pictures, workers, color_order)
     return _answer_all(reader, max_batch, raises=on_error == "raise")
 

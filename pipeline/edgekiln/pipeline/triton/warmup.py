@@ -79,13 +79,15 @@ def choose_frames(
 
 def _may_show(bundle: Bundle) -> bool:
     """Whether the recipe lets pictures into what is handed on."""
-    recipe = bundle.manifest.get("provenance", {}).get("recipe", {})
-    return (recipe.get("report") or {}).get("images", True) is not False
+    recipe = (bundle.manifest.get("provenance") or {}).get("recipe") or {}
+    report = recipe.get("report")
+    # What says neither yes nor no is no leave to hand pictures on.
+    return report is None or (isinstance(report, dict) and report.get("images", True) is True)
 
 
 def _read_val_split(bundle: Bundle, wanted: int) -> Frames | None:
     """The first frames of the val split in ``RUNS/NAME``, where the bundle is ``RUNS/NAME/bundle``; else ``None``."""
-    key = bundle.manifest.get("provenance", {}).get("parents", {}).get("data", "")
+    key = ((bundle.manifest.get("provenance") or {}).get("parents") or {}).get("data", "")
     if not (isinstance(key, str) and re.fullmatch(r"[0-9a-f]{16}", key)):  # it becomes a part of a path
         return None
     path = bundle.path.resolve().parent / "stages" / "data" / key / "out" / "val.npy"

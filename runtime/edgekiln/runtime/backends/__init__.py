@@ -8,12 +8,15 @@ from typing import Literal, get_args
 from edgekiln.runtime.errors import UsageError
 from edgekiln.runtime.session import Session
 
-__all__ = ["CPU_BACKENDS", "Backend", "open_session"]
+__all__ = ["CPU_BACKENDS", "ONNX_BACKENDS", "Backend", "open_session"]
 
 Backend = Literal["onnxruntime-cpu", "openvino", "onnxruntime-cuda", "tensorrt", "tensorrt-rtx"]
 
 CPU_BACKENDS: frozenset[Backend] = frozenset({"onnxruntime-cpu", "openvino"})
 """Those that run on the CPU, with a choice of threads; all others need a GPU."""
+
+ONNX_BACKENDS: frozenset[Backend] = CPU_BACKENDS | {"onnxruntime-cuda"}
+"""Those that load ONNX files; all others load engines that were built from one."""
 
 
 def open_session(

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from edgekiln.runtime.arguments import check_threads
 from edgekiln.runtime.backends.onnxruntime_cuda import BoundRunner, cuda_options
 from edgekiln.runtime.errors import (
     DeviceError,
@@ -69,8 +70,7 @@ class OnnxRuntimeSession:
     ) -> None:
         if device not in _PROVIDERS:
             raise UsageError(f"Unknown device {device!r}; known: {', '.join(_PROVIDERS)}.")
-        if threads is not None and threads < 1:
-            raise UsageError(f"threads must be at least 1, got {threads}.")
+        check_threads(threads)
         ort = import_onnxruntime(device)
         check_onnx(model, allow_operators=allow_operators)
         self._threads = threads

@@ -20,6 +20,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
+from edgekiln.runtime.arguments import check_threads
 from edgekiln.runtime.errors import EngineError, UsageError
 from edgekiln.runtime.extras import import_extra
 from edgekiln.runtime.forking import HomeProcess, keep_in_forks
@@ -70,8 +71,7 @@ class OpenVinoSession:
     def __init__(
         self, model: bytes, *, threads: int | None = None, allow_operators: Collection[str] = ()
     ) -> None:
-        if threads is not None and threads < 1:
-            raise UsageError(f"threads must be at least 1, got {threads}.")
+        check_threads(threads)
         self._threads = threads
         library = import_openvino()
         check_onnx(model, allow_operators=allow_operators)
