@@ -20,6 +20,7 @@ from tests_support import ROOT
 from edgekiln.pipeline.cli import cli
 from edgekiln.runtime.bundle import write_manifest
 from edgekiln.runtime.contract import Contract
+from edgekiln.runtime.image import MAX_BYTES
 
 DOCUMENT = ROOT / "docs/embedding.md"
 TEXT = DOCUMENT.read_text("utf-8")
@@ -160,6 +161,7 @@ def test_the_web_server(run):
         assert ask(buffer.getvalue()) == ("200 OK", {"label": "blue"})
         assert ask(b"garbage") == ("400 Bad Request", {"error": "format"})
         assert ask(b"") == ("400 Bad Request", {"error": "format"})
+        assert ask(bytes(MAX_BYTES + 7)) == ("400 Bad Request", {"error": "too_large"})
     finally:
         names["classifier"]().close()
 

@@ -4,6 +4,7 @@ import json
 import os
 import re
 import threading
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -16,6 +17,7 @@ from edgekiln.benchmarks.soak_inputs import make_inputs
 from edgekiln.pipeline.cli import cli
 from edgekiln.pipeline.cli.soak import _HEADINGS
 from edgekiln.pipeline.cli.soak import soak as soak_command
+from edgekiln.runtime.batching import Batcher
 from edgekiln.runtime.classifier import Classifier, Prediction, Selection
 from edgekiln.runtime.contract import Contract
 from edgekiln.runtime.errors import EnvironmentProblem, GateError, ImageError, UsageError
@@ -112,8 +114,8 @@ def test_inputs_are_the_same_every_time_and_some_of_both_kinds(session):
         again = [soak._run(classifier, picture) for picture in make_inputs()]
     good = [outcome for outcome in outcomes if isinstance(outcome, Prediction)]
     reasons = {outcome.reason for outcome in outcomes if isinstance(outcome, ImageError)}
-    assert len(good) == 9
-    assert reasons == {"format", "truncated", "missing", "unreadable", "type", "mode"}
+    assert len(good) == 10
+    assert reasons == {"format", "truncated", "too_large", "missing", "unreadable", "type", "mode"}
     for first, second in zip(outcomes, again, strict=True):
         if isinstance(first, Prediction):
             np.testing.assert_array_equal(first.logits, second.logits)
@@ -198,6 +200,32 @@ def test_wrong_answers_and_foreign_errors_are_found(kind, message):
     assert "calls went wrong" in found.problems[0]
 
 
+def test_a_reload_that_fails_is_found(session, tmp_path):
+    with classifier_of(session) as classifier:
+        found = run_soak(classifier, reload_from=tmp_path / "none", **SHORT)
+    assert found.fault_count == 3
+    assert "a reload ended with UsageError: There is no folder" in found.faults[0]
+
+
+def test_the_event_loop_asks_and_cancels(session, monkeypatch):
+    outcomes = []
+    unpatched = Batcher.predict_async
+
+    async def watched(self, picture):
+        try:
+            answer = await unpatched(self, picture)
+        except BaseException as error:
+            outcomes.append(type(error).__name__)
+            raise
+        outcomes.append(type(answer).__name__)
+        return answer
+
+    monkeypatch.setattr(Batcher, "predict_async", watched)
+    with classifier_of(session) as classifier:
+        assert run_soak(classifier, **SHORT).fault_count == 0
+    assert {*outcomes} == {"Prediction", "ImageError", "CancelledError"}
+
+
 @pytest.mark.parametrize("change", [{"minutes": 2}, {"callers": 0}])
 def test_too_little_to_judge_is_refused(session, change):
     with (
@@ -215,8 +243,8 @@ def run_command(monkeypatch, session):
     """The command with this soak's result instead of minutes of work."""
 
     def run(found, *arguments):
-        def fake(classifier, *, minutes, callers, pictures, on_minute):
-            assert (minutes, callers) == (3, 2)
+        def fake(classifier, *, minutes, callers, pictures, reload_from, on_minute):
+            assert (minutes, callers, reload_from) == (3, 2, Path("bundle"))
             for one in found.minutes:
                 on_minute(one)
             fake.pictures = pictures
@@ -280,9 +308,15 @@ def test_fewer_than_three_minutes_are_refused():
 def test_a_real_bundle_soaks(tiny_run, pictures):
     from edgekiln.runtime import load
 
-    with load(tiny_run[2].bundle, threads=1) as classifier:
+    bundle = tiny_run[2].bundle
+    with load(bundle, threads=1) as classifier:
+        first = classifier.session
         found = run_soak(
-            classifier, pictures=sorted(pictures.rglob("*.png"))[:9], **SHORT | {"seconds_per_minute": 1}
+            classifier,
+            pictures=sorted(pictures.rglob("*.png"))[:9],
+            reload_from=bundle,
+            **SHORT | {"seconds_per_minute": 1},
         )
+        assert classifier.session is not first
     assert (found.faults, found.descriptor_growth) == ((), 0)
     assert sum(m.answered for m in found.minutes) > 0

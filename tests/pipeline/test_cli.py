@@ -236,6 +236,24 @@ def test_a_reader_that_goes_away_is_no_bug(tmp_path):
     assert (process.returncode, err) == (141, "")
 
 
+def test_ctrl_c_counts_while_the_command_line_is_imported():
+    code = """
+import sys
+class Interrupting:
+    def find_spec(self, name, path=None, target=None):
+        if name == "click":
+            raise KeyboardInterrupt
+sys.meta_path.insert(0, Interrupting())
+from edgekiln.pipeline.__main__ import start
+start()
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (
+        130,
+        "edgekiln: Interrupted. Run the same command again to go on.\n",
+    )
+
+
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
 def test_completion_prints_a_script_that_asks_edgekiln(edgekiln, shell):
     code, out, _ = edgekiln("completion", shell)

@@ -1,11 +1,13 @@
 """Hours of mixed good and bad input from several threads, through every door: does anything leak, drift or mix up?
 
 Each input is run once beforehand, alone; whatever it gave then, an answer or a typed error, it has to give for ever.
-Memory of this module stays constant: latencies go into a histogram, faults are counted and the first ones kept.
+Where a bundle is named, the classifier is reloaded from it in every minute, under that traffic. Memory of this module
+stays constant: latencies go into a histogram, faults are counted and the first ones kept.
 """
 
 from __future__ import annotations
 
+import asyncio
 import itertools
 import os
 import statistics
@@ -41,6 +43,7 @@ MIN_MINUTES = 3
 
 _KEPT_FAULTS = 10
 _BATCH, _WAIT_US = 4, 500
+_TOGETHER = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,16 +133,18 @@ def run_soak(
     minutes: int,
     callers: int = 4,
     pictures: Sequence[Picture] = (),
+    reload_from: Path | None = None,
     seconds_per_minute: float = 60.0,
     on_minute: Callable[[Minute], None] = lambda minute: None,
 ) -> SoakResult:
-    """Use a classifier for so many minutes from ``callers`` threads and one stream.
+    """Use a classifier for so many minutes from ``callers`` threads, one stream and one event loop.
 
     Args:
         classifier: stays open.
         minutes: three or more; the first is the warm-up.
         callers: threads, half of whose calls go through a batcher.
         pictures: run beside the made-up ones; what cannot be read has to go on being refused.
+        reload_from: the classifier's own bundle, to reload it from in the middle of each minute.
         seconds_per_minute: 60, but for tests.
         on_minute: called at the end of each minute, in the calling thread.
 
@@ -158,7 +163,10 @@ def run_soak(
     try:
         traffic.start()
         for number in range(1, minutes + 1):
-            traffic.stopped.wait(seconds_per_minute)
+            traffic.stopped.wait(seconds_per_minute / 2)
+            if reload_from is not None:
+                traffic.reload(reload_from)
+            traffic.stopped.wait(seconds_per_minute / 2)
             done.append(traffic.tally.end_minute(number))
             on_minute(done[-1])
     finally:
@@ -261,15 +269,19 @@ class _Tally:
 
 
 class _Traffic:
-    """The threads: callers of ``predict`` and of a batcher, and one that reads a stream."""
+    """The threads: callers of ``predict`` and of a batcher, one that reads a stream, and one with an event loop."""
 
     def __init__(self, classifier: Classifier, inputs: Sequence[_Input], callers: int) -> None:
         self.tally, self.stopped = _Tally(), threading.Event()
         self._classifier, self._inputs = classifier, inputs
         self._batcher = Batcher(
-            classifier, max_batch=_BATCH, max_wait_us=_WAIT_US, max_queue=max(64, 2 * callers)
+            classifier, max_batch=_BATCH, max_wait_us=_WAIT_US, max_queue=max(64, 2 * callers + _TOGETHER)
         )
-        works = [*((self._call, seed) for seed in range(callers)), (self._stream, callers)]
+        works = [
+            *((self._call, seed) for seed in range(callers)),
+            (self._stream, callers),
+            (self._loop, callers + 1),
+        ]
         self._threads = [threading.Thread(target=self._guard, args=work) for work in works]
 
     def start(self) -> None:
@@ -282,6 +294,12 @@ class _Traffic:
             if thread.ident is not None:  # Ctrl-C may have come before it was started
                 thread.join()
         self._batcher.close()
+
+    def reload(self, bundle: Path) -> None:
+        try:
+            self._classifier.reload(bundle)
+        except Exception as error:  # the bundle is the one that serves
+            self.tally.add_fault(f"a reload ended with {type(error).__name__}: {error}")
 
     def _guard(self, work: Callable[[int], None], seed: int) -> None:
         try:
@@ -314,6 +332,23 @@ class _Traffic:
 
         for got in self._classifier.predict_stream(source(), max_batch=_BATCH):
             self.tally.add(asked.pop(0), got, None)
+
+    def _loop(self, seed: int) -> None:
+        asyncio.run(self._ask_together(seed))
+
+    async def _ask_together(self, seed: int) -> None:
+        """Several requests at once, of which every tenth is cancelled and may so end either way."""
+        cancelled = itertools.cycle([True, *[False] * 9])
+        inputs = self._shuffled(seed)
+        while group := list(itertools.islice(inputs, _TOGETHER)):
+            tasks = [asyncio.create_task(self._batcher.predict_async(given.picture)) for given in group]
+            await asyncio.sleep(0)  # each has begun
+            for task in tasks:
+                if next(cancelled):
+                    task.cancel()
+            for given, got in zip(group, await asyncio.gather(*tasks, return_exceptions=True), strict=True):
+                if isinstance(got, Prediction | Exception):  # a cancellation is neither
+                    self.tally.add(given, got, None)
 
 
 def _catch(call: Callable[[Picture], Prediction], picture: Picture) -> Prediction | Exception:

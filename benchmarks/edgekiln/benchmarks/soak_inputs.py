@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from edgekiln.runtime.image import Frame, Picture
+from edgekiln.runtime.image_limits import MAX_FILL_BYTES
 
 __all__ = ["make_inputs"]
 
@@ -50,6 +51,7 @@ def _good() -> Iterator[Picture]:
     translucent = images[7].copy()
     translucent.putalpha(128)
     yield translucent
+    yield _encode(Image.fromarray(_pixels(10, 200, 260)), "JPEG") + bytes(4096)  # padding behind the end
     yield _pixels(8, 200, 300)[:, ::-1]
 
 
@@ -60,6 +62,8 @@ def _bad() -> Iterator[Picture]:
     yield b""
     yield b"\xff\xd8\xff" + bytes(range(256))
     yield _encode(image, "JPEG")[:-2000]
+    yield _encode(image, "JPEG")[:-2000] + bytes(2000)
+    yield _encode(image, "JPEG")[:-2] + b"\xff" * (MAX_FILL_BYTES + 2)
     yield _encode(image, "PNG")[:-2000]
     yield _encode(image, "GIF")
     yield "no/such/picture.jpg"

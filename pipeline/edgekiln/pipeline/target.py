@@ -25,6 +25,7 @@ from edgekiln.pipeline.privacy import machine_folders, strip_folders
 from edgekiln.pipeline.progress import Progress
 from edgekiln.pipeline.sbom import write_sbom
 from edgekiln.runtime.backends import open_session
+from edgekiln.runtime.beside import place_beside
 from edgekiln.runtime.bundle import Bundle, VariantRecord, open_bundle, write_manifest
 from edgekiln.runtime.contract import Contract
 from edgekiln.runtime.engine_header import Flavour
@@ -89,8 +90,7 @@ def build_on_target(request: TargetRequest, progress: Progress) -> dict[str, Any
     parent = open_bundle(request.bundle)
     chosen = _choose(parent, request)
     pictures = None if request.data is None else _collect(parent, request.data, progress)
-    beside = out.with_name(f".{out.name}-{os.getpid()}")
-    shutil.rmtree(beside, ignore_errors=True)
+    beside = place_beside(out)
     beside.mkdir(parents=True)
     try:
         rows = _make_variants(parent, chosen, request, pictures, beside, progress)

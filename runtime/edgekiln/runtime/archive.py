@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, NoReturn
 
+from edgekiln.runtime.beside import place_beside
 from edgekiln.runtime.bundle_source import MemorySource
 from edgekiln.runtime.errors import BundleError, ResourceError, UsageError
 
@@ -280,7 +281,7 @@ def write_zip(bundle: Bundle, path: Path) -> None:
     folder = path.resolve().parent
     if path.is_dir() or not folder.is_dir() or folder == bundle.path.resolve():
         raise UsageError(f"{path} cannot be written: name a file in a folder that is no bundle.", path=path)
-    beside = folder / f".{path.name}-{os.getpid()}"
+    beside = place_beside(folder / path.name)
     try:
         _write_members(bundle, beside)
         beside.replace(path)

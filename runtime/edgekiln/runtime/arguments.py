@@ -30,9 +30,9 @@ def check_whole_number(name: str, value: Any, *, at_least: int = 1, at_most: int
     """Raise UsageError where ``value`` is not a whole number from ``at_least`` to ``at_most``."""
     if not isinstance(value, Integral) or isinstance(value, bool):
         raise UsageError(f"{name} must be a whole number, got {value!r}.")
-    if value < at_least:
+    if int(value) < at_least:
         raise UsageError(f"{name} must be at least {at_least}, got {value}.")
-    if at_most is not None and value > at_most:
+    if at_most is not None and int(value) > at_most:
         raise UsageError(f"{name} must be at most {at_most}, got {value}.")
 
 

@@ -65,6 +65,7 @@ __all__ = [
 
 MAX_SIGNATURE_BYTES = 4 * 2**20
 _WHERE_BUNDLES_ARE = "`edgekiln run` prints the path of the bundle that it made: RUNS/NAME/bundle."
+_WHERE_ENGINES_ARE_BUILT = "`edgekiln build` makes TensorRT engines on the machine that runs them."
 
 _log = logging.getLogger("edgekiln.runtime")
 
@@ -295,7 +296,7 @@ def _check_loadable(variant: VariantRecord, device: str | None, allow_unverified
     if variant.file is None:
         raise UsageError(
             f"Variant {variant.name!r} was never built: {variant.reason}",
-            hint="Take another variant; `edgekiln build` makes TensorRT engines on the machine that runs them.",
+            hint=f"Take another variant. {_WHERE_ENGINES_ARE_BUILT}",
         )
     if not variant.deployable and not allow_unverified:
         raise UsageError(
@@ -339,9 +340,13 @@ def _nothing_passed(bundle: Bundle, device: str | None) -> UsageError:
             path=bundle.path,
         )
     verdicts = ", ".join(f"{v.name}: {v.verdict}" for v in candidates)
+    if any(v.file for v in candidates):
+        hint = "Name one (variant=, --variant) with allow_unverified=True (--allow-unverified) to load it all the same."
+    else:
+        hint = _WHERE_ENGINES_ARE_BUILT
     return UsageError(
         f"No variant of {bundle.path} passed its gate{f' for {device}' if device else ''} ({verdicts}).",
-        hint="Name one (variant=, --variant) with allow_unverified=True (--allow-unverified) to load it all the same.",
+        hint=hint,
         path=bundle.path,
     )
 

@@ -61,8 +61,8 @@ class Contract:
         interpolation: Pillow's filter of that name; Pillow antialiases when it shrinks.
         normalization: applied inside the graph, never by ``prepare``.
         classes: label of each logit, in order.
-        background: RGB that pictures with transparency are laid upon. What else holds for pictures holds for every
-            contract: docs/images.md.
+        background: RGB that pictures with transparency are laid upon. What else holds for pictures is the same for all
+            contracts, see docs/images.md.
     """
 
     height: int

@@ -44,7 +44,8 @@ def soak(
     threads: int | None,
     as_json: bool,
 ) -> None:
-    """Use a bundle for minutes on end: good and bad pictures, from several threads, singly, batched and streamed.
+    """Use a bundle for minutes on end: good and bad pictures, from several threads, singly, batched, streamed and
+    from an event loop, reloaded in each minute.
 
     Exits 3 when a call goes wrong, when memory grows by over 10 MB after the first minute, when file descriptors grow,
     or when p99 drifts by over 20 %. Something else that runs on the machine may do the last.
@@ -64,6 +65,7 @@ def soak(
             minutes=minutes,
             callers=callers,
             pictures=pictures,
+            reload_from=bundle,
             on_minute=(lambda minute: None) if as_json else _print_minute,
         )
     _print_result(result, as_json)

@@ -25,6 +25,7 @@ from edgekiln.pipeline.triton.config import (
 )
 from edgekiln.pipeline.triton.warmup import WarmupWish, choose_frames
 from edgekiln.runtime.backends import Backend, open_session
+from edgekiln.runtime.beside import place_beside
 from edgekiln.runtime.bundle import PREFERENCE, Bundle, VariantRecord
 from edgekiln.runtime.engine_header import read_engine_header
 from edgekiln.runtime.errors import EnvironmentProblem, ResourceError, UsageError
@@ -321,9 +322,8 @@ def _add_warmup(config: ModelConfig, frames: Frames, wish: WarmupWish) -> ModelC
 
 def _write_model(bundle: Bundle, file: str, config: ModelConfig, frames: Frames, target: Path) -> None:
     """Write one model beside its place, and move it there in one step."""
-    beside = target.with_name(f".{target.name}-{os.getpid()}")
+    beside = place_beside(target)
     try:
-        shutil.rmtree(beside, ignore_errors=True)
         (beside / _VERSION).mkdir(parents=True)
         (beside / _VERSION / MODEL_FILES[config.platform]).write_bytes(bundle.read(file))
         (beside / "config.pbtxt").write_text(write_config(config), "utf-8")
