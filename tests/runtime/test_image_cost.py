@@ -251,15 +251,23 @@ def test_fewer_of_them_are_taken(make, count):
 @pytest.mark.parametrize("position", [0, 1, 2, 50, 200, 620])
 def test_broken_files_pass_the_walk_and_are_left_to_the_decoder(position):
     for data in (encoded(flat(64), "JPEG"), encoded(flat(64), "PNG"), progressive(64)):
-        check_structure(data[:position], "cut")
+        if b"\xff\xda" not in data[:position]:
+            check_structure(data[:position], "cut")
         check_structure(data[:position] + b"\xff" * 9 + data[position:], "filled")
+
+
+def test_a_jpeg_cut_behind_its_first_scan_does_not():
+    for data in (encoded(flat(64), "JPEG"), progressive(64)):
+        for position in (data.index(b"\xff\xda") + 12, len(data) - 1):
+            with pytest.raises(ImageError, match="its end marker is missing"):
+                check_structure(data[:position], "cut")
 
 
 def test_what_is_found_in_a_jpeg():
     walk = check_structure(encoded(flat(64), "JPEG"), "it")
     assert (walk.scans, walk.components, walk.buffered) == (1, 3, False)
     walk = check_structure(progressive(64), "it")
-    assert (walk.scans, walk.components, walk.buffered) == (10, 3, True)
+    assert (walk.scans, walk.components, walk.buffered, walk.ended) == (10, 3, True, True)
     walk = check_structure(encoded(flat(64, "L"), "JPEG"), "it")
     assert (walk.scans, walk.components, walk.buffered) == (1, 1, False)
 

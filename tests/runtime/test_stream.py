@@ -119,7 +119,7 @@ def test_an_endless_source_is_read_only_so_far_ahead(classifier):
     for _ in range(20):
         next(answers)
     # Nobody may wait for what must not happen, so the reader's thread is given the chance to go too far.
-    while stream_threads() and not answers.gi_frame.f_locals["reader"]._ready.qsize() < 2 * 3:
+    while stream_threads() and answers.gi_frame.f_locals["reader"]._ready.qsize() < 2 * 3:
         threading.Event().wait(0.001)
     answers.close()
     assert next(taken) <= 20 + 2 * 3 + 1
