@@ -6,6 +6,7 @@ import random
 import signal
 
 import pytest
+from tests_support import ROOT
 
 from edgekiln.pipeline.fuzz import __main__ as fuzzing
 from edgekiln.pipeline.fuzz import targets
@@ -27,6 +28,29 @@ def test_every_end_is_ok_or_typed(bundle, kind, tmp_path):
     assert result["findings"] == []
     assert sum(result["ends"].values()) == count
     assert any(end.startswith("typed") for end in result["ends"])
+
+
+CORPUS = sorted((ROOT / "tests/data/fuzz").glob("*.*"))
+"""Files, KIND-SEED-NUMBER, that once made a library crash or run on: found by this fuzzer, kept for ever."""
+
+
+@pytest.fixture(scope="module")
+def children(bundle):
+    """A child for each kind, which its files share."""
+    made = {}
+    yield lambda kind: made.setdefault(kind, fuzzing._Child(kind, bundle))
+    for child in made.values():
+        child.close()
+
+
+@pytest.mark.parametrize("path", CORPUS, ids=lambda path: path.stem)
+def test_what_once_was_a_finding_ends_ok_or_typed(children, path):
+    end, detail = children(path.name.partition("-")[0]).use(path)
+    assert end == "ok" or end.startswith("typed"), detail
+
+
+def test_there_is_a_corpus():
+    assert len(CORPUS) >= 5
 
 
 @pytest.mark.parametrize("kind", sorted(TARGETS))
