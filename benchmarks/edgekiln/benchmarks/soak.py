@@ -44,6 +44,8 @@ MIN_MINUTES = 3
 _KEPT_FAULTS = 10
 _BATCH, _WAIT_US = 4, 500
 _TOGETHER = 3
+_WARM_UP_RELOADS = 9
+"""In the first minute. Two models are in memory during a reload, and it takes some until an allocator needs no more."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,7 +146,7 @@ def run_soak(
         minutes: three or more; the first is the warm-up.
         callers: threads, half of whose calls go through a batcher.
         pictures: run beside the made-up ones; what cannot be read has to go on being refused.
-        reload_from: the classifier's own bundle, to reload it from in the middle of each minute.
+        reload_from: the classifier's own bundle, to reload it from in each minute, and several times in the first one.
         seconds_per_minute: 60, but for tests.
         on_minute: called at the end of each minute, in the calling thread.
 
@@ -163,10 +165,11 @@ def run_soak(
     try:
         traffic.start()
         for number in range(1, minutes + 1):
-            traffic.stopped.wait(seconds_per_minute / 2)
-            if reload_from is not None:
-                traffic.reload(reload_from)
-            traffic.stopped.wait(seconds_per_minute / 2)
+            bundles = [] if reload_from is None else [reload_from] * (_WARM_UP_RELOADS if number == 1 else 1)
+            for bundle in bundles:
+                traffic.stopped.wait(seconds_per_minute / (len(bundles) + 1))
+                traffic.reload(bundle)
+            traffic.stopped.wait(seconds_per_minute / (len(bundles) + 1))
             done.append(traffic.tally.end_minute(number))
             on_minute(done[-1])
     finally:

@@ -279,8 +279,13 @@ def write_zip(bundle: Bundle, path: Path) -> None:
             path=bundle.path,
         )
     folder = path.resolve().parent
-    if path.is_dir() or not folder.is_dir() or folder == bundle.path.resolve():
-        raise UsageError(f"{path} cannot be written: name a file in a folder that is no bundle.", path=path)
+    if not folder.is_dir():
+        raise UsageError(f"There is no folder {folder}.", hint="Make it first.", path=folder)
+    if path.is_dir() or folder == bundle.path.resolve():
+        found = "it is a folder" if path.is_dir() else "it would lie in the bundle itself"
+        raise UsageError(
+            f"{path} cannot be written: {found}.", hint="Name a file in another folder.", path=path
+        )
     beside = place_beside(folder / path.name)
     try:
         _write_members(bundle, beside)

@@ -30,6 +30,7 @@ from edgekiln.runtime.errors import (
     SignatureError,
     UsageError,
 )
+from edgekiln.runtime.judged_with import tell_other_version
 from edgekiln.runtime.manifest import (
     MANIFEST_NAME,
     MAX_MANIFEST_BYTES,
@@ -368,7 +369,10 @@ def _open(bundle: Bundle, variant: VariantRecord, reason: str, options: _Options
         threads=options.threads,
         allow_operators=options.allow_operators,
     )
-    selection = Selection(variant.name, variant.backend, variant.precision.value, reason)
+    notice = tell_other_version(variant.backend, bundle.manifest)
+    if notice:
+        _log.warning("variant %s was %s", variant.name, notice)
+    selection = Selection(variant.name, variant.backend, variant.precision.value, reason, notice)
     return Classifier(session, bundle.contract, selection, fast_decode=fast)
 
 

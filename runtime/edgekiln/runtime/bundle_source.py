@@ -122,4 +122,10 @@ def _explain(path: Path, error: OSError) -> EdgekilnError:
     said = f"{path} cannot be read: {error.strerror}."
     if error.errno in _NOT_THE_BUNDLES:
         return ResourceError(said, hint="Check the disk, who owns the file, and its permissions.", path=path)
-    return BundleError(said, hint=FRESH_COPY, path=path)  # gone meanwhile, or a link
+    if error.errno == errno.ELOOP:
+        return BundleError(
+            f"{path} is a link; a bundle holds its files themselves.",
+            hint="Copy it with its links followed: cp -rL BUNDLE COPY",
+            path=path,
+        )
+    return BundleError(said, hint=FRESH_COPY, path=path)  # gone meanwhile

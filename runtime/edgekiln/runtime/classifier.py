@@ -63,12 +63,17 @@ class Prediction:
 
 @dataclass(frozen=True, slots=True)
 class Selection:
-    """Which variant of a bundle runs, and why that one."""
+    """Which variant of a bundle runs, and why that one.
+
+    Attributes:
+        notice: what is other here than where it was judged; empty where nothing is.
+    """
 
     name: str
     backend: str
     precision: str
     reason: str
+    notice: str = ""
 
 
 def softmax(logits: Logits) -> np.ndarray[tuple[int, ...], np.dtype[np.float64]]:

@@ -111,6 +111,7 @@ def decode(
             f"A picture must be a path, bytes, a PIL image or a uint8 array (H, W, 3), "
             f"got {type(picture).__name__}.",
             reason="type",
+            hint="Of an open file, hand in what its read() gives.",
         )
     return _upright_rgb(picture, background, None, owned=False)
 

@@ -135,7 +135,9 @@ def _create(path: Path, content: bytes, mode: int) -> None:
     except FileExistsError as error:
         raise UsageError(f"{path} exists, and keys are not replaced.", path=path) from error
     except (FileNotFoundError, NotADirectoryError) as error:
-        raise UsageError(f"There is no folder {path.parent}.", path=path.parent) from error
+        raise UsageError(
+            f"There is no folder {path.parent}.", hint="Make it first.", path=path.parent
+        ) from error
     except (OSError, ValueError) as error:  # ValueError: a NUL in the path
         raise ResourceError(f"{path} cannot be written: {error}.", path=path) from error
     try:
@@ -201,6 +203,8 @@ def load_private_key(key: KeySource, passphrase: bytes | None = None) -> Ellipti
         UsageError: it is no private EC key on a curve of the format, or the passphrase is missing or wrong.
     """
     raw, name = _read_key(key)
+    if b"PUBLIC KEY" in raw:
+        raise UsageError(f"{name} is a public key; a private one signs.", hint="Give NAME.key, not NAME.pub.")
     serialization = import_extra("cryptography.hazmat.primitives.serialization", "sign")
     ec = import_extra("cryptography.hazmat.primitives.asymmetric.ec", "sign")
     try:
@@ -234,7 +238,9 @@ def _read_key(key: KeySource) -> tuple[bytes, str]:
         raise UsageError(f"A key must be a path or PEM bytes, got {type(key).__name__}.") from error
     except (OSError, ValueError) as error:  # ValueError: a NUL in the path
         said = error.strerror if isinstance(error, OSError) else error
-        raise UsageError(f"The key {str(key)!r} cannot be read: {said}.", path=path) from error
+        raise UsageError(
+            f"The key {str(key)!r} cannot be read: {said}.", hint="Check the path.", path=path
+        ) from error
 
 
 def _check_curve(curve: str, name: str) -> None:
@@ -420,7 +426,9 @@ def _authenticate(envelope: Mapping[str, Any], key: EllipticCurvePublicKey, path
         key.verify(signature, _encode(payload), _algorithm(key.curve.name))
     except exceptions.InvalidSignature as error:
         raise SignatureError(
-            f"{path} does not verify: it was altered, or made with another key than it names.", path=path
+            f"{path} does not verify: it was altered, or made with another key than it names.",
+            hint="Take a fresh copy of the bundle from who signed it.",
+            path=path,
         ) from error
     return payload
 

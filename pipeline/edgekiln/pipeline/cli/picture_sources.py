@@ -19,6 +19,7 @@ from edgekiln.runtime.image_limits import MAX_BYTES
 __all__ = ["STANDARD_INPUT", "PictureSearch", "name_picture"]
 
 STANDARD_INPUT = "-"
+_PEEKED = 4096  # bytes of a list that are looked at first: a picture has a NUL among them
 _SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".webp")  # those that runtime.image decodes
 _ENDINGS = f"Wanted files that end in {', '.join(_SUFFIXES)}, at any depth."
 
@@ -155,6 +156,14 @@ def _read_list(name: str) -> Iterator[_Found]:
         )
         return
     with file:
+        if b"\0" in file.peek(_PEEKED)[:_PEEKED]:
+            yield ImageError(
+                f"{name} is no list of paths: it holds bytes that no text has.",
+                reason="format",
+                hint="A picture is named without --from-file.",
+                path=name,
+            )
+            return
         yield from _require(_lines(file), f"The list {name} names no picture.", Path(name), hint)
 
 

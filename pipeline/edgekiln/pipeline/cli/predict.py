@@ -108,6 +108,8 @@ def predict(  # one argument for each option
         selection = classifier.variant
         if not as_json and not quiet:
             click.echo(f"variant {selection.name} ({selection.backend}): {selection.reason}", err=True)
+            if selection.notice:
+                click.echo(f"variant {selection.name} was {selection.notice}", err=True)
         tally, top = _Tally(), min(top, len(classifier.contract.classes))
         answers = tally.watch(_classify(classifier, pictures, top))
         if as_json:

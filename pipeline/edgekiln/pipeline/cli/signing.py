@@ -65,6 +65,10 @@ def _new_passphrase(ask: bool) -> bytes | None:
         return given.encode()
     if not ask:
         return None
+    if not sys.stdin.isatty():
+        raise UsageError(
+            "There is no terminal to ask for a passphrase.", hint=f"Give it in {_PASSPHRASE_VARIABLE}."
+        )
     passphrase: str = click.prompt("Passphrase", hide_input=True, confirmation_prompt=True, err=True)
     return passphrase.encode()
 

@@ -17,7 +17,10 @@ if TYPE_CHECKING:
 
 __all__ = ["soak"]
 
-_HEADINGS = ("minute", "answered", "refused", "p50 ms", "p99 ms", "RSS MB", "descriptors")
+_HEADINGS = ("minute", "answered", "refused", "p50 ms", "p99 ms", "RSS MB", "open files")
+_HINT = (
+    "Run it for longer, on a machine that does nothing else: a leak goes on growing, a reserve levels off."
+)
 _ENDINGS = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp"})
 
 
@@ -57,9 +60,9 @@ def soak(
     from edgekiln.runtime import load
 
     pictures = [] if images is None else _list_pictures(images)
-    if not as_json:
-        click.echo(_format_row(_HEADINGS))
     with load(bundle, variant=variant, device=device, threads=threads) as classifier:
+        if not as_json:
+            click.echo(_format_row(_HEADINGS))
         result = run_soak(
             classifier,
             minutes=minutes,
@@ -81,12 +84,12 @@ def _list_pictures(folder: Path) -> list[Path]:
 
 
 def _format_row(cells: Sequence[str]) -> str:
-    return "  ".join(f"{cell:>11}" for cell in cells)
+    return "  ".join(f"{cell:>9}" for cell in cells)
 
 
 def _print_minute(minute: Minute) -> None:
     cells = (
-        f"{minute.number}{' (warm-up)' if minute.number == 1 else ''}",
+        f"{minute.number}{' warm-up' if minute.number == 1 else ''}",
         f"{minute.answered}",
         f"{minute.refused}",
         f"{minute.p50_ms:.2f}",
@@ -100,7 +103,11 @@ def _print_minute(minute: Minute) -> None:
 def _print_result(result: SoakResult, as_json: bool) -> None:
     """One document also on failure; otherwise a summary, and the failure as an error."""
     problems = result.problems
-    error = GateError(f"The soak of {result.variant} failed: {'; '.join(problems)}.") if problems else None
+    error = (
+        GateError(f"The soak of {result.variant} failed: {'; '.join(problems)}.", hint=_HINT)
+        if problems
+        else None
+    )
     if not as_json:
         click.echo(
             f"{result.variant}: RSS {result.rss_growth_mb:+.1f} MB, descriptors {result.descriptor_growth:+d}, "

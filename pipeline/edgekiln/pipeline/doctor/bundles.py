@@ -7,7 +7,7 @@ import os
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from edgekiln.pipeline.doctor.child import ask_child
+from edgekiln.pipeline.doctor.child import Answer, ask_child
 from edgekiln.pipeline.doctor.row import Row, fail, ok, warn
 from edgekiln.runtime.bundle import VariantRecord, open_bundle
 from edgekiln.runtime.errors import UntrustedError
@@ -30,10 +30,10 @@ def check_bundle(path: Path) -> list[Row]:
             fail("bundle", error.message, error.hint or "Take a fresh copy of the bundle, or make it again.")
         ]
     with ThreadPoolExecutor(max_workers=max(2, os.cpu_count() or 1)) as pool:
-        rows = list(pool.map(functools.partial(_check_variant, path), bundle.variants))
-    loading = [
-        v.name for v, row in zip(bundle.variants, rows, strict=True) if row.state == "OK" and v.deployable
-    ]
+        answers = list(pool.map(functools.partial(_ask_for_variant, path), bundle.variants))
+    looked_at = list(zip(bundle.variants, answers, strict=True))
+    rows = [_describe_variant(variant, answer) for variant, answer in looked_at]
+    loading = [v.name for v, answer in looked_at if v.deployable and answer and answer.problem is None]
     head = f"{bundle.name}, whole, {len(bundle.variants)} variants"
     if loading:
         return [ok("bundle", f"{head}; passed and load here: {', '.join(loading)}"), *rows]
@@ -41,14 +41,24 @@ def check_bundle(path: Path) -> list[Row]:
     return [fail("bundle", f"{head}; none that passed its gate loads here", remedy), *rows]
 
 
-def _check_variant(path: Path, variant: VariantRecord) -> Row:
+def _ask_for_variant(path: Path, variant: VariantRecord) -> Answer | None:
+    """How a child that loads it and runs it fares; ``None`` for one that was never built."""
+    return None if variant.file is None else ask_child("variant", str(path), variant.name)
+
+
+def _describe_variant(variant: VariantRecord, answer: Answer | None) -> Row:
     name = f"variant {variant.name}"
     told = f"{variant.backend}, verdict {variant.verdict}"
-    if variant.file is None:
+    if answer is None:
         return warn(
             name, f"{told}: never built: {variant.reason}", "Run `edgekiln build` where its library is."
         )
-    answer = ask_child("variant", str(path), variant.name)
+    if answer.problem is None and (notice := answer.values.get("notice")):
+        return warn(
+            name,
+            f"{told}: loads and runs here, {notice}",
+            "Install the version that it was judged with, or judge it here: predict on pictures whose class you know.",
+        )
     if answer.problem is None:
         return ok(name, f"{told}: loads and runs here")
     found = f"{told}: does not load here: {answer.problem}"

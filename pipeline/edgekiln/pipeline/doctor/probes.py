@@ -95,9 +95,10 @@ def _load_variant(bundle: str, name: str) -> dict[str, Any]:
             contract = classifier.contract
             frame = np.zeros((contract.height, contract.width, 3), np.uint8)
             classifier.predict(frame)
+            notice = classifier.variant.notice
     except EdgekilnError as error:
         return {"problem": _shorten(str(error)), "code": error.code}
-    return {"code": None}
+    return {"code": None, "notice": notice}
 
 
 TASKS: Mapping[str, Callable[..., dict[str, Any]]] = {

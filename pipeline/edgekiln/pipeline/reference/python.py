@@ -18,7 +18,8 @@ _ITEM = re.compile(r"^    ([\w, .]+): (.*)$")
 def describe_package(name: str) -> str:
     """The public names of a package, in alphabetical order, functions and classes with their public methods."""
     package = importlib.import_module(name)
-    return "\n\n".join(part for public in sorted(package.__all__) for part in _describe(package, public))
+    names = sorted(name for name in package.__all__ if not name.startswith("_"))
+    return "\n\n".join(part for public in names for part in _describe(package, public))
 
 
 def _describe(package: Any, name: str) -> Iterator[str]:
@@ -27,8 +28,18 @@ def _describe(package: Any, name: str) -> Iterator[str]:
     yield f"```text\n{_signature(name, value)}\n```"
     yield from _docstring(value)
     if inspect.isclass(value):
+        yield from _constructor(name, value)
         for method, member in vars(value).items():
             yield from _describe_member(name, method, member)
+
+
+def _constructor(name: str, value: type) -> Iterator[str]:
+    """How an object is made, of a class whose ``__init__`` says so; the call of a dataclass stands on top."""
+    make = vars(value).get("__init__")
+    if make is not None and make.__doc__ and not is_dataclass(value):
+        parameters, _ = _call(make)
+        yield f"### `{name}({', '.join(parameters)})`"
+        yield from _docstring(make)
 
 
 def _describe_member(owner: str, name: str, member: Any) -> Iterator[str]:
