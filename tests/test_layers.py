@@ -3,6 +3,7 @@
 import ast
 import subprocess
 import sys
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
@@ -71,6 +72,8 @@ def test_every_public_name_of_the_runtime_is_there():
     import edgekiln.runtime as runtime
 
     assert sorted(runtime._MODULES) == sorted(runtime.__all__)
-    assert all(getattr(runtime, name).__name__ == name for name in runtime.__all__)
+    names = {*runtime.__all__} - {"__version__"}
+    assert all(getattr(runtime, name).__name__ == name for name in names)
+    assert runtime.__version__ == version("edgekiln")
     with pytest.raises(AttributeError, match="no attribute 'lode'"):
         _ = runtime.lode

@@ -203,7 +203,8 @@ def test_wrong_answers_and_foreign_errors_are_found(kind, message):
 def test_a_reload_that_fails_is_found(session, tmp_path):
     with classifier_of(session) as classifier:
         found = run_soak(classifier, reload_from=tmp_path / "none", **SHORT)
-    assert found.fault_count == 3
+    assert found.fault_count == 9 + 1 + 1
+    assert len(found.faults) == 10
     assert "a reload ended with UsageError: There is no folder" in found.faults[0]
 
 

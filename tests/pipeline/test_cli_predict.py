@@ -10,6 +10,7 @@ import subprocess
 import sys
 
 import pytest
+from PIL import Image
 
 from edgekiln.pipeline.cli.picture_sources import PictureSearch
 
@@ -199,6 +200,7 @@ def test_files_with_another_ending_are_counted(tiny_run, edgekiln, photos, tmp_p
         ),
         (["none-*.png"], "No file matches 'none-*.png'."),
         (["--from-file", "none.txt"], "The list none.txt cannot be read: No such file or directory."),
+        (["--from-file", "picture.png"], "picture.png is no list of paths"),
         (["--from-file", "empty.txt"], "The list empty.txt names no picture."),
         (["-", "--from-file", "-"], "Standard input (-) can be read once only."),
         (["x.png", "--format", "yaml"], "'yaml' is not one of 'table', 'csv', 'jsonl'."),
@@ -208,6 +210,7 @@ def test_nothing_to_answer_is_an_error(tiny_run, edgekiln, tmp_path, monkeypatch
     monkeypatch.chdir(tmp_path)
     (tmp_path / "empty").mkdir()
     (tmp_path / "empty.txt").touch()
+    Image.new("RGB", (9, 9)).save(tmp_path / "picture.png")
     code, out, err = edgekiln("predict", tiny_run[2].bundle, *arguments, "-q")
     assert (code, out) == (2, "")
     assert complaint in err

@@ -359,7 +359,6 @@ def test_engine_that_fails_while_it_runs_is_told_and_the_bundle_is_written(
     [
         lambda m: m["variants"][2]["figures"].__setitem__("products", [1]),
         lambda m: m["variants"][2]["figures"].__setitem__("asked_precision", "int9"),
-        lambda m: m.__setitem__("provenance", [1]),
         lambda m: m.__setitem__("gate", [1]),
         lambda m: m["provenance"]["recipe"]["variants"][2].__setitem__("build", {"batch": {"maxi": 3}}),
         lambda m: m["provenance"]["recipe"]["variants"][2].__setitem__("build", {"workspace_mib": "big"}),

@@ -21,6 +21,7 @@ from edgekiln.runtime.batching import Batcher
 from edgekiln.runtime.classifier import Classifier, Selection
 from edgekiln.runtime.errors import (
     DeadlineError,
+    EdgekilnError,
     ExitCode,
     ImageError,
     NonFiniteError,
@@ -592,3 +593,57 @@ def test_many_threads_get_their_own_answers(mean_model, contract):
         counters = batcher.read_counters()
     assert (counters.answered, counters.failed, counters.waiting) == (640, 0, 0)
     assert sum(size * count for size, count in counters.batches.items()) == 640
+
+
+def test_what_is_no_picture_fails_alone(classifier):
+    with Batcher(classifier, max_batch=4, max_wait_us=50_000) as batcher:
+        futures = [batcher.submit(picture) for picture in (None, flat(1), flat(2), flat(3))]
+        assert [red(future) for future in futures[1:]] == [1, 2, 3]
+        with pytest.raises(ImageError, match="got NoneType"):
+            futures[0].result(PATIENCE_S)
+        with pytest.raises(ImageError, match="got NoneType"):
+            asyncio.run(batcher.predict_async(None))
+        assert red(batcher.submit(flat(4))) == 4
+
+
+def test_a_picture_that_was_taken_away_unheard_is_left_out_of_its_batch(classifier, session):
+    session.gate.clear()
+    with Batcher(classifier, max_batch=4, max_wait_us=0) as batcher:
+        running = batcher.submit(flat(0))
+        session.wait_until_entered()
+        futures = [batcher.submit(flat(i)) for i in (1, 2, 3)]
+        batcher._queue[1].frame = None  # a task was cancelled, and its future has not heard of it yet
+        session.gate.set()
+        assert [red(future) for future in (running, futures[0], futures[2])] == [0, 1, 3]
+        with pytest.raises(CancelledError):
+            futures[1].result(PATIENCE_S)
+
+
+def test_a_future_that_its_holder_ends_disturbs_nobody(classifier, session):
+    session.gate.clear()
+    with Batcher(classifier, max_batch=1, max_wait_us=0) as batcher:
+        running = batcher.submit(flat(0))
+        session.wait_until_entered()
+        given_up = batcher.submit(flat(1))
+        given_up.set_exception(TimeoutError("the caller has waited long enough"))
+        later = batcher.submit(flat(2))
+        session.gate.set()
+        assert [red(running), red(later)] == [0, 2]
+        assert batcher.read_counters().cancelled == 1
+
+
+def test_an_error_of_the_batchers_own_leaves_nobody_waiting(classifier, session, monkeypatch, caplog):
+    session.gate.clear()
+    with Batcher(classifier, max_batch=2, max_wait_us=0) as batcher:
+        running = batcher.submit(flat(0))
+        session.wait_until_entered()
+        waiting = [batcher.submit(flat(i)) for i in (1, 2, 3)]
+        monkeypatch.setattr(batcher, "_begin", lambda request, now: 1 / 0)
+        session.gate.set()
+        assert red(running) == 0
+        for future in waiting:
+            with pytest.raises(EdgekilnError, match="ended by an error of its own"):
+                future.result(PATIENCE_S)
+        with pytest.raises(UsageError, match="closed"):
+            batcher.submit(flat(4))
+    assert "ZeroDivisionError" in caplog.text

@@ -1,19 +1,13 @@
 """Places beside a final name: whose leftovers are removed, and whose are not."""
 
 import os
-import subprocess
-import sys
+import threading
 
 import pytest
 
-from edgekiln.runtime.beside import ABANDONED_AFTER_S, place_beside
-
-
-@pytest.fixture
-def ended_pid():
-    process = subprocess.Popen([sys.executable, "-c", ""])
-    process.wait()
-    return process.pid
+from edgekiln.runtime.archive import read_zip, write_zip
+from edgekiln.runtime.beside import ABANDONED_AFTER_S, place_beside, remove
+from edgekiln.runtime.bundle import open_bundle
 
 
 def leave(path, *, age_s=ABANDONED_AFTER_S + 60, folder=False):
@@ -28,34 +22,33 @@ def leave(path, *, age_s=ABANDONED_AFTER_S + 60, folder=False):
 
 
 @pytest.mark.parametrize("folder", [False, True])
-def test_what_a_killed_process_left_long_ago_is_removed(tmp_path, ended_pid, folder):
-    left = leave(tmp_path / f".b.zip-{ended_pid}", folder=folder)
-    assert place_beside(tmp_path / "b.zip") == tmp_path / f".b.zip-{os.getpid()}"
+def test_what_a_killed_process_left_long_ago_is_removed(tmp_path, folder):
+    left = leave(tmp_path / ".b.zip.0123abcd.edgekiln-partial", folder=folder)
+    place = place_beside(tmp_path / "b.zip")
+    assert place.parent == tmp_path
     assert not left.exists()
 
 
-def test_what_is_in_the_way_is_removed(tmp_path):
-    left = leave(tmp_path / f".b-{os.getpid()}", age_s=0, folder=True)
-    assert place_beside(tmp_path / "b") == left
-    assert not left.exists()
+def test_no_two_places_are_the_same(tmp_path):
+    assert len({place_beside(tmp_path / "b") for _ in range(50)}) == 50
 
 
-def test_what_may_still_be_written_or_is_somebody_elses_stays(tmp_path, ended_pid):
+def test_what_may_still_be_written_or_is_somebody_elses_stays(tmp_path):
     kept = [
-        leave(tmp_path / f".b-{ended_pid}", age_s=ABANDONED_AFTER_S - 60),  # by another machine, perhaps
-        leave(tmp_path / f".b-{os.getppid()}"),  # by a process that lives
-        leave(tmp_path / f".other-{ended_pid}"),
-        leave(tmp_path / f".b-{ended_pid}x"),
-        leave(tmp_path / f"b-{ended_pid}"),
+        leave(tmp_path / ".b.0123abcd.edgekiln-partial", age_s=ABANDONED_AFTER_S - 60),
+        leave(tmp_path / ".other.0123abcd.edgekiln-partial"),
+        leave(tmp_path / ".b.0123abcd.edgekiln-partial.bak"),
+        leave(tmp_path / ".b-20240101", folder=True),
+        leave(tmp_path / ".b.0123abcd"),
         leave(tmp_path / "b"),
     ]
     place_beside(tmp_path / "b")
     assert all(path.exists() for path in kept)
 
 
-def test_a_link_is_removed_and_not_followed(tmp_path, ended_pid):
+def test_a_link_is_removed_and_not_followed(tmp_path):
     (tmp_path / "precious").mkdir()
-    link = tmp_path / f".b-{ended_pid}"
+    link = tmp_path / ".b.0123abcd.edgekiln-partial"
     link.symlink_to(tmp_path / "precious")
     os.utime(link, (0, 0), follow_symlinks=False)
     place_beside(tmp_path / "b")
@@ -65,3 +58,28 @@ def test_a_link_is_removed_and_not_followed(tmp_path, ended_pid):
 
 def test_a_folder_that_does_not_exist_is_the_writers_matter(tmp_path):
     assert place_beside(tmp_path / "none" / "b").parent == tmp_path / "none"
+    remove(tmp_path / "none" / "b")
+
+
+def test_of_many_writers_of_one_name_none_disturbs_another(bundle_folder, tmp_path):
+    bundle, path = open_bundle(bundle_folder), tmp_path / "b.zip"
+    write_zip(bundle, path)
+    whole, failures = path.read_bytes(), []
+
+    def write():
+        try:
+            for _ in range(10):
+                write_zip(bundle, path)
+        except Exception as error:
+            failures.append(error)
+
+    threads = [threading.Thread(target=write) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    while any(thread.is_alive() for thread in threads):
+        assert path.read_bytes() == whole
+    for thread in threads:
+        thread.join()
+    assert failures == []
+    assert read_zip(path).names() == bundle.source.names()
+    assert [entry.name for entry in tmp_path.iterdir() if entry.name.startswith(".")] == []

@@ -178,7 +178,7 @@ def test_an_extra_folder_is_refused(bundle_folder, refused):
 def test_a_link_instead_of_a_file_is_refused_even_to_the_same_bytes(bundle_folder, refused, tmp_path, name):
     path = Path(shutil.move(bundle_folder / name, tmp_path / "original"))
     (bundle_folder / name).symlink_to(path)
-    refused(bundle_folder, "cannot be read: .*symbolic links", names=bundle_folder / name)
+    refused(bundle_folder, "is a link; a bundle holds its files themselves", names=bundle_folder / name)
 
 
 @pytest.mark.parametrize("name", [*FILES, MANIFEST_NAME])
@@ -634,3 +634,32 @@ def test_a_provenance_that_is_none_is_refused(bundle_folder, refused, provenance
 def test_a_provenance_may_be_missing(bundle_folder, provenance):
     edit(bundle_folder, lambda document: document.update(provenance=provenance))
     open_bundle(bundle_folder)
+
+
+@pytest.mark.parametrize("reason", ["\\ud800", "\\udcff and more"])
+def test_text_that_is_no_utf8_is_refused(bundle_folder, refused, reason):
+    path = bundle_folder / MANIFEST_NAME
+    path.write_text(path.read_text().replace("why fp32 got its verdict", reason))
+    refused(bundle_folder, "UnicodeEncodeError", names=MANIFEST_NAME)
+    path.write_bytes(path.read_bytes().replace(reason.encode(), b"\xed\xa0\x80"))
+    refused(bundle_folder, "UnicodeDecodeError", names=MANIFEST_NAME)
+
+
+def test_letters_beyond_the_basic_plane_are_text(bundle_folder):
+    path = bundle_folder / MANIFEST_NAME
+    path.write_text(path.read_text().replace("why fp32 got its verdict", "\\ud83d\\ude00"))
+    assert open_bundle(bundle_folder).variant("fp32").reason == "\N{GRINNING FACE}"
+
+
+def test_a_folder_that_vanishes_meanwhile_is_told(bundle_folder, monkeypatch):
+    def vanish(path):
+        raise FileNotFoundError(errno.ENOENT, "No such file or directory")
+
+    monkeypatch.setattr(os, "scandir", vanish)
+    with pytest.raises(BundleError, match="cannot be read: No such file"):
+        open_bundle(bundle_folder)
+
+
+def test_a_reload_asks_for_the_keys_that_an_iterator_gave(bundle_folder):
+    with load(bundle_folder, allow_operators=iter(["x::Y"])) as classifier:
+        classifier.reload(bundle_folder)

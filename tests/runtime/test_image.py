@@ -282,7 +282,8 @@ def test_transparent_palette_entries_show_the_background():
     assert Image.open(io.BytesIO(data)).mode == "P"
     colors[2] = (70, 80, 90)
     contract = as_is(9, 6, background=(70, 80, 90))
-    for picture in (data, Image.open(io.BytesIO(data))):
+    opened = Image.open(io.BytesIO(data))
+    for picture in (data, opened, opened):  # once it is loaded, nothing of Pillow's tells its depth any more
         np.testing.assert_array_equal(prepare(picture, contract), colors[indices])
 
 
@@ -302,18 +303,20 @@ def test_a_transparent_color_shows_the_background(mode, key):
         (1, 0, bytes([0b01000000]), (1,), (0, 0, 0)),
         (2, 0, bytes([0b01100000]), (2,), (85, 85, 85)),
         (4, 0, bytes([0x5A]), (10,), (85, 85, 85)),
+        (4, 0, bytes([0x5A]), (0x130 + 10,), (85, 85, 85)),  # only the lowest bits count
         (8, 0, bytes([5, 10]), (10,), (5, 5, 5)),
         (16, 0, struct.pack(">2H", 257, 40_000), (40_000,), (1, 1, 1)),
         (8, 2, bytes([1, 2, 3, 4, 5, 6]), (4, 5, 6), (1, 2, 3)),
         (16, 2, struct.pack(">6H", 256, 512, 768, 4000, 5000, 6000), (4000, 5000, 6000), (1, 2, 3)),
     ],
-    ids=["grey1", "grey2", "grey4", "grey8", "grey16", "rgb8", "rgb16"],
+    ids=["grey1", "grey2", "grey4", "grey4-high", "grey8", "grey16", "rgb8", "rgb16"],
 )
 def test_a_png_of_any_depth_shows_the_background_through_its_transparent_color(
     depth, kind, row, key, visible
 ):
     data = png_of_two_pixels(depth, kind, row, key)
-    for picture in (data, Image.open(io.BytesIO(data))):
+    opened = Image.open(io.BytesIO(data))
+    for picture in (data, opened, opened):  # once it is loaded, nothing of Pillow's tells its depth any more
         upright = decode(picture, background=(200, 100, 50))
         assert [upright.getpixel((x, 0)) for x in range(2)] == [visible, (200, 100, 50)]
 

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from edgekiln.runtime import image_limits
 from edgekiln.runtime.contract import Contract
 from edgekiln.runtime.errors import ImageError
 from edgekiln.runtime.image import decode, prepare
@@ -285,3 +286,35 @@ def test_coded_data_that_looks_like_markers_does_not_count():
     assert jpeg.count(b"\xff\x00") > 50
     assert jpeg.count(b"\xff\xd0") > 50
     assert check_structure(jpeg, "it").scans == 1
+
+
+def with_junk(data, junk):
+    """Before the first quantization table, where Pillow and libjpeg pass over it."""
+    place = data.index(b"\xff\xdb")
+    return data[:place] + junk + data[place:]
+
+
+@pytest.mark.parametrize("junk", [b"\0", b"junk", b"\0" * 10_000, b"\xff\0", b"\0\xff\xff"])
+def test_junk_between_segments_hides_nothing(junk):
+    whole = progressive(64)
+    walk = check_structure(with_junk(whole, junk), "it")
+    assert (walk.scans, walk.components, walk.buffered, walk.ended) == (10, 3, True, True)
+    assert np.array_equal(prepare(with_junk(whole, junk), CONTRACT), prepare(whole, CONTRACT))
+    with pytest.raises(ImageError, match="scans"):
+        check_structure(with_junk(with_scans(progressive(64), MAX_SCANS + 1), junk), "it")
+
+
+@pytest.mark.parametrize("marker", [0x01, 0x02, 0xBF])
+def test_a_marker_without_a_length_hides_no_scans(marker):
+    data = with_scans(progressive(64), MAX_SCANS + 1)
+    place = data.index(b"\xff\xda") + 14  # in the first scan's codes
+    hiding = bytes([0xFF, marker]) + len(data).to_bytes(2, "big")
+    with pytest.raises(ImageError, match="scans"):
+        check_structure(data[:place] + hiding + data[place:], "it")
+
+
+def test_a_jpeg_that_the_walk_cannot_follow_is_refused(monkeypatch):
+    monkeypatch.setattr(image_limits, "_segments", lambda data: iter(()))
+    with pytest.raises(ImageError, match="its segments cannot be followed") as caught:
+        prepare(progressive(64), CONTRACT)
+    assert caught.value.reason == "corrupt"

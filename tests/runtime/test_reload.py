@@ -163,7 +163,7 @@ def test_an_adopted_classifier_is_closed_and_closing_it_closes_nothing(contract)
             other.predict(flat(1))
         assert session.closed == 0
         assert classifier.session is session
-        with pytest.raises(UsageError, match="cannot adopt itself"):
+        with pytest.raises(UsageError, match="adopts another Classifier"):
             classifier.adopt(classifier)
     assert session.closed == 1
 
@@ -386,3 +386,21 @@ def check_fork(bundle, action, told, backend="onnxruntime-cpu"):
 def test_a_loaded_model_that_does_not_fit_its_contract_is_refused(contract):
     with pytest.raises(EngineError, match=r"takes frames of \(2, 2\)"):
         Classifier(GatedSession(frame_shape=(2, 2)), contract, SELECTION)
+
+
+def test_what_was_closed_meanwhile_is_not_adopted(contract):
+    first, other = (
+        Classifier(GatedSession(), contract, Selection("x", "fake", "fp32", "")) for _ in range(2)
+    )
+
+    def close_after_the_warm_up(runs=3):
+        other.close()
+
+    other.warm_up = close_after_the_warm_up
+    with first:
+        with pytest.raises(UsageError, match="it has nothing to serve"):
+            first.adopt(other)
+        assert first.predict(flat(3)).logits[0] == 3
+        for nothing in (None, "bundle"):
+            with pytest.raises(UsageError, match="adopts another Classifier"):
+                first.adopt(nothing)

@@ -170,7 +170,7 @@ def test_same_content_and_key_give_the_same_bytes(signed, keys, tmp_path):
 
 
 def test_a_signing_that_was_killed_is_repaired_by_the_next(bundle_folder, keys):
-    (bundle_folder / f".{SIGNATURE_NAME}-12345").write_bytes(b"half of it")
+    (bundle_folder / f".{SIGNATURE_NAME}.0123abcd.edgekiln-partial").write_bytes(b"half of it")
     with pytest.raises(BundleError):
         open_bundle(bundle_folder)
     sign_bundle(bundle_folder, load_private_key(keys[0]))
@@ -270,9 +270,9 @@ def test_a_signature_that_is_no_file_is_refused_by_all(signed, refused, tmp_path
         path.symlink_to(tmp_path / "kept.sig")
     else:
         path.mkdir()
-    with pytest.raises(BundleError, match=r"model\.sig (cannot be read|is not a regular file)"):
+    with pytest.raises(BundleError, match=r"model\.sig (is a link|is not a regular file)"):
         open_bundle(signed)
-    refused(signed, r"model\.sig (cannot be read|is not a regular file)", kind=BundleError)
+    refused(signed, r"model\.sig (is a link|is not a regular file)", kind=BundleError)
 
 
 def test_a_manifest_does_not_list_its_signature(signed, keys, refused):
@@ -416,6 +416,33 @@ def test_a_key_needs_a_name(name):
         write_key_pair(Path(name))
 
 
+@pytest.mark.parametrize("passphrase", [b"", b"x" * 1024, "text"])
+def test_a_passphrase_that_no_key_can_have_is_refused(tmp_path, passphrase):
+    with pytest.raises(UsageError, match="A passphrase is 1 to 1023 bytes"):
+        write_key_pair(tmp_path / "release", passphrase)
+
+
+def test_a_name_that_no_file_can_have_is_told(tmp_path):
+    with pytest.raises(ResourceError, match=r"cannot be written: .*too long"):
+        write_key_pair(tmp_path / ("k" * 300))
+
+
+def test_only_a_private_key_of_the_format_signs(bundle_folder, keys):
+    for key in (None, "release.key", rsa.generate_private_key(65537, 2048), load_public_keys([keys[1]])):
+        with pytest.raises(UsageError, match="is signed with a private EC key, got"):
+            sign_bundle(bundle_folder, key)
+    with pytest.raises(UsageError, match="lies on the curve secp256k1"):
+        sign_bundle(bundle_folder, ec.generate_private_key(ec.SECP256K1()))
+    with pytest.raises(UsageError, match="is a public key; a private one signs"):
+        load_private_key(keys[1])
+
+
+@pytest.mark.parametrize("path", ["x" * 300, "a\0", 5])
+def test_what_is_no_path_is_not_signed(keys, path):
+    with pytest.raises(UsageError, match=r"is no path|There is no folder"):
+        sign_bundle(path, load_private_key(keys[0]))
+
+
 def test_half_a_pair_is_not_left_behind(tmp_path, monkeypatch):
     unpatched = os.fsync
     calls = []
@@ -469,7 +496,7 @@ def test_no_keys_are_not_the_same_as_none_asked_for(signed, keys):
     with pytest.raises(UsageError, match="trusted_keys is empty: no bundle could be trusted"):
         load(signed, trusted_keys=[])
     for one in (keys[1], str(keys[1]), keys[1].read_bytes()):
-        with pytest.raises(UsageError, match="takes a list of keys, got one"):
+        with pytest.raises(UsageError, match="takes a list of keys, got "):
             load(signed, trusted_keys=one)
 
 
@@ -566,7 +593,7 @@ def test_predict_asks_for_the_signature(signed, keys, foreign, tmp_path):
     assert type(done.exception) is SignatureError
 
 
-def test_a_passphrase_comes_from_the_environment_or_a_person(bundle_folder, tmp_path):
+def test_a_passphrase_comes_from_the_environment_or_a_person(bundle_folder, tmp_path, monkeypatch):
     env = {"EDGEKILN_KEY_PASSPHRASE": "secret"}
     done = invoke("keygen", "--out", tmp_path / "k", env=env)
     assert "(encrypted)" in done.stdout
@@ -575,6 +602,11 @@ def test_a_passphrase_comes_from_the_environment_or_a_person(bundle_folder, tmp_
     assert type(done.exception) is UsageError
     assert "is encrypted. Give its passphrase in EDGEKILN_KEY_PASSPHRASE" in str(done.exception)
     assert invoke("sign", bundle_folder, "--key", tmp_path / "k.key", env=env).exception is None
+    asked = invoke("keygen", "--out", tmp_path / "p", "--passphrase")
+    assert "There is no terminal to ask for a passphrase. Give it in EDGEKILN_KEY_PASSPHRASE" in str(
+        asked.exception
+    )
+    monkeypatch.setattr("edgekiln.pipeline.cli.signing._can_ask", lambda: True)
     asked = CliRunner().invoke(
         cli, ["keygen", "--out", str(tmp_path / "p"), "--passphrase"], input="abc\nabc\n"
     )

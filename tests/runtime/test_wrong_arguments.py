@@ -1,5 +1,6 @@
 """Arguments of a wrong kind, at every door of the runtime: a UsageError that names them, never an error from within."""
 
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -8,10 +9,11 @@ from PIL import Image
 from serving_support import GatedSession, flat
 
 from edgekiln.runtime.backends import open_session
+from edgekiln.runtime.backends.openvino import import_openvino
 from edgekiln.runtime.batching import Batcher
 from edgekiln.runtime.bundle import load, open_bundle
 from edgekiln.runtime.classifier import Classifier, Selection
-from edgekiln.runtime.errors import ExitCode, UsageError
+from edgekiln.runtime.errors import ExitCode, ResourceError, UsageError
 
 
 @pytest.fixture
@@ -37,8 +39,11 @@ def refused(message, call, *arguments, **options):
         ({"device": ["cpu"]}, r"Unknown device \['cpu'\]"),
         ({"variant": 5}, "has no variant 5"),
         ({"allow_operators": "com.microsoft::Gelu"}, "allow_operators must be a list of strings"),
+        ({"allow_operators": None}, "allow_operators must be a list of strings"),
         ({"allow_operators": [5]}, "allow_operators must be a list of strings"),
         ({"fast_decode": "yes"}, "Unknown fast_decode 'yes'"),
+        ({"fast_decode": 1}, "Unknown fast_decode 1"),
+        ({"trusted_keys": 5}, "trusted_keys takes a list of keys, got 5"),
         ({"trusted_keys": "key.pub"}, "trusted_keys takes a list of keys"),
         ({"trusted_keys": [5]}, "A key must be a path or PEM bytes, got int"),
         ({"trusted_keys": ["a\0"]}, "cannot be read: embedded null"),
@@ -110,7 +115,7 @@ def test_a_batcher(classifier, options, message):
     refused(message, Batcher, classifier, **options)
 
 
-@pytest.mark.parametrize("deadline", ["1", 0, -1, float("nan"), float("inf"), True])
+@pytest.mark.parametrize("deadline", ["1", 0, -1, float("nan"), float("inf"), 10**400, True])
 def test_a_deadline(classifier, deadline):
     with Batcher(classifier) as batcher:
         refused("deadline_ms must be over 0 milliseconds", batcher.submit, flat(1), deadline_ms=deadline)
@@ -121,3 +126,20 @@ def test_whole_numbers_of_numpy_are_whole_numbers(classifier):
     assert len(classifier.predict(flat(1)).top(np.int64(2))) == 2
     with Batcher(classifier, max_batch=np.int32(2), max_wait_us=np.float32(10)) as batcher:
         batcher.submit(flat(1), deadline_ms=np.float64(10_000)).result()
+
+
+def test_where_no_thread_can_be_started_that_is_said(classifier, mean_model, monkeypatch):
+    import_openvino()
+
+    def refuse(thread):
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(threading.Thread, "start", refuse)
+    answers = classifier.predict_stream([flat(1)])
+    for door in (
+        lambda: open_session("openvino", mean_model),
+        lambda: Batcher(classifier),
+        lambda: next(answers),
+    ):
+        with pytest.raises(ResourceError, match="cannot be started: can't start new thread"):
+            door()

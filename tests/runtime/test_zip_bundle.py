@@ -1,5 +1,6 @@
 """A bundle as a zip: read into memory under caps, refused where it could mean two things, always written the same."""
 
+import errno
 import io
 import json
 import os
@@ -17,7 +18,7 @@ from PIL import Image
 import edgekiln.runtime.archive as archive_module
 from edgekiln.runtime.archive import MAX_MEMBERS, MAX_RATIO, read_zip, write_zip
 from edgekiln.runtime.bundle import MANIFEST_NAME, SIGNATURE_NAME, load, open_bundle
-from edgekiln.runtime.errors import BundleError, EdgekilnError, ExitCode, UsageError
+from edgekiln.runtime.errors import BundleError, EdgekilnError, ExitCode, ResourceError, UsageError
 
 RED = Image.new("RGB", (8, 4), (100, 0, 0))
 fuzz = settings(
@@ -196,9 +197,18 @@ def test_a_file_that_changes_while_it_is_archived_leaves_nothing(bundle_folder, 
 
 def test_an_archive_is_not_written_into_the_bundle_or_nowhere(bundle_folder, tmp_path):
     bundle = open_bundle(bundle_folder)
-    for path in (bundle_folder / "b.zip", tmp_path / "none" / "b.zip", tmp_path):
-        with pytest.raises(UsageError, match="cannot be written"):
+    (tmp_path / "round.zip").symlink_to(tmp_path / "round.zip")
+    for path, message in (
+        (bundle_folder / "b.zip", "it would lie in the bundle itself"),
+        (tmp_path / "none" / "b.zip", "There is no folder"),
+        (tmp_path, "it is a folder"),
+        (tmp_path / "round.zip", "is no path to write to"),
+        (tmp_path / ("x" * 300), "is no path to write to"),
+    ):
+        with pytest.raises(UsageError, match=message):
             write_zip(bundle, path)
+    with pytest.raises(ResourceError, match=r"cannot be written: .*too long"):
+        write_zip(bundle, tmp_path / ("x" * 250))  # fits, and its temporary name does not
     open_bundle(bundle_folder)
 
 
@@ -502,3 +512,14 @@ def test_the_reader_agrees_with_pythons(zipped):
         for name in archive.namelist():
             assert b"".join(source.read(name, 2**20)) == archive.read(name)
             assert len(b"".join(source.read(name, 3))) == min(4, len(archive.read(name)))
+
+
+def test_an_archive_that_may_not_be_read_is_no_mark_against_it(bundle_folder, tmp_path, monkeypatch):
+    write_zip(open_bundle(bundle_folder), tmp_path / "b.zip")
+
+    def fail(*arguments, **options):
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    monkeypatch.setattr(os, "open", fail)
+    with pytest.raises(ResourceError, match=r"Too many open files.*ulimit -n"):
+        read_zip(tmp_path / "b.zip")

@@ -241,9 +241,7 @@ class _Tally:
         fault = given.find_fault(got)
         with self.lock:
             if fault is not None:
-                self.fault_count += 1
-                if len(self.faults) < _KEPT_FAULTS:
-                    self.faults.append(fault)
+                self._count_fault(fault)
             elif isinstance(got, Exception):
                 self.refused += 1
             else:
@@ -253,7 +251,11 @@ class _Tally:
 
     def add_fault(self, fault: str) -> None:
         with self.lock:
-            self.fault_count += 1
+            self._count_fault(fault)
+
+    def _count_fault(self, fault: str) -> None:
+        self.fault_count += 1
+        if len(self.faults) < _KEPT_FAULTS:
             self.faults.append(fault)
 
     def end_minute(self, number: int) -> Minute:

@@ -10,7 +10,6 @@ from __future__ import annotations
 import hashlib
 import io
 import os
-import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -25,7 +24,7 @@ from edgekiln.pipeline.privacy import machine_folders, strip_folders
 from edgekiln.pipeline.progress import Progress
 from edgekiln.pipeline.sbom import write_sbom
 from edgekiln.runtime.backends import open_session
-from edgekiln.runtime.beside import place_beside
+from edgekiln.runtime.beside import place_beside, remove
 from edgekiln.runtime.bundle import Bundle, VariantRecord, open_bundle, write_manifest
 from edgekiln.runtime.contract import Contract
 from edgekiln.runtime.engine_header import Flavour
@@ -102,7 +101,7 @@ def build_on_target(request: TargetRequest, progress: Progress) -> dict[str, Any
         except OSError as error:  # another build was faster
             raise _in_use(out) from error
     finally:
-        shutil.rmtree(beside, ignore_errors=True)
+        remove(beside)
     return content
 
 

@@ -18,8 +18,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, NoReturn
 
-from edgekiln.runtime.beside import place_beside
-from edgekiln.runtime.bundle_source import MemorySource
+from edgekiln.runtime.beside import place_beside, remove
+from edgekiln.runtime.bundle_source import MemorySource, explain_unreadable
 from edgekiln.runtime.errors import BundleError, ResourceError, UsageError
 
 if TYPE_CHECKING:
@@ -78,9 +78,9 @@ def read_zip(path: Path) -> MemorySource:
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)  # a pipe must not be waited for
     except FileNotFoundError as error:
-        raise UsageError(f"There is no file {path}.", path=path) from error
+        raise UsageError(f"There is no file {path}.", hint="Check the path.", path=path) from error
     except OSError as error:
-        raise BundleError(f"{path} cannot be read: {error.strerror}.", path=path) from error
+        raise explain_unreadable(path, error) from error
     with os.fdopen(descriptor, "rb") as file:
         status = os.fstat(descriptor)
         if not stat.S_ISREG(status.st_mode):
@@ -112,7 +112,7 @@ def _read_at(file: BinaryIO, offset: int, size: int, path: Path) -> bytes:
         file.seek(offset)
         data = file.read(size)
     except OSError as error:
-        raise BundleError(f"{path} cannot be read: {error.strerror}.", path=path) from error
+        raise explain_unreadable(path, error) from error
     if len(data) != size:
         _refuse(path, "it ends too early")
     return data
@@ -278,22 +278,29 @@ def write_zip(bundle: Bundle, path: Path) -> None:
             hint="Ship the folder.",
             path=bundle.path,
         )
-    folder = path.resolve().parent
-    if not folder.is_dir():
-        raise UsageError(f"There is no folder {folder}.", hint="Make it first.", path=folder)
-    if path.is_dir() or folder == bundle.path.resolve():
-        found = "it is a folder" if path.is_dir() else "it would lie in the bundle itself"
-        raise UsageError(
-            f"{path} cannot be written: {found}.", hint="Name a file in another folder.", path=path
-        )
-    beside = place_beside(folder / path.name)
+    _check_target(bundle, path)
+    beside = place_beside(path)
     try:
         _write_members(bundle, beside)
         beside.replace(path)
     except OSError as error:
         raise ResourceError(f"{path} cannot be written: {error.strerror}.", path=path) from error
     finally:
-        beside.unlink(missing_ok=True)
+        remove(beside)
+
+
+def _check_target(bundle: Bundle, path: Path) -> None:
+    try:
+        folder = path.resolve().parent
+        if not folder.is_dir():
+            raise UsageError(f"There is no folder {folder}.", hint="Make it first.", path=folder)
+        found = "it is a folder" if path.is_dir() else "it would lie in the bundle itself"
+        if path.is_dir() or folder == bundle.path.resolve():
+            raise UsageError(
+                f"{path} cannot be written: {found}.", hint="Name a file in another folder.", path=path
+            )
+    except (OSError, ValueError, RuntimeError) as error:  # too long, a NUL, or links that lead in a circle
+        raise UsageError(f"{str(path)[:200]!r} is no path to write to: {error}.") from error
 
 
 def _write_members(bundle: Bundle, path: Path) -> None:

@@ -43,9 +43,12 @@ def check_threads(threads: int | None) -> None:
 
 
 def check_duration(name: str, value: Any, unit: str, *, zero: bool) -> None:
-    """Raise UsageError where ``value`` is not a finite number of ``unit`` over 0, or with ``zero`` 0 itself."""
-    number = isinstance(value, Real) and not isinstance(value, bool)
-    if not number or not math.isfinite(value) or value < 0 or (value == 0 and not zero):
+    """Raise UsageError where ``value`` is no number of ``unit`` over 0, or with ``zero`` 0 itself, or has no end."""
+    try:
+        number = float(value) if isinstance(value, Real) and not isinstance(value, bool) else math.nan
+    except OverflowError:  # a whole number of hundreds of digits
+        number = math.inf
+    if not 0 <= number < math.inf or (number == 0 and not zero):
         raise UsageError(f"{name} must be {'0 or more' if zero else 'over 0'} {unit}, got {value!r}.")
 
 
@@ -65,7 +68,8 @@ def check_several(pictures: object, caller: str) -> None:
 
 def check_strings(name: str, values: Collection[str]) -> None:
     """Raise UsageError where ``values`` is one string, which is a collection of strings too, or holds anything else."""
-    if isinstance(values, str) or not all(isinstance(value, str) for value in values):
+    several = isinstance(values, Collection) and not isinstance(values, str)
+    if not several or not all(isinstance(value, str) for value in values):
         raise UsageError(f"{name} must be a list of strings, got {values!r}.")
 
 

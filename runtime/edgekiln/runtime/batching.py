@@ -11,26 +11,28 @@ from __future__ import annotations
 
 import asyncio
 import atexit
+import contextlib
 import logging
 import math
 import threading
 from collections import Counter, deque
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, InvalidStateError, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from time import monotonic
 from types import TracebackType
-from typing import TypeVar
+from typing import Any, TypeVar, cast
 from weakref import WeakSet
 
 import numpy as np
 
 from edgekiln.runtime.arguments import MAX_THREADS, check_duration, check_whole_number
 from edgekiln.runtime.classifier import Classifier, Prediction, predict_frames
-from edgekiln.runtime.errors import DeadlineError, OverloadedError, UsageError
+from edgekiln.runtime.errors import DeadlineError, EdgekilnError, OverloadedError, UsageError
 from edgekiln.runtime.forking import HomeProcess
 from edgekiln.runtime.image import ColorOrder, Frame, Picture
 from edgekiln.runtime.loaded import LoadedModel
+from edgekiln.runtime.threads import start_thread
 
 __all__ = ["Batcher", "BatcherCounters"]
 
@@ -43,6 +45,8 @@ _FIRST_LATENESS_S, _MOST_LATENESS_S, _LEARNING_RATE = 50e-6, 300e-6, 0.1
 _MARGIN, _LEAST_MARGIN_S = 0.1, 1e-3
 _WINDOW = 2048  # answers: enough for a p99 of 20 samples, and 16 KiB
 
+_TAKEN_AWAY: Any = object()
+"""In a picture's place: it has been prepared, or its task was cancelled. Anything else may be a caller's picture."""
 _ENDS = ("answered", "failed", "cancelled", "expired", "refused")
 
 
@@ -86,7 +90,7 @@ class _Answer(Future[Prediction]):
 class _Request:
     """One picture on its way. ``begun`` and ``deadline`` are seconds of the monotonic clock."""
 
-    picture: Picture | None
+    picture: Picture
     color_order: ColorOrder
     begun: float
     deadline: float | None
@@ -133,6 +137,7 @@ class Batcher:
 
         Raises:
             UsageError: a limit below 1, or a negative wait.
+            ResourceError: no thread can be started.
         """
         check_whole_number("max_batch", max_batch)
         check_whole_number("max_queue", max_queue)
@@ -152,14 +157,14 @@ class Batcher:
         self._maybe_gone = False  # whether one that waits may have been cancelled
         self._first_deadline = math.inf  # of those that wait, or earlier
         self._wakes_at = math.inf  # when the engine's thread stops waiting for more
+        self._running: list[_Request] = []
         self._closed = self._dropping = False
         self._prepare_threads = prepare_threads
         self._pool: ThreadPoolExecutor | None = None
         self._ended: Counter[str] = Counter()
         self._batches: Counter[int] = Counter()
         self._latencies_ms: deque[float] = deque(maxlen=_WINDOW)
-        self._thread = threading.Thread(target=self._serve, name="edgekiln-batcher", daemon=True)
-        self._thread.start()
+        self._thread = start_thread(self._serve, "edgekiln-batcher", daemon=True)
         _open_batchers.add(self)
 
     def submit(
@@ -201,7 +206,7 @@ class Batcher:
         try:
             return await asyncio.wrap_future(request.future)
         except asyncio.CancelledError:
-            request.picture = None  # it may still lie in the pool's own queue, which has no bound
+            request.picture = _TAKEN_AWAY  # it may still lie in the pool's own queue, which has no bound
             self._leave_place(request)
             raise
 
@@ -341,7 +346,7 @@ class Batcher:
             return
         try:
             picture = request.picture  # which a cancellation may take away at any moment
-            if picture is not None and not (request.future.cancelled() or self._dropping):
+            if picture is not _TAKEN_AWAY and not (request.future.cancelled() or self._dropping):
                 request.frame = request.model.prepare(picture, request.color_order)
         except BaseException as error:
             self._leave_place(request)
@@ -350,7 +355,7 @@ class Batcher:
                 raise  # Ctrl-C while decoding is also the caller's
             return
         finally:
-            request.picture = None  # the frame is all that is needed; encoded bytes may be many
+            request.picture = _TAKEN_AWAY  # the frame is all that is needed; encoded bytes may be many
         if not self._enqueue(request):
             self._fail_unrun(request, _closed_error())
 
@@ -373,8 +378,23 @@ class Batcher:
     # -- in the thread that runs the engine
 
     def _serve(self) -> None:
-        while self._serve_one():
-            pass
+        try:
+            while self._serve_one():
+                pass
+        except BaseException:  # whatever it was, nobody must wait for ever
+            _log.exception("the batcher's thread has ended by an error of its own")
+            self._give_up()
+
+    def _give_up(self) -> None:
+        with self._lock:
+            self._closed = self._dropping = True
+            waiting = [*self._running, *self._queue]
+            self._queue.clear()
+            self._changed.notify_all()
+        error = EdgekilnError("The batcher has ended by an error of its own: see the log.")
+        for request in waiting:
+            with contextlib.suppress(InvalidStateError):  # ended before that
+                request.future.set_exception(error)
 
     def _serve_one(self) -> bool:
         """Wait for a batch and run it; False when the batcher is closed and nothing is left."""
@@ -385,7 +405,9 @@ class Batcher:
             self._wait_for_more()
             batch = self._take_batch()
         now = monotonic()
+        self._running = batch
         self._run([request for request in batch if self._begin(request, now)])
+        self._running = []
         return True
 
     def _has_work_or_ends(self) -> bool:
@@ -428,7 +450,9 @@ class Batcher:
                 ),
             )
             return False
-        if request.future.set_running_or_notify_cancel():
+        if request.frame is None:  # taken away by a task whose future has not heard of it yet
+            request.future.cancel()
+        if _claim(request.future):
             return True
         self._end([request], "cancelled")
         return False
@@ -440,8 +464,9 @@ class Batcher:
         with self._lock:
             self._batches[len(batch)] += 1
         try:
-            # All have a frame: one that was cancelled before it was decoded did not begin.
-            frames = [request.frame for request in batch if request.frame is not None]
+            frames = [
+                cast("Frame", request.frame) for request in batch
+            ]  # without one it would not have begun
             predictions = predict_frames(batch[0].model, frames)
         except Exception as error:
             if len(batch) > 1:
@@ -459,7 +484,7 @@ class Batcher:
 
     def _fail_unrun(self, request: _Request, error: BaseException) -> None:
         """End a request whose batch has not begun."""
-        if not request.future.set_running_or_notify_cancel():
+        if not _claim(request.future):
             self._end([request], "cancelled")
             return
         self._end([request], "expired" if isinstance(error, DeadlineError) else "failed")
@@ -483,6 +508,16 @@ class Batcher:
                 self._latencies_ms.extend(1000 * (now - request.begun) for request in requests)
         for request in requests:
             request.model.release()
+
+
+def _claim(future: _Answer) -> bool:
+    """Whether a future still waits: it was neither cancelled nor ended by whoever holds it. From now on it is ours."""
+    if future.done() and not future.cancelled():
+        return False
+    try:
+        return future.set_running_or_notify_cancel()
+    except RuntimeError:  # between the two lines, or told of its cancellation already
+        return False
 
 
 def _closed_error() -> UsageError:

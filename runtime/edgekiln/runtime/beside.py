@@ -3,48 +3,39 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import re
+import secrets
 import shutil
 from pathlib import Path
 from time import time
 
-__all__ = ["ABANDONED_AFTER_S", "place_beside"]
+__all__ = ["ABANDONED_AFTER_S", "ENDING", "place_beside", "remove"]
 
-ABANDONED_AFTER_S = 3600.0
-"""Seconds without a change. A process of another machine or container, which cannot be asked for, may still write."""
+ABANDONED_AFTER_S = 86_400.0
+"""Seconds without a change until what lies there is taken for the rest of a killed process. Whether that still runs
+cannot be asked: it may be in another container, or on another machine."""
+ENDING = "edgekiln-partial"
 
 
 def place_beside(path: Path) -> Path:
-    """A place in the folder of ``path`` for this process to write to, and then to rename to ``path``.
+    """A name in the folder of ``path`` that nobody else has, to write to and then to rename to ``path``.
 
-    What killed processes left at such places is removed; what is in the way of this one is, too.
+    What killed processes left there a day ago or longer is removed.
     """
-    pattern = re.compile(re.escape(f".{path.name}-") + r"(\d+)")
+    pattern = re.compile(re.escape(f".{path.name}.") + r"[0-9a-f]{8}\." + re.escape(ENDING))
     with contextlib.suppress(
         OSError
     ):  # a folder that cannot be listed can perhaps be written, which shows later
         for entry in path.parent.iterdir():
-            match = pattern.fullmatch(entry.name)
-            if match is not None and _is_abandoned(entry, int(match[1])):
-                _remove(entry)
-    return path.with_name(f".{path.name}-{os.getpid()}")
+            if pattern.fullmatch(entry.name) and time() - entry.lstat().st_mtime > ABANDONED_AFTER_S:
+                remove(entry)
+    return path.with_name(f".{path.name}.{secrets.token_hex(4)}.{ENDING}")
 
 
-def _is_abandoned(entry: Path, pid: int) -> bool:
-    if pid == os.getpid():
-        return True
-    try:
-        os.kill(pid, 0)
-    except (ProcessLookupError, OverflowError):
-        return time() - entry.lstat().st_mtime > ABANDONED_AFTER_S
-    except PermissionError:  # somebody else's, and alive
-        return False
-    return False
-
-
-def _remove(entry: Path) -> None:
-    if entry.is_dir() and not entry.is_symlink():
-        shutil.rmtree(entry, ignore_errors=True)
-    else:
-        entry.unlink(missing_ok=True)
+def remove(place: Path) -> None:
+    """Remove what lies at a place, if anything does; what cannot be removed stays."""
+    with contextlib.suppress(OSError):
+        if place.is_dir() and not place.is_symlink():
+            shutil.rmtree(place, ignore_errors=True)
+        else:
+            place.unlink(missing_ok=True)

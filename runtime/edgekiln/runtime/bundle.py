@@ -277,7 +277,7 @@ def load(
         raise UsageError(f"Unknown device {device!r}; known: cpu, cuda.")
     check_threads(threads)
     check_strings("allow_operators", allow_operators)
-    if fast_decode not in ("auto", True, False):
+    if not (fast_decode == "auto" or isinstance(fast_decode, bool)):
         raise UsageError(f"Unknown fast_decode {fast_decode!r}; known: 'auto', True, False.")
     if allow_unverified and variant is None:
         raise UsageError(
@@ -285,7 +285,7 @@ def load(
             hint="Name it with variant=... (--variant NAME); `edgekiln inspect BUNDLE` lists them.",
         )
     bundle = open_bundle(path, trusted_keys=trusted_keys)
-    options = _Options(threads, fast_decode, allow_operators)
+    options = _Options(threads, fast_decode, frozenset(allow_operators))
     if variant is not None:
         chosen = bundle.variant(variant)
         _check_loadable(chosen, device, allow_unverified)

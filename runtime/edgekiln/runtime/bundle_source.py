@@ -16,9 +16,26 @@ from typing import BinaryIO, Protocol
 
 from edgekiln.runtime.errors import BundleError, EdgekilnError, ResourceError
 
-__all__ = ["FRESH_COPY", "BundleSource", "FolderSource", "MemorySource", "hash_chunks", "hash_file"]
+__all__ = [
+    "FRESH_COPY",
+    "BundleSource",
+    "FolderSource",
+    "MemorySource",
+    "explain_unreadable",
+    "hash_chunks",
+    "hash_file",
+]
 
-_NOT_THE_BUNDLES = frozenset({errno.EACCES, errno.EPERM, errno.EIO, errno.EMFILE, errno.ENFILE, errno.ENOMEM})
+_TOO_MANY_OPEN = frozenset({errno.EMFILE, errno.ENFILE})
+_NOT_THE_BUNDLES = _TOO_MANY_OPEN | {
+    errno.EACCES,
+    errno.EPERM,
+    errno.EIO,
+    errno.ENOMEM,
+    errno.ESTALE,
+    errno.ETIMEDOUT,
+}
+_CHECK_THE_DISK = "Check the disk, who owns the file, and its permissions."
 FRESH_COPY = "Take a fresh copy of the bundle, or make it again."
 
 
@@ -30,7 +47,7 @@ class BundleSource(Protocol):
         """The folder or archive, for messages."""
 
     def names(self) -> frozenset[str]:
-        """The names of everything in it, whatever it is."""
+        """The names of everything in it, whatever it is; raises as ``read`` does."""
 
     def read(self, name: str, limit: int) -> Iterator[bytes]:
         """One file in pieces, up to one byte past ``limit``, which shows that it is too long.
@@ -49,8 +66,11 @@ class FolderSource:
 
     def names(self) -> frozenset[str]:
         """See BundleSource."""
-        with os.scandir(self.path) as entries:
-            return frozenset(entry.name for entry in entries)
+        try:
+            with os.scandir(self.path) as entries:
+                return frozenset(entry.name for entry in entries)
+        except OSError as error:
+            raise explain_unreadable(self.path, error) from error
 
     def read(self, name: str, limit: int) -> Iterator[bytes]:
         """See BundleSource."""
@@ -99,7 +119,7 @@ def _read_chunks(path: Path, limit: int | None) -> Iterator[bytes]:
         # O_NONBLOCK: opening a pipe must not hang before it can be refused.
         descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
     except OSError as error:
-        raise _explain(path, error) from error
+        raise explain_unreadable(path, error) from error
     if not stat.S_ISREG(os.fstat(descriptor).st_mode):
         os.close(descriptor)
         raise BundleError(f"{path} is not a regular file.", hint=FRESH_COPY, path=path)
@@ -114,14 +134,16 @@ def _read(file: BinaryIO, size: int, path: Path) -> bytes:
     try:
         return file.read(size)
     except OSError as error:  # a failing disk
-        raise _explain(path, error) from error
+        raise explain_unreadable(path, error) from error
 
 
-def _explain(path: Path, error: OSError) -> EdgekilnError:
-    """What the bundle is not to blame for is no mark against it."""
+def explain_unreadable(path: Path, error: OSError) -> EdgekilnError:
+    """The error for a file that cannot be read. What the bundle is not to blame for is no mark against it."""
     said = f"{path} cannot be read: {error.strerror}."
     if error.errno in _NOT_THE_BUNDLES:
-        return ResourceError(said, hint="Check the disk, who owns the file, and its permissions.", path=path)
+        too_many = error.errno in _TOO_MANY_OPEN
+        hint = "Close some files, or allow more (ulimit -n)." if too_many else _CHECK_THE_DISK
+        return ResourceError(said, hint=hint, path=path)
     if error.errno == errno.ELOOP:
         return BundleError(
             f"{path} is a link; a bundle holds its files themselves.",

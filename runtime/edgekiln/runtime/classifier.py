@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import threading
-from collections.abc import Callable, Generator, Iterable, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial, wraps
 from types import TracebackType
@@ -214,8 +214,8 @@ class Classifier:
     def adopt(self, other: Classifier, *, allow_new_classes: bool = False) -> None:
         """Serve with what ``other`` has loaded, which is closed thereby; also where this raises. See ``reload``."""
         self._home.check()
-        if other is self:
-            raise UsageError("A classifier cannot adopt itself.")
+        if not isinstance(other, Classifier) or other is self:
+            raise UsageError(f"A classifier adopts another Classifier, got {type(other).__name__}.")
         try:
             if not allow_new_classes:
                 _check_classes(self.contract, other.contract)
@@ -229,6 +229,10 @@ class Classifier:
         with _swapping:
             if self._closed:
                 raise UsageError("This classifier is closed and cannot serve another bundle.")
+            if other._closed:  # or adopted by a third one meanwhile
+                raise UsageError(
+                    "The other classifier is closed: it has nothing to serve.", hint="Load it again."
+                )
             old, self._model = self._model, other._model
             other._model, other._closed = old, True
         if old.fast_decode and not self._model.fast_decode:
@@ -271,6 +275,9 @@ def reloadable(load: _Load) -> _Load:
 
     @wraps(load)
     def load_and_remember(path: str | os.PathLike[str], **options: Any) -> Classifier:
+        for name in ("trusted_keys", "allow_operators"):  # a generator would be empty for the reload
+            if isinstance(options.get(name), Iterator):
+                options[name] = tuple(options[name])
         classifier = load(path, **options)
         classifier._load = partial(load_and_remember, **options)
         return classifier

@@ -108,6 +108,8 @@ class Contract:
         Raises:
             ContractError: not a contract, or one of a newer schema.
         """
+        if not isinstance(values, Mapping):
+            raise ContractError(f"A contract is a JSON object, got {type(values).__name__}.")
         fields = dict(values)
         version = fields.pop("schema_version", None)
         if type(version) is not int or version != SCHEMA_VERSION:
@@ -125,7 +127,7 @@ class Contract:
         """Read what ``to_json`` wrote; raises ContractError."""
         try:
             values = json.loads(text)
-        except (ValueError, RecursionError) as error:
+        except (ValueError, TypeError, RecursionError) as error:
             raise ContractError(f"The stored contract is not JSON: {error}") from error
         if not isinstance(values, dict):
             raise ContractError("The stored contract is not a JSON object.")

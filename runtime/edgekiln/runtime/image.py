@@ -55,6 +55,7 @@ _STRIP_PIXELS = 2**20  # converted at a time: copies of a whole picture would be
 _ALPHA_MODES = frozenset({"RGBA", "LA", "PA", "La", "RGBa"})
 _SIXTEEN_BIT_MODES = frozenset({"I;16", "I;16L", "I;16B", "I;16N", "I"})
 _GREY_STEPS = {"L;2": 255 // 3, "L;4": 255 // 15}  # of PNG: how Pillow spreads two and four bits over eight
+_KEY_ATTRIBUTE = "_edgekiln_transparent_color"
 _EXIF_ORIENTATION = 0x0112
 
 _log = logging.getLogger("edgekiln.runtime")
@@ -317,15 +318,20 @@ def apply_orientation(image: Image.Image, orientation: int) -> Image.Image:
 def _transparent_color(image: Image.Image) -> object:
     """PNG's transparent color in the values of the pixels, where Pillow leaves it in those of the file; else ``None``.
 
-    To be asked before the pixels are loaded: afterwards nothing tells how many bits they had.
+    To be asked before the pixels are loaded: afterwards nothing of Pillow's tells how many bits they had, so a caller's
+    image that will be asked again remembers.
     """
     key = image.info.get("transparency")
     stored = next((tile[3] for tile in getattr(image, "tile", ())), None)
     if isinstance(stored, str) and stored in _GREY_STEPS and isinstance(key, int):
-        return key * _GREY_STEPS[stored]
-    if stored == "RGB;16B" and isinstance(key, tuple):
-        return tuple(value >> 8 for value in key)
-    return None
+        step = _GREY_STEPS[stored]
+        key = key % (255 // step + 1) * step  # of the file's value only the lowest bits count
+    elif stored == "RGB;16B" and isinstance(key, tuple):
+        key = tuple(value >> 8 for value in key)
+    else:
+        return getattr(image, _KEY_ATTRIBUTE, None)
+    setattr(image, _KEY_ATTRIBUTE, key)
+    return key
 
 
 def _to_rgb(image: Image.Image, background: tuple[int, int, int], key: object) -> Image.Image:

@@ -108,8 +108,13 @@ def check_cost(image: Image.Image, walk: Walk | None, name: str) -> None:
 
     Raises:
         ImageError: ``too_large`` for its pixels, the memory that they need, or its EXIF; ``format`` for a BMP that is
-            run-length encoded: Pillow decodes those in Python, and a jump in one may be any size.
+            run-length encoded: Pillow decodes those in Python, and a jump in one may be any size; ``corrupt`` for a
+            JPEG in which ``walk`` found no picture although Pillow did, so that its limits were not looked at.
     """
+    if walk is not None and not (walk.scans and walk.components):
+        raise ImageError(
+            f"{name} cannot be decoded: its segments cannot be followed.", reason="corrupt", hint=_REWRITE
+        )
     width, height = image.size
     if width * height > MAX_PIXELS:
         raise _too_large(f"{name} has {width} x {height} pixels, the limit is {MAX_PIXELS}")
@@ -172,23 +177,23 @@ def _walk_jpeg(data: bytes, name: str) -> Walk:
 def _segments(data: bytes) -> Iterator[tuple[int, bytes]]:
     """Marker and content of each, as Pillow reads them up to the first scan, and as libjpeg does from there.
 
-    Pillow gives up where no marker stands; libjpeg, in coded data anyway, looks for the next one.
+    Both pass over what is no marker. A marker below 0xC0 has no length for libjpeg, if it takes it at all.
     """
     position, scanning = 2, False
     while position + 1 < len(data):
         if scanning:
             found = _NEXT_MARKER.search(data, position)
-            if found is None:
-                return
-            position = found.start()
-        elif data[position] != 0xFF:
+            position = len(data) if found is None else found.start()
+        else:
+            position = data.find(b"\xff", position)
+        if not 0 <= position < len(data) - 1:
             return
         marker = data[position + 1]
         if marker == _EOI and scanning:
             yield marker, b""
             return
         start = position + (1 if marker == 0xFF else 2)  # padding: a marker may follow any number of 255s
-        if marker in _BARE or marker in {0x00, 0xFF}:
+        if marker in _BARE or marker < 0xC0 or marker == 0xFF:
             yield marker, b""
             position = start
             continue

@@ -44,6 +44,7 @@ SCHEMA_VERSION = "1.1"
 MAX_MANIFEST_BYTES = 16 * 2**20
 SIGNATURE_NAME = "model.sig"
 UNLISTED = frozenset({MANIFEST_NAME, SIGNATURE_NAME})
+_SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
 _SAFE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
 PREFERENCE: tuple[tuple[Backend, Precision], ...] = (
@@ -177,9 +178,11 @@ def parse_manifest(raw: bytes, path: Path) -> Manifest:
     if len(raw) > MAX_MANIFEST_BYTES:
         raise BundleError(f"{path} has over {MAX_MANIFEST_BYTES} bytes.", hint=FRESH_COPY, path=path)
     try:
-        document = json.loads(raw)
+        document = json.loads(raw.decode())
         if not isinstance(document, dict):
             raise TypeError("not a JSON object")
+        if _SURROGATE.search(raw):  # half of a pair goes into no file and no terminal
+            json.dumps(document, ensure_ascii=False).encode()
         _check_version(str(document["schema_version"]), path)
         files = {
             _file_name(name): FileRecord(_hex(f["sha256"]), _size(f["size"]))

@@ -16,11 +16,12 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
+from edgekiln.runtime.beside import ENDING, place_beside, remove
 from edgekiln.runtime.bundle import MANIFEST_NAME, MAX_SIGNATURE_BYTES, SIGNATURE_NAME, open_bundle
 from edgekiln.runtime.errors import ResourceError, SignatureError, UsageError
 from edgekiln.runtime.extras import import_extra
@@ -99,6 +100,10 @@ def write_key_pair(stem: Path, passphrase: bytes | None = None) -> tuple[Path, P
         UsageError: one of the files exists, or their folder does not.
         ResourceError: they cannot be written.
     """
+    if not isinstance(passphrase, bytes | None) or (
+        passphrase is not None and not 0 < len(passphrase) < 1024
+    ):
+        raise UsageError("A passphrase is 1 to 1023 bytes.")
     if not stem.name:
         raise UsageError(
             f"{str(stem)!r} has no name to put .key and .pub behind.", hint="Give NAME, or FOLDER/NAME."
@@ -116,7 +121,7 @@ def write_key_pair(stem: Path, passphrase: bytes | None = None) -> tuple[Path, P
     )  # fmt: skip
     paths = stem.with_name(f"{stem.name}.key"), stem.with_name(f"{stem.name}.pub")
     for path in paths:
-        if path.exists() or path.is_symlink():
+        if os.path.lexists(path):  # False, too, for a name that cannot be: creating it tells
             raise UsageError(
                 f"{path} exists, and keys are not replaced.", hint="Take another name.", path=path
             )
@@ -167,8 +172,8 @@ def load_public_keys(keys: Sequence[KeySource]) -> dict[str, EllipticCurvePublic
     Raises:
         UsageError: none are given, or one is no public EC key on a curve of the format.
     """
-    if isinstance(keys, str | bytes | os.PathLike):
-        raise UsageError("trusted_keys takes a list of keys, got one.", hint="Put it in a list.")
+    if isinstance(keys, str | bytes | os.PathLike) or not isinstance(keys, Iterable):
+        raise UsageError(f"trusted_keys takes a list of keys, got {keys!r}.", hint="Put it in a list.")
     loaded = [_load_public_key(key) for key in keys]
     if not loaded:
         raise UsageError(
@@ -260,16 +265,22 @@ def sign_bundle(path: str | os.PathLike[str], key: EllipticCurvePrivateKey, *, r
         replace: also where another signature is there.
 
     Raises:
-        UsageError: it is no folder, or carries another signature.
+        UsageError: it is no folder, or carries another signature; the key is none.
         BundleError: it does not agree with its manifest.
     """
-    folder = Path(path)
-    if folder.is_file():
-        raise UsageError(
-            f"{folder} is a file; a folder is signed.", hint="Sign the folder, then archive it.", path=folder
-        )
-    for left in folder.glob(f".{SIGNATURE_NAME}-*"):  # a signing that was killed; no bundle holds such a file
-        left.unlink(missing_ok=True)
+    _check_key(key)
+    try:
+        folder = Path(path)
+        if folder.is_file():
+            raise UsageError(
+                f"{folder} is a file; a folder is signed.",
+                hint="Sign the folder, then archive it.",
+                path=folder,
+            )
+        for left in folder.glob(f".{SIGNATURE_NAME}.*.{ENDING}"):  # a signing that was killed
+            remove(left)
+    except (OSError, ValueError, TypeError) as error:
+        raise UsageError(f"{str(path)[:200]!r} is no path of a bundle: {error}.") from error
     bundle = open_bundle(folder)
     digests = {MANIFEST_NAME: bundle.digest, **{name: record.sha256 for name, record in bundle.files.items()}}
     raw = make_signature(bundle.name, digests, key)
@@ -285,27 +296,41 @@ def sign_bundle(path: str | os.PathLike[str], key: EllipticCurvePrivateKey, *, r
     return fingerprint(key.public_key())
 
 
+def _check_key(key: object) -> None:
+    ec = import_extra("cryptography.hazmat.primitives.asymmetric.ec", "sign")
+    if not isinstance(key, ec.EllipticCurvePrivateKey):
+        raise UsageError(
+            f"A bundle is signed with a private EC key, got {type(key).__name__}.",
+            hint="load_private_key reads one.",
+        )
+    _check_curve(key.curve.name, "The key")
+
+
 def _replace_file(path: Path, content: bytes) -> None:
     """Beside the bundle where that is possible: whoever loads it meanwhile would refuse a file that is not listed."""
-    name, folder = f".{path.name}-{os.getpid()}", path.parent.resolve()
+    folder = path.parent.resolve()
     try:
         try:
-            _write_and_move(content, folder.with_name(f".{folder.name}{name}"), path)
+            _write_and_move(content, place_beside(folder.with_name(f"{folder.name}.{path.name}")), path)
         except OSError:  # no right to write there, or another file system
-            _write_and_move(content, path.with_name(name), path)
+            _write_and_move(content, place_beside(path), path)
     except OSError as error:
-        raise ResourceError(f"{path} cannot be written: {error.strerror}.", path=path) from error
+        raise ResourceError(
+            f"{path} cannot be written: {error.strerror}.",
+            hint="Check the disk and the permissions.",
+            path=path,
+        ) from error
 
 
 def _write_and_move(content: bytes, temporary: Path, path: Path) -> None:
     try:
-        with temporary.open("wb") as file:
+        with temporary.open("xb") as file:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)
     finally:
-        temporary.unlink(missing_ok=True)
+        remove(temporary)
 
 
 def make_signature(name: str, digests: Mapping[str, str], key: EllipticCurvePrivateKey) -> bytes:

@@ -21,6 +21,7 @@ from edgekiln.runtime.errors import ImageError, NonFiniteError
 from edgekiln.runtime.forking import HomeProcess
 from edgekiln.runtime.image import ColorOrder, Frame, Picture
 from edgekiln.runtime.loaded import LoadedModel
+from edgekiln.runtime.threads import start_thread
 
 __all__ = ["OnError", "stream_predictions"]
 
@@ -90,8 +91,7 @@ class _Reader:
     def start(self) -> None:
         self._pool = ThreadPoolExecutor(self._workers, "edgekiln-decode")
         # A daemon: a source that blocks for good must not keep the interpreter from ending.
-        self._thread = threading.Thread(target=self._read, name="edgekiln-stream", daemon=True)
-        self._thread.start()
+        self._thread = start_thread(self._read, "edgekiln-stream", daemon=True)
 
     def _read(self) -> None:
         try:

@@ -141,7 +141,10 @@ def as_printable(text: str) -> str:
 
     Bytes that are no UTF-8 become question marks.
     """
-    shown = text.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
+    try:
+        shown = text.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
+    except UnicodeEncodeError:  # half of a surrogate pair that stands for no byte
+        shown = text.encode("utf-8", "backslashreplace").decode()
     return "".join(c.encode("unicode_escape").decode() if _is_control(c) else c for c in shown)
 
 

@@ -65,7 +65,7 @@ def _new_passphrase(ask: bool) -> bytes | None:
         return given.encode()
     if not ask:
         return None
-    if not sys.stdin.isatty():
+    if not _can_ask():
         raise UsageError(
             "There is no terminal to ask for a passphrase.", hint=f"Give it in {_PASSPHRASE_VARIABLE}."
         )
@@ -96,6 +96,10 @@ def sign(bundle: Path, key: Path, replace: bool, as_json: bool) -> None:
         click.echo(f"signed {bundle} with key {used}")
 
 
+def _can_ask() -> bool:
+    return sys.stdin.isatty()
+
+
 def _known_passphrase(key: Path) -> bytes | None:
     """From the environment, or asked for where somebody can answer; ``None`` for a key that is not encrypted."""
     from edgekiln.runtime.signing import is_encrypted
@@ -103,7 +107,7 @@ def _known_passphrase(key: Path) -> bytes | None:
     if not is_encrypted(key):
         return None
     given = os.environ.get(_PASSPHRASE_VARIABLE)
-    if given is None and not sys.stdin.isatty():
+    if given is None and not _can_ask():
         raise UsageError(
             f"{key} is encrypted.", hint=f"Give its passphrase in {_PASSPHRASE_VARIABLE}.", path=key
         )

@@ -25,7 +25,7 @@ from edgekiln.pipeline.triton.config import (
 )
 from edgekiln.pipeline.triton.warmup import WarmupWish, choose_frames
 from edgekiln.runtime.backends import Backend, open_session
-from edgekiln.runtime.beside import place_beside
+from edgekiln.runtime.beside import place_beside, remove
 from edgekiln.runtime.bundle import PREFERENCE, Bundle, VariantRecord
 from edgekiln.runtime.engine_header import read_engine_header
 from edgekiln.runtime.errors import EnvironmentProblem, ResourceError, UsageError
@@ -339,7 +339,7 @@ def _write_model(bundle: Bundle, file: str, config: ModelConfig, frames: Frames,
             path=error.filename or target,
         ) from error
     finally:
-        shutil.rmtree(beside, ignore_errors=True)
+        remove(beside)
 
 
 def _write_frames(config: ModelConfig, frames: Frames, folder: Path) -> None:

@@ -26,6 +26,7 @@ from edgekiln.runtime.extras import import_extra
 from edgekiln.runtime.forking import HomeProcess, keep_in_forks
 from edgekiln.runtime.onnx_scan import check_onnx
 from edgekiln.runtime.spec import Frames, Logits, check_finite, check_frames
+from edgekiln.runtime.threads import start_thread
 
 __all__ = ["OpenVinoSession", "RuntimeLayer", "import_openvino", "read_layers"]
 
@@ -145,7 +146,7 @@ def _in_a_passing_thread(make: Callable[[], _T]) -> _T:
         except BaseException as error:
             made.set_exception(error)
 
-    threading.Thread(target=run, name="edgekiln-openvino-load").start()
+    start_thread(run, "edgekiln-openvino-load")
     return made.result()
 
 
