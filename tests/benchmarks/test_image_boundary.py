@@ -2,6 +2,8 @@
 
 import io
 import json
+import re
+import subprocess
 import sys
 from types import SimpleNamespace
 
@@ -67,3 +69,11 @@ def test_the_command_prints_one_document(tiny_run, capsys, monkeypatch):
     ]
     code = main(arguments)
     assert code == (0 if json.loads(capsys.readouterr().out)["reached"] else 3)
+
+
+@pytest.mark.parametrize("benchmark", ["batching_cost", "image_boundary"])
+def test_a_wrong_bundle_is_told_in_a_line(tmp_path, benchmark):
+    command = [sys.executable, "-m", f"edgekiln.benchmarks.{benchmark}", str(tmp_path / "none")]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert re.fullmatch(r"There is no folder \S+none\..*\n", done.stderr)

@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 
+from edgekiln.benchmarks.entry import run_entry
 from edgekiln.benchmarks.environment import describe_machine, measure_foreign_load
 from edgekiln.runtime.batching import Batcher
 from edgekiln.runtime.bundle import load
@@ -166,4 +167,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_entry(main)

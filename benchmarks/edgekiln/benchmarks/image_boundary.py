@@ -18,7 +18,6 @@ import importlib
 import importlib.util
 import io
 import json
-import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from time import perf_counter_ns
@@ -26,6 +25,7 @@ from typing import Any
 
 import numpy as np
 
+from edgekiln.benchmarks.entry import run_entry
 from edgekiln.benchmarks.environment import describe_machine, measure_foreign_load
 from edgekiln.runtime.bundle import load, open_bundle
 from edgekiln.runtime.classifier import Classifier
@@ -199,4 +199,4 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_entry(main)
