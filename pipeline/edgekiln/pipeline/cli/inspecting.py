@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import struct
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ __all__ = ["describe"]
 
 _ONNX_AGAIN = "Copy it again, or export it again."
 _INSPECTED = "It inspects bundles (folders, .zip), .onnx, .safetensors, .engine, .plan and .trt files."
+_JUDGES = ("torch", "onnxruntime", "onnxruntime-gpu", "openvino", "tensorrt", "tensorrt-lean", "tensorrt-rtx")
 _MAX_HEADER_BYTES = 64 * 2**20
 
 
@@ -65,6 +66,7 @@ def _describe_bundle(path: Path, trusted_keys: Sequence[Path] | None) -> dict[st
         "digest": bundle.digest,
         "signature": _describe_signature(bundle),
         **_describe_contract(bundle.contract),
+        "judged_with": _describe_versions(bundle.manifest),
         "variants": [
             {
                 "name": v.name,
@@ -77,6 +79,15 @@ def _describe_bundle(path: Path, trusted_keys: Sequence[Path] | None) -> dict[st
         ],
         "files": [{"name": n, "bytes": f.size, "sha256": f.sha256} for n, f in sorted(bundle.files.items())],
     }
+
+
+def _describe_versions(manifest: Mapping[str, Any]) -> list[str]:
+    """The libraries that ran the engines and the baseline when they were judged."""
+    machine = manifest.get("machine")
+    versions = machine.get("versions") if isinstance(machine, Mapping) else None
+    if not isinstance(versions, Mapping):
+        return []
+    return [f"{name} {versions[name]}" for name in _JUDGES if name in versions]
 
 
 def _describe_signature(bundle: Bundle) -> str:
