@@ -195,7 +195,7 @@ def test_where_no_thread_can_be_had_any_more_it_is_told_and_nothing_hangs(classi
 
     with Batcher(classifier) as batcher:
         batcher._pool = NoPool()
-        with pytest.raises(UsageError, match="No picture can be prepared any more: cannot schedule"):
+        with pytest.raises(ResourceError, match="edgekiln-prepare cannot be started: cannot schedule"):
             asyncio.run(batcher.predict_async(flat(1)))
         assert batcher.read_counters().waiting == 0
 
@@ -638,6 +638,8 @@ def test_an_error_of_the_batchers_own_leaves_nobody_waiting(classifier, session,
         running = batcher.submit(flat(0))
         session.wait_until_entered()
         waiting = [batcher.submit(flat(i)) for i in (1, 2, 3)]
+        for future in waiting[1:]:
+            future.add_done_callback(lambda _: sys.exit())  # must not keep the others from hearing of it
         monkeypatch.setattr(batcher, "_begin", lambda request, now: 1 / 0)
         session.gate.set()
         assert red(running) == 0
@@ -647,3 +649,48 @@ def test_an_error_of_the_batchers_own_leaves_nobody_waiting(classifier, session,
         with pytest.raises(UsageError, match="closed"):
             batcher.submit(flat(4))
     assert "ZeroDivisionError" in caplog.text
+
+
+def test_where_the_pool_gets_no_more_threads_each_request_ends_once(classifier, monkeypatch):
+    unpatched, started = threading.Thread.start, []
+
+    def start_one(thread):
+        if thread.name.startswith("edgekiln-prepare"):
+            if started:
+                raise RuntimeError("can't start new thread")
+            started.append(thread)
+        unpatched(thread)
+
+    large = np.full((3000, 3000, 3), 9, np.uint8)
+
+    async def ask():
+        asked = [batcher.predict_async(large) for _ in range(3)]
+        return await asyncio.gather(*asked, return_exceptions=True)
+
+    monkeypatch.setattr(threading.Thread, "start", start_one)
+    with Batcher(classifier, prepare_threads=2) as batcher:
+        answers = asyncio.run(ask())
+        counters = batcher.read_counters()
+    refused = [answer for answer in answers if isinstance(answer, ResourceError)]
+    assert len(refused) >= 1
+    assert (counters.answered, counters.failed, counters.cancelled) == (3 - len(refused), len(refused), 0)
+    assert classifier._model._users == 0
+
+
+def test_a_callback_in_the_pool_may_close_the_batcher(classifier):
+    batcher = Batcher(classifier, prepare_threads=1)
+    closed = threading.Event()
+
+    def close(future):
+        batcher.close()
+        closed.set()
+
+    async def ask():
+        request = batcher._admit(None, None, "rgb")
+        request.future.add_done_callback(close)
+        batcher._hand_to_pool(request)
+        with pytest.raises(ImageError):
+            await asyncio.wrap_future(request.future)
+
+    asyncio.run(ask())
+    assert closed.wait(PATIENCE_S)

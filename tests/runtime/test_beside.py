@@ -83,3 +83,11 @@ def test_of_many_writers_of_one_name_none_disturbs_another(bundle_folder, tmp_pa
     assert failures == []
     assert read_zip(path).names() == bundle.source.names()
     assert [entry.name for entry in tmp_path.iterdir() if entry.name.startswith(".")] == []
+
+
+@pytest.mark.parametrize("name", ["x" * 255, "\N{SNOWMAN}" * 85])
+def test_a_name_of_any_length_has_a_place(tmp_path, name):
+    left = place_beside(tmp_path / name)
+    leave(left)
+    place_beside(tmp_path / name)
+    assert not left.exists()

@@ -701,3 +701,12 @@ def test_a_check_of_the_header_sees_the_header_alone():
                 CROP.__class__(height=64, width=64, resize="shorter-side", shorter_side=64, classes=CLASSES),
                 whole=whole,
             )
+
+
+def test_a_callers_own_word_about_transparency_counts():
+    opened = Image.open(io.BytesIO(png_of_two_pixels(2, 0, bytes([0b01100000]), (2,))))
+    assert decode(opened, background=(9, 9, 9)).getpixel((1, 0)) == (9, 9, 9)
+    del opened.info["transparency"]
+    assert decode(opened, background=(9, 9, 9)).getpixel((1, 0)) == (170, 170, 170)
+    opened.info["transparency"] = 85
+    assert decode(opened, background=(9, 9, 9)).getpixel((0, 0)) == (9, 9, 9)

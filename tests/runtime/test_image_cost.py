@@ -22,6 +22,7 @@ from edgekiln.runtime.image_limits import (
     MAX_CHUNKS,
     MAX_EXIF_BYTES,
     MAX_FILL_BYTES,
+    MAX_JUNK_BYTES,
     MAX_SCANS,
     MAX_SEGMENTS,
     check_structure,
@@ -133,6 +134,7 @@ ALLOWED = {
     "JPEG, CMYK": lambda: encoded(flat(SIDE, "CMYK"), "JPEG", subsampling=0),
     "JPEG, as many scans as allowed": lambda: with_scans(progressive(6400), MAX_SCANS),
     "JPEG, progressive CMYK": lambda: with_scans(progressive(5900, mode="CMYK"), MAX_SCANS),
+    "JPEG, scans and junk": lambda: with_junk(with_scans(progressive(6400), MAX_SCANS), b"\0" * (MAX_JUNK_BYTES - 9)),
     "JPEG, runs of 255": lambda: ended_by((b"\xff" * MAX_FILL_BYTES + b"\xd0") * 15),
     "PNG, a deflate bomb": lambda: raw_png(8, 2, 3),
     "PNG, alpha, turned": lambda: encoded(flat(SIDE, "RGBA"), "PNG", compress_level=1, **turned()),
@@ -314,7 +316,18 @@ def test_a_marker_without_a_length_hides_no_scans(marker):
 
 
 def test_a_jpeg_that_the_walk_cannot_follow_is_refused(monkeypatch):
-    monkeypatch.setattr(image_limits, "_segments", lambda data: iter(()))
-    with pytest.raises(ImageError, match="its segments cannot be followed") as caught:
-        prepare(progressive(64), CONTRACT)
-    assert caught.value.reason == "corrupt"
+    for found, message, reason in (
+        ([], "it has no scan", "truncated"),
+        ([(0xDA, b""), (0xD9, b"")], "its segments cannot be followed", "corrupt"),
+    ):
+        monkeypatch.setattr(image_limits, "_segments", lambda data, name, found=found: iter(found))
+        with pytest.raises(ImageError, match=message) as caught:
+            prepare(progressive(64), CONTRACT)
+        assert caught.value.reason == reason
+
+
+def test_much_junk_between_segments_is_refused():
+    empty = b"\xff\xe0\x00\x02"
+    for junk in (b"\0" * (MAX_JUNK_BYTES + 1), (b"\0" * 400_000 + empty) * 3):
+        with pytest.raises(ImageError, match="bytes between its segments"):
+            check_structure(with_junk(progressive(64), empty + junk), "it")

@@ -7,7 +7,7 @@ import pytest
 
 from edgekiln.pipeline.doctor.bundles import check_bundle
 from edgekiln.runtime.bundle import load
-from edgekiln.runtime.judged_with import tell_other_version
+from edgekiln.runtime.judged_with import JUDGED_ON, find_versions, tell_other_version
 
 HERE = onnxruntime.__version__
 SAME_RELEASE = ".".join([*HERE.split(".")[:2], "99"])
@@ -33,13 +33,19 @@ def machine(**versions):
     ],
 )
 def test_another_release_is_told_and_a_patch_is_not(manifest, says):
-    told = tell_other_version("onnxruntime-cpu", manifest)
+    told = tell_other_version("onnxruntime-cpu", find_versions(manifest, {}))
     assert told.startswith(says)
     assert bool(told) == bool(says)
 
 
 def test_engines_that_refuse_other_versions_by_themselves_need_no_word():
-    assert tell_other_version("tensorrt", machine(tensorrt="1.0.0")) == ""
+    assert tell_other_version("tensorrt", {"tensorrt": "1.0.0"}) == ""
+
+
+def test_what_was_judged_on_another_machine_goes_by_that_one():
+    figures = {JUDGED_ON: machine(onnxruntime="1.1.0")["machine"]}
+    assert find_versions(machine(onnxruntime=HERE), figures) == {"onnxruntime": "1.1.0"}
+    assert find_versions(machine(onnxruntime=HERE), {}) == {"onnxruntime": HERE}
 
 
 def test_a_loaded_engine_says_so_and_logs_it(make_bundle, variant, caplog):

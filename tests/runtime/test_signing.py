@@ -33,6 +33,7 @@ from edgekiln.runtime.errors import (
 )
 from edgekiln.runtime.signing import (
     fingerprint,
+    is_encrypted,
     load_private_key,
     load_public_keys,
     make_signature,
@@ -422,6 +423,22 @@ def test_a_passphrase_that_no_key_can_have_is_refused(tmp_path, passphrase):
         write_key_pair(tmp_path / "release", passphrase)
 
 
+def test_an_interrupted_key_is_not_left_behind(tmp_path, monkeypatch):
+    def interrupt(descriptor):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(os, "fsync", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        write_key_pair(tmp_path / "release")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_private_key_is_in_no_message(signed, keys):
+    with pytest.raises(UsageError, match="takes a list of keys, got bytes") as caught:
+        load(signed, trusted_keys=keys[0].read_bytes())
+    assert "PRIVATE" not in str(caught.value)
+
+
 def test_a_name_that_no_file_can_have_is_told(tmp_path):
     with pytest.raises(ResourceError, match=r"cannot be written: .*too long"):
         write_key_pair(tmp_path / ("k" * 300))
@@ -594,6 +611,10 @@ def test_predict_asks_for_the_signature(signed, keys, foreign, tmp_path):
 
 
 def test_a_passphrase_comes_from_the_environment_or_a_person(bundle_folder, tmp_path, monkeypatch):
+    odd = {"EDGEKILN_KEY_PASSPHRASE": "not utf-8: \udcff"}
+    assert invoke("keygen", "--out", tmp_path / "odd", env=odd).exception is None
+    assert is_encrypted(tmp_path / "odd.key")
+    assert load_private_key(tmp_path / "odd.key", b"not utf-8: \xff")
     env = {"EDGEKILN_KEY_PASSPHRASE": "secret"}
     done = invoke("keygen", "--out", tmp_path / "k", env=env)
     assert "(encrypted)" in done.stdout

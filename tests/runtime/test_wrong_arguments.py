@@ -43,7 +43,7 @@ def refused(message, call, *arguments, **options):
         ({"allow_operators": [5]}, "allow_operators must be a list of strings"),
         ({"fast_decode": "yes"}, "Unknown fast_decode 'yes'"),
         ({"fast_decode": 1}, "Unknown fast_decode 1"),
-        ({"trusted_keys": 5}, "trusted_keys takes a list of keys, got 5"),
+        ({"trusted_keys": 5}, "trusted_keys takes a list of keys, got int"),
         ({"trusted_keys": "key.pub"}, "trusted_keys takes a list of keys"),
         ({"trusted_keys": [5]}, "A key must be a path or PEM bytes, got int"),
         ({"trusted_keys": ["a\0"]}, "cannot be read: embedded null"),

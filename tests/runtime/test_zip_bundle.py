@@ -207,8 +207,7 @@ def test_an_archive_is_not_written_into_the_bundle_or_nowhere(bundle_folder, tmp
     ):
         with pytest.raises(UsageError, match=message):
             write_zip(bundle, path)
-    with pytest.raises(ResourceError, match=r"cannot be written: .*too long"):
-        write_zip(bundle, tmp_path / ("x" * 250))  # fits, and its temporary name does not
+    write_zip(bundle, tmp_path / ("x" * 250))  # its temporary name would be too long
     open_bundle(bundle_folder)
 
 

@@ -41,6 +41,7 @@ from edgekiln.runtime.errors import (
     UsageError,
 )
 from edgekiln.runtime.image import prepare
+from edgekiln.runtime.judged_with import JUDGED_ON
 from edgekiln.runtime.spec import Frames, Logits, Precision
 
 __all__ = ["TargetRequest", "build_on_target"]
@@ -444,13 +445,22 @@ def _write(parent: Bundle, rows: list[dict[str, Any]], folder: Path) -> dict[str
         "gate": parent.manifest.get("gate"),
         "logits": parent.manifest["logits"],
         # What libraries said on this machine names its folders.
-        "variants": [*strip_folders(rows, machine_folders(folder, parent.path)), *carried],
+        "variants": [
+            *strip_folders(rows, machine_folders(folder, parent.path)),
+            *(_carry(entry, parent.manifest.get("machine")) for entry in carried),
+        ],
         "provenance": parent.manifest.get("provenance"),
         "machine": describe_machine(),
     }
     write_sbom(folder, {**content, "recipe": (content["provenance"] or {}).get("recipe")})
     write_manifest(folder, content)
     return content
+
+
+def _carry(entry: Mapping[str, Any], machine: object) -> dict[str, Any]:
+    """A variant of the parent as it is, with the machine that it was judged on, which is not this one."""
+    figures = {JUDGED_ON: machine, **entry["figures"]}  # what is carried a second time has its own already
+    return {**entry, "figures": figures}
 
 
 def _write_answers(

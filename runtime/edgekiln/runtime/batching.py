@@ -11,13 +11,12 @@ from __future__ import annotations
 
 import asyncio
 import atexit
-import contextlib
 import logging
 import math
 import threading
 from collections import Counter, deque
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import Future, InvalidStateError, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from time import monotonic
 from types import TracebackType
@@ -32,7 +31,7 @@ from edgekiln.runtime.errors import DeadlineError, EdgekilnError, OverloadedErro
 from edgekiln.runtime.forking import HomeProcess
 from edgekiln.runtime.image import ColorOrder, Frame, Picture
 from edgekiln.runtime.loaded import LoadedModel
-from edgekiln.runtime.threads import start_thread
+from edgekiln.runtime.threads import explain_no_thread, start_thread
 
 __all__ = ["Batcher", "BatcherCounters"]
 
@@ -47,6 +46,7 @@ _WINDOW = 2048  # answers: enough for a p99 of 20 samples, and 16 KiB
 
 _TAKEN_AWAY: Any = object()
 """In a picture's place: it has been prepared, or its task was cancelled. Anything else may be a caller's picture."""
+_POOL_NAME = "edgekiln-prepare"
 _ENDS = ("answered", "failed", "cancelled", "expired", "refused")
 
 
@@ -98,6 +98,7 @@ class _Request:
     model: LoadedModel = field(init=False)
     frame: Frame | None = None
     queued: float = 0.0
+    ended: bool = False  # counted, and its model let go of
 
     @property
     def hurries_at(self) -> float:
@@ -246,8 +247,8 @@ class Batcher:
             self._changed.notify_all()
         for request in dropped:
             self._fail_unrun(request, _closed_error())
-        if self._pool is not None:
-            self._pool.shutdown(wait=True)
+        if self._pool is not None:  # whose threads may call this, too
+            self._pool.shutdown(wait=not threading.current_thread().name.startswith(_POOL_NAME))
         if threading.current_thread() is not self._thread:  # a future's callback may close the batcher
             self._thread.join()
 
@@ -324,22 +325,25 @@ class Batcher:
             self._changed.notify_all()
 
     def _hand_to_pool(self, request: _Request) -> None:
-        error = _closed_error()
+        error: EdgekilnError = _closed_error()
         with self._lock:  # so that no pool is made, and none is handed anything, once `close` has begun
             if not self._closed:
                 if self._pool is None:
-                    self._pool = ThreadPoolExecutor(self._prepare_threads, "edgekiln-prepare")
+                    self._pool = ThreadPoolExecutor(self._prepare_threads, _POOL_NAME)
                 try:
                     self._pool.submit(self._prepare, request)
                     return
-                except RuntimeError as refusal:  # the interpreter ends, or no thread can be started
-                    error = UsageError(f"No picture can be prepared any more: {refusal}.")
+                except RuntimeError as refusal:  # a thread of the pool that lives may take it up all the same
+                    request.picture = _TAKEN_AWAY
+                    error = explain_no_thread(_POOL_NAME, refusal)
         self._leave_place(request)
         self._fail_unrun(request, error)
 
     def _prepare(self, request: _Request) -> None:
         """Decode and queue. What goes wrong is the request's own."""
         now = monotonic()
+        if request.ended:
+            return
         if request.is_expired(now):  # it waited for the pool
             self._leave_place(request)
             self._begin(request, now)
@@ -392,9 +396,10 @@ class Batcher:
             self._queue.clear()
             self._changed.notify_all()
         error = EdgekilnError("The batcher has ended by an error of its own: see the log.")
+        self._end(waiting, "failed")
         for request in waiting:
-            with contextlib.suppress(InvalidStateError):  # ended before that
-                request.future.set_exception(error)
+            if not request.future.done():
+                self._settle(request.future.set_exception, error)
 
     def _serve_one(self) -> bool:
         """Wait for a batch and run it; False when the batcher is closed and nothing is left."""
@@ -500,13 +505,16 @@ class Batcher:
             _log.exception("a callback of a future raised in the batcher's thread")
 
     def _end(self, requests: Sequence[_Request], end: str) -> None:
-        """Count, and let go of the model: before a future tells, so that whoever waits for it sees both done."""
+        """Count, and let go of the model, once: before a future tells, so that whoever waits for it sees both done."""
         now = monotonic()
         with self._lock:
-            self._ended[end] += len(requests)
+            fresh = [request for request in requests if not request.ended]
+            for request in fresh:
+                request.ended = True
+            self._ended[end] += len(fresh)
             if end == "answered":
-                self._latencies_ms.extend(1000 * (now - request.begun) for request in requests)
-        for request in requests:
+                self._latencies_ms.extend(1000 * (now - request.begun) for request in fresh)
+        for request in fresh:
             request.model.release()
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import re
 import secrets
 import shutil
@@ -15,6 +16,7 @@ ABANDONED_AFTER_S = 86_400.0
 """Seconds without a change until what lies there is taken for the rest of a killed process. Whether that still runs
 cannot be asked: it may be in another container, or on another machine."""
 ENDING = "edgekiln-partial"
+_MAX_STEM_BYTES = 200  # of a name, which may have 255 with all that is added
 
 
 def place_beside(path: Path) -> Path:
@@ -22,14 +24,15 @@ def place_beside(path: Path) -> Path:
 
     What killed processes left there a day ago or longer is removed.
     """
-    pattern = re.compile(re.escape(f".{path.name}.") + r"[0-9a-f]{8}\." + re.escape(ENDING))
+    stem = os.fsdecode(os.fsencode(path.name)[:_MAX_STEM_BYTES])
+    pattern = re.compile(re.escape(f".{stem}.") + r"[0-9a-f]{8}\." + re.escape(ENDING))
     with contextlib.suppress(
         OSError
     ):  # a folder that cannot be listed can perhaps be written, which shows later
         for entry in path.parent.iterdir():
             if pattern.fullmatch(entry.name) and time() - entry.lstat().st_mtime > ABANDONED_AFTER_S:
                 remove(entry)
-    return path.with_name(f".{path.name}.{secrets.token_hex(4)}.{ENDING}")
+    return path.with_name(f".{stem}.{secrets.token_hex(4)}.{ENDING}")
 
 
 def remove(place: Path) -> None:

@@ -30,7 +30,7 @@ from edgekiln.runtime.errors import (
     SignatureError,
     UsageError,
 )
-from edgekiln.runtime.judged_with import tell_other_version
+from edgekiln.runtime.judged_with import find_versions, tell_other_version
 from edgekiln.runtime.manifest import (
     MANIFEST_NAME,
     MAX_MANIFEST_BYTES,
@@ -369,7 +369,7 @@ def _open(bundle: Bundle, variant: VariantRecord, reason: str, options: _Options
         threads=options.threads,
         allow_operators=options.allow_operators,
     )
-    notice = tell_other_version(variant.backend, bundle.manifest)
+    notice = tell_other_version(variant.backend, find_versions(bundle.manifest, variant.figures))
     if notice:
         _log.warning("variant %s was %s", variant.name, notice)
     selection = Selection(variant.name, variant.backend, variant.precision.value, reason, notice)

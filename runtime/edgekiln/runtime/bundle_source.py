@@ -119,6 +119,12 @@ def _read_chunks(path: Path, limit: int | None) -> Iterator[bytes]:
         # O_NONBLOCK: opening a pipe must not hang before it can be refused.
         descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
     except OSError as error:
+        if error.errno == errno.ELOOP:
+            raise BundleError(
+                f"{path} is a link; a bundle holds its files themselves.",
+                hint="Copy it with its links followed: cp -rL BUNDLE COPY",
+                path=path,
+            ) from error
         raise explain_unreadable(path, error) from error
     if not stat.S_ISREG(os.fstat(descriptor).st_mode):
         os.close(descriptor)
@@ -144,10 +150,4 @@ def explain_unreadable(path: Path, error: OSError) -> EdgekilnError:
         too_many = error.errno in _TOO_MANY_OPEN
         hint = "Close some files, or allow more (ulimit -n)." if too_many else _CHECK_THE_DISK
         return ResourceError(said, hint=hint, path=path)
-    if error.errno == errno.ELOOP:
-        return BundleError(
-            f"{path} is a link; a bundle holds its files themselves.",
-            hint="Copy it with its links followed: cp -rL BUNDLE COPY",
-            path=path,
-        )
     return BundleError(said, hint=FRESH_COPY, path=path)  # gone meanwhile

@@ -321,7 +321,7 @@ def _transparent_color(image: Image.Image) -> object:
     To be asked before the pixels are loaded: afterwards nothing of Pillow's tells how many bits they had, so a caller's
     image that will be asked again remembers.
     """
-    key = image.info.get("transparency")
+    key = given = image.info.get("transparency")
     stored = next((tile[3] for tile in getattr(image, "tile", ())), None)
     if isinstance(stored, str) and stored in _GREY_STEPS and isinstance(key, int):
         step = _GREY_STEPS[stored]
@@ -329,8 +329,9 @@ def _transparent_color(image: Image.Image) -> object:
     elif stored == "RGB;16B" and isinstance(key, tuple):
         key = tuple(value >> 8 for value in key)
     else:
-        return getattr(image, _KEY_ATTRIBUTE, None)
-    setattr(image, _KEY_ATTRIBUTE, key)
+        remembered, meant = getattr(image, _KEY_ATTRIBUTE, (None, None))
+        return meant if given is not None and given == remembered else None
+    setattr(image, _KEY_ATTRIBUTE, (given, key))
     return key
 
 

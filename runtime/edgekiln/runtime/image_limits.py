@@ -24,6 +24,7 @@ __all__ = [
     "MAX_BYTES",
     "MAX_CHUNKS",
     "MAX_EXIF_BYTES",
+    "MAX_JUNK_BYTES",
     "MAX_MEMORY",
     "MAX_PIXELS",
     "MAX_SCANS",
@@ -45,6 +46,8 @@ MAX_SEGMENTS = 4096
 """Of a JPEG, and steps over fill bytes. Cameras write tens; Pillow looks at each for microseconds."""
 MAX_FILL_BYTES = 4 * 1024 * 1024
 """Of 255s in a row in a JPEG, as erased flash holds them. Pillow reads such a run again for every 64 KiB of it."""
+MAX_JUNK_BYTES = 1024 * 1024
+"""Of what is no segment, before the first scan of a JPEG. Pillow looks for a marker byte by byte, in Python."""
 MAX_CHUNKS = 65_536
 """Of a PNG. 64 MiB in libpng's customary pieces of 8 KiB are 8,192."""
 MAX_EXIF_BYTES = 65_536
@@ -108,10 +111,12 @@ def check_cost(image: Image.Image, walk: Walk | None, name: str) -> None:
 
     Raises:
         ImageError: ``too_large`` for its pixels, the memory that they need, or its EXIF; ``format`` for a BMP that is
-            run-length encoded: Pillow decodes those in Python, and a jump in one may be any size; ``corrupt`` for a
-            JPEG in which ``walk`` found no picture although Pillow did, so that its limits were not looked at.
+            run-length encoded: Pillow decodes those in Python, and a jump in one may be any size; ``truncated`` and
+            ``corrupt`` for a JPEG in which ``walk`` found no scan or no frame, so that its limits were not looked at.
     """
-    if walk is not None and not (walk.scans and walk.components):
+    if walk is not None and not walk.scans:
+        raise _truncated(name, "it has no scan")
+    if walk is not None and not walk.components:
         raise ImageError(
             f"{name} cannot be decoded: its segments cannot be followed.", reason="corrupt", hint=_REWRITE
         )
@@ -151,7 +156,7 @@ def _walk_jpeg(data: bytes, name: str) -> Walk:
     if b"\xff" * (MAX_FILL_BYTES + 1) in data:
         raise _too_many(name, "fill bytes in a row", MAX_FILL_BYTES)
     walk, resources = Walk(), 0
-    for steps, (marker, body) in enumerate(_segments(data)):
+    for steps, (marker, body) in enumerate(_segments(data, name)):
         if steps >= MAX_SEGMENTS:
             raise _too_many(name, "segments", MAX_SEGMENTS)
         if marker in _OTHER_FRAMES:
@@ -174,18 +179,22 @@ def _walk_jpeg(data: bytes, name: str) -> Walk:
     return walk
 
 
-def _segments(data: bytes) -> Iterator[tuple[int, bytes]]:
+def _segments(data: bytes, name: str) -> Iterator[tuple[int, bytes]]:
     """Marker and content of each, as Pillow reads them up to the first scan, and as libjpeg does from there.
 
     Both pass over what is no marker. A marker below 0xC0 has no length for libjpeg, if it takes it at all.
     """
-    position, scanning = 2, False
+    position, scanning, junk = 2, False, 0
     while position + 1 < len(data):
         if scanning:
             found = _NEXT_MARKER.search(data, position)
             position = len(data) if found is None else found.start()
         else:
-            position = data.find(b"\xff", position)
+            start = data.find(b"\xff", position)
+            junk += start - position
+            position = start
+            if junk > MAX_JUNK_BYTES:
+                raise _too_many(name, "bytes between its segments", MAX_JUNK_BYTES)
         if not 0 <= position < len(data) - 1:
             return
         marker = data[position + 1]

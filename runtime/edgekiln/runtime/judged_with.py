@@ -12,7 +12,7 @@ from typing import Any
 
 from edgekiln.runtime.backends import Backend
 
-__all__ = ["tell_other_version"]
+__all__ = ["JUDGED_ON", "find_versions", "tell_other_version"]
 
 _LIBRARIES: Mapping[Backend, tuple[str, tuple[str, ...]]] = {
     "onnxruntime-cpu": ("onnxruntime", ("onnxruntime", "onnxruntime-gpu")),
@@ -22,15 +22,24 @@ _LIBRARIES: Mapping[Backend, tuple[str, tuple[str, ...]]] = {
 """By backend: the module, and the names of the packages that bring it."""
 
 
-def tell_other_version(backend: Backend, manifest: Mapping[str, Any]) -> str:
-    """A sentence where the library, imported by now, is another one than the manifest's; patches count as the same.
+JUDGED_ON = "judged_on"
+"""Among a variant's figures: the machine that it was judged on, where that is not the bundle's."""
 
-    Empty where it is the same, or where the manifest says nothing.
+
+def find_versions(manifest: Mapping[str, Any], figures: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Versions by package, of the machine that a variant was judged on; empty where nothing is said of it."""
+    machine = figures.get(JUDGED_ON) or manifest.get("machine")
+    versions = machine.get("versions") if isinstance(machine, Mapping) else None
+    return versions if isinstance(versions, Mapping) else {}
+
+
+def tell_other_version(backend: Backend, versions: Mapping[str, Any]) -> str:
+    """A sentence where the library, imported by now, is another one than it was judged with.
+
+    Empty where it is the same or another patch of it, or where ``versions`` (of ``find_versions``) does not say.
     """
     module, packages = _LIBRARIES.get(backend, ("", ()))
-    machine = manifest.get("machine")
-    versions = machine.get("versions") if isinstance(machine, Mapping) else None
-    if module not in sys.modules or not isinstance(versions, Mapping):
+    if module not in sys.modules:
         return ""
     judged = next((versions[name] for name in packages if isinstance(versions.get(name), str)), "")
     here = str(sys.modules[module].__version__).partition("-")[0]

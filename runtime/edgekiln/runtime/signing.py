@@ -89,7 +89,7 @@ class SignedContent:
 # Keys
 
 
-def write_key_pair(stem: Path, passphrase: bytes | None = None) -> tuple[Path, Path]:
+def write_key_pair(stem: str | os.PathLike[str], passphrase: bytes | None = None) -> tuple[Path, Path]:
     """Make a P-256 key pair: STEM.key (PKCS #8 PEM, mode 0600) and STEM.pub. Existing files are never replaced.
 
     Args:
@@ -104,6 +104,10 @@ def write_key_pair(stem: Path, passphrase: bytes | None = None) -> tuple[Path, P
         passphrase is not None and not 0 < len(passphrase) < 1024
     ):
         raise UsageError("A passphrase is 1 to 1023 bytes.")
+    try:
+        stem = Path(stem)
+    except TypeError as error:
+        raise UsageError(f"{stem!r} is no path.") from error
     if not stem.name:
         raise UsageError(
             f"{str(stem)!r} has no name to put .key and .pub behind.", hint="Give NAME, or FOLDER/NAME."
@@ -129,7 +133,7 @@ def write_key_pair(stem: Path, passphrase: bytes | None = None) -> tuple[Path, P
     try:
         _create(paths[1], _public_pem(key.public_key()), 0o644)
     except BaseException:  # half a pair would be in the way of the next attempt
-        paths[0].unlink()
+        paths[0].unlink(missing_ok=True)
         raise
     return paths
 
@@ -150,9 +154,11 @@ def _create(path: Path, content: bytes, mode: int) -> None:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
-    except OSError as error:
-        path.unlink()
-        raise ResourceError(f"{path} cannot be written: {error.strerror}.", path=path) from error
+    except BaseException as error:  # half a key would be in the way of the next attempt
+        path.unlink(missing_ok=True)
+        if isinstance(error, OSError):
+            raise ResourceError(f"{path} cannot be written: {error.strerror}.", path=path) from error
+        raise
 
 
 def fingerprint(key: EllipticCurvePublicKey) -> str:
@@ -173,7 +179,9 @@ def load_public_keys(keys: Sequence[KeySource]) -> dict[str, EllipticCurvePublic
         UsageError: none are given, or one is no public EC key on a curve of the format.
     """
     if isinstance(keys, str | bytes | os.PathLike) or not isinstance(keys, Iterable):
-        raise UsageError(f"trusted_keys takes a list of keys, got {keys!r}.", hint="Put it in a list.")
+        raise UsageError(
+            f"trusted_keys takes a list of keys, got {type(keys).__name__}.", hint="Put it in a list."
+        )
     loaded = [_load_public_key(key) for key in keys]
     if not loaded:
         raise UsageError(

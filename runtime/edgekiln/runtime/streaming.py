@@ -21,7 +21,7 @@ from edgekiln.runtime.errors import ImageError, NonFiniteError
 from edgekiln.runtime.forking import HomeProcess
 from edgekiln.runtime.image import ColorOrder, Frame, Picture
 from edgekiln.runtime.loaded import LoadedModel
-from edgekiln.runtime.threads import start_thread
+from edgekiln.runtime.threads import explain_no_thread, start_thread
 
 __all__ = ["OnError", "stream_predictions"]
 
@@ -44,6 +44,7 @@ def stream_predictions(
 
     Raises:
         UsageError: a wrong argument, at once; a closed classifier, in its turn.
+        ResourceError: no thread can be started.
         ImageError: with ``on_error="raise"``, in the picture's turn.
         Exception: what ``pictures`` raises, after the answers to what it gave before.
     """
@@ -111,7 +112,10 @@ class _Reader:
         model = self._classifier.hold()
         try:
             return _Prepared(model, self._pool.submit(model.prepare, picture, self._color_order))
-        except BaseException:  # the pool has been shut down
+        except RuntimeError as error:  # no thread, or the pool has been shut down and nobody asks any more
+            model.release()
+            raise explain_no_thread("edgekiln-decode", error) from error
+        except BaseException:
             model.release()
             raise
 

@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 from edgekiln.runtime.errors import ResourceError
 
-__all__ = ["start_thread"]
+__all__ = ["explain_no_thread", "start_thread"]
 
 
 def start_thread(work: Callable[[], None], name: str, *, daemon: bool = False) -> threading.Thread:
@@ -16,8 +16,13 @@ def start_thread(work: Callable[[], None], name: str, *, daemon: bool = False) -
     try:
         thread.start()
     except RuntimeError as error:
-        raise ResourceError(
-            f"The thread {name} cannot be started: {error}.",
-            hint="A limit of threads is reached (ulimit -u, or the container's), or the program is ending.",
-        ) from error
+        raise explain_no_thread(name, error) from error
     return thread
+
+
+def explain_no_thread(name: str, error: RuntimeError) -> ResourceError:
+    """The error to raise where Python says that it can start no thread."""
+    return ResourceError(
+        f"The thread {name} cannot be started: {error}.",
+        hint="A limit of threads is reached (ulimit -u, or the container's), or the program is ending.",
+    )

@@ -12,6 +12,7 @@ from edgekiln.runtime.bundle import SIGNATURE_NAME, Bundle, open_bundle
 from edgekiln.runtime.contract import Contract
 from edgekiln.runtime.errors import ContractError, EngineError, UntrustedError, UsageError
 from edgekiln.runtime.extras import import_extra
+from edgekiln.runtime.judged_with import find_versions
 from edgekiln.runtime.onnx_scan import check_onnx
 
 __all__ = ["describe"]
@@ -66,7 +67,6 @@ def _describe_bundle(path: Path, trusted_keys: Sequence[Path] | None) -> dict[st
         "digest": bundle.digest,
         "signature": _describe_signature(bundle),
         **_describe_contract(bundle.contract),
-        "judged_with": _describe_versions(bundle.manifest),
         "variants": [
             {
                 "name": v.name,
@@ -74,6 +74,7 @@ def _describe_bundle(path: Path, trusted_keys: Sequence[Path] | None) -> dict[st
                 "precision": v.precision.value,
                 "verdict": v.verdict,
                 "reason": v.reason,
+                "judged_with": _describe_versions(find_versions(bundle.manifest, v.figures)),
             }
             for v in bundle.variants
         ],
@@ -81,13 +82,9 @@ def _describe_bundle(path: Path, trusted_keys: Sequence[Path] | None) -> dict[st
     }
 
 
-def _describe_versions(manifest: Mapping[str, Any]) -> list[str]:
-    """The libraries that ran the engines and the baseline when they were judged."""
-    machine = manifest.get("machine")
-    versions = machine.get("versions") if isinstance(machine, Mapping) else None
-    if not isinstance(versions, Mapping):
-        return []
-    return [f"{name} {versions[name]}" for name in _JUDGES if name in versions]
+def _describe_versions(versions: Mapping[str, Any]) -> str:
+    """The libraries that ran the engine and the baseline when it was judged."""
+    return ", ".join(f"{name} {versions[name]}" for name in _JUDGES if name in versions)
 
 
 def _describe_signature(bundle: Bundle) -> str:

@@ -62,7 +62,7 @@ def _new_passphrase(ask: bool) -> bytes | None:
     if given is not None:
         if not given:
             raise UsageError(f"{_PASSPHRASE_VARIABLE} is empty.", hint="Unset it, or give a passphrase.")
-        return given.encode()
+        return os.fsencode(given)  # as it stands in the environment, UTF-8 or not
     if not ask:
         return None
     if not _can_ask():
@@ -70,7 +70,7 @@ def _new_passphrase(ask: bool) -> bytes | None:
             "There is no terminal to ask for a passphrase.", hint=f"Give it in {_PASSPHRASE_VARIABLE}."
         )
     passphrase: str = click.prompt("Passphrase", hide_input=True, confirmation_prompt=True, err=True)
-    return passphrase.encode()
+    return os.fsencode(passphrase)
 
 
 @click.command()
@@ -112,7 +112,7 @@ def _known_passphrase(key: Path) -> bytes | None:
             f"{key} is encrypted.", hint=f"Give its passphrase in {_PASSPHRASE_VARIABLE}.", path=key
         )
     passphrase: str = click.prompt("Passphrase", hide_input=True, err=True) if given is None else given
-    return passphrase.encode()
+    return os.fsencode(passphrase)
 
 
 @click.command()
