@@ -82,6 +82,15 @@ def test_without_pictures_engines_are_unverified_and_load_refuses_them(parent, t
         raise ZeroDivisionError  # on a machine with a GPU it loads
 
 
+def test_what_is_carried_says_on_which_machine_it_was_judged(parent, tmp_path):
+    judged_on = open_bundle(parent).manifest["machine"]
+    content = build(parent, tmp_path / "out", variants=("rtx-fp16",))
+    assert row(content, "int8")["figures"]["judged_on"] == judged_on
+    assert "judged_on" not in row(content, "rtx-fp16")["figures"]
+    again = build(tmp_path / "out", tmp_path / "again", variants=("rtx-fp16",))
+    assert row(again, "int8")["figures"]["judged_on"] == judged_on
+
+
 def test_derived_bundle_names_its_parent_and_keeps_what_runs_on_cpus(parent, tmp_path):
     build(parent, tmp_path / "out", variants=("rtx-fp16",))
     bundle, original = open_bundle(tmp_path / "out"), open_bundle(parent)
