@@ -44,6 +44,7 @@ MIN_MINUTES = 3
 _KEPT_FAULTS = 10
 _BATCH, _WAIT_US = 4, 500
 _TOGETHER = 3
+_LOOKS = 30
 _WARM_UP_RELOADS = 9
 """In the first minute. Two models are in memory during a reload, and it takes some until an allocator needs no more."""
 
@@ -56,7 +57,8 @@ class Minute:
         answered: good pictures that got their answer; ``refused``: bad ones that got their error.
         p50_ms, p99_ms: of ``Classifier.predict`` on good pictures, decoding included; to a hundredth of themselves,
             and 0 where none was answered.
-        rss_mb, descriptors: of this process, at the end of the minute.
+        rss_mb: of this process, the least of many looks in the second half of the minute, as work comes and goes.
+        descriptors: of this process, at the end of the minute.
     """
 
     number: int
@@ -167,15 +169,24 @@ def run_soak(
         for number in range(1, minutes + 1):
             bundles = [] if reload_from is None else [reload_from] * (_WARM_UP_RELOADS if number == 1 else 1)
             for bundle in bundles:
-                traffic.stopped.wait(seconds_per_minute / (len(bundles) + 1))
+                traffic.stopped.wait(seconds_per_minute / 2 / len(bundles))
                 traffic.reload(bundle)
-            traffic.stopped.wait(seconds_per_minute / (len(bundles) + 1))
-            done.append(traffic.tally.end_minute(number))
+            if not bundles:
+                traffic.stopped.wait(seconds_per_minute / 2)
+            rss_mb = min(_look(traffic.stopped, seconds_per_minute / 2))
+            done.append(traffic.tally.end_minute(number, rss_mb))
             on_minute(done[-1])
     finally:
         traffic.stop()
     tally = traffic.tally
     return SoakResult(classifier.variant.name, tuple(done), tuple(tally.faults), tally.fault_count)
+
+
+def _look(stopped: threading.Event, seconds: float) -> Iterator[float]:
+    """Resident memory in MB, again and again for so long."""
+    for _ in range(_LOOKS):
+        stopped.wait(seconds / _LOOKS)
+        yield read_rss_mb()
 
 
 @dataclass(frozen=True, slots=True)
@@ -258,7 +269,7 @@ class _Tally:
         if len(self.faults) < _KEPT_FAULTS:
             self.faults.append(fault)
 
-    def end_minute(self, number: int) -> Minute:
+    def end_minute(self, number: int, rss_mb: float) -> Minute:
         with self.lock:
             answered, refused, latencies = self.answered, self.refused, self.latencies
             self.answered, self.refused, self.latencies = 0, 0, _Histogram()
@@ -268,7 +279,7 @@ class _Tally:
             refused=refused,
             p50_ms=latencies.percentile_ms(50),
             p99_ms=latencies.percentile_ms(99),
-            rss_mb=read_rss_mb(),
+            rss_mb=rss_mb,
             descriptors=read_descriptors(),
         )
 

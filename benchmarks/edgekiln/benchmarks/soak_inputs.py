@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 
 from edgekiln.runtime.image import Frame, Picture
-from edgekiln.runtime.image_limits import MAX_FILL_BYTES
 
 __all__ = ["make_inputs"]
 
@@ -33,6 +32,19 @@ def _encode(image: Any, kind: str, **options: Any) -> bytes:
     buffer = io.BytesIO()
     image.save(buffer, kind, **options)
     return buffer.getvalue()
+
+
+def _huge_header() -> bytes:
+    """A BMP of 60,000 x 60,000 pixels, none of which is there. Small: what is large makes memory hard to compare."""
+    header = bytearray(_encode_bmp())
+    header[18:26] = (60_000).to_bytes(4, "little") * 2
+    return bytes(header)
+
+
+def _encode_bmp() -> bytes:
+    from PIL import Image
+
+    return _encode(Image.new("RGB", (4, 4)), "BMP")
 
 
 def _good() -> Iterator[Picture]:
@@ -63,7 +75,7 @@ def _bad() -> Iterator[Picture]:
     yield b"\xff\xd8\xff" + bytes(range(256))
     yield _encode(image, "JPEG")[:-2000]
     yield _encode(image, "JPEG")[:-2000] + bytes(2000)
-    yield _encode(image, "JPEG")[:-2] + b"\xff" * (MAX_FILL_BYTES + 2)
+    yield _huge_header()
     yield _encode(image, "PNG")[:-2000]
     yield _encode(image, "GIF")
     yield "no/such/picture.jpg"
