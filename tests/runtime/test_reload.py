@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from serving_support import PATIENCE_S, GatedSession, flat
 
-from edgekiln.runtime import load
+from edgekiln.runtime import load, loaded, memory
 from edgekiln.runtime.backends import open_session
 from edgekiln.runtime.classifier import Classifier, Selection
 from edgekiln.runtime.errors import (
@@ -404,3 +404,25 @@ def test_what_was_closed_meanwhile_is_not_adopted(contract):
         for nothing in (None, "bundle"):
             with pytest.raises(UsageError, match="adopts another Classifier"):
                 first.adopt(nothing)
+
+
+def test_what_a_replaced_engine_leaves_goes_back_to_the_system(contract, monkeypatch):
+    given_back = []
+    monkeypatch.setattr(loaded, "give_back_memory", lambda: given_back.append(True))
+    first, other = (
+        Classifier(GatedSession(), contract, Selection("x", "fake", "fp32", "")) for _ in range(2)
+    )
+    with first:
+        first.adopt(other)
+        assert given_back == [True]
+
+
+def test_free_memory_is_given_back_or_that_is_nothing():
+    memory.give_back_memory()
+    memory._find_malloc_trim.cache_clear()
+    try:
+        with pytest.MonkeyPatch.context() as patched:
+            patched.setattr(memory.ctypes, "CDLL", lambda name: object())  # a C library without it
+            memory.give_back_memory()
+    finally:
+        memory._find_malloc_trim.cache_clear()

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 from edgekiln.runtime.contract import Contract
 from edgekiln.runtime.errors import EngineError
 from edgekiln.runtime.image import ColorOrder, Frame, Picture, prepare
+from edgekiln.runtime.memory import give_back_memory
 from edgekiln.runtime.session import Session
 
 if TYPE_CHECKING:
@@ -77,6 +78,7 @@ class LoadedModel:
             self.session.close()
         except Exception as error:
             _log.error("a model that was replaced or closed could not be freed: %s", error)
+        give_back_memory()
 
     def prepare(self, picture: Picture, color_order: ColorOrder) -> Frame:
         """uint8 (height, width, 3) as this model's contract wants it; raises ImageError."""
