@@ -213,14 +213,15 @@ classifier = Classifier(GatedSession(), contract, Selection("x", "fake", "fp32",
 random.seed(0)
 for trial in range(300):
     batcher = Batcher(classifier, max_wait_us=0)
-    signal.setitimer(signal.ITIMER_REAL, random.uniform(0.0005, 0.005))
-    end = time.monotonic() + 0.02  # Python swallows an interrupt that comes while it tidies up
     try:
+        signal.setitimer(signal.ITIMER_REAL, random.uniform(0.0005, 0.005))
+        end = time.monotonic() + 0.02  # Python swallows an interrupt that comes while it tidies up
         while time.monotonic() < end:
             try:
                 batcher.submit(flat(1))
             except OverloadedError:
                 pass
+        signal.setitimer(signal.ITIMER_REAL, 0)
     except KeyboardInterrupt:
         pass
     closing = threading.Thread(target=batcher.close, kwargs={"drain": trial % 2 == 0}, daemon=True)
