@@ -472,9 +472,8 @@ class Batcher:
         with self._lock:
             self._batches[len(batch)] += 1
         try:
-            frames = [
-                cast("Frame", request.frame) for request in batch
-            ]  # without one it would not have begun
+            # Each has one: without it a request does not begin.
+            frames = [cast("Frame", request.frame) for request in batch]
             predictions = predict_frames(batch[0].model, frames)
         except Exception as error:
             if len(batch) > 1:
