@@ -89,7 +89,6 @@ def _register(library: Any, prepared: PreparedNetwork) -> None:
     """Tell ModelOpt of our points: as modules whose input is quantized."""
     modules = import_modelopt("modelopt.torch.quantization.nn.modules.quant_module")
     if QuantizationPoint not in modules.QuantModuleRegistry:
-
         # The ignore: the base is known at run time only, since ModelOpt is imported on demand.
         class QuantizedPoint(modules.QuantInputBase):  # type: ignore[misc,name-defined]
             pass
