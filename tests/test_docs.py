@@ -16,7 +16,7 @@ from tests_support import ROOT
 from edgekiln.pipeline.cli import cli
 from edgekiln.pipeline.recipe import BuildSettings, load_recipe
 from edgekiln.runtime.backends import CPU_BACKENDS, Backend
-from edgekiln.runtime.bundle import PREFERENCE
+from edgekiln.runtime.bundles.manifest import PREFERENCE
 from edgekiln.runtime.errors import ExitCode
 from edgekiln.runtime.spec import Precision
 

@@ -18,9 +18,9 @@ from PIL import Image
 from tests_support import ROOT
 
 from edgekiln.pipeline.cli import cli
-from edgekiln.runtime.bundle import write_manifest
+from edgekiln.runtime.bundles.manifest import write_manifest
 from edgekiln.runtime.contract import Contract
-from edgekiln.runtime.image import MAX_BYTES
+from edgekiln.runtime.pictures.image import MAX_BYTES
 
 DOCUMENT = ROOT / "docs/embedding.md"
 TEXT = DOCUMENT.read_text("utf-8")

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from edgekiln.benchmarks.compare import compare_bundles
-from edgekiln.runtime.bundle import MANIFEST_NAME, write_manifest
+from edgekiln.runtime.bundles.manifest import MANIFEST_NAME, write_manifest
 from edgekiln.runtime.contract import Contract
 from edgekiln.runtime.errors import BundleError, UsageError
 
@@ -461,8 +461,8 @@ def test_a_damaged_report_is_one_line_and_no_bug(bundles, tmp_path, capsys, dama
 
 
 def test_a_zipped_bundle_is_a_bundle(bundles, tmp_path):
-    from edgekiln.runtime.archive import write_zip
-    from edgekiln.runtime.bundle import open_bundle
+    from edgekiln.runtime.bundles.archive_writer import write_zip
+    from edgekiln.runtime.bundles.bundle import open_bundle
 
     before, after, change = bundles
     logits = np.load(after / "test_logits.npz")["logits.int8"]

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from edgekiln.benchmarks.judging import Reference, judge_answers, read_answers, rejudge
-from edgekiln.runtime.bundle import open_bundle, write_manifest
+from edgekiln.runtime.bundles.bundle import open_bundle
+from edgekiln.runtime.bundles.manifest import write_manifest
 from edgekiln.runtime.errors import BundleError, DataError
 
 CLASSES = ("a", "b", "c")

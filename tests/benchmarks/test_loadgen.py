@@ -15,7 +15,7 @@ from tests_support import HEED_INTERRUPTS, ROOT, write_pictures
 
 from edgekiln.benchmarks.loadgen import parse_summary, run_loadgen
 from edgekiln.pipeline.cli import main
-from edgekiln.runtime.bundle import MANIFEST_NAME, write_manifest
+from edgekiln.runtime.bundles.manifest import MANIFEST_NAME, write_manifest
 from edgekiln.runtime.errors import DataError, EngineError, MissingExtraError, UsageError
 
 SUMMARIES = ROOT / "tests" / "data" / "loadgen"

@@ -17,10 +17,11 @@ from edgekiln.benchmarks.soak_inputs import make_inputs
 from edgekiln.pipeline.cli import cli
 from edgekiln.pipeline.cli.soak import _HEADINGS
 from edgekiln.pipeline.cli.soak import soak as soak_command
-from edgekiln.runtime.batching import Batcher
-from edgekiln.runtime.classifier import Classifier, Prediction, Selection
 from edgekiln.runtime.contract import Contract
 from edgekiln.runtime.errors import EnvironmentProblem, GateError, ImageError, UsageError
+from edgekiln.runtime.serving.batching import Batcher
+from edgekiln.runtime.serving.classifier import Classifier
+from edgekiln.runtime.serving.prediction import Prediction, Selection
 
 CONTRACT = Contract(height=16, width=16, classes=("a", "b", "c"))
 SHORT = {"minutes": 3, "callers": 2, "seconds_per_minute": 0.15}

@@ -19,8 +19,8 @@ from edgekiln.export.macs import count_macs
 from edgekiln.export.simulation import simulate
 from edgekiln.export.tensorrt import BatchProfile, BuildOptions, build_engine, library_version
 from edgekiln.pipeline.backbones import TinyCnn
+from edgekiln.runtime.backends.engine_header import read_engine_header
 from edgekiln.runtime.cuda.driver import probe_driver
-from edgekiln.runtime.engine_header import read_engine_header
 from edgekiln.runtime.errors import (
     BuildError,
     DeviceError,

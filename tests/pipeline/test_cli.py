@@ -14,7 +14,7 @@ import torch
 from tests_support import ROOT, TINY_RECIPE
 
 from edgekiln.pipeline.cli import cli
-from edgekiln.runtime.bundle import MANIFEST_NAME
+from edgekiln.runtime.bundles.manifest import MANIFEST_NAME
 
 
 def all_commands(group=cli, path=()):
@@ -639,8 +639,8 @@ def test_report_without_images_is_damaged_and_no_bug(tiny_run, edgekiln, tmp_pat
 
 
 def test_report_of_a_zipped_bundle_is_the_bundles(tiny_run, edgekiln, tmp_path):
-    from edgekiln.runtime.archive import write_zip
-    from edgekiln.runtime.bundle import open_bundle
+    from edgekiln.runtime.bundles.archive_writer import write_zip
+    from edgekiln.runtime.bundles.bundle import open_bundle
 
     bundle = tiny_run[2].bundle
     write_zip(open_bundle(bundle), tmp_path / "bundle.zip")

@@ -134,7 +134,7 @@ def test_what_leads_to_no_picture_is_a_failure_among_answers(
 
 
 def test_a_table_cut_short_keeps_its_rows_and_failures(tiny_run, edgekiln, broken, monkeypatch):
-    from edgekiln.runtime.classifier import Classifier
+    from edgekiln.runtime.serving.classifier import Classifier
 
     answer = Classifier.predict
 

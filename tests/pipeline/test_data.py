@@ -20,7 +20,7 @@ from edgekiln.pipeline.data import (
 )
 from edgekiln.pipeline.recipe import DataSettings
 from edgekiln.runtime.errors import DataError, ExitCode, MissingExtraError
-from edgekiln.runtime.image import prepare
+from edgekiln.runtime.pictures.image import prepare
 
 
 def settings(path, **changes):

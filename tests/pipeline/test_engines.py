@@ -9,9 +9,9 @@ from edgekiln.pipeline.progress import SilentProgress
 from edgekiln.pipeline.recipe import load_recipe
 from edgekiln.pipeline.run import check_gate, run_recipe
 from edgekiln.runtime import load
-from edgekiln.runtime.bundle import open_bundle
+from edgekiln.runtime.backends.engine_header import read_engine_header
+from edgekiln.runtime.bundles.bundle import open_bundle
 from edgekiln.runtime.cuda import probe_driver
-from edgekiln.runtime.engine_header import read_engine_header
 from edgekiln.runtime.errors import BuildError, RecipeError, UsageError
 
 without_gpu = pytest.mark.skipif(

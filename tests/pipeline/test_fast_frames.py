@@ -13,16 +13,12 @@ from edgekiln.pipeline.progress import SilentProgress
 from edgekiln.pipeline.recipe import load_recipe
 from edgekiln.pipeline.run import run_recipe
 from edgekiln.runtime import load
-from edgekiln.runtime.bundle import MANIFEST_NAME, open_bundle, write_manifest
+from edgekiln.runtime.bundles.bundle import open_bundle
+from edgekiln.runtime.bundles.manifest import MANIFEST_NAME, write_manifest
 from edgekiln.runtime.errors import BundleError, UsageError
-from edgekiln.runtime.fast_decode import (
-    MAX_BOUND,
-    MEAN_BOUND,
-    MINIMUM_EVIDENCE,
-    judge_agreement,
-    prepare_fast,
-)
-from edgekiln.runtime.image import prepare
+from edgekiln.runtime.pictures.fast_decode import MAX_BOUND, MEAN_BOUND, prepare_fast
+from edgekiln.runtime.pictures.image import prepare
+from edgekiln.runtime.serving.agreement import MINIMUM_EVIDENCE, judge_agreement
 
 pytestmark = pytest.mark.slow  # one run with enough pictures
 

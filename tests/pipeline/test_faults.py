@@ -14,7 +14,7 @@ from launching import Launcher
 from tests_support import TINY_RECIPE, write_pictures
 
 from edgekiln.benchmarks.kill_study import find_leftovers, find_partial, hash_results
-from edgekiln.runtime.bundle import open_bundle
+from edgekiln.runtime.bundles.bundle import open_bundle
 
 MARK = "EDGEKILN_TEST_MARK"
 SMALL_PICTURES = 24  # of each class: a run of some seconds

@@ -14,8 +14,8 @@ from edgekiln.pipeline.data import Sample
 from edgekiln.pipeline.prepared import _look_at_all
 from edgekiln.runtime import Batcher, ImageError, load
 from edgekiln.runtime.backends.onnxruntime import OnnxRuntimeSession
-from edgekiln.runtime.fast_decode import prepare_fast
-from edgekiln.runtime.image import prepare
+from edgekiln.runtime.pictures.fast_decode import prepare_fast
+from edgekiln.runtime.pictures.image import prepare
 
 SIDE = 32  # of the tiny run's contract: a picture of this size is not resized
 RED, BLUE = (200, 30, 20), (20, 40, 210)

@@ -21,7 +21,7 @@ from edgekiln.pipeline import placing, run
 from edgekiln.pipeline.progress import SilentProgress
 from edgekiln.pipeline.stages import Stage
 from edgekiln.pipeline.store import StageStore
-from edgekiln.runtime.bundle import write_manifest
+from edgekiln.runtime.bundles.bundle import write_manifest
 from edgekiln.runtime.contract import Contract
 
 root, exchange = Path(sys.argv[1]), sys.argv[2] == "exchange"

@@ -24,7 +24,7 @@ from tests_support import ROOT, TINY_RECIPE, write_pictures
 
 from edgekiln.pipeline.cli import main
 from edgekiln.runtime import errors
-from edgekiln.runtime.bundle import MANIFEST_NAME
+from edgekiln.runtime.bundles.manifest import MANIFEST_NAME
 
 
 @dataclass(frozen=True)
@@ -593,7 +593,7 @@ def _(desk):
     path="c",
 )
 def _(desk):
-    from edgekiln.runtime.bundle import write_manifest
+    from edgekiln.runtime.bundles.manifest import write_manifest
     from edgekiln.runtime.contract import Contract
 
     desk.bundle()

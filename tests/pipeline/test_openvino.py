@@ -15,8 +15,8 @@ from edgekiln.pipeline.progress import SilentProgress
 from edgekiln.pipeline.recipe import load_recipe
 from edgekiln.pipeline.run import check_gate, run_recipe
 from edgekiln.pipeline.stages import plan_stages
-from edgekiln.runtime.bundle import load
 from edgekiln.runtime.errors import GateError, RecipeError
+from edgekiln.runtime.serving.loading import load
 
 VARIANTS = """
 [[variants]]

@@ -26,8 +26,8 @@ from edgekiln.pipeline.privacy import machine_folders, name_places, strip_folder
 from edgekiln.pipeline.progress import SilentProgress
 from edgekiln.pipeline.recipe import load_recipe
 from edgekiln.pipeline.run import run_recipe
-from edgekiln.runtime.archive import write_zip
-from edgekiln.runtime.bundle import open_bundle
+from edgekiln.runtime.bundles.archive_writer import write_zip
+from edgekiln.runtime.bundles.bundle import open_bundle
 
 MARK = "XYZZY"  # every secret begins with it
 INSIDE, FOLDER, NAME = f"{MARK}inside", f"{MARK}folder", f"{MARK}name"

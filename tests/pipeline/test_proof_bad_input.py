@@ -8,7 +8,7 @@ import pytest
 from tests_support import TINY_RECIPE, write_pictures
 
 from edgekiln.pipeline.cli import main
-from edgekiln.runtime.bundle import MANIFEST_NAME, write_manifest
+from edgekiln.runtime.bundles.manifest import MANIFEST_NAME, write_manifest
 
 
 def newer_schema(folder, bundle):

@@ -20,7 +20,7 @@ from edgekiln.pipeline.progress import SilentProgress
 from edgekiln.pipeline.recipe import load_recipe
 from edgekiln.pipeline.run import check_gate, run_recipe
 from edgekiln.runtime import load
-from edgekiln.runtime.bundle import open_bundle
+from edgekiln.runtime.bundles.bundle import open_bundle
 from edgekiln.runtime.errors import DataError, GateError, ParityError, UsageError
 
 

@@ -9,7 +9,7 @@ from importlib.metadata import version
 import pytest
 
 from edgekiln.pipeline.sbom import SBOM_NAME, write_sbom
-from edgekiln.runtime.bundle import open_bundle
+from edgekiln.runtime.bundles.bundle import open_bundle
 
 
 def by_reference(document):

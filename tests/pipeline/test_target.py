@@ -14,7 +14,7 @@ from edgekiln.pipeline.progress import SilentProgress
 from edgekiln.pipeline.target import TargetRequest, build_on_target
 from edgekiln.runtime import load
 from edgekiln.runtime.backends.onnxruntime import OnnxRuntimeSession
-from edgekiln.runtime.bundle import open_bundle
+from edgekiln.runtime.bundles.bundle import open_bundle
 from edgekiln.runtime.cuda import probe_driver
 from edgekiln.runtime.errors import (
     BuildError,

@@ -10,7 +10,9 @@ from tests_support import ROOT
 
 import edgekiln.runtime as ek
 from edgekiln.pipeline.triton.repository import TritonWish, pack_for_triton
-from edgekiln.runtime.bundle import hash_file, open_bundle, write_manifest
+from edgekiln.runtime.bundles.bundle import open_bundle
+from edgekiln.runtime.bundles.manifest import write_manifest
+from edgekiln.runtime.bundles.source import hash_file
 from edgekiln.runtime.errors import UsageError
 
 pytest.importorskip("tritonclient.grpc", reason="tritonclient[grpc] is not installed")

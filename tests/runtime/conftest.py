@@ -8,7 +8,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from edgekiln.runtime.bundle import write_manifest
+from edgekiln.runtime.bundles.manifest import write_manifest
 from edgekiln.runtime.contract import Contract
 
 # 4 x 8 = 32 pixels: a power of two, so float32 means of uint8 pixels are exact whatever the order of the sum.

@@ -21,10 +21,11 @@ import numpy as np
 
 from edgekiln.benchmarks.entry import run_entry
 from edgekiln.benchmarks.environment import describe_machine, measure_foreign_load
-from edgekiln.runtime.batching import Batcher
-from edgekiln.runtime.bundle import load
-from edgekiln.runtime.classifier import Classifier, Prediction
-from edgekiln.runtime.image import Frame
+from edgekiln.runtime.pictures.image import Frame
+from edgekiln.runtime.serving.batching import Batcher
+from edgekiln.runtime.serving.classifier import Classifier
+from edgekiln.runtime.serving.loading import load
+from edgekiln.runtime.serving.prediction import Prediction
 
 __all__ = ["measure_batching_cost"]
 

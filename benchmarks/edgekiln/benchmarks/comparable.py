@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 from edgekiln.benchmarks.accuracy import Labels
 from edgekiln.benchmarks.judging import digest_split
 from edgekiln.benchmarks.report.reading import REPORT_NAME, read_bundled_report, read_report
-from edgekiln.runtime.bundle import MANIFEST_NAME, open_bundle
+from edgekiln.runtime.bundles.bundle import open_bundle
+from edgekiln.runtime.bundles.manifest import MANIFEST_NAME
 from edgekiln.runtime.errors import BundleError, UsageError
 from edgekiln.runtime.spec import Logits
 

@@ -27,11 +27,12 @@ import numpy as np
 
 from edgekiln.benchmarks.entry import run_entry
 from edgekiln.benchmarks.environment import describe_machine, measure_foreign_load
-from edgekiln.runtime.bundle import load, open_bundle
-from edgekiln.runtime.classifier import Classifier
+from edgekiln.runtime.bundles.bundle import open_bundle
 from edgekiln.runtime.contract import Contract
 from edgekiln.runtime.errors import UsageError
 from edgekiln.runtime.extras import import_extra
+from edgekiln.runtime.serving.classifier import Classifier
+from edgekiln.runtime.serving.loading import load
 
 __all__ = ["GOAL", "main", "make_pictures", "measure_image_boundary"]
 
@@ -97,7 +98,7 @@ def _by_pytorch(network: Callable[[int], Any], contract: Contract) -> Predict:
     torch = import_extra("torch", "build")
     from PIL import Image
 
-    from edgekiln.runtime.image import fit
+    from edgekiln.runtime.pictures.image import fit
 
     torch.set_num_threads(1)
     model = network(len(contract.classes)).eval()

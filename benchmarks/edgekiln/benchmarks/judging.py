@@ -33,7 +33,8 @@ from edgekiln.benchmarks.gate import (
     mcnemar_p,
     tango_interval,
 )
-from edgekiln.runtime.bundle import Bundle, VariantRecord, open_bundle
+from edgekiln.runtime.bundles.bundle import Bundle, open_bundle
+from edgekiln.runtime.bundles.manifest import VariantRecord
 from edgekiln.runtime.errors import BundleError
 from edgekiln.runtime.spec import Logits
 

@@ -31,7 +31,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
-from edgekiln.runtime.bundle import hash_file, open_bundle
+from edgekiln.runtime.bundles.bundle import open_bundle
+from edgekiln.runtime.bundles.source import hash_file
 from edgekiln.runtime.errors import EdgekilnError
 
 __all__ = ["KillStudy", "Running", "StudyResult", "find_leftovers", "find_partial", "hash_results"]

@@ -35,7 +35,7 @@ from numpy.typing import NDArray
 
 from edgekiln.benchmarks.environment import describe_machine, measure_foreign_load
 from edgekiln.runtime.backends import open_session
-from edgekiln.runtime.bundle import load, open_bundle
+from edgekiln.runtime.bundles.bundle import open_bundle
 from edgekiln.runtime.contract import Contract
 from edgekiln.runtime.errors import (
     DataError,
@@ -48,7 +48,8 @@ from edgekiln.runtime.errors import (
     UsageError,
 )
 from edgekiln.runtime.extras import import_extra
-from edgekiln.runtime.image import prepare
+from edgekiln.runtime.pictures.image import prepare
+from edgekiln.runtime.serving.loading import load
 from edgekiln.runtime.session import Session
 from edgekiln.runtime.spec import Frames
 

@@ -18,8 +18,9 @@ import numpy as np
 
 from edgekiln.benchmarks.environment import describe_machine, measure_foreign_load
 from edgekiln.benchmarks.installed_size import compare_installations
-from edgekiln.runtime.bundle import load, open_bundle
+from edgekiln.runtime.bundles.bundle import open_bundle
 from edgekiln.runtime.contract import Contract
+from edgekiln.runtime.serving.loading import load
 from edgekiln.runtime.spec import Logits
 
 __all__ = ["GOALS", "measure_runtime_cost"]

@@ -21,10 +21,11 @@ from typing import Any
 import numpy as np
 
 from edgekiln.benchmarks.soak_inputs import make_inputs
-from edgekiln.runtime.batching import Batcher
-from edgekiln.runtime.classifier import Classifier, Prediction
 from edgekiln.runtime.errors import EnvironmentProblem, ImageError, UsageError
-from edgekiln.runtime.image import Picture
+from edgekiln.runtime.pictures.image import Picture
+from edgekiln.runtime.serving.batching import Batcher
+from edgekiln.runtime.serving.classifier import Classifier
+from edgekiln.runtime.serving.prediction import Prediction
 
 __all__ = [
     "MAX_P99_DRIFT",

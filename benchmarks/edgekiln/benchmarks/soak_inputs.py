@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from edgekiln.runtime.image import Frame, Picture
+from edgekiln.runtime.pictures.image import Frame, Picture
 
 __all__ = ["make_inputs"]
 

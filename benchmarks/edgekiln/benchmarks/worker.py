@@ -23,9 +23,10 @@ from typing import Any, TextIO
 import numpy as np
 
 from edgekiln.runtime.backends import open_session
-from edgekiln.runtime.classifier import Classifier, Selection
 from edgekiln.runtime.contract import Contract
 from edgekiln.runtime.errors import EdgekilnError
+from edgekiln.runtime.serving.classifier import Classifier
+from edgekiln.runtime.serving.prediction import Selection
 from edgekiln.runtime.session import Session
 from edgekiln.runtime.spec import Frames
 

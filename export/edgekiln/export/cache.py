@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from edgekiln.runtime.bundle import hash_file
+from edgekiln.runtime.bundles.source import hash_file
 from edgekiln.runtime.errors import BundleError, EnvironmentProblem, ResourceError, UntrustedError
 
 __all__ = ["CacheEntry", "EngineCache", "default_cache_folder", "engine_key"]

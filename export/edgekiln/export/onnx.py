@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from edgekiln.runtime.contract import Contract, Normalization
 from edgekiln.runtime.errors import ContractError, GateError
-from edgekiln.runtime.onnx_metadata import CONTRACT_DIGEST_KEY
+from edgekiln.runtime.onnx_files.metadata import CONTRACT_DIGEST_KEY
 from edgekiln.runtime.spec import INPUT_NAME, OUTPUT_NAME
 
 __all__ = [

@@ -22,11 +22,11 @@ from pathlib import Path
 from typing import Any, Literal
 
 from edgekiln.export.cache import EngineCache, engine_key
+from edgekiln.runtime.backends.engine_header import Flavour
 from edgekiln.runtime.backends.tensorrt_library import find_version, import_tensorrt
 from edgekiln.runtime.cuda.driver import DeviceProperties, probe_driver, require_device
-from edgekiln.runtime.engine_header import Flavour
 from edgekiln.runtime.errors import BuildError, EnvironmentProblem, ResourceError, UsageError
-from edgekiln.runtime.onnx_scan import check_onnx
+from edgekiln.runtime.onnx_files.scan import check_onnx
 from edgekiln.runtime.spec import Precision
 
 __all__ = ["BatchProfile", "BuildOptions", "BuiltEngine", "build_engine", "library_version"]
@@ -168,7 +168,7 @@ def build_engine(
         DeviceError: TensorRT needs a GPU to build, and there is none.
         BuildError: the library refused; its words, the node and the likely cause are in the message.
         ResourceError: memory ran out.
-        EngineError: the bytes are nothing that the library may be shown; see ``runtime.onnx_scan``.
+        EngineError: the bytes are nothing that the library may be shown; see ``runtime.onnx_files.scan``.
     """
     check_onnx(model)
     installed = library_version(options.flavour)

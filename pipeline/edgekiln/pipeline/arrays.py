@@ -17,7 +17,7 @@ import numpy as np
 from edgekiln.pipeline.capacity import available_memory_bytes, describe_bytes, free_disk_bytes
 from edgekiln.runtime.contract import Contract
 from edgekiln.runtime.errors import ResourceError
-from edgekiln.runtime.image import Frame
+from edgekiln.runtime.pictures.image import Frame
 from edgekiln.runtime.spec import Frames
 
 __all__ = ["ArrayWriter", "array_bytes", "fits_memory", "map_array", "no_space", "read_array"]

@@ -14,7 +14,7 @@ from edgekiln.export.audit import audit_declared, audit_engine, audit_rtx_plan, 
 from edgekiln.export.cache import EngineCache
 from edgekiln.export.tensorrt import BatchProfile, BuildOptions, BuiltEngine, build_engine
 from edgekiln.pipeline.progress import Progress
-from edgekiln.runtime.engine_header import Flavour
+from edgekiln.runtime.backends.engine_header import Flavour
 from edgekiln.runtime.errors import PrecisionError
 from edgekiln.runtime.spec import Precision
 

@@ -19,7 +19,7 @@ from edgekiln.pipeline.labelled import SPLITS, Sample, SplitName
 from edgekiln.pipeline.recipe import DataSettings
 from edgekiln.runtime.contract import Contract
 from edgekiln.runtime.errors import DataError
-from edgekiln.runtime.image import Frame, Picture, check_encoded, prepare
+from edgekiln.runtime.pictures.image import Frame, Picture, check_encoded, prepare
 
 __all__ = ["PICTURES_NAME", "PREPARATION_NAME", "Keeper", "array_file", "choose_keeper"]
 

@@ -20,8 +20,9 @@ from edgekiln.pipeline.recipe import DataSettings
 from edgekiln.pipeline.stage_files import read_json, write_json
 from edgekiln.runtime.contract import Contract
 from edgekiln.runtime.errors import ImageError
-from edgekiln.runtime.fast_decode import judge_agreement, measure_difference, prepare_scaled
-from edgekiln.runtime.image import Frame, Picture, read_encoded
+from edgekiln.runtime.pictures.fast_decode import measure_difference, prepare_scaled
+from edgekiln.runtime.pictures.image import Frame, Picture, read_encoded
+from edgekiln.runtime.serving.agreement import judge_agreement
 from edgekiln.runtime.spec import Frames, Logits
 
 __all__ = ["FAST_RECORD_NAME", "keep_scaled_frames", "record_agreement"]

@@ -9,7 +9,7 @@ from typing import Literal
 import numpy as np
 
 from edgekiln.runtime.errors import DataError
-from edgekiln.runtime.image import Picture
+from edgekiln.runtime.pictures.image import Picture
 
 __all__ = ["SPLITS", "LabelledImages", "Sample", "SplitName", "split_samples"]
 

@@ -31,7 +31,7 @@ from edgekiln.pipeline.stage_files import (
     read_logits,
     write_json,
 )
-from edgekiln.runtime.bundle import hash_file
+from edgekiln.runtime.bundles.source import hash_file
 from edgekiln.runtime.errors import EdgekilnError, MissingExtraError
 
 if TYPE_CHECKING:

@@ -45,7 +45,8 @@ from edgekiln.pipeline.stage_files import (
     read_logits,
 )
 from edgekiln.pipeline.training_log import summarize_training
-from edgekiln.runtime.bundle import hash_file, write_manifest
+from edgekiln.runtime.bundles.manifest import write_manifest
+from edgekiln.runtime.bundles.source import hash_file
 
 __all__ = ["LOGITS_FILE", "REPORT_NAME", "judge_evaluated", "judge_variant", "pack_bundle", "public_recipe"]
 

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from edgekiln.runtime.contract import Contract
 from edgekiln.runtime.errors import ImageError
-from edgekiln.runtime.image import Frame, prepare
+from edgekiln.runtime.pictures.image import Frame, prepare
 from edgekiln.runtime.spec import Frames
 
 __all__ = ["PictureFrames"]

@@ -30,7 +30,7 @@ from edgekiln.pipeline.picture_frames import PictureFrames
 from edgekiln.pipeline.recipe import DataSettings
 from edgekiln.runtime.contract import SHARED_NORMALIZATION, Contract, Normalization
 from edgekiln.runtime.errors import DataError, ImageError
-from edgekiln.runtime.image import Frame, Picture, read_encoded
+from edgekiln.runtime.pictures.image import Frame, Picture, read_encoded
 
 __all__ = [
     "INDEX_NAME",

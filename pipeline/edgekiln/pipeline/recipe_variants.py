@@ -8,7 +8,7 @@ from pydantic import Field, model_validator
 
 from edgekiln.pipeline.recipe_section import Section
 from edgekiln.runtime.backends import Backend
-from edgekiln.runtime.bundle import PREFERENCE
+from edgekiln.runtime.bundles.manifest import PREFERENCE
 from edgekiln.runtime.spec import Precision
 
 __all__ = [

@@ -317,7 +317,8 @@ def _unpublished(bundle: Path) -> Path:
 
 def _same_manifest(source: Path, target: Path) -> bool:
     """Whether ``target`` is an intact copy already."""
-    from edgekiln.runtime.bundle import MANIFEST_NAME, open_bundle
+    from edgekiln.runtime.bundles.bundle import open_bundle
+    from edgekiln.runtime.bundles.manifest import MANIFEST_NAME
     from edgekiln.runtime.errors import EdgekilnError
 
     try:

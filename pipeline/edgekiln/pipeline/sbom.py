@@ -13,7 +13,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from edgekiln.runtime.bundle import hash_file
+from edgekiln.runtime.bundles.source import hash_file
 
 __all__ = ["SBOM_NAME", "write_sbom"]
 

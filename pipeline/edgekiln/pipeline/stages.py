@@ -244,7 +244,7 @@ def _source_digest(reference: str) -> str | None:
 
 
 def _file_digest(path: Path) -> str | None:
-    from edgekiln.runtime.bundle import hash_file
+    from edgekiln.runtime.bundles.source import hash_file
 
     return hash_file(path.resolve())[0] if path.is_file() else None
 

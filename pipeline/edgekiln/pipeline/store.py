@@ -21,7 +21,7 @@ from typing import Any
 from edgekiln.pipeline.placing import put_in_place, restore
 from edgekiln.pipeline.progress import Progress
 from edgekiln.pipeline.room import explain_writing
-from edgekiln.runtime.bundle import hash_file
+from edgekiln.runtime.bundles.source import hash_file
 from edgekiln.runtime.errors import ResourceError
 
 __all__ = ["StageRecord", "StageStore", "earlier_files", "stage_key"]

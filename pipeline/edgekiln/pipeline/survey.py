@@ -25,7 +25,7 @@ from edgekiln.pipeline.data import (
 )
 from edgekiln.pipeline.recipe import DataSettings
 from edgekiln.runtime.errors import DataError
-from edgekiln.runtime.image import FORMATS, MAX_PIXELS
+from edgekiln.runtime.pictures.image import FORMATS, MAX_PIXELS
 
 __all__ = ["Survey", "images_to_prove", "propose_drop", "provable_drop", "survey_folder"]
 

@@ -24,10 +24,12 @@ from edgekiln.pipeline.privacy import machine_folders, strip_folders
 from edgekiln.pipeline.progress import Progress
 from edgekiln.pipeline.sbom import write_sbom
 from edgekiln.runtime.backends import open_session
-from edgekiln.runtime.beside import place_beside, remove
-from edgekiln.runtime.bundle import Bundle, VariantRecord, open_bundle, write_manifest
+from edgekiln.runtime.backends.engine_header import Flavour
+from edgekiln.runtime.bundles.beside import place_beside, remove
+from edgekiln.runtime.bundles.bundle import Bundle, open_bundle
+from edgekiln.runtime.bundles.judged_with import JUDGED_ON
+from edgekiln.runtime.bundles.manifest import VariantRecord, write_manifest
 from edgekiln.runtime.contract import Contract
-from edgekiln.runtime.engine_header import Flavour
 from edgekiln.runtime.errors import (
     BuildError,
     BundleError,
@@ -40,8 +42,7 @@ from edgekiln.runtime.errors import (
     ResourceError,
     UsageError,
 )
-from edgekiln.runtime.image import prepare
-from edgekiln.runtime.judged_with import JUDGED_ON
+from edgekiln.runtime.pictures.image import prepare
 from edgekiln.runtime.spec import Frames, Logits, Precision
 
 __all__ = ["TargetRequest", "build_on_target"]

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from edgekiln.runtime.bundle import Bundle
+from edgekiln.runtime.bundles.bundle import Bundle
 from edgekiln.runtime.errors import UntrustedError, UsageError
 
 __all__ = ["REPORT_NAME", "parse_report", "read_bundled_report", "read_report"]

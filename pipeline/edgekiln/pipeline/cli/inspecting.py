@@ -8,12 +8,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from edgekiln.runtime.bundle import SIGNATURE_NAME, Bundle, open_bundle
+from edgekiln.runtime.bundles.bundle import Bundle, open_bundle
+from edgekiln.runtime.bundles.judged_with import find_versions
+from edgekiln.runtime.bundles.manifest import SIGNATURE_NAME
 from edgekiln.runtime.contract import Contract
 from edgekiln.runtime.errors import ContractError, EngineError, UntrustedError, UsageError
 from edgekiln.runtime.extras import import_extra
-from edgekiln.runtime.judged_with import find_versions
-from edgekiln.runtime.onnx_scan import check_onnx
+from edgekiln.runtime.onnx_files.scan import check_onnx
 
 __all__ = ["describe"]
 
@@ -154,9 +155,9 @@ def _list_capabilities(capabilities: tuple[int, ...] | None) -> str:
 
 def _describe_engine(path: Path) -> dict[str, Any]:
     """Reads the header only: an engine is code, and nothing of it is deserialized to look at it."""
+    from edgekiln.runtime.backends.engine_header import HEADER_BYTES, explain_refusal, read_engine_header
     from edgekiln.runtime.backends.tensorrt_library import find_version
     from edgekiln.runtime.cuda.driver import probe_driver
-    from edgekiln.runtime.engine_header import HEADER_BYTES, explain_refusal, read_engine_header
 
     with path.open("rb") as file:
         begin = file.read(HEADER_BYTES)

@@ -120,7 +120,7 @@ def _pack_for_triton(
     bundle: Path, repository: Path, trusted_keys: Sequence[Path], wish: Mapping[str, Any], as_json: bool
 ) -> None:
     from edgekiln.pipeline.triton.repository import TritonWish, pack_for_triton
-    from edgekiln.runtime.bundle import open_bundle
+    from edgekiln.runtime.bundles.bundle import open_bundle
 
     opened = open_bundle(bundle, trusted_keys=trusted_keys or None)
     models, notices = pack_for_triton(opened, repository, TritonWish(**wish))

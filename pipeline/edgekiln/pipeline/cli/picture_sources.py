@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import BinaryIO, TypeAlias
 
 from edgekiln.runtime.errors import ImageError, UsageError
-from edgekiln.runtime.image_limits import MAX_BYTES
+from edgekiln.runtime.pictures.limits import MAX_BYTES
 
 __all__ = ["STANDARD_INPUT", "PictureSearch", "name_picture"]
 

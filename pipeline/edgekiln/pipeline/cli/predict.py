@@ -27,7 +27,8 @@ from edgekiln.pipeline.cli.picture_sources import PictureSearch
 from edgekiln.runtime.errors import ImageError, UsageError
 
 if TYPE_CHECKING:
-    from edgekiln.runtime.classifier import Candidate, Classifier, Selection
+    from edgekiln.runtime.serving.classifier import Classifier
+    from edgekiln.runtime.serving.prediction import Candidate, Selection
 
 __all__ = ["predict"]
 

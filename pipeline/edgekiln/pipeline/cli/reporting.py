@@ -58,7 +58,7 @@ def report(target: Path, out: Path | None, form: Format, as_json: bool) -> None:
 def _read_target(target: Path) -> tuple[Path, dict[str, Any]]:
     """The report of a run's folder, a bundle, a zipped bundle or itself, and where it lies."""
     from edgekiln.benchmarks.report import REPORT_NAME, read_report
-    from edgekiln.runtime.bundle import MANIFEST_NAME
+    from edgekiln.runtime.bundles.manifest import MANIFEST_NAME
 
     if target.is_file():
         is_zip = target.suffix.lower() == ".zip"
@@ -76,7 +76,7 @@ def _read_target(target: Path) -> tuple[Path, dict[str, Any]]:
 def _read_from_bundle(path: Path) -> tuple[Path, dict[str, Any]]:
     """Checked against the manifest: a page made from an altered report would prove nothing."""
     from edgekiln.benchmarks.report import REPORT_NAME, read_bundled_report
-    from edgekiln.runtime.bundle import open_bundle
+    from edgekiln.runtime.bundles.bundle import open_bundle
 
     values = read_bundled_report(open_bundle(path))
     if values is None:
@@ -89,7 +89,7 @@ def _read_from_bundle(path: Path) -> tuple[Path, dict[str, Any]]:
 
 
 def _check_out(out: Path) -> None:
-    from edgekiln.runtime.bundle import MANIFEST_NAME
+    from edgekiln.runtime.bundles.manifest import MANIFEST_NAME
 
     folder = out.resolve().parent
     if out.is_dir() or not folder.is_dir():

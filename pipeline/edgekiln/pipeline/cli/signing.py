@@ -38,7 +38,7 @@ def keygen(out: Path, ask: bool, as_json: bool) -> None:
     \b
     edgekiln keygen --out release
     """
-    from edgekiln.runtime.signing import fingerprint, load_public_keys, write_key_pair
+    from edgekiln.runtime.bundles.keys import fingerprint, load_public_keys, write_key_pair
 
     passphrase = _new_passphrase(ask)
     private, public = write_key_pair(out, passphrase)
@@ -84,8 +84,9 @@ def sign(bundle: Path, key: Path, replace: bool, as_json: bool) -> None:
     \b
     edgekiln sign runs/traffic-lights/bundle --key release.key
     """
-    from edgekiln.runtime.bundle import SIGNATURE_NAME
-    from edgekiln.runtime.signing import load_private_key, sign_bundle
+    from edgekiln.runtime.bundles.keys import load_private_key
+    from edgekiln.runtime.bundles.manifest import SIGNATURE_NAME
+    from edgekiln.runtime.bundles.signing import sign_bundle
 
     used = sign_bundle(bundle, load_private_key(key, _known_passphrase(key)), replace=replace)
     if as_json:
@@ -102,7 +103,7 @@ def _can_ask() -> bool:
 
 def _known_passphrase(key: Path) -> bytes | None:
     """From the environment, or asked for where somebody can answer; ``None`` for a key that is not encrypted."""
-    from edgekiln.runtime.signing import is_encrypted
+    from edgekiln.runtime.bundles.keys import is_encrypted
 
     if not is_encrypted(key):
         return None
@@ -128,7 +129,7 @@ def verify(bundle: Path, keys: Sequence[Path], as_json: bool) -> None:
     \b
     edgekiln verify runs/traffic-lights/bundle --pub release.pub
     """
-    from edgekiln.runtime.bundle import open_bundle
+    from edgekiln.runtime.bundles.bundle import open_bundle
 
     opened = open_bundle(bundle, trusted_keys=keys)
     if as_json:
@@ -157,8 +158,9 @@ def archive(bundle: Path, out: Path, as_json: bool) -> None:
     \b
     edgekiln archive runs/traffic-lights/bundle --out traffic-lights.zip
     """
-    from edgekiln.runtime.archive import write_zip
-    from edgekiln.runtime.bundle import hash_file, open_bundle
+    from edgekiln.runtime.bundles.archive_writer import write_zip
+    from edgekiln.runtime.bundles.bundle import open_bundle
+    from edgekiln.runtime.bundles.source import hash_file
 
     if out.suffix.lower() != ".zip":
         raise UsageError(f"{out} does not end in .zip, and would not be taken as a bundle.", path=out)

@@ -9,7 +9,8 @@ from pathlib import Path
 
 from edgekiln.pipeline.doctor.child import Answer, ask_child
 from edgekiln.pipeline.doctor.row import Row, fail, ok, warn
-from edgekiln.runtime.bundle import VariantRecord, open_bundle
+from edgekiln.runtime.bundles.bundle import open_bundle
+from edgekiln.runtime.bundles.manifest import VariantRecord
 from edgekiln.runtime.errors import UntrustedError
 
 __all__ = ["check_bundle"]

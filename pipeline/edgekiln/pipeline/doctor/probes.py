@@ -87,8 +87,8 @@ def _load_variant(bundle: str, name: str) -> dict[str, Any]:
     """Load one engine of a bundle, whatever its verdict, and hand it one black frame."""
     import numpy as np
 
-    from edgekiln.runtime.bundle import load
     from edgekiln.runtime.errors import EdgekilnError
+    from edgekiln.runtime.serving.loading import load
 
     try:
         with load(bundle, variant=name, allow_unverified=True) as classifier:

@@ -16,7 +16,8 @@ import numpy as np
 
 from edgekiln.pipeline.fuzz.mutations import mutate_bytes, mutate_json, mutate_onnx, mutate_toml
 from edgekiln.runtime.backends import Backend, open_session
-from edgekiln.runtime.bundle import MANIFEST_NAME, load, open_bundle
+from edgekiln.runtime.bundles.bundle import open_bundle
+from edgekiln.runtime.bundles.manifest import MANIFEST_NAME
 from edgekiln.runtime.errors import (
     EdgekilnError,
     EnvironmentProblem,
@@ -25,6 +26,7 @@ from edgekiln.runtime.errors import (
     UntrustedError,
     UsageError,
 )
+from edgekiln.runtime.serving.loading import load
 
 __all__ = ["TARGETS", "Target"]
 
@@ -93,7 +95,7 @@ def _load_archive(path: Path, bundle: Path) -> None:
 
 
 def _read_archive(bundle: Path) -> bytes:
-    from edgekiln.runtime.archive import write_zip
+    from edgekiln.runtime.bundles.archive_writer import write_zip
 
     with tempfile.TemporaryDirectory(prefix="edgekiln-fuzz-") as folder:
         path = Path(folder) / "bundle.zip"

@@ -15,7 +15,7 @@ from edgekiln.export.tensorrt import BatchProfile, BuildOptions, build_engine, l
 from edgekiln.pipeline.gpu_suite.isolation import Tell
 from edgekiln.pipeline.gpu_suite.models import MODELS, make_frames, onnx_name
 from edgekiln.pipeline.gpu_suite.reference import compare_answers, reference_logits
-from edgekiln.runtime.engine_header import HEADER_BYTES, Flavour, read_engine_header
+from edgekiln.runtime.backends.engine_header import HEADER_BYTES, Flavour, read_engine_header
 from edgekiln.runtime.errors import EdgekilnError, EnvironmentProblem
 from edgekiln.runtime.spec import Precision
 

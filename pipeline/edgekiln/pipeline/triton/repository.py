@@ -25,9 +25,10 @@ from edgekiln.pipeline.triton.config import (
 )
 from edgekiln.pipeline.triton.warmup import WarmupWish, choose_frames
 from edgekiln.runtime.backends import Backend, open_session
-from edgekiln.runtime.beside import place_beside, remove
-from edgekiln.runtime.bundle import PREFERENCE, Bundle, VariantRecord
-from edgekiln.runtime.engine_header import read_engine_header
+from edgekiln.runtime.backends.engine_header import read_engine_header
+from edgekiln.runtime.bundles.beside import place_beside, remove
+from edgekiln.runtime.bundles.bundle import Bundle
+from edgekiln.runtime.bundles.manifest import PREFERENCE, VariantRecord
 from edgekiln.runtime.errors import EnvironmentProblem, ResourceError, UsageError
 from edgekiln.runtime.session import Session
 from edgekiln.runtime.spec import INPUT_NAME, OUTPUT_NAME, Frames

@@ -14,9 +14,9 @@ from typing import Literal
 
 import numpy as np
 
-from edgekiln.runtime.bundle import Bundle
+from edgekiln.runtime.bundles.bundle import Bundle
 from edgekiln.runtime.errors import UsageError
-from edgekiln.runtime.image import prepare
+from edgekiln.runtime.pictures.image import prepare
 from edgekiln.runtime.spec import Frames
 
 __all__ = ["WarmupWish", "choose_frames"]

@@ -33,7 +33,7 @@ def open_session(
         model: the engine's bytes, whose digest the caller has checked; for the TensorRT backends also several
             engines of one model, one for each batch size.
         threads: CPU worker threads; ``None`` leaves it to the library.
-        allow_operators: operators of other domains than ONNX's that an ONNX file may hold; see ``onnx_scan``.
+        allow_operators: operators of other domains than ONNX's that an ONNX file may hold; see ``onnx_files/scan.py``.
 
     Raises:
         UsageError: no such backend.

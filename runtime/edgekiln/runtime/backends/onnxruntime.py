@@ -22,7 +22,7 @@ from edgekiln.runtime.errors import (
 )
 from edgekiln.runtime.extras import import_extra
 from edgekiln.runtime.forking import HomeProcess, keep_in_forks
-from edgekiln.runtime.onnx_scan import check_onnx
+from edgekiln.runtime.onnx_files.scan import check_onnx
 from edgekiln.runtime.spec import Frames, Logits, check_finite, check_frames
 
 __all__ = ["OnnxRuntimeSession", "import_onnxruntime"]

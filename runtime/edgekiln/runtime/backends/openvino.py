@@ -1,7 +1,7 @@
 """OpenVINO on CPUs: the ONNX files that onnxruntime runs too, FP32 and INT8, in the precision that was asked for.
 
 The library is never imported plainly (that would report to Intel), reads ONNX only and only what
-``onnx_scan`` let pass, and writes no cache. A single image has a model of static shape to itself, which its CPU plugin
+``scan.py`` let pass, and writes no cache. A single image has a model of static shape to itself, which its CPU plugin
 plans memory and kernels for; other batches share one of dynamic shape, compiled when the first of them comes.
 """
 
@@ -24,7 +24,7 @@ from edgekiln.runtime.arguments import check_threads
 from edgekiln.runtime.errors import EngineError, UsageError
 from edgekiln.runtime.extras import import_extra
 from edgekiln.runtime.forking import HomeProcess, keep_in_forks
-from edgekiln.runtime.onnx_scan import check_onnx
+from edgekiln.runtime.onnx_files.scan import check_onnx
 from edgekiln.runtime.spec import Frames, Logits, check_finite, check_frames
 from edgekiln.runtime.threads import start_thread
 

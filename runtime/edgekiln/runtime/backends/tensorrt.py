@@ -19,16 +19,16 @@ from typing import Any
 
 import numpy as np
 
-from edgekiln.runtime.backends.kernel_cache import KernelCache
-from edgekiln.runtime.backends.tensorrt_library import LibraryLog, import_tensorrt, library_log
-from edgekiln.runtime.cuda import CudaApi, DeviceMemory, Graph, PinnedMemory, Stream, Wait, open_cuda
-from edgekiln.runtime.engine_header import (
+from edgekiln.runtime.backends.engine_header import (
     HEADER_BYTES,
     EngineHeader,
     Flavour,
     explain_refusal,
     read_engine_header,
 )
+from edgekiln.runtime.backends.kernel_cache import KernelCache
+from edgekiln.runtime.backends.tensorrt_library import LibraryLog, import_tensorrt, library_log
+from edgekiln.runtime.cuda import CudaApi, DeviceMemory, Graph, PinnedMemory, Stream, Wait, open_cuda
 from edgekiln.runtime.errors import (
     DeviceError,
     EdgekilnError,

@@ -17,7 +17,7 @@ from importlib.metadata import PackageNotFoundError, version
 from types import ModuleType
 from typing import Any
 
-from edgekiln.runtime.engine_header import Flavour
+from edgekiln.runtime.backends.engine_header import Flavour
 from edgekiln.runtime.errors import EnvironmentProblem, MissingExtraError
 
 __all__ = ["LibraryLog", "find_version", "import_tensorrt", "library_log"]

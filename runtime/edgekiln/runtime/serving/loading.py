@@ -1,0 +1,62 @@
+"""``load``: from a bundle to a classifier, in one call."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Collection, Sequence
+from typing import TYPE_CHECKING, Literal
+
+from edgekiln.runtime.serving.classifier import Classifier, serve_model
+from edgekiln.runtime.serving.selecting import LoadOptions, load_model
+
+if TYPE_CHECKING:
+    from edgekiln.runtime.bundles.keys import KeySource
+
+__all__ = ["load"]
+
+
+def load(
+    path: str | os.PathLike[str],
+    *,
+    variant: str | None = None,
+    device: Literal["cpu", "cuda"] | None = None,
+    threads: int | None = None,
+    allow_unverified: bool = False,
+    trusted_keys: Sequence[KeySource] | None = None,
+    fast_decode: Literal["auto"] | bool = "auto",
+    allow_operators: Collection[str] = (),
+) -> Classifier:
+    """Open a bundle and load one of its engines.
+
+    Args:
+        path: the bundle's folder, or a ``.zip`` of it.
+        variant: by name; ``None`` takes the first in ``PREFERENCE`` that passed its gate and runs here.
+            ``classifier.variant.reason`` says why it was taken.
+        device: restrict the choice to ``cpu`` or ``cuda``.
+        threads: CPU worker threads; ``None`` leaves it to the engine library.
+        allow_unverified: also load a variant, named by ``variant``, whose gate did not pass.
+        trusted_keys: public keys, as paths of PEM files or PEM bytes. The bundle must be signed by one of them; this
+            is checked before its manifest is read or an engine library is handed a byte. ``None`` asks for none.
+        fast_decode: whether large JPEGs are decoded at a fraction of their size: ``auto`` where the bundle records that
+            no answer changed thereby on the pictures it was judged on, ``True`` refuses a variant without that record,
+            ``False`` never. See ``pictures/fast_decode.py``.
+        allow_operators: operators of other domains than ONNX's that an ONNX file may hold, as
+            ``com.microsoft::Gelu``; without a name here they are refused before a library sees the file.
+
+    Raises:
+        UsageError: no such folder or variant, one that did not pass, or no record of fast decoding.
+        EngineError: the model file is nothing that a library may be shown, or the library refused it.
+        SignatureError: no signature, a foreign one, or one over other content.
+        BundleError: the bundle was altered.
+        EnvironmentProblem: nothing that passed can run here.
+    """
+    options = LoadOptions(
+        variant=variant,
+        device=device,
+        threads=threads,
+        allow_unverified=allow_unverified,
+        trusted_keys=trusted_keys,
+        fast_decode=fast_decode,
+        allow_operators=allow_operators,
+    )
+    return serve_model(load_model(path, options), options)

@@ -1,0 +1,173 @@
+"""Which variant of a bundle runs here, and why that one: chosen, checked, opened. It knows nothing of predictions."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from edgekiln.runtime.arguments import check_strings, check_threads
+from edgekiln.runtime.backends import ONNX_BACKENDS, open_session
+from edgekiln.runtime.bundles.bundle import Bundle, open_bundle
+from edgekiln.runtime.bundles.judged_with import find_versions, tell_other_version
+from edgekiln.runtime.bundles.manifest import PREFERENCE, VariantRecord
+from edgekiln.runtime.bundles.source import FRESH_COPY
+from edgekiln.runtime.contract import Contract
+from edgekiln.runtime.errors import BundleError, EnvironmentProblem, ResourceError, UsageError
+from edgekiln.runtime.onnx_files.metadata import CONTRACT_DIGEST_KEY, read_metadata
+from edgekiln.runtime.serving.loaded import LoadedModel
+from edgekiln.runtime.serving.prediction import Selection
+
+if TYPE_CHECKING:
+    from edgekiln.runtime.bundles.keys import KeySource
+
+__all__ = ["LoadOptions", "load_model"]
+
+_WHERE_ENGINES_ARE_BUILT = "`edgekiln build` makes TensorRT engines on the machine that runs them."
+
+_log = logging.getLogger("edgekiln.runtime")
+
+
+@dataclass(frozen=True, slots=True)
+class LoadOptions:
+    """What ``load`` was asked for; a reload asks for the same. ``load`` tells what each means.
+
+    Raises:
+        UsageError: a wrong argument, or ``allow_unverified`` without a variant's name.
+    """
+
+    variant: str | None = None
+    device: Literal["cpu", "cuda"] | None = None
+    threads: int | None = None
+    allow_unverified: bool = False
+    trusted_keys: Sequence[KeySource] | None = None
+    fast_decode: Literal["auto"] | bool = "auto"
+    allow_operators: Collection[str] = ()
+
+    def __post_init__(self) -> None:
+        for name in ("trusted_keys", "allow_operators"):  # a generator would be empty for the reload
+            if isinstance(value := getattr(self, name), Iterator):
+                object.__setattr__(self, name, tuple(value))
+        if self.device not in (None, "cpu", "cuda"):
+            raise UsageError(f"Unknown device {self.device!r}; known: cpu, cuda.")
+        check_threads(self.threads)
+        check_strings("allow_operators", self.allow_operators)
+        if not (self.fast_decode == "auto" or isinstance(self.fast_decode, bool)):
+            raise UsageError(f"Unknown fast_decode {self.fast_decode!r}; known: 'auto', True, False.")
+        if self.allow_unverified and self.variant is None:
+            raise UsageError(
+                "allow_unverified needs a variant by name: only engines that passed are chosen automatically.",
+                hint="Name it with variant=... (--variant NAME); `edgekiln inspect BUNDLE` lists them.",
+            )
+
+
+def load_model(path: str | os.PathLike[str], options: LoadOptions) -> LoadedModel:
+    """Open a bundle and one of its engines; raises what ``load`` raises."""
+    bundle = open_bundle(path, trusted_keys=options.trusted_keys)
+    if options.variant is not None:
+        chosen = bundle.variant(options.variant)
+        _check_loadable(chosen, options.device, options.allow_unverified)
+        return _open(bundle, chosen, "asked for by name", options)
+    return _load_preferred(bundle, options)
+
+
+def _check_loadable(variant: VariantRecord, device: str | None, allow_unverified: bool) -> None:
+    if variant.file is None:
+        raise UsageError(
+            f"Variant {variant.name!r} was never built: {variant.reason}",
+            hint=f"Take another variant. {_WHERE_ENGINES_ARE_BUILT}",
+        )
+    if not variant.deployable and not allow_unverified:
+        raise UsageError(
+            f"Variant {variant.name!r} is not deployable (verdict {variant.verdict}): {variant.reason}",
+            hint="Take another variant, or load it with allow_unverified=True (--allow-unverified).",
+        )
+    if device is not None and variant.device != device:
+        raise UsageError(
+            f"Variant {variant.name!r} runs on {variant.backend}, not on {device}.",
+            hint="Leave the device out, or take another variant.",
+        )
+
+
+def _load_preferred(bundle: Bundle, options: LoadOptions) -> LoadedModel:
+    device = options.device
+    passed = [v for v in bundle.variants if v.deployable and device in {None, v.device}]
+    if not passed:
+        raise _nothing_passed(bundle, device)
+    skipped: list[str] = []
+    for candidate in sorted(passed, key=lambda v: PREFERENCE.index((v.backend, v.precision))):
+        reason = "; ".join(["first in the order of preference that passed and runs here", *skipped])
+        try:
+            return _open(bundle, candidate, reason, options)
+        except (EnvironmentProblem, ResourceError) as problem:
+            _log.info("variant %s cannot run here: %s", candidate.name, problem)
+            skipped.append(f"{candidate.name} cannot run here ({problem.message})")
+    raise EnvironmentProblem(
+        f"Nothing in {bundle.path} can run here: {'; '.join(skipped)}.",
+        hint="`edgekiln doctor BUNDLE` tells what each engine lacks"
+        + ("; without the device, an engine for the CPU may be taken." if device else "."),
+        path=bundle.path,
+    )
+
+
+def _nothing_passed(bundle: Bundle, device: str | None) -> UsageError:
+    candidates = [v for v in bundle.variants if device in {None, v.device}]
+    if device and not candidates:
+        there = ", ".join(f"{v.name} on {v.backend}" for v in bundle.variants)
+        return UsageError(
+            f"{bundle.path} has no variant for {device}; it has: {there}.",
+            hint="Leave the device out, or make a variant for it: add one to the recipe and run it again.",
+            path=bundle.path,
+        )
+    verdicts = ", ".join(f"{v.name}: {v.verdict}" for v in candidates)
+    if any(v.file for v in candidates):
+        hint = "Name one (variant=, --variant) with allow_unverified=True (--allow-unverified) to load it all the same."
+    else:
+        hint = _WHERE_ENGINES_ARE_BUILT
+    return UsageError(
+        f"No variant of {bundle.path} passed its gate{f' for {device}' if device else ''} ({verdicts}).",
+        hint=hint,
+        path=bundle.path,
+    )
+
+
+def _open(bundle: Bundle, variant: VariantRecord, reason: str, options: LoadOptions) -> LoadedModel:
+    fast = bool(options.fast_decode) and variant.fast_decode.allowed
+    if options.fast_decode is True and not fast:
+        raise UsageError(
+            f"Variant {variant.name!r} may not decode fast: {variant.fast_decode.reason}",
+            hint="fast_decode='auto' takes the plain path there; `establish_agreement` shows it on your own pictures.",
+            path=bundle.path,
+        )
+    engines = [bundle.read(name) for name in variant.files]
+    if variant.backend in ONNX_BACKENDS:
+        _check_exported_for(bundle.contract, engines, bundle.path / str(variant.file))
+    session = open_session(
+        variant.backend,
+        engines,
+        threads=options.threads,
+        allow_operators=frozenset(options.allow_operators),
+    )
+    notice = tell_other_version(variant.backend, find_versions(bundle.manifest, variant.figures))
+    if notice:
+        _log.warning("variant %s was %s", variant.name, notice)
+    selection = Selection(variant.name, variant.backend, variant.precision.value, reason, notice)
+    return LoadedModel(session, bundle.contract, selection, fast_decode=fast)
+
+
+def _check_exported_for(contract: Contract, models: Sequence[bytes], path: Path) -> None:
+    """An ONNX file carries the digest of the contract that it was exported with; one that was made elsewhere, none.
+
+    TensorRT's engines carry nothing of the kind: for them the manifest's word is all there is.
+    """
+    for model in models:
+        if read_metadata(model, CONTRACT_DIGEST_KEY) not in (None, contract.digest):
+            raise BundleError(
+                f"{path} was exported for another contract than the manifest's: other classes, another size, or "
+                "another way to prepare pictures.",
+                hint=FRESH_COPY,
+                path=path,
+            )

@@ -1,0 +1,240 @@
+"""OpenVINO, beyond what every session promises (test_cpu_sessions.py): silence, precision, what it is shown."""
+
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from edgekiln.runtime.backends import open_session
+from edgekiln.runtime.backends import openvino as backend
+from edgekiln.runtime.errors import EngineError, ExitCode, MissingExtraError
+from edgekiln.runtime.serving.loading import load
+
+pytestmark = pytest.mark.usefixtures("installed")
+
+
+@pytest.fixture(scope="module")
+def installed():
+    """Through edgekiln's own door: a plain import would report to Intel."""
+    try:
+        return backend.import_openvino()
+    except MissingExtraError as error:
+        pytest.skip(error.message)
+
+
+# -- nothing is sent, nothing is written
+
+GUARD = """
+import socket, subprocess, sys
+
+def refuse(*arguments, **options):
+    raise SystemExit(f"a connection or process was attempted: {arguments}")
+
+socket.socket.connect = socket.socket.connect_ex = socket.getaddrinfo = socket.create_connection = refuse
+subprocess.Popen = refuse
+"""
+RUN = """
+import numpy as np
+from edgekiln.runtime.backends import open_session
+with open(sys.argv[1], "rb") as file:
+    session = open_session("openvino", file.read())
+for count in (1, 3):
+    assert session.run(np.zeros((count, 4, 8, 3), np.uint8)).shape == (count, 3)
+telemetry = sorted(name for name in sys.modules if name.startswith("openvino_telemetry"))
+assert telemetry == [], telemetry
+import openvino
+assert openvino.convert_model  # the conversion tool is there, with its own stub for the telemetry
+print("ran", sorted(name for name in sys.modules if "telemetry_stub" in name))
+"""
+
+
+def run_guarded(folder, code, *arguments):
+    home = folder / "home"
+    home.mkdir()
+    environment = {**os.environ, "HOME": str(home), "TMPDIR": str(folder)}
+    environment |= {name: str(home / name) for name in ("XDG_CACHE_HOME", "XDG_CONFIG_HOME", "XDG_DATA_HOME")}
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-c", GUARD + code, *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        env=environment,
+        cwd=folder,
+        check=False,
+    )
+    return done, home
+
+
+def test_import_and_use_send_nothing_and_write_nothing(tmp_path, mean_model):
+    (tmp_path / "model.onnx").write_bytes(mean_model)
+    done, home = run_guarded(tmp_path, RUN, tmp_path / "model.onnx")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout == "ran ['openvino.tools.ovc.telemetry_stub']\n"
+    assert list(home.iterdir()) == []
+    assert {path.name for path in tmp_path.iterdir()} == {"home", "model.onnx"}
+
+
+def test_the_guard_of_this_test_sees_connections_and_processes(tmp_path):
+    for number, code in enumerate(
+        ("socket.create_connection(('127.0.0.1', 9))", "subprocess.Popen(['true'])")
+    ):
+        (tmp_path / str(number)).mkdir()
+        done, _ = run_guarded(tmp_path / str(number), code)
+        assert "a connection or process was attempted" in done.stderr
+        assert done.returncode == 1
+
+
+def test_a_package_that_is_hidden_comes_back_as_it_was(monkeypatch):
+    with backend._hidden("json"), pytest.raises(ModuleNotFoundError):
+        __import__("json")
+    import json
+
+    assert sys.modules["json"] is json
+    with backend._hidden("edgekiln_absent"):
+        pass
+    assert "edgekiln_absent" not in sys.modules
+    monkeypatch.setitem(sys.modules, "edgekiln_absent", None)  # hidden by somebody else already
+    with backend._hidden("edgekiln_absent"):
+        pass
+    assert sys.modules["edgekiln_absent"] is None
+
+
+def test_a_missing_package_is_told_with_its_extra(mean_model, monkeypatch):
+    monkeypatch.setitem(sys.modules, "openvino", None)
+    with pytest.raises(MissingExtraError, match="'openvino' is needed here and is not installed") as caught:
+        open_session("openvino", mean_model)
+    assert caught.value.exit_code == ExitCode.ENVIRONMENT == 5
+    assert caught.value.hint == "Run: pip install 'edgekiln[openvino]'"
+
+
+# -- what it is shown
+
+
+def test_without_the_scan_the_library_would_answer_with_another_files_weights(
+    installed, model_with_external_weights, monkeypatch
+):
+    model = model_with_external_weights("{folder}/weights.bin")
+    monkeypatch.setattr(backend, "check_onnx", lambda model, **_: None)
+    frames = np.full((1, 4, 8, 3), 3, np.uint8)
+    np.testing.assert_array_equal(open_session("openvino", model).run(frames), [[6, 6, 6]])
+
+
+def test_its_own_xml_is_refused_even_without_the_scan(monkeypatch):
+    monkeypatch.setattr(backend, "check_onnx", lambda model, **_: None)
+    xml = b'<?xml version="1.0"?><net name="x" version="11"><layers/><edges/></net>'
+    with pytest.raises(EngineError, match=r"OpenVINO [\d.]+ cannot load this model: .*ONNX"):
+        open_session("openvino", xml)
+
+
+# -- what runs
+
+
+def test_threads_and_precision_are_told_to_the_library(mean_model):
+    session = open_session("openvino", mean_model, threads=2)
+    compiled = session._engine._single
+    assert compiled.get_property("INFERENCE_NUM_THREADS") == 2
+    assert compiled.get_property("INFERENCE_PRECISION_HINT").get_type_name() == "f32"
+    assert compiled.get_property("NUM_STREAMS") == 1
+
+
+def test_a_model_of_dynamic_shape_is_compiled_for_the_first_batch_only(mean_model, random_frames):
+    session = open_session("openvino", mean_model)
+    session.run(random_frames(1))
+    assert session._engine._dynamic is None
+    session.run(random_frames(2))
+    compiled = session._engine._dynamic
+    session.run(random_frames(5))
+    assert session._engine._dynamic is compiled
+
+
+def test_requests_are_kept_and_used_again(mean_model, random_frames):
+    session = open_session("openvino", mean_model)
+    for count in (1, 1, 1, 2, 3, 4):
+        session.run(random_frames(count))
+    assert (len(session._engine._free_single), len(session._engine._free_dynamic)) == (1, 1)
+
+
+def test_a_failure_while_running_is_an_engine_error(mean_model, random_frames, monkeypatch):
+    session = open_session("openvino", mean_model)
+    session.run(random_frames(1))
+    [slot] = session._engine._free_single
+
+    class Broken:
+        def infer(self):
+            raise RuntimeError("out of\n luck")
+
+    session._engine._free_single[:] = [backend._Slot(Broken(), slot.frames, slot.logits)]
+    with pytest.raises(EngineError, match=r"OpenVINO [\d.]+ failed while running: out of luck"):
+        session.run(random_frames(1))
+    assert session._engine._free_single == []  # a request that failed is not used again
+    session.run(random_frames(1))
+
+
+def test_layers_tell_kind_precision_and_origin(mean_model):
+    layers = backend.read_layers(mean_model)
+    assert {"Input", "Output"} <= {layer.kind for layer in layers}
+    assert {layer.precision for layer in layers if layer.kind == "Reduce"} == {"f32"}
+    assert any(layer.kind == "Reduce" and "logits" in layer.origins for layer in layers)
+
+
+# -- bundles
+
+
+@pytest.mark.parametrize(
+    ("backends", "taken"),
+    [
+        ([("openvino", "fp32"), ("onnxruntime-cpu", "fp32")], "onnxruntime-cpu"),
+        ([("onnxruntime-cpu", "fp32"), ("openvino", "int8")], "openvino"),
+        ([("openvino", "int8"), ("onnxruntime-cpu", "int8")], "onnxruntime-cpu"),
+    ],
+)
+def test_load_prefers_int8_and_then_what_loads_faster(make_bundle, variant, backends, taken):
+    folder = make_bundle(*(variant(b, p, backend=b) for b, p in backends))
+    for device in ("cpu", None):
+        with load(folder, device=device) as classifier:
+            assert classifier.variant.backend == classifier.session.backend == taken
+
+
+def test_load_passes_over_it_where_it_is_not_installed(make_bundle, variant, monkeypatch):
+    folder = make_bundle(variant("fp32", "fp32"), variant("ov", "int8", backend="openvino"))
+    monkeypatch.setitem(sys.modules, "openvino", None)
+    with load(folder) as classifier:
+        assert classifier.variant.name == "fp32"
+        assert "ov cannot run here (The package 'openvino'" in classifier.variant.reason
+
+
+SIGNALS = """
+import os, signal, sys, threading
+from edgekiln.runtime.backends import open_session
+
+heard = []
+signal.signal(signal.SIGUSR1, lambda *_: heard.append(len(heard)))
+with open(sys.argv[1], "rb") as file:
+    model = file.read()
+
+def closed_in_another_thread():
+    session = open_session("openvino", model)
+    thread = threading.Thread(target=session.close)
+    thread.start()
+    thread.join()
+
+def replaced():
+    first = open_session("openvino", model)
+    second = open_session("openvino", model)
+    first.close()
+    second.close()
+
+for once in (closed_in_another_thread, replaced):
+    once()
+    os.kill(os.getpid(), signal.SIGUSR1)
+print(heard)
+"""
+
+
+def test_signals_find_a_stack_after_an_engine_was_replaced_or_closed_elsewhere(tmp_path, mean_model):
+    (tmp_path / "model.onnx").write_bytes(mean_model)
+    done = subprocess.run(
+        [sys.executable, "-c", SIGNALS, tmp_path / "model.onnx"], capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stderr, done.stdout) == (0, "", "[0, 1]\n")
