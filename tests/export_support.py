@@ -12,7 +12,7 @@ from PIL import Image
 from torch import nn
 
 from edgekiln.export.calibration import CalibrationSet, choose_calibration
-from edgekiln.export.onnx import PixelModel, export_onnx
+from edgekiln.export.to_onnx import PixelModel, export_onnx
 from edgekiln.runtime.contract import SHARED_NORMALIZATION, Contract
 
 CLASSES = ("a", "b", "c")

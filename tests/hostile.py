@@ -7,7 +7,7 @@ import onnx
 import torch
 from torch import nn
 
-from edgekiln.export.onnx import PixelModel, export_onnx
+from edgekiln.export.to_onnx import PixelModel, export_onnx
 from edgekiln.runtime.contract import SHARED_NORMALIZATION, Contract
 
 SIZE = 16

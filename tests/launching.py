@@ -70,7 +70,8 @@ MODULES = (
     "torch.onnx._internal.exporter._torchlib.ops", "torch._inductor.codecache", "networkx", "onnxscript.rewriter",
     "matplotlib.pyplot", "matplotlib.backends.backend_svg", "safetensors.torch", "PIL.Image", "scipy",
     "edgekiln.pipeline.cli", "edgekiln.pipeline.run", "edgekiln.pipeline.finetune", "edgekiln.pipeline.packing",
-    "edgekiln.pipeline.checkpoint", "edgekiln.export.onnx", "edgekiln.export.int8_cpu", "edgekiln.export.sensitivity",
+    "edgekiln.pipeline.checkpoint", "edgekiln.export.to_onnx", "edgekiln.export.precision.int8_cpu",
+    "edgekiln.export.precision.sensitivity",
     "edgekiln.benchmarks.report",
 )  # fmt: skip
 

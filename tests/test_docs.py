@@ -78,7 +78,7 @@ def test_every_backend_and_its_precisions_are_told():
 
 
 def test_the_lint_table_is_the_lint():
-    tree = ast.parse((ROOT / "export/edgekiln/export/qdq_lint.py").read_text("utf-8"))
+    tree = ast.parse((ROOT / "export/edgekiln/export/precision/qdq_lint.py").read_text("utf-8"))
     calls = [
         node for node in ast.walk(tree) if isinstance(node, ast.Call) and isinstance(node.func, ast.Name)
     ]
@@ -126,6 +126,6 @@ def test_messages_and_reasons_that_are_told_are_in_the_code():
 
 
 def test_report_entries_of_fp16_are_the_reports_own():
-    source = (ROOT / "export/edgekiln/export/fp16.py").read_text("utf-8")
+    source = (ROOT / "export/edgekiln/export/precision/fp16.py").read_text("utf-8")
     for entry, _, _ in table(TENSORRT, "entry", "meaning", "what to do"):
         assert f'"{entry.strip("`")}"' in source

@@ -16,7 +16,7 @@ BUILDERS = ("10.3", "10.13", "10.16", "11.4", "rtx")
 RUNNERS = (*BUILDERS, "lean")
 # Each module that touches the library, and the flavours it must work with.
 MODULES: dict[str, tuple[str, ...]] = {
-    "export/edgekiln/export/build_worker.py": BUILDERS,
+    "export/edgekiln/export/engines/build_worker.py": BUILDERS,
     "runtime/edgekiln/runtime/backends/tensorrt_library.py": RUNNERS,
     "runtime/edgekiln/runtime/backends/kernel_cache.py": RUNNERS,
     "runtime/edgekiln/runtime/backends/tensorrt.py": RUNNERS,

@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import nn
 
-from edgekiln.export.onnx import PixelModel
+from edgekiln.export.to_onnx import PixelModel
 from edgekiln.pipeline.backbones import IMAGENET, build_backbone, find_head, fold_normalization
 from edgekiln.pipeline.recipe import BackboneSettings
 from edgekiln.runtime.contract import SHARED_NORMALIZATION

@@ -188,7 +188,7 @@ def test_second_run_does_nothing(tensorrt_run):
 
 
 def test_int8_that_does_not_build_falls_back_only_where_the_recipe_says(tensorrt_run, tmp_path, monkeypatch):
-    from edgekiln.export import tensorrt
+    from edgekiln.export.engines import tensorrt
     from edgekiln.pipeline import building
 
     def refuse_int8(model, options, cache, **callbacks):
@@ -235,7 +235,7 @@ def test_engine_of_the_wrong_precision_fails_its_variant(tensorrt_run, tmp_path,
 def test_missing_modelopt_leaves_the_others_alone(tensorrt_run, tmp_path, monkeypatch):
     import shutil
 
-    from edgekiln.export import fp16
+    from edgekiln.export.precision import fp16
     from edgekiln.runtime.errors import MissingExtraError
 
     def missing(module):

@@ -184,7 +184,7 @@ def test_engines_built_here_do_not_name_the_machine(tensorrt_run, tmp_path):
 
 
 def test_a_librarys_words_lose_their_folders_and_keep_their_file(tiny_run, tmp_path, monkeypatch):
-    from edgekiln.export import audit_onnxruntime
+    from edgekiln.export.audits import onnxruntime as audit_onnxruntime
     from edgekiln.runtime.errors import PrecisionError
 
     def refuse(*arguments, **options):

@@ -10,10 +10,10 @@ from qat_support import CONTRACT, colored_split, make_job
 from tests_support import TINY_RECIPE, write_pictures
 
 from edgekiln.export.calibration import choose_calibration
-from edgekiln.export.int8_tensorrt import quantize_for_tensorrt
-from edgekiln.export.onnx import PixelModel, export_onnx
-from edgekiln.export.qat_onnx import export_fake_quantized
-from edgekiln.export.simulation import simulate
+from edgekiln.export.precision.int8_tensorrt import quantize_for_tensorrt
+from edgekiln.export.precision.simulation import simulate
+from edgekiln.export.qat.to_onnx import export_fake_quantized
+from edgekiln.export.to_onnx import PixelModel, export_onnx
 from edgekiln.pipeline.checkpoint import load_tensors, save_tensors
 from edgekiln.pipeline.finetune import LOG_NAME, evaluate_model
 from edgekiln.pipeline.progress import SilentProgress

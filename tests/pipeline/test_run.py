@@ -122,7 +122,7 @@ def test_variant_that_cannot_run_here_is_reported_and_not_passed(tiny_run, tmp_p
 
 
 def test_audit_failure_fails_the_variant_and_keeps_the_rest(tiny_run, tmp_path, monkeypatch):
-    from edgekiln.export import audit_onnxruntime
+    from edgekiln.export.audits import onnxruntime as audit_onnxruntime
     from edgekiln.runtime.errors import PrecisionError
 
     def refuse(*arguments, **options):
@@ -140,7 +140,7 @@ def test_audit_failure_fails_the_variant_and_keeps_the_rest(tiny_run, tmp_path, 
 
 
 def test_graph_that_cannot_be_quantized_fails_its_variant_and_keeps_the_rest(tiny_run, tmp_path, monkeypatch):
-    from edgekiln.export import int8_cpu
+    from edgekiln.export.precision import int8_cpu
 
     def fail(*arguments):
         raise KeyError("axes")

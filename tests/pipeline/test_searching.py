@@ -13,8 +13,8 @@ import pytest
 from hostile import CLASSES, SIZE, colored_frames
 from tests_support import TINY_RECIPE, write_pictures
 
-from edgekiln.export import int8_cpu
-from edgekiln.export.blocks import quantized_products
+from edgekiln.export.precision import int8_cpu
+from edgekiln.export.precision.blocks import quantized_products
 from edgekiln.pipeline import searching
 from edgekiln.pipeline.data import load_split
 from edgekiln.pipeline.progress import SilentProgress
@@ -232,7 +232,7 @@ def finish(folder, stage):
 
 def stop_after(count, monkeypatch):
     """Let a search's time run out once ``count`` candidates beside the plain graph were judged."""
-    from edgekiln.export import sensitivity
+    from edgekiln.export.precision import sensitivity
 
     clock = itertools.count(time.monotonic() + 1)
     monkeypatch.setattr(sensitivity, "time", SimpleNamespace(monotonic=lambda: next(clock)))

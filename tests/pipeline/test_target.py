@@ -198,7 +198,7 @@ def test_engine_that_fails_its_audit_fails_whatever_it_answers(
 
 
 def test_int8_that_does_not_build_here_falls_back_where_the_recipe_allows(parent, tmp_path, monkeypatch):
-    from edgekiln.export import tensorrt
+    from edgekiln.export.engines import tensorrt
     from edgekiln.pipeline import building
 
     def refuse_int8(model, options, cache, **callbacks):
@@ -323,7 +323,7 @@ def test_out_inside_the_bundle_is_refused(parent, tmp_path):
 
 
 def test_fallback_survives_a_second_build(parent, tmp_path, monkeypatch):
-    from edgekiln.export import tensorrt
+    from edgekiln.export.engines import tensorrt
     from edgekiln.pipeline import building
 
     def refuse_int8(model, options, cache, **callbacks):

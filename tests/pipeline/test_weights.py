@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from edgekiln.export.onnx import PixelModel
+from edgekiln.export.to_onnx import PixelModel
 from edgekiln.pipeline.backbones import build_backbone
 from edgekiln.pipeline.checkpoint import load_checkpoint, save_checkpoint
 from edgekiln.pipeline.recipe import BackboneSettings

@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from edgekiln.export.onnx import PixelModel, normalize
+from edgekiln.export.to_onnx import PixelModel, normalize
 from edgekiln.pipeline.checkpoint import load_checkpoint
 from edgekiln.pipeline.recipe import BackboneSettings
 from edgekiln.pipeline.torch_callers import GraphCaller, PixelNetwork, TorchCaller

@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from edgekiln.export.audit import audit_declared, audit_engine, audit_rtx_plan, parse_inspector
-from edgekiln.export.cache import EngineCache
-from edgekiln.export.tensorrt import BatchProfile, BuildOptions, BuiltEngine, build_engine
+from edgekiln.export.audits.tensorrt import audit_declared, audit_engine, audit_rtx_plan, parse_inspector
+from edgekiln.export.engines.cache import EngineCache
+from edgekiln.export.engines.tensorrt import BatchProfile, BuildOptions, BuiltEngine, build_engine
 from edgekiln.pipeline.progress import Progress
 from edgekiln.runtime.backends.engine_header import Flavour
 from edgekiln.runtime.errors import PrecisionError

@@ -40,7 +40,7 @@ def examine_calibration_set(
     context: StageContext, variant: VariantSettings, about: dict[str, Any]
 ) -> CalibrationSet:
     """The pictures; what they are goes into ``about``, and for INT8 what the calibration doctor finds."""
-    from edgekiln.export.calibration_doctor import describe_training, examine_calibration
+    from edgekiln.export.precision.calibration_doctor import describe_training, examine_calibration
 
     data = context.inputs["data"]
     train = load_split(data, "train")

@@ -11,7 +11,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from edgekiln.export.onnx import PixelModel
+from edgekiln.export.to_onnx import PixelModel
 from edgekiln.pipeline.backbones import build_backbone
 from edgekiln.pipeline.recipe import BackboneSettings
 from edgekiln.pipeline.room import require_room

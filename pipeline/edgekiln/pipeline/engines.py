@@ -179,7 +179,7 @@ def _run_engines(context: StageContext, variant: VariantSettings) -> None:
 
 
 def _simulate(context: StageContext, variant: VariantSettings) -> None:
-    from edgekiln.export.simulation import simulate
+    from edgekiln.export.precision.simulation import simulate
 
     graph = context.inputs[f"variant.{variant.name}"] / MODEL_NAME
     if not graph.exists() or variant.precision is Precision.FP32:

@@ -25,7 +25,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
-from edgekiln.export.onnx import PixelModel, normalize
+from edgekiln.export.to_onnx import PixelModel, normalize
 from edgekiln.pipeline.augmentation import augment_batch, augment_picture
 from edgekiln.pipeline.averaging import average_weights
 from edgekiln.pipeline.backbones import Backbone, build_backbone, find_head

@@ -28,7 +28,7 @@ __all__ = ["add_limits", "read_products"]
 
 def read_products(context: StageContext) -> dict[str, tuple[Mapping[str, Any], str]]:
     """Costs and precision by contender. The baseline computes what the exported graph says, in FP32."""
-    from edgekiln.export.costs import count_costs
+    from edgekiln.export.audits.costs import count_costs
 
     exported = (context.inputs["export"] / MODEL_NAME).read_bytes()
     found: dict[str, tuple[Mapping[str, Any], str]] = {BASELINE: (count_costs(exported).to_dict(), "fp32")}

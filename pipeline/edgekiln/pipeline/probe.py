@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from edgekiln.export.onnx import PixelModel
+from edgekiln.export.to_onnx import PixelModel
 from edgekiln.pipeline.data import PreparedSplit
 from edgekiln.runtime.errors import ResourceError
 

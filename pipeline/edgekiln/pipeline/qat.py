@@ -20,7 +20,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from edgekiln.export.fake_quantization import (
+from edgekiln.export.qat.fake_quantization import (
     PIXEL_RANGE,
     calibrate,
     fit_weight_ranges,
@@ -29,8 +29,8 @@ from edgekiln.export.fake_quantization import (
     quantizers_off,
     set_weight_ranges,
 )
-from edgekiln.export.onnx import PixelModel, normalize
-from edgekiln.export.qat_graph import prepare_network
+from edgekiln.export.qat.graph import prepare_network
+from edgekiln.export.to_onnx import PixelModel, normalize
 from edgekiln.pipeline.augmentation import augment_batch, augment_picture
 from edgekiln.pipeline.backbones import build_backbone
 from edgekiln.pipeline.batches import Batches, Feed, step_seed

@@ -27,7 +27,7 @@ from edgekiln.runtime.backends import Backend, open_session
 from edgekiln.runtime.spec import Frames, Logits
 
 if TYPE_CHECKING:
-    from edgekiln.export.sensitivity import Candidate
+    from edgekiln.export.precision.sensitivity import Candidate
 
 __all__ = ["CANDIDATES_NAME", "Loop", "allowed_drop", "answer", "hold_budget", "make_rule"]
 
@@ -100,9 +100,9 @@ def hold_budget(
     """
     import onnx
 
-    from edgekiln.export.blocks import group_products, quantized_products
-    from edgekiln.export.macs import count_macs
-    from edgekiln.export.sensitivity import SearchProblem, search_precision
+    from edgekiln.export.audits.macs import count_macs
+    from edgekiln.export.precision.blocks import group_products, quantized_products
+    from edgekiln.export.precision.sensitivity import SearchProblem, search_precision
 
     source = (context.inputs["export"] / MODEL_NAME).read_bytes()
     val = hold_in_memory(load_split(context.inputs["data"], "val"), context.progress.message)
@@ -237,7 +237,7 @@ class _Notebook:
 
 
 def _read_candidate(entry: Mapping[str, Any], images: int) -> Candidate:
-    from edgekiln.export.sensitivity import Candidate
+    from edgekiln.export.precision.sensitivity import Candidate
 
     if set(entry) != {field.name for field in fields(Candidate)}:
         raise ValueError(f"a candidate of {sorted(entry)}")

@@ -275,8 +275,8 @@ def _export_stage(recipe: Recipe) -> Stage:
 
 
 def _export(context: StageContext) -> None:
-    from edgekiln.export.onnx import export_onnx
     from edgekiln.export.parity import check_parity
+    from edgekiln.export.to_onnx import export_onnx
     from edgekiln.pipeline.checkpoint import CHECKPOINT_NAME, load_checkpoint
     from edgekiln.pipeline.probe import evaluate_model
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from edgekiln.export.onnx import PixelModel, normalize
+from edgekiln.export.to_onnx import PixelModel, normalize
 from edgekiln.pipeline.backbones import build_backbone
 from edgekiln.pipeline.recipe import BackboneSettings
 from edgekiln.pipeline.weights import StoredWeights, read_weights

@@ -33,7 +33,7 @@ def train_variant(context: StageContext, variant: VariantSettings) -> None:
 
 
 def _train(context: StageContext, variant: VariantSettings) -> dict[str, Any]:
-    from edgekiln.export.modelopt import import_modelopt
+    from edgekiln.export.precision.modelopt import import_modelopt
     from edgekiln.pipeline.checkpoint import CHECKPOINT_NAME
     from edgekiln.pipeline.finetune import FinetuneJob
     from edgekiln.pipeline.qat import QatJob, train_quantized

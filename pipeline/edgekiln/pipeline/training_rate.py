@@ -26,7 +26,7 @@ import torch
 from torch import Tensor, nn
 
 from edgekiln.benchmarks.environment import describe_machine
-from edgekiln.export.onnx import normalize
+from edgekiln.export.to_onnx import normalize
 from edgekiln.pipeline.augmentation import augment_picture
 from edgekiln.pipeline.batches import step_seed
 from edgekiln.pipeline.data import PreparedSplit

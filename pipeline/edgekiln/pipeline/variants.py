@@ -62,8 +62,8 @@ def _make_graph(
 def _convert_to_fp16(
     context: StageContext, variant: VariantSettings, source: Path, target: Path, about: dict[str, Any]
 ) -> None:
-    from edgekiln.export.fp16 import convert_to_fp16
-    from edgekiln.export.simulation import check_simulated_parity
+    from edgekiln.export.precision.fp16 import convert_to_fp16
+    from edgekiln.export.precision.simulation import check_simulated_parity
 
     calibration = examine_calibration_set(context, variant, about)
     context.progress.advance(0, 2, "AutoCast to FP16")
@@ -88,8 +88,8 @@ def _convert_to_fp16(
 def _quantize_for_tensorrt(
     context: StageContext, variant: VariantSettings, source: Path, target: Path, about: dict[str, Any]
 ) -> None:
-    from edgekiln.export.int8_tensorrt import quantize_for_tensorrt
-    from edgekiln.export.simulation import simulate
+    from edgekiln.export.precision.int8_tensorrt import quantize_for_tensorrt
+    from edgekiln.export.precision.simulation import simulate
 
     calibration = examine_calibration_set(context, variant, about)
     method = variant.calibration
@@ -119,8 +119,8 @@ def _export_trained(
     context: StageContext, variant: VariantSettings, source: Path, target: Path, about: dict[str, Any]
 ) -> None:
     """The graph of what the stage ``qat.NAME`` trained, under the same lint as any other."""
-    from edgekiln.export.qat_onnx import export_fake_quantized
-    from edgekiln.export.simulation import simulate
+    from edgekiln.export.precision.simulation import simulate
+    from edgekiln.export.qat.to_onnx import export_fake_quantized
     from edgekiln.pipeline.qat import TRAINED_NAME, load_trained
     from edgekiln.pipeline.training_qat import read_training, tell_training
 
@@ -148,7 +148,7 @@ def _export_trained(
 def _quantize_for_cpu(
     context: StageContext, variant: VariantSettings, source: Path, target: Path, about: dict[str, Any]
 ) -> None:
-    from edgekiln.export.int8_cpu import measure_ranges, quantize_for_cpu
+    from edgekiln.export.precision.int8_cpu import measure_ranges, quantize_for_cpu
 
     judge = _cpu_judge(variant)
     calibration = examine_calibration_set(context, variant, about)
@@ -186,12 +186,12 @@ class _CpuJudge:
 def _cpu_judge(variant: VariantSettings) -> _CpuJudge:
     """Raises MissingExtraError where the variant's library is not here: nothing is calibrated in vain."""
     if variant.backend == "openvino":
-        from edgekiln.export.audit_openvino import audit_openvino
+        from edgekiln.export.audits.openvino import audit_openvino
         from edgekiln.runtime.backends.openvino import import_openvino
 
         import_openvino()
         return _CpuJudge("OpenVINO", partial(answer, backend="openvino"), audit_openvino)
-    from edgekiln.export.audit_onnxruntime import audit_int8
+    from edgekiln.export.audits.onnxruntime import audit_int8
 
     return _CpuJudge("onnxruntime", answer, audit_int8)
 
@@ -199,12 +199,12 @@ def _cpu_judge(variant: VariantSettings) -> _CpuJudge:
 def _count_macs(model: Path) -> dict[str, int]:
     import onnx
 
-    from edgekiln.export.macs import count_macs
+    from edgekiln.export.audits.macs import count_macs
 
     return dict(count_macs(onnx.load(model, load_external_data=False)))
 
 
 def _count_costs(model: Path) -> dict[str, Any]:
-    from edgekiln.export.costs import count_costs
+    from edgekiln.export.audits.costs import count_costs
 
     return count_costs(model.read_bytes()).to_dict()

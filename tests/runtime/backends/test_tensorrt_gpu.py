@@ -8,8 +8,8 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from edgekiln.export.cache import EngineCache
-from edgekiln.export.tensorrt import BatchProfile, BuildOptions, build_engine
+from edgekiln.export.engines.cache import EngineCache
+from edgekiln.export.engines.tensorrt import BatchProfile, BuildOptions, build_engine
 from edgekiln.runtime.backends import open_session
 from edgekiln.runtime.backends.tensorrt import TensorRTSession
 from edgekiln.runtime.cuda import open_cuda, probe_driver

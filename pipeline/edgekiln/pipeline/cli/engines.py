@@ -160,7 +160,7 @@ def list_cache(as_json: bool) -> None:
     \b
     edgekiln cache ls
     """
-    from edgekiln.export.cache import EngineCache
+    from edgekiln.export.engines.cache import EngineCache
 
     engines = EngineCache()
     rows = [_describe_entry(entry) for entry in engines.entries()]
@@ -189,7 +189,7 @@ def prune(older_than: float | None, everything: bool, as_json: bool) -> None:
     edgekiln cache prune --older-than 30
     edgekiln cache prune --all
     """
-    from edgekiln.export.cache import EngineCache
+    from edgekiln.export.engines.cache import EngineCache
 
     if (older_than is None) == (not everything):
         raise UsageError(

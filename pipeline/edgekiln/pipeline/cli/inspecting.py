@@ -96,7 +96,7 @@ def _describe_signature(bundle: Bundle) -> str:
 
 def _describe_onnx(path: Path) -> dict[str, Any]:
     onnx = import_extra("onnx", "build")
-    from edgekiln.export.onnx import read_contract
+    from edgekiln.export.to_onnx import read_contract
 
     try:
         data = path.read_bytes()

@@ -15,7 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
-from edgekiln.export.cache import default_cache_folder
+from edgekiln.export.engines.cache import default_cache_folder
 from edgekiln.pipeline.doctor import bundles, gpu, jetson, libraries, machine, packages, storage
 from edgekiln.pipeline.doctor.row import Row, State, fail
 from edgekiln.pipeline.gpu_suite.machine import remove_private

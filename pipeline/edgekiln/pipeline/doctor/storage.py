@@ -13,7 +13,7 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from edgekiln.export.cache import default_cache_folder
+from edgekiln.export.engines.cache import default_cache_folder
 from edgekiln.pipeline.doctor.row import Row, fail, ok, warn
 
 __all__ = ["check_cache_folder", "check_encoding", "check_room", "check_temporary_folder"]

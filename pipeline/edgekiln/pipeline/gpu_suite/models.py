@@ -255,7 +255,7 @@ def _export_fp32(model: str, path: Path) -> str:
     if not is_installed("onnx"):
         raise SkippedPart("onnx is not installed")
     network = make_network(model)
-    from edgekiln.export.onnx import PixelModel, export_onnx
+    from edgekiln.export.to_onnx import PixelModel, export_onnx
     from edgekiln.runtime.contract import SHARED_NORMALIZATION
 
     pixel_model = PixelModel(network, SHARED_NORMALIZATION).eval()
@@ -264,7 +264,7 @@ def _export_fp32(model: str, path: Path) -> str:
     if is_installed("onnxscript"):
         contract = Contract(height=size, width=size, classes=tuple(f"class {i}" for i in range(CLASSES)))
         export_onnx(pixel_model, contract, partial)
-        maker = "edgekiln.export.onnx"
+        maker = "edgekiln.export.to_onnx"
     else:
         _export_torchscript(pixel_model, size, partial)
         maker = "torch's TorchScript exporter, since onnxscript is not installed"
@@ -308,11 +308,11 @@ def _convert_fp16(source: Path, target: Path, frames: Frames) -> str:
     partial = target.with_suffix(".partial")
     if is_installed("modelopt"):
         from edgekiln.export.calibration import CalibrationSet
-        from edgekiln.export.fp16 import convert_to_fp16
+        from edgekiln.export.precision.fp16 import convert_to_fp16
 
         digest = hashlib.sha256(frames.tobytes()).hexdigest()
         convert_to_fp16(source, partial, CalibrationSet(frames, np.arange(len(frames)), digest))
-        maker = "edgekiln.export.fp16 (nvidia-modelopt)"
+        maker = "edgekiln.export.precision.fp16 (nvidia-modelopt)"
     elif is_installed("onnxconverter_common"):
         _convert_with_onnxconverter(source, partial)
         maker = "onnxconverter-common"
