@@ -1,11 +1,12 @@
 import numpy as np
 import pytest
 
-from edgekiln.benchmarks import energy, memory, roofline
-from edgekiln.benchmarks.contender import Contender
-from edgekiln.benchmarks.energy import CounterMeter, EnergyPerImage, OpenedMeter
-from edgekiln.benchmarks.memory import MemoryUse
-from edgekiln.benchmarks.roofline import Ceilings
+from edgekiln.benchmarks.costs import energy, memory
+from edgekiln.benchmarks.costs.energy import CounterMeter, EnergyPerImage, OpenedMeter
+from edgekiln.benchmarks.costs.memory import MemoryUse
+from edgekiln.benchmarks.timing import roofline
+from edgekiln.benchmarks.timing.contender import Contender
+from edgekiln.benchmarks.timing.roofline import Ceilings
 from edgekiln.pipeline.limits import add_limits, read_products
 from edgekiln.pipeline.recipe import load_recipe
 from edgekiln.pipeline.stage_files import BASELINE, StageContext

@@ -11,8 +11,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from edgekiln.benchmarks import loadgen
 from edgekiln.benchmarks.report import render_page, render_summary
+from edgekiln.benchmarks.timing import loadgen
 from edgekiln.pipeline import mlperf
 from edgekiln.pipeline.cli import main
 from edgekiln.pipeline.mlperf import drive_engines

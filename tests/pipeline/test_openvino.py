@@ -9,8 +9,8 @@ import sys
 import pytest
 from tests_support import TINY_RECIPE
 
-from edgekiln.benchmarks.contender import engine_contender, thread_choices
 from edgekiln.benchmarks.report.table import describe_audit
+from edgekiln.benchmarks.timing.contender import engine_contender, thread_choices
 from edgekiln.pipeline.progress import SilentProgress
 from edgekiln.pipeline.recipe import load_recipe
 from edgekiln.pipeline.run import check_gate, run_recipe

@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 from tests_support import HEED_INTERRUPTS, write_pictures
 
-from edgekiln.benchmarks.judging import digest_split
+from edgekiln.benchmarks.judging.judging import digest_split
 from edgekiln.benchmarks.report import render_page
 from edgekiln.pipeline.progress import SilentProgress
 from edgekiln.pipeline.recipe import load_recipe
@@ -209,7 +209,9 @@ def test_gate_on_balanced_accuracy_reaches_row_and_manifest(tiny_run, tmp_path):
 
 
 def test_collapse_is_a_notice_of_the_report(tiny_run, tmp_path, monkeypatch):
-    monkeypatch.setattr("edgekiln.benchmarks.judging.warn_of_collapse", lambda own, _: f"collapsed: {own}")
+    monkeypatch.setattr(
+        "edgekiln.benchmarks.judging.judging.warn_of_collapse", lambda own, _: f"collapsed: {own}"
+    )
     report = again(tiny_run, tmp_path, "gate.max_drop=0.25").report
     assert report["notices"] == ["fp32: collapsed: 30.", "int8: collapsed: 30."]
     assert "int8: collapsed: 30." in render_page(report)

@@ -296,7 +296,7 @@ def test_works_where_neither_torch_nor_onnx_nor_pydantic_is(parent, pictures, tm
 
 
 def test_compare_sees_the_engine_that_was_built_here_not_the_parents(parent, pictures, tmp_path, runs_here):
-    from edgekiln.benchmarks.compare import compare_bundles
+    from edgekiln.benchmarks.comparing.compare import compare_bundles
 
     build(parent, tmp_path / "good", variants=("rtx-fp16",), data=pictures)
     runs_here[1] = 1e6

@@ -14,7 +14,7 @@ import pytest
 from study_support import write_study_recipe
 from tests_support import HEED_INTERRUPTS
 
-from edgekiln.benchmarks.accuracy import measure_accuracy
+from edgekiln.benchmarks.judging.accuracy import measure_accuracy
 from edgekiln.pipeline.checkpoint import CHECKPOINT_NAME
 from edgekiln.pipeline.data import load_split, read_source, split_samples
 from edgekiln.pipeline.progress import SilentProgress

@@ -16,7 +16,7 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from edgekiln.benchmarks.contender import (
+from edgekiln.benchmarks.timing.contender import (
     LOGIT_TOLERANCE,
     Contender,
     engine_contender,

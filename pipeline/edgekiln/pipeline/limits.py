@@ -20,8 +20,8 @@ from edgekiln.runtime.errors import EngineError
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from edgekiln.benchmarks.contender import Contender
-    from edgekiln.benchmarks.roofline import Ceilings
+    from edgekiln.benchmarks.timing.contender import Contender
+    from edgekiln.benchmarks.timing.roofline import Ceilings
 
 __all__ = ["add_limits", "read_products"]
 
@@ -90,7 +90,7 @@ def _threads_used(measurement: Mapping[str, Any]) -> int | None:
 def _find_floor(
     median_ms: float, limits: Ceilings | None, product: tuple[Mapping[str, Any], str] | None
 ) -> dict[str, float | None]:
-    from edgekiln.benchmarks.roofline import floor_ms, share_of_floor
+    from edgekiln.benchmarks.timing.roofline import floor_ms, share_of_floor
 
     floor = floor_ms(product[0], limits, product[1]) if limits and product else None
     return {"floor_ms": floor, "share_of_floor": None if floor is None else share_of_floor(median_ms, floor)}
@@ -99,7 +99,7 @@ def _find_floor(
 def _measure_memory(
     contender: Contender, measurement: Mapping[str, Any], frames_file: Path, problems: list[str]
 ) -> dict[str, float | None]:
-    from edgekiln.benchmarks.memory import measure_memory
+    from edgekiln.benchmarks.costs.memory import measure_memory
 
     arguments, on_gpu = {**contender.arguments, **measurement["config"]}, _threads_used(measurement) is None
     try:
@@ -120,7 +120,7 @@ class _Meters:
         self, contender: Contender, measurement: Mapping[str, Any], frames_file: Path
     ) -> dict[str, Any]:
         """``energy`` in the units of its keys, or ``None`` with ``energy_reason``."""
-        from edgekiln.benchmarks.energy import measure_contender
+        from edgekiln.benchmarks.costs.energy import measure_contender
 
         device: Literal["cpu", "cuda"] = "cuda" if _threads_used(measurement) is None else "cpu"
         reason = self._look(device)
@@ -135,7 +135,7 @@ class _Meters:
 
     def _look(self, device: Literal["cpu", "cuda"]) -> str:
         """Why there is no meter; empty where there is one."""
-        from edgekiln.benchmarks.energy import find_gpu_uuid, open_meter
+        from edgekiln.benchmarks.costs.energy import find_gpu_uuid, open_meter
 
         if device not in self._reasons:
             meter, reason = open_meter(device, gpu_uuid=find_gpu_uuid() if device == "cuda" else None)
@@ -146,7 +146,7 @@ class _Meters:
 
 
 def _measure_ceilings(threads: int | None, problems: list[str]) -> Ceilings | None:
-    from edgekiln.benchmarks.roofline import measure_ceilings, measure_gpu_ceilings
+    from edgekiln.benchmarks.timing.roofline import measure_ceilings, measure_gpu_ceilings
 
     try:
         return measure_gpu_ceilings() if threads is None else measure_ceilings(threads)

@@ -23,8 +23,8 @@ from typing import Any
 
 import numpy as np
 
+from edgekiln.benchmarks.costs.memory import read_peak_rss_mb
 from edgekiln.benchmarks.environment import describe_machine, measure_foreign_load
-from edgekiln.benchmarks.memory import read_peak_rss_mb
 from edgekiln.runtime.errors import EngineError
 
 __all__ = ["measure_loading", "write_jpegs"]

@@ -12,9 +12,9 @@ from typing import Any
 
 import numpy as np
 
-from edgekiln.benchmarks.accuracy import measure_accuracy
 from edgekiln.benchmarks.environment import describe_machine, read_work_commit
-from edgekiln.benchmarks.judging import Reference, digest_split, judge_answers, summarize_simulation
+from edgekiln.benchmarks.judging.accuracy import measure_accuracy
+from edgekiln.benchmarks.judging.judging import Reference, digest_split, judge_answers, summarize_simulation
 from edgekiln.benchmarks.report import render_card, render_page
 from edgekiln.pipeline.data import INDEX_NAME, PreparedSplit, describe_unjudged, load_split, read_classes
 from edgekiln.pipeline.engines import built_files

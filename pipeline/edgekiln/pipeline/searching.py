@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from edgekiln.benchmarks.environment import tool_versions
-from edgekiln.benchmarks.gate import tango_interval
+from edgekiln.benchmarks.judging.gate import tango_interval
 from edgekiln.pipeline.data import PreparedSplit, hold_in_memory, load_split
 from edgekiln.pipeline.recipe import VariantSettings
 from edgekiln.pipeline.stage_files import MODEL_NAME, StageContext

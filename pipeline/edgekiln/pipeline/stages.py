@@ -39,7 +39,7 @@ from edgekiln.runtime.backends import CPU_BACKENDS, open_session
 from edgekiln.runtime.spec import Precision
 
 if TYPE_CHECKING:
-    from edgekiln.benchmarks.latency import BenchmarkPlan
+    from edgekiln.benchmarks.timing.latency import BenchmarkPlan
 
 __all__ = ["Stage", "plan_stages", "plan_training", "stage_names"]
 
@@ -488,9 +488,9 @@ def _mlperf_stage(recipe: Recipe, judged: tuple[str, ...]) -> Stage:
 
 def _benchmark(context: StageContext) -> None:
     """Writes benchmark.json. Until then finished rounds lie beside it; an attempt that resumes finds them again."""
-    from edgekiln.benchmarks.contender import choose_images, save_inputs
-    from edgekiln.benchmarks.journal import clear_journal
-    from edgekiln.benchmarks.latency import run_benchmark
+    from edgekiln.benchmarks.timing.contender import choose_images, save_inputs
+    from edgekiln.benchmarks.timing.journal import clear_journal
+    from edgekiln.benchmarks.timing.latency import run_benchmark
     from edgekiln.pipeline.contenders import choose_field
     from edgekiln.pipeline.limits import add_limits, read_products
 
@@ -529,7 +529,7 @@ def _benchmark(context: StageContext) -> None:
 
 
 def _benchmark_plan(recipe: Recipe) -> BenchmarkPlan:
-    from edgekiln.benchmarks.latency import BenchmarkPlan
+    from edgekiln.benchmarks.timing.latency import BenchmarkPlan
 
     settings = recipe.benchmark.model_dump()
     return BenchmarkPlan(**{field.name: settings[field.name] for field in fields(BenchmarkPlan)})

@@ -14,7 +14,7 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 from numpy.typing import NDArray
 
-from edgekiln.benchmarks.gate import tango_interval
+from edgekiln.benchmarks.judging.gate import tango_interval
 from edgekiln.pipeline.data import (
     PICTURE_SUFFIXES,
     LabelledImages,

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from edgekiln.benchmarks.environment import describe_machine
-from edgekiln.benchmarks.judging import Reference, judge_answers, read_answers
+from edgekiln.benchmarks.judging.judging import Reference, judge_answers, read_answers
 from edgekiln.pipeline.building import EngineRequest, build_engines, plan_builds
 from edgekiln.pipeline.privacy import machine_folders, strip_folders
 from edgekiln.pipeline.progress import Progress

@@ -220,7 +220,7 @@ def _judge_cell(cell: Cell, recipe: Recipe, records: Mapping[str, StageRecord]) 
 
 
 def _read_cell(cell: Cell, recipe: Recipe, records: Mapping[str, StageRecord]) -> CellResult:
-    from edgekiln.benchmarks.accuracy import measure_accuracy
+    from edgekiln.benchmarks.judging.accuracy import measure_accuracy
 
     test = load_split(records["data"].folder, "test")
     logits = read_logits(records[_JUDGED].folder)

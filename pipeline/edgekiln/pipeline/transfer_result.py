@@ -11,7 +11,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from edgekiln.benchmarks.transfer import CONFIDENCE, Metric, choose_method, compare_paired, estimate_mean
+from edgekiln.benchmarks.judging.transfer import (
+    CONFIDENCE,
+    Metric,
+    choose_method,
+    compare_paired,
+    estimate_mean,
+)
 from edgekiln.pipeline.packing import public_recipe
 from edgekiln.pipeline.transfer import CellResult, JudgedImages, StudyPlan
 from edgekiln.pipeline.transfer_methods import METHODS, tell_departures

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from edgekiln.benchmarks.gate import format_confidence
+from edgekiln.benchmarks.judging.gate import format_confidence
 from edgekiln.benchmarks.report.drawings import (
     MOST_LOSSES,
     confusion_matrix,

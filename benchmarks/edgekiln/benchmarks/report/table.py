@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from edgekiln.benchmarks.gate import format_confidence
+from edgekiln.benchmarks.judging.gate import format_confidence
 
 __all__ = [
     "describe_audit",
@@ -40,7 +40,7 @@ def table_headings(report: Mapping[str, Any]) -> tuple[str, ...]:
         f"balanced drop [{gate} CI]",
         "p50 ms",
         "p99 ms",
-        "speed-up [95% CI]",  # always: benchmarks/measurement.py
+        "speed-up [95% CI]",  # always: benchmarks/timing/measurement.py
         "verdict",
     )
 

@@ -1,8 +1,8 @@
 """Builds one engine, in a process of its own: a crash or an out-of-memory kill here costs the caller nothing.
 
 ``python -m edgekiln.export.engines.build_worker FOLDER`` reads ``request.json`` and ``model.onnx`` in FOLDER, prints
-progress as JSON lines, and writes ``engine`` and ``result.json``. It decides nothing: ``tensorrt.py`` does. What only some
-releases of the library have is asked with ``hasattr``; numbers of enums changed between majors and are never written.
+progress as JSON lines, and writes ``engine`` and ``result.json``. It decides nothing: ``tensorrt.py`` does. What only
+some releases of the library have is asked with ``hasattr``; numbers of enums changed between majors and are never used.
 """
 
 from __future__ import annotations

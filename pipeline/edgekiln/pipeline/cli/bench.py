@@ -83,7 +83,7 @@ def bench(  # noqa: PLR0913 # one argument for each option
 
 
 def _measure_runtime(bundle: Path, as_json: bool) -> None:
-    from edgekiln.benchmarks.runtime_cost import measure_runtime_cost
+    from edgekiln.benchmarks.costs.runtime_cost import measure_runtime_cost
 
     values = measure_runtime_cost(bundle)
     if as_json:

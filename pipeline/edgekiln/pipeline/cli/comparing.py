@@ -13,7 +13,7 @@ from edgekiln.pipeline.cli.options import fail, json_option, print_document
 from edgekiln.runtime.errors import GateError
 
 if TYPE_CHECKING:
-    from edgekiln.benchmarks.compare import Change, Comparison
+    from edgekiln.benchmarks.comparing.compare import Change, Comparison
 
 __all__ = ["compare"]
 
@@ -61,7 +61,7 @@ def compare(
     \b
     edgekiln compare released/bundle runs/my-photos/bundle --max-drop 0.005
     """
-    from edgekiln.benchmarks.compare import compare_bundles
+    from edgekiln.benchmarks.comparing.compare import compare_bundles
 
     with untrusted_when_damaged(f"{before} or {after} cannot be compared"):
         result = compare_bundles(
@@ -94,7 +94,7 @@ def _tell(result: Comparison, confidence: float) -> Iterator[str]:
 
 
 def _describe(change: Change, confidence: float) -> str:
-    from edgekiln.benchmarks.gate import format_confidence
+    from edgekiln.benchmarks.judging.gate import format_confidence
 
     name = "PyTorch" if change.engine == "baseline" else change.engine
     head = f"{name:20} {change.figure:6} {change.verdict:12}"
@@ -106,5 +106,5 @@ def _describe(change: Change, confidence: float) -> str:
     else:
         figure = f"{change.change:.3f}x [{change.low:.3f}, {change.high:.3f}]"
         span = f"{change.before or 0:.2f}x to {change.after or 0:.2f}x"
-        confidence = 0.95  # always: benchmarks/measurement.py
+        confidence = 0.95  # always: benchmarks/timing/measurement.py
     return f"{head} {figure} ({format_confidence(confidence)}), {span}; {change.reason}"

@@ -25,7 +25,7 @@ def run_and_print(
     as_json: bool,
 ) -> None:
     """Both scenarios, one after the other."""
-    from edgekiln.benchmarks.loadgen import SCENARIOS, run_loadgen
+    from edgekiln.benchmarks.timing.loadgen import SCENARIOS, run_loadgen
 
     results = []
     for scenario in SCENARIOS:

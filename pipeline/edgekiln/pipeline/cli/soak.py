@@ -13,7 +13,7 @@ from edgekiln.pipeline.cli.options import json_option, print_document
 from edgekiln.runtime.errors import GateError, UsageError
 
 if TYPE_CHECKING:
-    from edgekiln.benchmarks.soak import Minute, SoakResult
+    from edgekiln.benchmarks.endurance.soak import Minute, SoakResult
 
 __all__ = ["soak"]
 
@@ -56,7 +56,7 @@ def soak(
     \b
     edgekiln soak runs/traffic-lights/bundle --minutes 60
     """
-    from edgekiln.benchmarks.soak import run_soak
+    from edgekiln.benchmarks.endurance.soak import run_soak
     from edgekiln.runtime import load
 
     pictures = [] if images is None else _list_pictures(images)

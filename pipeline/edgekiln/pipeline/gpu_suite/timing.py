@@ -1,6 +1,6 @@
 """Times contenders in turns, in one process, each call from pixels on the host to logits on the host.
 
-It knows no library. The statistics are those of ``edgekiln.benchmarks.measurement``.
+It knows no library. The statistics are those of ``edgekiln.benchmarks.timing.measurement``.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from edgekiln.benchmarks.environment import measure_foreign_load, read_cpu_times
-from edgekiln.benchmarks.measurement import Block, Measurement, Ratio, assess, compare_speed
+from edgekiln.benchmarks.timing.measurement import Block, Measurement, Ratio, assess, compare_speed
 from edgekiln.runtime.spec import Frames, Logits
 
 __all__ = ["Caller", "Contender", "TimingPlan", "summarize", "time_in_turns"]

@@ -1,0 +1,220 @@
+"""Judges one engine's answers against PyTorch's: figures, flips and verdict. Needs numpy only, so a Jetson can.
+
+Finished bundles keep all logits of their test split, so they can be judged again under another gate.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+from zipfile import BadZipFile
+
+import numpy as np
+
+from edgekiln.benchmarks.judging.accuracy import (
+    Labels,
+    compare_logits,
+    find_flips,
+    measure_accuracy,
+    pair_answers,
+    pair_by_class,
+    warn_of_collapse,
+)
+from edgekiln.benchmarks.judging.gate import (
+    Metric,
+    balanced_interval,
+    check_metric,
+    judge,
+    judge_balanced,
+    mcnemar_p,
+    tango_interval,
+)
+from edgekiln.runtime.bundles.bundle import Bundle, open_bundle
+from edgekiln.runtime.bundles.manifest import VariantRecord
+from edgekiln.runtime.errors import BundleError
+from edgekiln.runtime.spec import Logits
+
+__all__ = [
+    "Reference",
+    "StoredAnswers",
+    "digest_split",
+    "judge_answers",
+    "read_answers",
+    "rejudge",
+    "summarize_simulation",
+]
+
+_PREFIX = "logits."
+_BASELINE = f"{_PREFIX}baseline"
+
+
+@dataclass(frozen=True, slots=True)
+class Reference:
+    """What engines are judged against: the PyTorch model's logits float32 (N, C), labels and names of N images."""
+
+    logits: Logits
+    labels: Labels
+    keys: Sequence[str]
+    classes: Sequence[str]
+
+
+@dataclass(frozen=True, slots=True)
+class StoredAnswers:
+    """The test split as a bundle keeps it.
+
+    Attributes:
+        digests: sha256 of each picture's bytes.
+        labels: int64 (N,).
+        baseline: PyTorch's logits, float32 (N, C).
+        engines: logits float32 (N, C) by variant.
+    """
+
+    digests: Sequence[str]
+    labels: Labels
+    baseline: Logits
+    engines: Mapping[str, Logits] = field(repr=False)
+
+
+def judge_answers(
+    reference: Reference,
+    logits: Logits,
+    *,
+    max_drop: float,
+    confidence: float,
+    metric: Metric = "top1",
+    failure: str | None = None,
+) -> dict[str, Any]:
+    """JSON values about an engine: verdict and reason, accuracy, paired drops with their intervals, flips.
+
+    Args:
+        reference: the PyTorch answers for the same images, in the same order.
+        logits: float32 (N, C) of the engine.
+        max_drop: largest allowed drop of the metric, a share.
+        confidence: of the intervals, one of which decides.
+        metric: what may not drop: top-1 or balanced accuracy.
+        failure: what was found wrong with the engine before; decides against it whatever its accuracy.
+    """
+    metric = check_metric(metric)
+    baseline, labels = reference.logits, reference.labels
+    counts, strata = pair_answers(baseline, logits, labels), pair_by_class(baseline, logits, labels)
+    if metric == "balanced":
+        result = judge_balanced(strata, max_drop=max_drop, confidence=confidence)
+    else:
+        result = judge(counts, max_drop=max_drop, confidence=confidence)
+    own, theirs = measure_accuracy(logits, labels), measure_accuracy(baseline, labels)
+    collapse = warn_of_collapse(own.distinct_outputs, theirs.distinct_outputs)
+    flips = find_flips(baseline, logits, labels, keys=reference.keys, classes=reference.classes)
+    return {
+        "verdict": "fail" if failure else result.verdict,
+        "reason": failure or result.reason,
+        "warnings": [collapse] if collapse else [],
+        "accuracy": own.to_dict(),
+        "metric": metric,
+        "drop": _interval(
+            counts.drop, tango_interval(counts.broken, counts.mended, counts.images, confidence)
+        ),
+        "balanced_drop": _interval(theirs.balanced - own.balanced, balanced_interval(strata, confidence)),
+        "counts": asdict(counts),
+        "agreement": counts.agreement,
+        "mcnemar_p": mcnemar_p(counts.broken, counts.mended),
+        "max_drop": max_drop,
+        "confidence": confidence,
+        "images_to_decide": result.images_to_decide,
+        **asdict(compare_logits(baseline, logits)),
+        "flips": [asdict(flip) for flip in flips],
+    }
+
+
+def _interval(value: float, bounds: tuple[float, float]) -> dict[str, float]:
+    return {"value": value, "low": bounds[0], "high": bounds[1]}
+
+
+def summarize_simulation(reference: Reference, logits: Logits) -> dict[str, Any]:
+    """What a CPU simulation of an engine's graph answers: evidence for one that cannot run here, never a verdict."""
+    counts = pair_answers(reference.logits, logits, reference.labels)
+    return {
+        "top1": measure_accuracy(logits, reference.labels).top1,
+        "drop": counts.drop,
+        "flips": counts.images - counts.agreeing,
+        "images": counts.images,
+    }
+
+
+# --------------------------------------------------------------------------------------------------------------
+# Finished bundles
+
+
+def digest_split(image_digests: Sequence[str], labels: Labels) -> str:
+    """One sha256 over which images, by the sha256 of their bytes, have which label; their order does not matter."""
+    pairs = sorted(f"{digest} {label}" for digest, label in zip(image_digests, labels.tolist(), strict=True))
+    return hashlib.sha256("\n".join(pairs).encode()).hexdigest()
+
+
+def read_answers(bundle: Bundle) -> StoredAnswers:
+    """The logits and labels that a bundle keeps of its test split.
+
+    Raises:
+        BundleError: there are none, or they do not match one another.
+    """
+    name = str(bundle.manifest.get("logits") or "")
+    try:
+        with np.load(io.BytesIO(bundle.read(name)), allow_pickle=False) as arrays:
+            answers = StoredAnswers(
+                digests=[str(digest) for digest in arrays["image_sha256"]],
+                labels=arrays["labels"].astype(np.int64),
+                baseline=arrays[_BASELINE].astype(np.float32),
+                engines={
+                    key.removeprefix(_PREFIX): arrays[key].astype(np.float32)
+                    for key in arrays.files
+                    if key.startswith(_PREFIX) and key != _BASELINE
+                },
+            )
+    except (ValueError, KeyError, OSError, BadZipFile) as error:
+        raise BundleError(
+            f"{bundle.path} holds no test logits that can be read: {error}.", path=bundle.path
+        ) from error
+    rows = {len(answers.digests), len(answers.labels), len(answers.baseline)}
+    if len(rows) > 1 or any(logits.shape != answers.baseline.shape for logits in answers.engines.values()):
+        raise BundleError(f"The test logits of {bundle.path} do not match one another.", path=bundle.path)
+    return answers
+
+
+def rejudge(
+    path: str | os.PathLike[str], *, max_drop: float, confidence: float = 0.95, metric: Metric = "top1"
+) -> list[dict[str, Any]]:
+    """Judge a finished bundle's stored answers under another gate, without running anything.
+
+    The gate given here is the only one: a variant's own ``max_drop`` is passed over. What failed for another reason
+    than accuracy still fails. Flips name images by the sha256 of their bytes.
+
+    Returns:
+        ``judge_answers`` and ``name`` for each variant whose own logits are stored: not for those that did not run,
+        nor for engines built on a target, whose bundle carries the parent's logits.
+    """
+    bundle = open_bundle(path)
+    answers = read_answers(bundle)
+    reference = Reference(answers.baseline, answers.labels, answers.digests, bundle.contract.classes)
+    return [
+        {
+            "name": variant.name,
+            **judge_answers(
+                reference,
+                answers.engines[variant.name],
+                max_drop=max_drop,
+                confidence=confidence,
+                metric=metric,
+                failure=variant.figures.get("failure"),
+            ),
+        }
+        for variant in bundle.variants
+        if variant.name in answers.engines and not _is_built_here(bundle, variant)
+    ]
+
+
+def _is_built_here(bundle: Bundle, variant: VariantRecord) -> bool:
+    """Whether a derived bundle's variant is its own engine; only what runs on CPUs was carried over with its logits."""
+    return "parent" in bundle.manifest and variant.device != "cpu"
