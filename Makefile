@@ -83,9 +83,9 @@ types: $(VENV)/.dev
 	$(PY) -m mypy
 
 docs: $(VENV)/.demo
-	$(PY) -m edgekiln.pipeline.reference commands --into docs/commands.md
-	$(PY) -m edgekiln.pipeline.reference recipe --into docs/recipe.md
-	$(PY) -m edgekiln.pipeline.reference python --into docs/python-api.md
+	PYTHONPATH=tests $(PY) -m reference commands --into docs/commands.md
+	PYTHONPATH=tests $(PY) -m reference recipe --into docs/recipe.md
+	PYTHONPATH=tests $(PY) -m reference python --into docs/python-api.md
 
 check: lint types test
 

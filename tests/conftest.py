@@ -34,9 +34,9 @@ def tiny_recipe(tmp_path) -> Path:
 @pytest.fixture(scope="session")
 def tiny_run(tmp_path_factory):
     """A whole run of the tiny CNN on coloured noise: (recipe path, runs folder, RunResult). Read-only."""
-    from edgekiln.pipeline.progress import SilentProgress
     from edgekiln.pipeline.recipe import load_recipe
     from edgekiln.pipeline.run import run_recipe
+    from edgekiln.pipeline.workspace.progress import SilentProgress
 
     folder = tmp_path_factory.mktemp("tiny")
     write_pictures(folder / "pictures")
@@ -59,9 +59,9 @@ def tensorrt_run(tmp_path_factory):
 
     TensorRT-RTX engines are really built, which needs no GPU; nothing is run where there is none.
     """
-    from edgekiln.pipeline.progress import SilentProgress
     from edgekiln.pipeline.recipe import load_recipe
     from edgekiln.pipeline.run import run_recipe
+    from edgekiln.pipeline.workspace.progress import SilentProgress
 
     pytest.importorskip("tensorrt_rtx", reason="TensorRT-RTX is not installed")
     pytest.importorskip("modelopt", reason="nvidia-modelopt is not installed")
@@ -78,9 +78,9 @@ def tensorrt_run(tmp_path_factory):
 @pytest.fixture(scope="session")
 def lite0_run(tmp_path_factory):
     """EfficientNet-Lite0 with its real weights on the real traffic lights, head only: RunResult. Read-only."""
-    from edgekiln.pipeline.progress import SilentProgress
     from edgekiln.pipeline.recipe import load_recipe
     from edgekiln.pipeline.run import run_recipe
+    from edgekiln.pipeline.workspace.progress import SilentProgress
 
     recipe = load_recipe(
         ROOT / "recipes" / "traffic-lights.toml",

@@ -5,8 +5,9 @@ import json
 import numpy as np
 
 from edgekiln.pipeline.data import PreparedSplit
-from edgekiln.pipeline.finetune import LOG_NAME, FinetuneJob
 from edgekiln.pipeline.recipe import BackboneSettings, FinetuneSettings
+from edgekiln.pipeline.training.finetune import LOG_NAME
+from edgekiln.pipeline.training.job import FinetuneJob
 from edgekiln.runtime.contract import Contract
 
 TINY = BackboneSettings(model="edgekiln/tiny-cnn", weights="none")

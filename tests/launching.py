@@ -69,8 +69,9 @@ MODULES = (
     "torch.onnx", "torch.export", "torch._dynamo", "torch.onnx._internal.exporter._core", "jinja2", "matplotlib",
     "torch.onnx._internal.exporter._torchlib.ops", "torch._inductor.codecache", "networkx", "onnxscript.rewriter",
     "matplotlib.pyplot", "matplotlib.backends.backend_svg", "safetensors.torch", "PIL.Image", "scipy",
-    "edgekiln.pipeline.cli", "edgekiln.pipeline.run", "edgekiln.pipeline.finetune", "edgekiln.pipeline.packing",
-    "edgekiln.pipeline.checkpoint", "edgekiln.export.to_onnx", "edgekiln.export.precision.int8_cpu",
+    "edgekiln.pipeline.cli", "edgekiln.pipeline.run", "edgekiln.pipeline.training.finetune",
+    "edgekiln.pipeline.proof.packing",
+    "edgekiln.pipeline.training.checkpoint", "edgekiln.export.to_onnx", "edgekiln.export.precision.int8_cpu",
     "edgekiln.export.precision.sensitivity",
     "edgekiln.benchmarks.report",
 )  # fmt: skip

@@ -3,11 +3,11 @@
 import numpy as np
 from hostile import CLASSES, SIZE, colored_frames, make_hostile, make_outlier
 
-from edgekiln.pipeline.checkpoint import save_checkpoint
 from edgekiln.pipeline.data import PreparedSplit
-from edgekiln.pipeline.finetune import FinetuneJob
-from edgekiln.pipeline.qat import QatJob
 from edgekiln.pipeline.recipe import BackboneSettings, FinetuneSettings, QatSettings
+from edgekiln.pipeline.training.checkpoint import save_checkpoint
+from edgekiln.pipeline.training.job import FinetuneJob
+from edgekiln.pipeline.training.qat import QatJob
 from edgekiln.runtime.contract import Contract
 
 CONTRACT = Contract(height=SIZE, width=SIZE, classes=CLASSES)

@@ -5,13 +5,13 @@ import sys
 import pytest
 from click.testing import CliRunner
 from documents import COMMANDS_PAGE, PYTHON_PAGE, RECIPE_PAGE, fences
+from reference.__main__ import SUBJECTS, describe, write_reference
+from reference.markdown import BEGIN, END, between_marks, table
+from reference.python import describe_package
+from reference.recipe import sections
 from tests_support import ROOT
 
 from edgekiln.pipeline.recipe import Recipe
-from edgekiln.pipeline.reference.__main__ import SUBJECTS, describe, write_reference
-from edgekiln.pipeline.reference.markdown import BEGIN, END, between_marks, table
-from edgekiln.pipeline.reference.python import describe_package
-from edgekiln.pipeline.reference.recipe import sections
 from edgekiln.runtime.errors import UsageError
 
 if sys.version_info >= (3, 11):

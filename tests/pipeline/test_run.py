@@ -16,9 +16,9 @@ from tests_support import HEED_INTERRUPTS, write_pictures
 
 from edgekiln.benchmarks.judging.judging import digest_split
 from edgekiln.benchmarks.report import render_page
-from edgekiln.pipeline.progress import SilentProgress
 from edgekiln.pipeline.recipe import load_recipe
 from edgekiln.pipeline.run import check_gate, run_recipe
+from edgekiln.pipeline.workspace.progress import SilentProgress
 from edgekiln.runtime import load
 from edgekiln.runtime.bundles.bundle import open_bundle
 from edgekiln.runtime.errors import DataError, GateError, ParityError, UsageError
@@ -282,8 +282,8 @@ def test_too_few_pictures_to_calibrate_fail_the_int8_variant_alone(tiny_recipe, 
 
 
 def test_flipped_images_have_small_pictures_within_one_budget():
-    from edgekiln.pipeline import packing
     from edgekiln.pipeline.data import PreparedSplit
+    from edgekiln.pipeline.proof import packing
 
     frames = np.random.default_rng(0).integers(
         0, 256, (40, 224, 224, 3), dtype=np.uint8
@@ -365,7 +365,7 @@ def test_bench_that_is_interrupted_goes_on_with_the_same_command(tiny_run, tmp_p
 
 
 def test_forced_stage_starts_anew_unless_the_interrupted_attempt_was_forced_too(tmp_path):
-    from edgekiln.pipeline.store import StageStore
+    from edgekiln.pipeline.workspace.store import StageStore
 
     store = StageStore(tmp_path)
 

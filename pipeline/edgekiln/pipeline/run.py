@@ -11,14 +11,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from edgekiln.pipeline.interrupts import check_interrupt
-from edgekiln.pipeline.placing import put_in_place, restore
-from edgekiln.pipeline.progress import Progress
 from edgekiln.pipeline.recipe import Recipe
-from edgekiln.pipeline.stage_files import RETRY_NAME, StageContext
 from edgekiln.pipeline.stages import Stage, plan_stages, stage_names
-from edgekiln.pipeline.store import StageRecord, StageStore, stage_key
-from edgekiln.pipeline.tensorboard import complete_events, event_folder, require_tensorboard
+from edgekiln.pipeline.training.tensorboard import complete_events, event_folder, require_tensorboard
+from edgekiln.pipeline.workspace.interrupts import check_interrupt
+from edgekiln.pipeline.workspace.placing import put_in_place, restore
+from edgekiln.pipeline.workspace.progress import Progress
+from edgekiln.pipeline.workspace.stage_files import RETRY_NAME, StageContext
+from edgekiln.pipeline.workspace.store import StageRecord, StageStore, stage_key
 from edgekiln.runtime.errors import GateError, UsageError
 
 __all__ = [
@@ -286,7 +286,7 @@ def _run_stage(
 
 def _complete_events(record: StageRecord, progress: Progress) -> None:
     """Where fine-tuning had been done before its events were asked for, they are made of its log."""
-    from edgekiln.pipeline.finetune import LOG_NAME
+    from edgekiln.pipeline.training.finetune import LOG_NAME
 
     folder = event_folder(record.folder)
     complete_events(record.folder / LOG_NAME, folder)

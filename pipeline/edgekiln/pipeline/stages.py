@@ -22,10 +22,12 @@ from edgekiln.pipeline.data import (
     prepare_splits,
     read_source,
 )
-from edgekiln.pipeline.engines import build_variant, evaluate_variant
-from edgekiln.pipeline.fast_frames import keep_scaled_frames
 from edgekiln.pipeline.recipe import DataSettings, Recipe, VariantSettings
-from edgekiln.pipeline.stage_files import (
+from edgekiln.pipeline.variants.engines import build_variant, evaluate_variant
+from edgekiln.pipeline.variants.fast_frames import keep_scaled_frames
+from edgekiln.pipeline.variants.qat import train_variant
+from edgekiln.pipeline.variants.variants import make_variant
+from edgekiln.pipeline.workspace.stage_files import (
     BASELINE,
     MODEL_NAME,
     StageContext,
@@ -33,8 +35,6 @@ from edgekiln.pipeline.stage_files import (
     save_logits,
     write_json,
 )
-from edgekiln.pipeline.training_qat import train_variant
-from edgekiln.pipeline.variants import make_variant
 from edgekiln.runtime.backends import CPU_BACKENDS, open_session
 from edgekiln.runtime.spec import Precision
 
@@ -250,9 +250,9 @@ def _file_digest(path: Path) -> str | None:
 
 
 def _finetune(context: StageContext) -> None:
-    from edgekiln.pipeline.finetune import begin_training, finetune
-    from edgekiln.pipeline.parallel import has_followers, train_together
-    from edgekiln.pipeline.training_job import make_job
+    from edgekiln.pipeline.training.finetune import begin_training, finetune
+    from edgekiln.pipeline.training.job import make_job
+    from edgekiln.pipeline.training.parallel import has_followers, train_together
 
     job = make_job(context.recipe, context.inputs, context.progress.advance)
     if has_followers():  # what fails before the first step fails before anybody waits for it
@@ -277,8 +277,8 @@ def _export_stage(recipe: Recipe) -> Stage:
 def _export(context: StageContext) -> None:
     from edgekiln.export.parity import check_parity
     from edgekiln.export.to_onnx import export_onnx
-    from edgekiln.pipeline.checkpoint import CHECKPOINT_NAME, load_checkpoint
-    from edgekiln.pipeline.probe import evaluate_model
+    from edgekiln.pipeline.training.checkpoint import CHECKPOINT_NAME, load_checkpoint
+    from edgekiln.pipeline.training.probe import evaluate_model
 
     recipe = context.recipe
     model, contract = load_checkpoint(context.inputs["finetune"] / CHECKPOINT_NAME, recipe.backbone)
@@ -411,8 +411,8 @@ def _visible_devices() -> list[Any]:
 
 
 def _evaluate_baseline(context: StageContext) -> None:
-    from edgekiln.pipeline.checkpoint import CHECKPOINT_NAME, load_checkpoint
-    from edgekiln.pipeline.probe import evaluate_model
+    from edgekiln.pipeline.training.checkpoint import CHECKPOINT_NAME, load_checkpoint
+    from edgekiln.pipeline.training.probe import evaluate_model
 
     model, _ = load_checkpoint(context.inputs["finetune"] / CHECKPOINT_NAME, context.recipe.backbone)
     test = load_split(context.inputs["data"], "test")
@@ -468,7 +468,7 @@ def _benchmark_stage(recipe: Recipe, inputs: tuple[str, ...]) -> Stage:
 
 
 def _mlperf_stage(recipe: Recipe, judged: tuple[str, ...]) -> Stage:
-    from edgekiln.pipeline.mlperf import drive_engines
+    from edgekiln.pipeline.proof.mlperf import drive_engines
 
     return Stage(
         "mlperf",
@@ -491,8 +491,8 @@ def _benchmark(context: StageContext) -> None:
     from edgekiln.benchmarks.timing.contender import choose_images, save_inputs
     from edgekiln.benchmarks.timing.journal import clear_journal
     from edgekiln.benchmarks.timing.latency import run_benchmark
-    from edgekiln.pipeline.contenders import choose_field
-    from edgekiln.pipeline.limits import add_limits, read_products
+    from edgekiln.pipeline.proof.contenders import choose_field
+    from edgekiln.pipeline.proof.limits import add_limits, read_products
 
     test = load_split(context.inputs["data"], "test")
     chosen = choose_images(len(test), context.recipe.benchmark.images)
@@ -550,7 +550,7 @@ def _encoded_pictures(recipe: Recipe, keys: Sequence[str]) -> list[bytes]:
 
 
 def _bundle_stage(recipe: Recipe, inputs: tuple[str, ...]) -> Stage:
-    from edgekiln.pipeline.packing import pack_bundle, public_recipe
+    from edgekiln.pipeline.proof.packing import pack_bundle, public_recipe
 
     return Stage(
         "bundle",

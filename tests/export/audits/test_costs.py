@@ -3,7 +3,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from edgekiln.export.audits.costs import count_costs
-from edgekiln.pipeline.stage_files import read_json
+from edgekiln.pipeline.workspace.stage_files import read_json
 
 W = (4, 3, 3, 3)  # 108 elements
 

@@ -18,7 +18,7 @@ from edgekiln.export.engines.tensorrt import BatchProfile, BuildOptions, build_e
 from edgekiln.export.precision.fp16 import convert_to_fp16
 from edgekiln.export.precision.int8_tensorrt import quantize_for_tensorrt
 from edgekiln.export.precision.simulation import simulate
-from edgekiln.pipeline.backbones import TinyCnn
+from edgekiln.pipeline.training.backbones import TinyCnn
 from edgekiln.runtime.backends.engine_header import read_engine_header
 from edgekiln.runtime.cuda.driver import probe_driver
 from edgekiln.runtime.errors import (

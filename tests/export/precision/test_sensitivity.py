@@ -23,7 +23,7 @@ from edgekiln.export.precision.blocks import (
 from edgekiln.export.precision.int8_cpu import largest_pair_sums, measure_ranges, quantize_for_cpu
 from edgekiln.export.precision.sensitivity import SearchProblem, search_precision
 from edgekiln.export.precision.simulation import simulate
-from edgekiln.pipeline.searching import answer
+from edgekiln.pipeline.variants.searching import answer
 from edgekiln.runtime.errors import PrecisionError
 
 VAL = colored_frames(90, 5)

@@ -21,8 +21,8 @@ import click
 
 from edgekiln.pipeline.cli.commands import COMMANDS
 from edgekiln.pipeline.cli.options import SuggestingGroup, as_printable, print_document
-from edgekiln.pipeline.interrupts import notice_interrupts, was_interrupted
-from edgekiln.pipeline.parallel import dismiss_followers, follow_trainings, is_follower
+from edgekiln.pipeline.training.parallel import dismiss_followers, follow_trainings, is_follower
+from edgekiln.pipeline.workspace.interrupts import notice_interrupts, was_interrupted
 from edgekiln.runtime.errors import EdgekilnError, ExitCode, ResourceError, join_hint
 
 __all__ = ["cli", "main"]

@@ -12,7 +12,7 @@ from edgekiln.pipeline.cli.options import json_option, print_document, program_n
 from edgekiln.runtime.errors import UsageError
 
 if TYPE_CHECKING:
-    from edgekiln.pipeline.survey import Survey
+    from edgekiln.pipeline.data.survey import Survey
 
 __all__ = ["init"]
 
@@ -43,9 +43,9 @@ def init(folder: Path, out: Path, force: bool, quiet: bool, as_json: bool) -> No
     from edgekiln.runtime.extras import import_extra
 
     import_extra("pydantic", "build")
-    from edgekiln.pipeline.progress import make_progress
-    from edgekiln.pipeline.proposal import propose, render_proposal
-    from edgekiln.pipeline.survey import survey_folder
+    from edgekiln.pipeline.data.proposal import propose, render_proposal
+    from edgekiln.pipeline.data.survey import survey_folder
+    from edgekiln.pipeline.workspace.progress import make_progress
 
     _check_out(out, force)
     progress = make_progress(quiet)

@@ -13,7 +13,7 @@ from edgekiln.pipeline.cli.running import RunWish, execute, print_run, run_optio
 from edgekiln.runtime.errors import UsageError
 
 if TYPE_CHECKING:
-    from edgekiln.pipeline.triton.repository import PackedModel
+    from edgekiln.pipeline.shipping.triton.repository import PackedModel
 
 __all__ = ["pack"]
 
@@ -119,7 +119,7 @@ def _refuse_foreign_options(context: click.Context, *, for_triton: bool) -> None
 def _pack_for_triton(
     bundle: Path, repository: Path, trusted_keys: Sequence[Path], wish: Mapping[str, Any], as_json: bool
 ) -> None:
-    from edgekiln.pipeline.triton.repository import TritonWish, pack_for_triton
+    from edgekiln.pipeline.shipping.triton.repository import TritonWish, pack_for_triton
     from edgekiln.runtime.bundles.bundle import open_bundle
 
     opened = open_bundle(bundle, trusted_keys=trusted_keys or None)

@@ -40,7 +40,7 @@ def show(recipe: Path, overrides: Sequence[str], origin: bool, as_json: bool) ->
     """
     _require_pydantic()
     from edgekiln.pipeline.recipe import load_recipe
-    from edgekiln.pipeline.recipe_show import render_recipe, trace_origins
+    from edgekiln.pipeline.recipe.show import render_recipe, trace_origins
 
     loaded = load_recipe(recipe, overrides)
     origins = trace_origins(loaded, recipe, overrides)

@@ -80,9 +80,9 @@ def execute(
     for module in ("pydantic", "torch", "torchvision", "timm", "onnx", "jinja2", "matplotlib"):
         import_extra(module, "build")
     import_extra("onnxruntime", "onnx")
-    from edgekiln.pipeline.progress import make_progress
     from edgekiln.pipeline.recipe import load_recipe
     from edgekiln.pipeline.run import plan_run, run_recipe
+    from edgekiln.pipeline.workspace.progress import make_progress
 
     recipe = load_recipe(recipe_path, wish.overrides)
     if wish.dry_run:

@@ -92,10 +92,10 @@ def evaluate(wish: RunWish, recipe: Path, variants: Sequence[str]) -> None:
 
 def _judge_and_print(recipe: Recipe, result: RunResult, variants: Sequence[str], as_json: bool) -> None:
     from edgekiln.benchmarks.report import format_text, table_headings, table_rows
-    from edgekiln.pipeline.packing import judge_evaluated
-    from edgekiln.pipeline.progress import SilentProgress
+    from edgekiln.pipeline.proof.packing import judge_evaluated
     from edgekiln.pipeline.run import advise, check_gate
-    from edgekiln.pipeline.stage_files import StageContext
+    from edgekiln.pipeline.workspace.progress import SilentProgress
+    from edgekiln.pipeline.workspace.stage_files import StageContext
 
     folders = {name: record.folder for name, record in result.stages.items()}
     chosen = [v for v in recipe.variants if not variants or v.name in variants]

@@ -15,7 +15,7 @@ from edgekiln.pipeline.cli.running import recipe_argument, set_option
 from edgekiln.runtime.errors import GateError, UsageError
 
 if TYPE_CHECKING:
-    from edgekiln.pipeline.transfer import Cell, CellResult, StudyPlan
+    from edgekiln.pipeline.study.cells import Cell, CellResult, StudyPlan
 
 __all__ = ["transfer"]
 
@@ -102,10 +102,10 @@ def transfer(wish: StudyWish, recipe: Path) -> None:
 
     for module in ("pydantic", "torch", "torchvision", "timm", "jinja2", "matplotlib"):
         import_extra(module, "build")
-    from edgekiln.pipeline.progress import make_progress
     from edgekiln.pipeline.recipe import load_recipe
-    from edgekiln.pipeline.transfer import find_cells, make_plan, run_study
-    from edgekiln.pipeline.transfer_result import describe_study, write_study
+    from edgekiln.pipeline.study.cells import find_cells, make_plan, run_study
+    from edgekiln.pipeline.study.result import describe_study, write_study
+    from edgekiln.pipeline.workspace.progress import make_progress
 
     studied = load_recipe(recipe, wish.overrides)
     names = [] if wish.methods is None else _split_names(wish.methods)
@@ -141,7 +141,7 @@ def _parse_shares(text: str) -> list[float]:
 def _print_plan(
     plan: StudyPlan, found: Mapping[Cell, CellResult | None], left_out: Sequence[str], as_json: bool
 ) -> None:
-    from edgekiln.pipeline.transfer import estimate_seconds
+    from edgekiln.pipeline.study.cells import estimate_seconds
 
     estimates = estimate_seconds(found)
     known = [seconds for seconds in estimates.values() if seconds is not None]

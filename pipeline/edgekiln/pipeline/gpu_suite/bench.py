@@ -96,7 +96,7 @@ def _torch_opener(model: str, batch: int, device: str, config: Mapping[str, Any]
     def open_torch() -> Caller:
         import torch
 
-        from edgekiln.pipeline.torch_callers import (
+        from edgekiln.pipeline.proof.torch_callers import (
             GraphCaller,
             PixelNetwork,
             TorchCaller,
@@ -209,7 +209,7 @@ def _open(
     contender: Contender, pool: Frames, right: Logits, batch: int
 ) -> tuple[dict[str, Any], Caller | None]:
     """What is known of a contender before it is timed, and the contender where it answers rightly."""
-    from edgekiln.pipeline.torch_callers import time_opening
+    from edgekiln.pipeline.proof.torch_callers import time_opening
 
     try:
         caller, seconds = time_opening(contender.open)

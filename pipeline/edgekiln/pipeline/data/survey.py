@@ -1,0 +1,300 @@
+"""A folder of labelled pictures, looked at before anything is trained: counts, sizes, and what will go wrong.
+
+Reads names and headers only, so that a picture whose end is missing is not noticed here but when the run decodes it.
+"""
+
+from __future__ import annotations
+
+import shlex
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgekiln.benchmarks.judging.gate import tango_interval
+from edgekiln.pipeline.data.folders import PICTURE_SUFFIXES
+from edgekiln.pipeline.data.labelled import LabelledImages, Sample, SplitName, split_samples
+from edgekiln.pipeline.data.listing import read_source
+from edgekiln.pipeline.recipe import DataSettings
+from edgekiln.runtime.errors import DataError
+from edgekiln.runtime.pictures.image import FORMATS, MAX_PIXELS
+
+__all__ = ["Survey", "images_to_prove", "propose_drop", "provable_drop", "survey_folder"]
+
+_BUDGETS = (0.005, 0.01, 0.02, 0.03, 0.05, 0.1, 0.2)  # of top-1; to pass with more would say nothing
+_CONFIDENCE = 0.95  # the recipe's default
+_GOOD_BUDGET = 0.01  # the recipe's default: one point
+_SKEW = 4  # times as many pictures in the largest class as in the smallest
+_FEW = 10  # pictures of a class
+_TINY_PIXELS = 32
+_MIN_CALIBRATION = 32  # export.calibration wants as many
+
+
+@dataclass(frozen=True, slots=True)
+class Survey:
+    """What stands in a folder.
+
+    Attributes:
+        counts: of pictures, by split as it would be cut, then by class in the order of ``images.classes``.
+        sizes: int64 (N, 2), widths and heights of the pictures whose headers could be read.
+        unreadable: (key, reason) of the others.
+    """
+
+    folder: Path
+    images: LabelledImages
+    counts: Mapping[SplitName, NDArray[np.int64]]
+    sizes: NDArray[np.int64] = field(repr=False)
+    unreadable: tuple[tuple[str, str], ...]
+
+    @property
+    def total(self) -> int:
+        """Pictures in class folders, readable or not."""
+        return sum(int(part.sum()) for part in self.counts.values())
+
+    @property
+    def test_images(self) -> int:
+        """Pictures that the gate will judge on."""
+        return int(self.counts["test"].sum())
+
+    @property
+    def can_calibrate(self) -> bool:
+        """Whether train has pictures enough for INT8 ranges."""
+        return int(self.counts["train"].sum()) >= _MIN_CALIBRATION
+
+    @property
+    def shorter_side(self) -> int:
+        """Median of the pictures' shorter sides, pixels."""
+        return int(np.median(self.sizes.min(axis=1)))
+
+    @property
+    def warnings(self) -> list[str]:
+        """What will fail, mislead or prove little, each in a sentence that says what to do."""
+        return [*_warn_of_layout(self), *_warn_of_pictures(self), *_warn_of_counts(self)]
+
+
+def survey_folder(folder: Path, advance: Callable[[int, int], None] = lambda done, total: None) -> Survey:
+    """Look at ``folder/CLASS/PICTURE``, or ``folder/train/CLASS/PICTURE`` with val and test beside.
+
+    Raises:
+        DataError: it could not be trained on: no folder, one class, no pictures, classes at another depth.
+    """
+    _check_depth(folder)
+    settings = DataSettings(source="imagefolder", path=folder)
+    images = read_source(settings)
+    parts = split_samples(images, validation=settings.validation, test=settings.test, seed=0)
+    counts = {name: _count(part, len(images.classes)) for name, part in parts.items()}
+    sizes, unreadable = _read_sizes([s for part in parts.values() for s in part], advance)
+    return Survey(folder, images, counts, sizes, tuple(unreadable))
+
+
+def _check_depth(folder: Path) -> None:
+    """Raise where the class folders lie deeper: alone in a folder, alone in a folder, and so on."""
+    place = folder
+    while (inner := _only_folder(place)) is not None and _folders(inner):
+        place = inner
+    if place != folder and (len(_folders(place)) > 1 or (place / "train").is_dir()):
+        names = ", ".join(entry.name for entry in _folders(place)[:5])
+        raise DataError(
+            f"The class folders lie deeper than {folder}: {place} holds {names}.",
+            hint=f"Run: edgekiln init {shlex.quote(str(place))}",
+            path=folder,
+        )
+
+
+def _only_folder(folder: Path) -> Path | None:
+    """The one folder inside, where there is one and no picture beside it, and it is no split's."""
+    if not folder.is_dir():
+        return None
+    inside = _folders(folder)
+    loose = any(entry.suffix.lower() in PICTURE_SUFFIXES for entry in folder.iterdir())
+    return inside[0] if len(inside) == 1 and not loose and inside[0].name != "train" else None
+
+
+def _folders(folder: Path) -> list[Path]:
+    return sorted(entry for entry in folder.iterdir() if entry.is_dir() and not entry.name.startswith("."))
+
+
+def _count(samples: Sequence[Sample], classes: int) -> NDArray[np.int64]:
+    return np.bincount([s.label for s in samples], minlength=classes).astype(np.int64)
+
+
+def _read_sizes(
+    samples: Sequence[Sample], advance: Callable[[int, int], None]
+) -> tuple[NDArray[np.int64], list[tuple[str, str]]]:
+    sizes: list[tuple[int, int]] = []
+    unreadable: list[tuple[str, str]] = []
+    for number, sample in enumerate(samples, start=1):
+        size = _read_size(Path(str(sample.picture)))
+        if isinstance(size, str):
+            unreadable.append((sample.key, size))
+        else:
+            sizes.append(size)
+        advance(number, len(samples))
+    if not sizes:
+        key, reason = unreadable[0]
+        raise DataError(
+            f"None of {len(samples)} pictures can be read; the first is {key}: {reason}.",
+            hint=f"Wanted {', '.join(FORMATS)}.",
+        )
+    return np.array(sizes, np.int64), unreadable
+
+
+def _read_size(path: Path) -> tuple[int, int] | str:
+    """(width, height) from the header, or why there is none."""
+    from PIL import Image
+
+    try:
+        with Image.open(path, formats=FORMATS) as image:
+            width, height = image.size
+    except Exception as error:  # a decoder may raise anything on garbage
+        return " ".join(str(error).split()) or type(error).__name__
+    if width * height > MAX_PIXELS:
+        return f"{width} x {height} pixels, the limit is {MAX_PIXELS}"
+    return width, height
+
+
+# --------------------------------------------------------------------------------------------------------------
+# What the gate can prove
+
+
+def provable_drop(images: int) -> float | None:
+    """The smallest customary ``max_drop`` that so many test images can prove with one flipped each way.
+
+    ``None`` where they can prove none: every verdict would be inconclusive.
+    """
+    return next((budget for budget in _BUDGETS if _can_prove(budget, images)), None)
+
+
+def propose_drop(images: int) -> float:
+    """``provable_drop``, or the largest customary one where nothing can be proven."""
+    return provable_drop(images) or _BUDGETS[-1]
+
+
+def images_to_prove(max_drop: float) -> int:
+    """The fewest test images that prove ``max_drop`` with one flipped each way."""
+    low, high = 2, 4
+    while not _can_prove(max_drop, high):
+        low, high = high, 2 * high
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (low, middle) if _can_prove(max_drop, middle) else (middle, high)
+    return high
+
+
+def _can_prove(max_drop: float, images: int) -> bool:
+    """An engine that never differs is rare, so that one picture may break and one may mend."""
+    return images >= 2 and tango_interval(1, 1, images, _CONFIDENCE)[1] < max_drop
+
+
+# --------------------------------------------------------------------------------------------------------------
+# Warnings
+
+
+def _warn_of_layout(survey: Survey) -> list[str]:
+    pictures = [key for key in survey.images.ignored if PurePosixPath(key).suffix.lower() in PICTURE_SUFFIXES]
+    folders = [key for key in survey.images.ignored if key.endswith("/")]
+    others = len(survey.images.ignored) - len(pictures) - len(folders)
+    warnings = []
+    if pictures:
+        warnings.append(
+            f"{len(pictures)} pictures lie in no class folder and are passed over, the first is {pictures[0]}: "
+            "move them into a class folder."
+        )
+    if folders:
+        warnings.append(f"Folders that are no split and are passed over: {', '.join(folders)}.")
+    if others:
+        warnings.append(f"{others} files have no picture's ending and are passed over.")
+    for name, inner in _nested_classes(survey.images).items():
+        warnings.append(
+            f"All pictures of class {name!r} lie one level deeper, in {', '.join(inner[:5])}: they are taken as one "
+            "class. If these are the classes, move them up."
+        )
+    if shared := _shared_names(survey.images):
+        warnings.append(
+            f"{len(shared)} file names stand in train and in test of the same class, the first is {shared[0]}: if they "
+            "show the same scene, the test proves too much. Equal files are left out of training."
+        )
+    return warnings
+
+
+def _nested_classes(images: LabelledImages) -> dict[str, list[str]]:
+    """Classes without a picture of their own and with several folders of them, by name."""
+    inner: dict[int, set[str]] = {}
+    for sample in (*images.train, *(images.val or ()), *(images.test or ())):
+        parts = PurePosixPath(sample.key).parts
+        depth = parts.index(images.classes[sample.label])
+        inner.setdefault(sample.label, set()).add(parts[depth + 1] if len(parts) > depth + 2 else "")
+    return {
+        images.classes[label]: sorted(names)
+        for label, names in sorted(inner.items())
+        if "" not in names and len(names) > 1
+    }
+
+
+def _shared_names(images: LabelledImages) -> list[str]:
+    names = {(s.label, PurePosixPath(s.key).name) for s in images.train}
+    return [s.key for s in images.test or () if (s.label, PurePosixPath(s.key).name) in names]
+
+
+def _warn_of_pictures(survey: Survey) -> list[str]:
+    warnings = []
+    if survey.unreadable:
+        key, reason = survey.unreadable[0]
+        stops = len(survey.unreadable) > DataSettings.model_fields["max_unreadable"].default * survey.total
+        warnings.append(
+            f"{len(survey.unreadable)} of {survey.total} pictures cannot be read, the first is {key} ({reason}): "
+            + (
+                "a run would stop; remove them, or raise data.max_unreadable."
+                if stops
+                else "they are left out."
+            )
+        )
+    if survey.shorter_side < _TINY_PIXELS:
+        warnings.append(
+            f"Half of the pictures are under {_TINY_PIXELS} pixels (median shorter side {survey.shorter_side}): "
+            "enlarging them adds nothing that a network could see."
+        )
+    return warnings
+
+
+def _warn_of_counts(survey: Survey) -> list[str]:
+    warnings = []
+    totals: Counter[str] = Counter()
+    for part in survey.counts.values():
+        totals.update(dict(zip(survey.images.classes, map(int, part), strict=True)))
+    ordered = totals.most_common()
+    (large, most), (small, fewest) = ordered[0], ordered[-1]
+    if most >= _SKEW * fewest:
+        warnings.append(
+            f"Classes are uneven: {most} pictures of {large!r}, {fewest} of {small!r}. Add pictures of the rare ones, "
+            "or let the gate weigh classes alike: gate.metric = 'balanced'."
+        )
+    if few := [name for name, count in ordered if count < _FEW]:
+        warnings.append(f"Under {_FEW} pictures: {', '.join(few)}. Add some; nothing is learnt from so few.")
+    if not survey.can_calibrate:
+        warnings.append(
+            f"{int(survey.counts['train'].sum())} pictures are left to train on; INT8 needs {_MIN_CALIBRATION} to "
+            "measure ranges, so the recipe has no int8 variant."
+        )
+    return [*warnings, *_describe_proof(survey.test_images)]
+
+
+def _describe_proof(images: int) -> list[str]:
+    proves, good = (
+        provable_drop(images),
+        f"{images_to_prove(_GOOD_BUDGET)} would prove {100 * _GOOD_BUDGET:g}",
+    )
+    if proves is None:
+        least = images_to_prove(_BUDGETS[-1])
+        return [
+            f"{images} test pictures are too few to judge: every verdict will be inconclusive. {least} prove a drop of "
+            f"top-1 below {100 * _BUDGETS[-1]:g} points; {good}."
+        ]
+    if proves > _GOOD_BUDGET:
+        return [
+            f"{images} test pictures prove a drop of top-1 below {100 * proves:g} points at best; {good}."
+        ]
+    return []

@@ -1,0 +1,205 @@
+"""Who is timed in a recipe's benchmark: the PyTorch baseline, the engines, and the peers that were asked for.
+
+The baseline is PyTorch eager FP32 on the best device that takes part: on the GPU, with TF32 off, where torch sees one
+and an engine ran on it; else on the CPU. Where it is the GPU, PyTorch on the CPU is timed too, as a peer, when engines
+for the CPU take part. Every measurement names its device. The part for GPUs was tested with fakes and was not run on
+a GPU.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgekiln.benchmarks.timing.contender import (
+    LOGIT_TOLERANCE,
+    Contender,
+    engine_contender,
+    peer_contender,
+    thread_choices,
+)
+from edgekiln.pipeline.recipe import VariantSettings
+from edgekiln.pipeline.training.checkpoint import CHECKPOINT_NAME
+from edgekiln.pipeline.variants.engines import built_files
+from edgekiln.pipeline.workspace.stage_files import BASELINE, LOGITS_NAME, StageContext, read_logits
+from edgekiln.runtime.backends import CPU_BACKENDS
+from edgekiln.runtime.spec import Precision
+
+__all__ = ["Absent", "Field", "Peer", "choose_field"]
+
+Chosen: TypeAlias = NDArray[np.int64]
+"""Indices of the test images that rotate."""
+_HALF_TOLERANCE = 2e-2
+"""Of the logit range: FP16 and TF32 both have 11 bits of significand; as ``export.fp16_tolerance``."""
+_LEAST_TOLERANCE, _MOST_TOLERANCE = 1e-2, 0.25
+
+
+@dataclass(frozen=True, slots=True)
+class Peer:
+    """A contender that is not ours."""
+
+    name: str
+    precision: str
+
+
+@dataclass(frozen=True, slots=True)
+class Absent:
+    """A peer that was asked for and cannot be tried here."""
+
+    name: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Field:
+    """Everyone who takes part, the baseline first; which of them are peers; and who cannot take part, and why."""
+
+    contenders: tuple[Contender, ...]
+    peers: tuple[Peer, ...]
+    absent: tuple[Absent, ...]
+
+
+def choose_field(context: StageContext, chosen: Chosen) -> Field:
+    """The contenders of a recipe whose engines are evaluated, on the ``chosen`` test images."""
+    variants = [v for v in context.recipe.variants if _was_evaluated(context, v)]
+    on_cpu = [v for v in variants if v.backend in CPU_BACKENDS]
+    gpu = len(on_cpu) < len(variants) and _torch_sees_gpu()
+    found = [_torch_gpu(context, BASELINE, "fp32", chosen) if gpu else _torch_cpu(context, BASELINE, chosen)]
+    peers, absent = [], []
+    if gpu and on_cpu:
+        found.append(replace(_torch_cpu(context, "pytorch-cpu", chosen), optional=True))
+        peers.append(Peer("pytorch-cpu", "fp32"))
+    for wanted in context.recipe.benchmark.peers:
+        asked = _ask(context, wanted, [v for v in on_cpu if v.backend == "onnxruntime-cpu"], chosen)
+        if isinstance(asked, Absent):
+            absent.append(asked)
+            continue
+        found += [contender for contender, _ in asked]
+        peers += [Peer(contender.name, precision) for contender, precision in asked]
+    found += [_engine(context, variant, chosen) for variant in variants]
+    return Field(tuple(found), tuple(peers), tuple(absent))
+
+
+def _was_evaluated(context: StageContext, variant: VariantSettings) -> bool:
+    return (context.inputs[f"evaluate.{variant.name}"] / LOGITS_NAME).exists()
+
+
+def _engine(context: StageContext, variant: VariantSettings, chosen: Chosen) -> Contender:
+    files = built_files(context, variant)
+    return engine_contender(variant.name, files, variant.backend, _answers(context, variant.name, chosen))
+
+
+def _answers(context: StageContext, name: str, chosen: Chosen) -> Any:
+    return read_logits(context.inputs[f"evaluate.{name}"])[chosen]
+
+
+# --------------------------------------------------------------------------------------------------------------
+# Peers
+
+
+def _ask(
+    context: StageContext, wanted: str, variants: Sequence[VariantSettings], chosen: Chosen
+) -> list[tuple[Contender, str]] | Absent:
+    """The contenders of one entry of ``benchmark.peers``, each with its precision."""
+    match wanted:
+        case "pytorch-gpu":
+            if not _torch_sees_gpu():
+                return Absent(wanted, "torch finds no GPU; `nvidia-smi` tells what is missing")
+            ways = {"pytorch-gpu-tf32": "tf32", "pytorch-gpu-fp16": "fp16", "pytorch-gpu-graph": "fp16-graph"}
+            made = [
+                (_torch_gpu(context, name, way, chosen), way.partition("-")[0]) for name, way in ways.items()
+            ]
+            return [(replace(contender, optional=True), precision) for contender, precision in made]
+        case "onnxruntime" | "openvino":
+            if not variants:
+                return Absent(wanted, "no variant of onnxruntime-cpu was evaluated whose file it could run")
+            if importlib.util.find_spec(wanted) is None:
+                return Absent(wanted, f"it is not installed. Run: pip install 'edgekiln[{wanted}]'")
+            return [
+                (_library(context, wanted, variant, chosen), variant.precision.value) for variant in variants
+            ]
+        case _:
+            return [(replace(_torch_cpu(context, wanted, chosen), optional=True), "fp32")]
+
+
+def _library(context: StageContext, library: str, variant: VariantSettings, chosen: Chosen) -> Contender:
+    [path] = built_files(context, variant)
+    same_kernels = library == "onnxruntime" or variant.precision is not Precision.INT8
+    tolerance = LOGIT_TOLERANCE if same_kernels else _rounding_tolerance(context, variant.name)
+    return peer_contender(
+        library, variant.name, path, _answers(context, variant.name, chosen), tolerance=tolerance
+    )
+
+
+def _rounding_tolerance(context: StageContext, name: str) -> float:
+    """How far another library on an INT8 file may be from our answers: as far as those are from FP32's.
+
+    Both compute the integer products exactly, but each rounds between layers in its own way, and an activation that
+    falls on the other side of a boundary moves by a whole step. That is noise of the kind and size that quantization
+    itself brought; OpenVINO showed half of it. Another image's answers are off by the range of the logits itself.
+    """
+    ours, exact = (read_logits(context.inputs[f"evaluate.{of}"]) for of in (name, BASELINE))
+    spread = float(np.ptp(ours))
+    share = float(np.abs(ours - exact).max()) / spread if spread else 0.0
+    return min(max(share, _LEAST_TOLERANCE), _MOST_TOLERANCE)
+
+
+# --------------------------------------------------------------------------------------------------------------
+# PyTorch
+
+_CPU_WAYS: dict[str, dict[str, bool]] = {
+    "pytorch-tuned": {"folded": True},
+    "pytorch-compile": {"compiled": True},
+}
+
+
+def _torch_cpu(context: StageContext, name: str, chosen: Chosen) -> Contender:
+    """PyTorch eager, or the same weights under a faster way to run PyTorch, on the CPU."""
+    # torch.compile chooses layouts itself, and each of its configurations costs a compilation.
+    layouts = (False,) if name == "pytorch-compile" else (False, True)
+    threads = thread_choices()[-1:] if name == "pytorch-compile" else thread_choices()
+    return Contender(
+        name=name,
+        factory="edgekiln.pipeline.proof.baseline:open_baseline",
+        arguments={**_torch_arguments(context), **_CPU_WAYS.get(name, {})},
+        configs=[{"threads": t, "channels_last": layout} for t in threads for layout in layouts],
+        logits=_answers(context, BASELINE, chosen),
+        imports=_model_library(context),
+    )
+
+
+def _torch_gpu(context: StageContext, name: str, way: str, chosen: Chosen) -> Contender:
+    """PyTorch on the first GPU; cuDNN's search for its fastest algorithms is what there is to choose."""
+    return Contender(
+        name=name,
+        factory="edgekiln.pipeline.proof.baseline:open_gpu_baseline",
+        arguments={**_torch_arguments(context), "way": way},
+        configs=[{"search": True}] if way == "fp16-graph" else [{"search": False}, {"search": True}],
+        logits=_answers(context, BASELINE, chosen),
+        imports=_model_library(context),
+        tolerance=LOGIT_TOLERANCE if way == "fp32" else _HALF_TOLERANCE,
+    )
+
+
+def _torch_arguments(context: StageContext) -> dict[str, Any]:
+    return {
+        "checkpoint": str(context.inputs["finetune"] / CHECKPOINT_NAME),
+        "backbone": context.recipe.backbone.model_dump(mode="json"),
+    }
+
+
+def _model_library(context: StageContext) -> tuple[str, ...]:
+    """The package that the network's code is in, which a worker imports before it loads the network."""
+    library = context.recipe.backbone.model.partition("/")[0]
+    return (library,) if library in {"timm", "torchvision"} else ()
+
+
+def _torch_sees_gpu() -> bool:
+    import torch
+
+    return torch.cuda.is_available()

@@ -1,0 +1,155 @@
+"""Puts physical limits beside the timings of a benchmark: ceilings, floors, shares of them, memory and energy."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Literal
+
+from edgekiln.pipeline.variants.engines import built_files
+from edgekiln.pipeline.workspace.stage_files import (
+    ABOUT_NAME,
+    BASELINE,
+    BUILD_NAME,
+    MODEL_NAME,
+    StageContext,
+    read_json,
+)
+from edgekiln.runtime.errors import EngineError
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from edgekiln.benchmarks.timing.contender import Contender
+    from edgekiln.benchmarks.timing.roofline import Ceilings
+
+__all__ = ["add_limits", "read_products"]
+
+
+def read_products(context: StageContext) -> dict[str, tuple[Mapping[str, Any], str]]:
+    """Costs and precision by contender. The baseline computes what the exported graph says, in FP32."""
+    from edgekiln.export.audits.costs import count_costs
+
+    exported = (context.inputs["export"] / MODEL_NAME).read_bytes()
+    found: dict[str, tuple[Mapping[str, Any], str]] = {BASELINE: (count_costs(exported).to_dict(), "fp32")}
+    for variant in context.recipe.variants:
+        about = read_json(context.inputs[f"variant.{variant.name}"] / ABOUT_NAME)
+        precision = variant.precision.value
+        if variant.builds_engine and built_files(context, variant):
+            # What was built may differ from what was asked; the costs of a fallback's graph were not counted.
+            built = read_json(context.inputs[f"engine.{variant.name}"] / BUILD_NAME)
+            if built.get("precision", precision) != precision:
+                continue
+        if "costs" in about:
+            found[variant.name] = about["costs"], precision
+            for library in ("onnxruntime", "openvino"):  # peers on the same file
+                found[f"{library}:{variant.name}"] = found[variant.name]
+    return found
+
+
+def add_limits(
+    values: dict[str, Any],
+    contenders: Sequence[Contender],
+    products: Mapping[str, tuple[Mapping[str, Any], str]],
+    frames_file: Path,
+    advance: Callable[[int, str], None] = lambda done, note: None,
+) -> None:
+    """Add ``ceilings`` to a benchmark's JSON values, and to each measurement its floor, share, memory and energy.
+
+    Measured after the timings, in processes of their own: neither disturbs the other. Ceilings are those of the
+    thread count that a contender was timed with (all cores where it left that to its library), or of the GPU where it
+    ran there. ``advance`` is told before each contender. What cannot be measured is ``None``, and why stands in
+    ``limits_problems``: finished timings are not lost for it. Why there is no energy stands beside it, in
+    ``energy_reason``: most machines have no meter, which is no problem of the run.
+    """
+    problems: list[str] = []
+    meters = _Meters()
+    ceilings: dict[int | None, Ceilings | None] = {}
+    by_name = {contender.name: contender for contender in contenders}  # some may not have been timed
+    for done, measurement in enumerate(values["measurements"]):
+        contender = by_name[measurement["name"]]
+        advance(done, f"limits of {contender.name}")
+        threads = _threads_used(measurement)
+        if threads not in ceilings:
+            ceilings[threads] = _measure_ceilings(threads, problems)
+        limits, product = ceilings[threads], products.get(measurement["name"])
+        measurement.update(_find_floor(measurement["p50_ms"], limits, product))
+        measurement.update(_measure_memory(contender, measurement, frames_file, problems))
+        measurement.update(meters.measure(contender, measurement, frames_file))
+    values["ceilings"] = [found.to_dict() for found in ceilings.values() if found]
+    values["limits_problems"] = problems
+
+
+def _threads_used(measurement: Mapping[str, Any]) -> int | None:
+    """CPU threads of a contender, or ``None`` where it ran on a GPU."""
+    if measurement["device"] not in {"cpu", None}:
+        return None
+    return measurement["config"].get("threads") or len(os.sched_getaffinity(0))
+
+
+def _find_floor(
+    median_ms: float, limits: Ceilings | None, product: tuple[Mapping[str, Any], str] | None
+) -> dict[str, float | None]:
+    from edgekiln.benchmarks.timing.roofline import floor_ms, share_of_floor
+
+    floor = floor_ms(product[0], limits, product[1]) if limits and product else None
+    return {"floor_ms": floor, "share_of_floor": None if floor is None else share_of_floor(median_ms, floor)}
+
+
+def _measure_memory(
+    contender: Contender, measurement: Mapping[str, Any], frames_file: Path, problems: list[str]
+) -> dict[str, float | None]:
+    from edgekiln.benchmarks.costs.memory import measure_memory
+
+    arguments, on_gpu = {**contender.arguments, **measurement["config"]}, _threads_used(measurement) is None
+    try:
+        used = measure_memory(contender.factory, arguments, frames_file, on_gpu=on_gpu)
+    except EngineError as error:
+        problems.append(f"{contender.name}: {error}")
+        return {"peak_rss_mb": None, "device_mb": None}
+    return {"peak_rss_mb": used.peak_rss_mb, "device_mb": used.device_mb}
+
+
+class _Meters:
+    """Knows after one look at each kind of device whether its energy can be read."""
+
+    def __init__(self) -> None:
+        self._reasons: dict[str, str] = {}
+
+    def measure(
+        self, contender: Contender, measurement: Mapping[str, Any], frames_file: Path
+    ) -> dict[str, Any]:
+        """``energy`` in the units of its keys, or ``None`` with ``energy_reason``."""
+        from edgekiln.benchmarks.costs.energy import measure_contender
+
+        device: Literal["cpu", "cuda"] = "cuda" if _threads_used(measurement) is None else "cpu"
+        reason = self._look(device)
+        if reason:
+            return {"energy": None, "energy_reason": reason}
+        arguments = {**contender.arguments, **measurement["config"]}
+        try:
+            found = measure_contender(contender.factory, arguments, frames_file, device=device)
+        except EngineError as error:
+            return {"energy": None, "energy_reason": str(error)}
+        return {"energy": found.to_dict(), "energy_reason": None}
+
+    def _look(self, device: Literal["cpu", "cuda"]) -> str:
+        """Why there is no meter; empty where there is one."""
+        from edgekiln.benchmarks.costs.energy import find_gpu_uuid, open_meter
+
+        if device not in self._reasons:
+            meter, reason = open_meter(device, gpu_uuid=find_gpu_uuid() if device == "cuda" else None)
+            if meter is not None:
+                meter.close()
+            self._reasons[device] = reason
+        return self._reasons[device]
+
+
+def _measure_ceilings(threads: int | None, problems: list[str]) -> Ceilings | None:
+    from edgekiln.benchmarks.timing.roofline import measure_ceilings, measure_gpu_ceilings
+
+    try:
+        return measure_gpu_ceilings() if threads is None else measure_ceilings(threads)
+    except EngineError as error:
+        problems.append(str(error))
+        return None

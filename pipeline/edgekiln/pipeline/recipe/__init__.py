@@ -1,0 +1,41 @@
+"""The recipe: the user's whole wish, one TOML file, as frozen sections of pydantic; how it is read, shown and written.
+
+The door: other wings import from here. May import the runtime. Knows no stage and nothing of how a key is used.
+"""
+
+from edgekiln.pipeline.recipe.data import BackboneSettings, DataSettings
+from edgekiln.pipeline.recipe.judging import BenchmarkSettings, GateSettings, ReportSettings
+from edgekiln.pipeline.recipe.recipe import Recipe, load_recipe, read_values
+from edgekiln.pipeline.recipe.training import (
+    Augmentation,
+    FinetuneSettings,
+    SourceTaskSettings,
+    TeacherSettings,
+)
+from edgekiln.pipeline.recipe.variants import (
+    BatchSettings,
+    BuildSettings,
+    ExportSettings,
+    QatSettings,
+    VariantSettings,
+)
+
+__all__ = [
+    "Augmentation",
+    "BackboneSettings",
+    "BatchSettings",
+    "BenchmarkSettings",
+    "BuildSettings",
+    "DataSettings",
+    "ExportSettings",
+    "FinetuneSettings",
+    "GateSettings",
+    "QatSettings",
+    "Recipe",
+    "ReportSettings",
+    "SourceTaskSettings",
+    "TeacherSettings",
+    "VariantSettings",
+    "load_recipe",
+    "read_values",
+]

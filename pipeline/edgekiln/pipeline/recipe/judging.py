@@ -1,0 +1,81 @@
+"""The recipe's proof: what is good enough, how latency is measured, what the report shows."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field, field_validator, model_validator
+
+from edgekiln.pipeline.recipe.section import Section
+
+__all__ = ["BenchmarkSettings", "GateSettings", "ReportSettings"]
+
+
+class GateSettings(Section):
+    """What is good enough: the accuracy an engine may lose against PyTorch FP32 on the same test images."""
+
+    metric: Literal["top1", "balanced"] = Field("top1", description="what may not drop by more than max_drop")
+    max_drop: float = Field(0.01, ge=0, lt=1, description="a share: 0.01 is one point of the metric")
+    confidence: float = Field(0.95, gt=0.5, lt=1, description="of the interval that decides")
+    inconclusive: Literal["fail", "warn"] = Field(
+        "fail", description="what an undecided required variant does"
+    )
+
+
+Peer = Literal["pytorch-tuned", "pytorch-compile", "pytorch-gpu", "onnxruntime", "openvino"]
+
+
+class BenchmarkSettings(Section):
+    """How latency is measured."""
+
+    enabled: bool = Field(True, description="false leaves speed out of the report")
+    processes: int = Field(5, ge=2, description="fresh processes per contender")
+    blocks: int = Field(60, ge=2, description="timed blocks per process at most, contenders alternating")
+    min_blocks: int = Field(
+        20, ge=2, description="from so many on a process stops once its ratios are narrow"
+    )
+    target_width: float = Field(
+        0.05, ge=0, lt=1, description="which is: every ratio's 95% interval within this share; 0 never stops"
+    )
+    block_seconds: float = Field(0.05, gt=0, description="length of a timed block")
+    images: int = Field(64, ge=2, description="real images that rotate")
+    peers: tuple[Peer, ...] = Field(
+        (),
+        description="also time PyTorch with BatchNorm folded, with torch.compile, or in its ways on a GPU; and plain "
+        "onnxruntime and OpenVINO on the files of the onnxruntime-cpu variants. Each costs a start per process",
+    )
+    side_blocks: int = Field(
+        4,
+        ge=1,
+        description="blocks per process of the boundaries engine and image, and of one repeated image",
+    )
+    mlperf: bool = Field(
+        False, description="MLPerf LoadGen then drives each engine on the CPU that passed its gate"
+    )
+    mlperf_seconds: float = Field(
+        10.0, ge=1, description="for each engine and scenario, at least; MLPerf's own rules ask for 600"
+    )
+
+    @model_validator(mode="after")
+    def _check_mlperf(self) -> BenchmarkSettings:
+        if self.mlperf and not self.enabled:
+            raise ValueError(
+                "mlperf = true needs enabled = true: it drives engines as the benchmark found best"
+            )
+        return self
+
+    @field_validator("peers")
+    @classmethod
+    def _once(cls, peers: tuple[Peer, ...]) -> tuple[Peer, ...]:
+        if twice := sorted({peer for peer in peers if peers.count(peer) > 1}):
+            raise ValueError(f"{twice[0]} is named twice")
+        return peers
+
+
+class ReportSettings(Section):
+    """What the report shows of the pictures it judged."""
+
+    images: bool = Field(
+        True,
+        description="false leaves every picture and every picture's file name out of the report and the bundle",
+    )

@@ -1,0 +1,195 @@
+"""Builds a variant's engines and runs them over the test split; where that is not possible here, says why.
+
+Three ends that are never confused: *not tried here* (no library, no GPU), *could not be built*, and *built, not run*.
+An engine that cannot run here has its graph simulated on the CPU: evidence, never a verdict.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from edgekiln.pipeline.data import load_split
+from edgekiln.pipeline.device.building import EngineRequest, build_engines
+from edgekiln.pipeline.recipe import VariantSettings
+from edgekiln.pipeline.variants.fast_frames import record_agreement
+from edgekiln.pipeline.workspace.stage_files import (
+    ABOUT_NAME,
+    BUILD_NAME,
+    FAILURE_NAME,
+    FALLBACK_NAME,
+    MODEL_NAME,
+    NOT_RUN_NAME,
+    RETRY_NAME,
+    SIMULATED_NAME,
+    StageContext,
+    read_json,
+    save_logits,
+    write_json,
+)
+from edgekiln.runtime.backends import open_session
+from edgekiln.runtime.errors import (
+    BuildError,
+    DeviceError,
+    EdgekilnError,
+    EngineError,
+    EnvironmentProblem,
+    MissingExtraError,
+    NonFiniteError,
+    ResourceError,
+)
+from edgekiln.runtime.spec import Frames, Logits, Precision
+
+__all__ = ["build_variant", "built_files", "evaluate_variant"]
+
+_BATCH = 64
+
+
+# --------------------------------------------------------------------------------------------------------------
+# Building
+
+
+def build_variant(context: StageContext, variant: VariantSettings) -> None:
+    """Write the engines and ``build.json``: what was built and audited, or why nothing was."""
+    made = context.inputs[f"variant.{variant.name}"]
+    about = read_json(made / ABOUT_NAME)
+    record: dict[str, Any] = {"files": [], "failure": None, "reason": None, "notices": []}
+    if not (made / MODEL_NAME).exists():
+        why = about["unavailable"]
+        record["reason"] = (
+            f"not tried here, because: {why}" if why else f"could not be made: {about['failure']}"
+        )
+    else:
+        try:
+            _build_or_fall_back(context, variant, made, record)
+        except (BuildError, ResourceError) as error:
+            record["reason"] = f"could not be built here: {error}"
+            _retry_next_time(context, error)
+        except EnvironmentProblem as error:
+            record["reason"] = f"not tried here, because: {error}"
+            _retry_next_time(context, error)
+    if record["reason"] or record["failure"]:
+        context.progress.message(f"  {variant.name}: {record['reason'] or record['failure']}")
+    write_json(context.folder / BUILD_NAME, record)
+
+
+def _retry_next_time(context: StageContext, error: EdgekilnError) -> None:
+    """Memory, disk and a builder that died are nothing that the stage's key knows of."""
+    known = isinstance(error, BuildError | MissingExtraError | DeviceError)
+    if not known:
+        (context.folder / RETRY_NAME).write_text(str(error), "utf-8")
+
+
+def _build_or_fall_back(
+    context: StageContext, variant: VariantSettings, made: Path, record: dict[str, Any]
+) -> None:
+    graph, request = MODEL_NAME, _request(variant, made / MODEL_NAME, variant.precision)
+    notices: list[str] = []
+    try:
+        built = build_engines(request, context.folder, context.progress)
+    except BuildError as error:
+        if not (made / FALLBACK_NAME).exists():
+            raise
+        notices.append(
+            f"{variant.name} runs in FP16, not in the INT8 that was asked for, as fallback = 'fp16' allows: {error}"
+        )
+        graph, request = FALLBACK_NAME, _request(variant, made / FALLBACK_NAME, Precision.FP16)
+        built = build_engines(request, context.folder, context.progress)
+    record |= {**built, "graph": graph, "notices": [*notices, *built["notices"]]}
+
+
+def _request(variant: VariantSettings, model: Path, precision: Precision) -> EngineRequest:
+    about = read_json(model.parent / ABOUT_NAME)
+    # What the search left in float on purpose, and reported, is not asked for in INT8.
+    kept = about.get("kept_share", 0.0) if precision is Precision.INT8 else 0.0
+    flavour: Any = variant.backend  # a variant that builds engines has one of the two flavours
+    return EngineRequest(
+        name=variant.name,
+        model=model,
+        flavour=flavour,
+        precision=precision,
+        settings=variant.build.model_dump(mode="json"),
+        products=about["products"],
+        minimum_share=variant.precision_share * (1 - kept),
+    )
+
+
+def built_files(context: StageContext, variant: VariantSettings) -> list[Path]:
+    """The files that run: engines where the backend builds such, else the graph; none where there are none."""
+    if variant.builds_engine:
+        folder = context.inputs[f"engine.{variant.name}"]
+        return [folder / name for name in read_json(folder / BUILD_NAME)["files"]]
+    graph = context.inputs[f"variant.{variant.name}"] / MODEL_NAME
+    return [graph] if graph.exists() else []
+
+
+# --------------------------------------------------------------------------------------------------------------
+# Running
+
+
+def evaluate_variant(context: StageContext, variant: VariantSettings) -> None:
+    """Keep the logits of the test split, or ``not-run.json`` and, where it can be had, a simulation."""
+    reason = _why_not_run(context, variant)
+    if reason is None:
+        try:
+            _run_engines(context, variant)
+            return
+        except EnvironmentProblem as problem:
+            built = "built, not run" if variant.builds_engine else "not tried here"
+            reason = f"{built}, because: {problem}"
+            context.progress.message(f"  {variant.name} was not run here: {problem}")
+        except ResourceError as error:
+            reason = f"could not run here: {error}"
+            _retry_next_time(context, error)
+        except (NonFiniteError, EngineError) as error:
+            reason = f"failed while running: {error}"
+            write_json(context.folder / FAILURE_NAME, {"failure": reason})
+            context.progress.message(f"  {variant.name} {reason}")
+    write_json(context.folder / NOT_RUN_NAME, {"reason": reason})
+    _simulate(context, variant)
+
+
+def _why_not_run(context: StageContext, variant: VariantSettings) -> str | None:
+    """``None`` where there is something to run."""
+    if built_files(context, variant):
+        return None
+    if variant.builds_engine:
+        record = read_json(context.inputs[f"engine.{variant.name}"] / BUILD_NAME)
+        return str(record["reason"] or record["failure"])
+    about = read_json(context.inputs[f"variant.{variant.name}"] / ABOUT_NAME)
+    why = about["unavailable"]
+    return f"not tried here, because: {why}" if why else f"could not be made: {about['failure']}"
+
+
+def _run_engines(context: StageContext, variant: VariantSettings) -> None:
+    test = load_split(context.inputs["data"], "test")
+    session = open_session(variant.backend, [path.read_bytes() for path in built_files(context, variant)])
+    try:
+        logits = []
+        for start in range(0, len(test), _BATCH):
+            logits.append(session.run(np.array(test.frames[start : start + _BATCH])))
+            context.progress.advance(min(start + _BATCH, len(test)), len(test), "test images")
+        answers = np.concatenate(logits)
+        record_agreement(context.inputs["data"], context.folder, answers, session.run)
+    finally:
+        session.close()
+    save_logits(context.folder, answers)
+
+
+def _simulate(context: StageContext, variant: VariantSettings) -> None:
+    from edgekiln.export.precision.simulation import simulate
+
+    graph = context.inputs[f"variant.{variant.name}"] / MODEL_NAME
+    if not graph.exists() or variant.precision is Precision.FP32:
+        return
+    frames: Frames = np.array(load_split(context.inputs["data"], "test").frames)
+    try:
+        logits: Logits = simulate(graph.read_bytes(), frames)
+    except (EngineError, NonFiniteError) as error:
+        context.progress.message(f"  {variant.name} could not be simulated on the CPU: {error}")
+        return
+    except EdgekilnError:
+        return  # no onnxruntime for the CPU here: the engine is judged where it runs
+    save_logits(context.folder, logits, SIMULATED_NAME)

@@ -1,0 +1,216 @@
+"""Makes the graph of each variant: the exported file itself, or a conversion of it, with what was found about it."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Collection
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from edgekiln.pipeline.recipe import VariantSettings
+from edgekiln.pipeline.variants.calibrating import examine_calibration_set
+from edgekiln.pipeline.variants.searching import Loop, answer, hold_budget
+from edgekiln.pipeline.workspace.stage_files import (
+    ABOUT_NAME,
+    FALLBACK_NAME,
+    MODEL_NAME,
+    StageContext,
+    write_json,
+)
+from edgekiln.runtime.errors import DataError, EngineError, GateError, MissingExtraError
+from edgekiln.runtime.spec import Frames, Logits, Precision
+
+__all__ = ["make_variant"]
+
+_PARITY_IMAGES = 64
+_CANDIDATE_NAME = "candidate.part"  # the store takes such files away
+
+
+def make_variant(context: StageContext, variant: VariantSettings) -> None:
+    """Write ``model.onnx`` and ``about.json``. A failure is this variant's, not the run's."""
+    source, target = context.inputs["export"] / MODEL_NAME, context.folder / MODEL_NAME
+    about: dict[str, Any] = {"failure": None, "unavailable": None}
+    try:
+        _make_graph(context, variant, (source, target), about)
+    except (GateError, DataError, EngineError) as error:
+        about["failure"] = str(error)
+        context.progress.message(f"  {variant.name}: {error}")
+    except MissingExtraError as error:
+        about["unavailable"] = str(error)
+        context.progress.message(f"  {variant.name} is not tried here: {error}")
+    if target.exists():  # also of a graph that failed: its engine is evidence
+        if variant.builds_engine:
+            about["products"] = _count_macs(target)
+        about["costs"] = _count_costs(target)
+    write_json(context.folder / ABOUT_NAME, about)
+
+
+def _make_graph(
+    context: StageContext, variant: VariantSettings, paths: tuple[Path, Path], about: dict[str, Any]
+) -> None:
+    source, target = paths
+    match variant.precision, variant.backend:
+        case Precision.FP32, _:
+            shutil.copyfile(source, target)
+        case Precision.FP16, _:
+            _convert_to_fp16(context, variant, source, target, about)
+        case Precision.INT8, "onnxruntime-cpu" | "openvino":
+            _quantize_for_cpu(context, variant, source, target, about)
+        case _:
+            make = _quantize_for_tensorrt if variant.qat is None else _export_trained
+            make(context, variant, source, target, about)
+            if variant.fallback == "fp16":
+                _convert_to_fp16(context, variant, source, context.folder / FALLBACK_NAME, about)
+
+
+def _convert_to_fp16(
+    context: StageContext, variant: VariantSettings, source: Path, target: Path, about: dict[str, Any]
+) -> None:
+    from edgekiln.export.precision.fp16 import convert_to_fp16
+    from edgekiln.export.precision.simulation import check_simulated_parity
+
+    calibration = examine_calibration_set(context, variant, about)
+    context.progress.advance(0, 2, "AutoCast to FP16")
+    report = convert_to_fp16(source, target, calibration)
+    about["fp16"] = report.to_dict()
+    for name in report.kept_fp32[:5]:
+        context.progress.message(f"  {variant.name}: {name} stays in FP32: values there exceed 512")
+    context.progress.advance(1, 2, "parity on real images")
+    parity = check_simulated_parity(
+        source.read_bytes(),
+        target.read_bytes(),
+        calibration.frames[:_PARITY_IMAGES],
+        context.recipe.export.fp16_tolerance,
+    )
+    about["parity"] = {
+        "images": parity.images,
+        "max_difference": parity.max_difference,
+        "relative": parity.relative,
+    }
+
+
+def _quantize_for_tensorrt(
+    context: StageContext, variant: VariantSettings, source: Path, target: Path, about: dict[str, Any]
+) -> None:
+    from edgekiln.export.precision.int8_tensorrt import quantize_for_tensorrt
+    from edgekiln.export.precision.simulation import simulate
+
+    calibration = examine_calibration_set(context, variant, about)
+    method = variant.calibration
+    about["calibration"]["method"] = method
+    context.progress.advance(0, 2, f"calibrating on {len(calibration.frames)} images")
+    report = quantize_for_tensorrt(source, target, calibration, method)
+    if variant.searches:
+
+        def make(keep_float: Collection[str]) -> bytes:
+            part = context.folder / _CANDIDATE_NAME
+            quantize_for_tensorrt(source, part, calibration, method, keep_float=keep_float, rest=report.rest)
+            return part.read_bytes()
+
+        judged_by = "a simulation of the graph on the CPU, not by an engine"
+        loop = Loop(target.read_bytes(), make, simulate, judged_by, report.rest.upper())
+        kept = hold_budget(context, variant, loop, about)
+        if kept:
+            report = quantize_for_tensorrt(
+                source, target, calibration, method, keep_float=kept, rest=report.rest
+            )
+    about["int8"] = report.to_dict()
+    context.progress.advance(1, 2, "NaN and infinity on real images")
+    simulate(target.read_bytes(), calibration.frames[:_PARITY_IMAGES])
+
+
+def _export_trained(
+    context: StageContext, variant: VariantSettings, source: Path, target: Path, about: dict[str, Any]
+) -> None:
+    """The graph of what the stage ``qat.NAME`` trained, under the same lint as any other."""
+    from edgekiln.export.precision.simulation import simulate
+    from edgekiln.export.qat.to_onnx import export_fake_quantized
+    from edgekiln.pipeline.training.qat import TRAINED_NAME, load_trained
+    from edgekiln.pipeline.variants.qat import read_training, tell_training
+
+    stage = context.inputs[f"qat.{variant.name}"]
+    about["qat"] = read_training(stage)
+    calibration = examine_calibration_set(context, variant, about)
+    about["calibration"]["method"] = variant.calibration
+    context.progress.advance(0, 2, "exporting the trained Q/DQ network")
+    export = context.recipe.export
+    report = export_fake_quantized(
+        load_trained(stage / TRAINED_NAME, context.recipe.backbone),
+        source,
+        target,
+        calibration,
+        opset=export.opset,
+        tolerance=export.parity_tolerance,
+    )
+    about["int8"] = report.to_dict()
+    about["notices"] = [tell_training(variant.name, about["qat"])]
+    context.progress.message(f"  {about['notices'][0]}")
+    context.progress.advance(1, 2, "NaN and infinity on real images")
+    simulate(target.read_bytes(), calibration.frames[:_PARITY_IMAGES])
+
+
+def _quantize_for_cpu(
+    context: StageContext, variant: VariantSettings, source: Path, target: Path, about: dict[str, Any]
+) -> None:
+    from edgekiln.export.precision.int8_cpu import measure_ranges, quantize_for_cpu
+
+    judge = _cpu_judge(variant)
+    calibration = examine_calibration_set(context, variant, about)
+    method = variant.calibration
+    about["calibration"]["method"] = method
+    context.progress.advance(0, 1, f"calibrating on {len(calibration.frames)} images")
+    ranges = measure_ranges(source, calibration, method)
+    kept: tuple[str, ...] = ()
+    pixels = quantize_for_cpu(source, target, calibration, method, ranges=ranges)
+    if variant.searches:
+
+        def make(keep_float: Collection[str]) -> bytes:
+            part = context.folder / _CANDIDATE_NAME
+            quantize_for_cpu(source, part, calibration, method, keep_float=keep_float, ranges=ranges)
+            return part.read_bytes()
+
+        loop = Loop(target.read_bytes(), make, judge.evaluate, f"{judge.name} on this CPU", "FP32")
+        kept = hold_budget(context, variant, loop, about)
+        if kept:
+            pixels = quantize_for_cpu(source, target, calibration, method, keep_float=kept, ranges=ranges)
+    about["pixels_feed_directly"] = pixels
+    audit = judge.audit(source.read_bytes(), target.read_bytes(), variant.precision_share, keep_float=kept)
+    about["audit"] = audit.to_dict()
+
+
+@dataclass(frozen=True, slots=True)
+class _CpuJudge:
+    """The library that runs an INT8 graph for CPUs, and so answers for it and tells what it computes with."""
+
+    name: str
+    evaluate: Callable[[bytes, Frames], Logits]
+    audit: Callable[..., Any]
+
+
+def _cpu_judge(variant: VariantSettings) -> _CpuJudge:
+    """Raises MissingExtraError where the variant's library is not here: nothing is calibrated in vain."""
+    if variant.backend == "openvino":
+        from edgekiln.export.audits.openvino import audit_openvino
+        from edgekiln.runtime.backends.openvino import import_openvino
+
+        import_openvino()
+        return _CpuJudge("OpenVINO", partial(answer, backend="openvino"), audit_openvino)
+    from edgekiln.export.audits.onnxruntime import audit_int8
+
+    return _CpuJudge("onnxruntime", answer, audit_int8)
+
+
+def _count_macs(model: Path) -> dict[str, int]:
+    import onnx
+
+    from edgekiln.export.audits.macs import count_macs
+
+    return dict(count_macs(onnx.load(model, load_external_data=False)))
+
+
+def _count_costs(model: Path) -> dict[str, Any]:
+    from edgekiln.export.audits.costs import count_costs
+
+    return count_costs(model.read_bytes()).to_dict()

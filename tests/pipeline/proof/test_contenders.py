@@ -1,0 +1,180 @@
+"""Who is timed: the baseline on the right device, engines, peers on the same files, and who cannot take part."""
+
+import importlib.util
+
+import numpy as np
+import pytest
+import torch
+
+from edgekiln.pipeline.proof import contenders, packing
+from edgekiln.pipeline.proof.baseline import open_baseline, open_gpu_baseline
+from edgekiln.pipeline.proof.contenders import Absent, Peer, choose_field
+from edgekiln.pipeline.recipe import load_recipe
+from edgekiln.pipeline.workspace.progress import SilentProgress
+from edgekiln.pipeline.workspace.stage_files import BASELINE, StageContext, read_logits, save_logits
+from edgekiln.runtime.errors import DeviceError, InputError, UsageError
+
+COUNT = np.arange(8)
+GPU_VARIANT = """
+[[variants]]
+name = "gpu"
+precision = "fp32"
+backend = "onnxruntime-cuda"
+required = false
+[gate]"""
+
+
+def context_of(tiny_run, tmp_path, peers=(), *, gpu_engine=False):
+    """The tiny run as its benchmark stage would see it; ``gpu_engine``: as if an engine had run on a GPU too."""
+    path, _, result = tiny_run
+    inputs = {name: record.folder for name, record in result.stages.items()}
+    text = path.read_text()
+    if gpu_engine:
+        text = text.replace("[gate]", GPU_VARIANT)
+        inputs |= {"variant.gpu": inputs["variant.fp32"], "evaluate.gpu": inputs["evaluate.fp32"]}
+    (tmp_path / "recipe.toml").write_text(text)
+    peers = ", ".join(f'"{peer}"' for peer in peers)
+    recipe = load_recipe(tmp_path / "recipe.toml", [f"benchmark.peers=[{peers}]"])
+    return StageContext(recipe, tmp_path, inputs, SilentProgress())
+
+
+def names(field):
+    return [contender.name for contender in field.contenders]
+
+
+def test_baseline_comes_first_and_engines_last(tiny_run, tmp_path):
+    field = choose_field(context_of(tiny_run, tmp_path, ["pytorch-tuned", "onnxruntime"]), COUNT)
+    assert names(field) == [BASELINE, "pytorch-tuned", "onnxruntime:fp32", "onnxruntime:int8", "fp32", "int8"]
+    assert field.peers == (
+        Peer("pytorch-tuned", "fp32"),
+        Peer("onnxruntime:fp32", "fp32"),
+        Peer("onnxruntime:int8", "int8"),
+    )
+    assert field.absent == ()
+    assert [c.name for c in field.contenders if c.optional] == [peer.name for peer in field.peers]
+    peer, ours = field.contenders[3], field.contenders[5]
+    assert peer.arguments["path"] == ours.arguments["paths"][0]
+    assert np.array_equal(peer.logits, ours.logits)
+    assert {c.tolerance for c in field.contenders} == {1e-3}
+
+
+def test_openvino_gets_the_same_files_and_room_for_its_own_rounding(tiny_run, tmp_path, monkeypatch):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: object())
+    context = context_of(tiny_run, tmp_path, ["openvino"])
+    field = choose_field(context, COUNT)
+    assert names(field)[1:3] == ["openvino:fp32", "openvino:int8"]
+    fp32, int8 = field.contenders[1:3]
+    assert int8.arguments == {"paths": field.contenders[4].arguments["paths"], "backend": "openvino"}
+    assert fp32.tolerance == 1e-3
+    ours, exact = (read_logits(context.inputs[f"evaluate.{name}"]) for name in ("int8", BASELINE))
+    assert int8.tolerance == pytest.approx(max(0.01, np.abs(ours - exact).max() / np.ptp(ours)))
+
+
+@pytest.mark.parametrize(("factor", "tolerance"), [(1.0, 0.01), (100.0, 0.25)])
+def test_room_for_rounding_has_bounds(tiny_run, tmp_path, factor, tolerance):
+    context = context_of(tiny_run, tmp_path)
+    other = tmp_path / "int8"
+    other.mkdir()
+    save_logits(other, factor * read_logits(context.inputs[f"evaluate.{BASELINE}"]))
+    context.inputs["evaluate.int8"] = other
+    assert contenders._rounding_tolerance(context, "int8") == tolerance
+
+
+def test_peers_that_cannot_be_tried_say_why_and_what_to_do(tiny_run, tmp_path, monkeypatch):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    field = choose_field(context_of(tiny_run, tmp_path, ["openvino", "pytorch-gpu"]), COUNT)
+    assert names(field) == [BASELINE, "fp32", "int8"]
+    assert field.absent == (
+        Absent("openvino", "it is not installed. Run: pip install 'edgekiln[openvino]'"),
+        Absent("pytorch-gpu", "torch finds no GPU; `nvidia-smi` tells what is missing"),
+    )
+
+
+def test_library_without_a_file_to_run_is_named(tiny_run, tmp_path):
+    context = context_of(tiny_run, tmp_path, ["onnxruntime"])
+    for name in ("fp32", "int8"):
+        context.inputs[f"evaluate.{name}"] = tmp_path  # was not evaluated
+    field = choose_field(context, COUNT)
+    assert names(field) == [BASELINE]
+    assert field.absent[0].reason == "no variant of onnxruntime-cpu was evaluated whose file it could run"
+
+
+# -- on a GPU, as far as a machine without one can tell
+
+
+@pytest.mark.parametrize(("sees", "gpu_engine"), [(False, True), (True, False)])
+def test_baseline_stays_on_the_cpu_unless_torch_and_an_engine_use_a_gpu(
+    tiny_run, tmp_path, monkeypatch, sees, gpu_engine
+):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: sees)
+    field = choose_field(context_of(tiny_run, tmp_path, gpu_engine=gpu_engine), COUNT)
+    assert field.contenders[0].factory.endswith(":open_baseline")
+    assert field.peers == ()
+
+
+def test_baseline_moves_to_the_gpu_strictly_and_the_cpu_stays_as_a_peer(tiny_run, tmp_path, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    field = choose_field(context_of(tiny_run, tmp_path, ["pytorch-gpu"], gpu_engine=True), COUNT)
+    gpu_ones = ["pytorch-gpu-tf32", "pytorch-gpu-fp16", "pytorch-gpu-graph"]
+    assert names(field) == [BASELINE, "pytorch-cpu", *gpu_ones, "fp32", "int8", "gpu"]
+    by_name = {contender.name: contender for contender in field.contenders}
+    assert [by_name[name].arguments["way"] for name in (BASELINE, *gpu_ones)] == [
+        "fp32",
+        "tf32",
+        "fp16",
+        "fp16-graph",
+    ]
+    assert [peer.precision for peer in field.peers] == ["fp32", "tf32", "fp16", "fp16"]
+    # The baseline must answer as in the accuracy run; TF32 and FP16 have 11 bits.
+    assert [by_name[name].tolerance for name in (BASELINE, *gpu_ones)] == [1e-3, 2e-2, 2e-2, 2e-2]
+
+
+@pytest.fixture
+def torch_arguments(tiny_run, tmp_path):
+    arguments = choose_field(context_of(tiny_run, tmp_path), COUNT).contenders[0].arguments
+    return {key: arguments[key] for key in ("checkpoint", "backbone")}
+
+
+@pytest.mark.parametrize(
+    ("way", "tolerance"),
+    # On the CPU TF32 means nothing; FP16 has 11 bits.
+    [("fp32", 1e-5), ("tf32", 1e-5), ("fp16", 2e-2)],
+)
+def test_each_way_of_the_gpu_computes_the_baseline(torch_arguments, way, tolerance):
+    frames = np.random.default_rng(0).integers(0, 256, (1, 32, 32, 3), np.uint8)
+    reference = open_baseline(**torch_arguments, threads=1, channels_last=False).run(frames)
+    session = open_gpu_baseline(**torch_arguments, way=way, device="cpu")
+    assert (session.device, session.backend, session.threads) == ("cpu", "pytorch-cpu", None)
+    assert (session.frame_shape, session.num_classes) == ((32, 32), 3)
+    np.testing.assert_allclose(session.run(frames), reference, atol=tolerance * np.ptp(reference))
+    with pytest.raises(UsageError, match="takes one image a call, got 2"):
+        session.run(np.concatenate([frames, frames]))
+    with pytest.raises(InputError, match=r"wanted uint8 \(N, 32, 32, 3\)"):
+        session.run(frames[:, 1:])
+    session.close()
+    session.close()
+    with pytest.raises(UsageError, match="closed"):
+        session.run(frames)
+
+
+def test_what_needs_a_gpu_says_so(torch_arguments, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(DeviceError, match="finds no GPU"):
+        open_gpu_baseline(**torch_arguments, way="fp32")
+    with pytest.raises(UsageError, match="replays a CUDA graph, which cpu has not"):
+        open_gpu_baseline(**torch_arguments, way="fp16-graph", device="cpu")
+
+
+def test_speed_ups_between_two_devices_name_both():
+    measured = [{"name": BASELINE, "device": "cuda:0"}, {"name": "int8", "device": "cpu"}]
+    found = packing._device_notices({"measurements": [*measured, {"name": "gpu", "device": "cuda:0"}]})
+    assert found == ["Speed-ups are to PyTorch on cuda:0; int8 ran on cpu."]
+    assert packing._device_notices({"measurements": measured[:1]}) == packing._device_notices(None) == []
+
+
+def test_peer_that_was_not_timed_is_a_notice():
+    absent = {"name": "openvino", "reason": "it is not installed. Run: pip install 'edgekiln[openvino]'"}
+    assert packing._absence_notices({"absent_peers": [absent]}) == [
+        "openvino was asked for and not timed: it is not installed. Run: pip install 'edgekiln[openvino]'."
+    ]

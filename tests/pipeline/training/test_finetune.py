@@ -1,0 +1,148 @@
+import signal
+import subprocess
+import sys
+import time
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+import torch
+from finetune_support import CONTRACT, TINY, events, job, split
+
+from edgekiln.pipeline.recipe import BackboneSettings
+from edgekiln.pipeline.training.backbones import build_backbone
+from edgekiln.pipeline.training.checkpoint import CHECKPOINT_NAME, load_checkpoint, load_tensors
+from edgekiln.pipeline.training.finetune import LOG_NAME, finetune, learning_rate_factor
+from edgekiln.pipeline.training.job import FinetuneJob
+from edgekiln.runtime.errors import GateError, RecipeError, UntrustedError
+
+
+def test_training_learns_logs_and_writes_one_checkpoint(tmp_path):
+    finetune(job(learning_rate=1e-3), tmp_path)
+    assert sorted(p.name for p in tmp_path.iterdir()) == [CHECKPOINT_NAME, LOG_NAME]
+    assert len(events(tmp_path, "step")) == 2 * 5
+    assert [e["epoch"] for e in events(tmp_path, "epoch")] == [0, 1, 2]
+    assert events(tmp_path, "done")[0]["best_val_top1"] == 1.0
+    model, contract = load_checkpoint(tmp_path / CHECKPOINT_NAME, TINY)
+    assert contract == CONTRACT
+    assert not model.training
+
+
+def test_last_batch_of_one_picture_joins_the_one_before(tmp_path):
+    settings = BackboneSettings(model="timm/test_resnet", weights="none", freeze_batchnorm=False)
+    whole = job(settings, epochs=1, probe=False)
+    odd = FinetuneJob(whole.backbone, whole.settings, CONTRACT, split(33, 0), whole.val, 5)
+    finetune(odd, tmp_path)
+    assert len(events(tmp_path, "step")) == 2
+
+
+def test_best_epoch_on_val_is_kept(tmp_path):
+    finetune(job(learning_rate=1e-3), tmp_path)
+    best = max(events(tmp_path, "epoch"), key=lambda e: (e["val_top1"], -e["val_loss"]))
+    assert events(tmp_path, "done")[0]["best_step"] == best["step"]
+
+
+def test_no_epochs_keeps_the_linear_probe(tmp_path):
+    finetune(job(epochs=0), tmp_path)
+    assert events(tmp_path, "step") == []
+    assert events(tmp_path, "probe")
+    assert events(tmp_path, "done")[0]["best_val_top1"] == 1.0
+
+
+def test_same_seed_same_weights_other_seed_others(tmp_path):
+    for name, seed in (("a", 5), ("b", 5), ("c", 6)):
+        (tmp_path / name).mkdir()
+        j = job()
+        finetune(FinetuneJob(j.backbone, j.settings, j.contract, j.train, j.val, seed), tmp_path / name)
+    a, b, c = ((tmp_path / n / CHECKPOINT_NAME).read_bytes() for n in "abc")
+    assert a == b != c
+
+
+def test_frozen_backbone_changes_the_head_only(tmp_path):
+    settings = TINY.model_copy(update={"freeze": "backbone"})
+    finetune(job(settings, epochs=1, probe=False, learning_rate=1e-2), tmp_path)
+    trained = load_tensors(tmp_path / CHECKPOINT_NAME)[0]
+    torch.manual_seed(5)  # the job's seed: the same random start
+    start = build_backbone(settings, 2, 16).network.state_dict()
+    changed = {k for k in start if not torch.equal(start[k], trained[k])}
+    assert changed == {"fc2.weight", "fc2.bias"}
+
+
+@pytest.mark.parametrize(("frozen", "same"), [(True, True), (False, False)])
+def test_batchnorm_statistics_are_frozen_on_demand(tmp_path, frozen, same):
+    settings = BackboneSettings(model="timm/test_resnet", weights="none", freeze_batchnorm=frozen)
+    finetune(job(settings, epochs=1, probe=False, learning_rate=1e-3), tmp_path)
+    trained = load_tensors(tmp_path / CHECKPOINT_NAME)[0]
+    start = build_backbone(settings, 2, 16).network.state_dict()
+    statistics = [k for k in start if k.endswith("running_mean")]
+    assert statistics
+    best_is_start = events(tmp_path, "done")[0]["best_step"] == 0
+    assert all(torch.equal(start[k], trained[k]) for k in statistics) is (same or best_is_start)
+
+
+def test_loss_that_is_no_number_stops_and_names_the_step(tmp_path):
+    with pytest.raises(
+        GateError, match=r"The loss became (nan|inf) at step \d+ of 10.*Lower finetune\.learning_rate"
+    ):
+        finetune(job(learning_rate=1e30, warmup=0.0), tmp_path)
+
+
+def test_learning_rate_rises_then_falls_to_zero():
+    factors = [learning_rate_factor(s, 100, 0.1) for s in range(100)]
+    assert factors[0] == pytest.approx(1 / 11)
+    assert max(factors) == factors[10] == 1.0
+    assert all(a <= b for a, b in pairwise(factors[:11]))
+    assert all(a >= b for a, b in pairwise(factors[10:]))
+    assert factors[-1] < 0.001
+
+
+def test_probe_weights_stay_moderate_with_nearly_constant_features(tmp_path):
+    finetune(job(epochs=0), tmp_path)
+    head = load_tensors(tmp_path / CHECKPOINT_NAME)[0]["fc2.weight"]
+    assert head.abs().max() < 50  # a factor per feature once blew single weights up to thousands
+
+
+def test_checkpoint_of_another_backbone_is_refused(tmp_path):
+    finetune(job(epochs=0), tmp_path)
+    with pytest.raises(RecipeError, match="holds edgekiln/tiny-cnn, the recipe names timm/resnet18"):
+        load_checkpoint(tmp_path / CHECKPOINT_NAME, BackboneSettings(model="timm/resnet18", weights="none"))
+
+
+def test_damaged_checkpoint_is_refused(tmp_path):
+    (tmp_path / "c.safetensors").write_bytes(b"\x10\x00\x00\x00\x00\x00\x00\x00garbage")
+    with pytest.raises(UntrustedError, match="no intact safetensors"):
+        load_checkpoint(tmp_path / "c.safetensors", TINY)
+
+
+CHILD = """
+import sys
+sys.path[:0] = {path!r}
+from pathlib import Path
+from finetune_support import job
+from edgekiln.pipeline.training.finetune import finetune
+finetune(job(epochs=6, checkpoint_seconds=0.001), Path(sys.argv[1]))
+"""
+
+
+@pytest.mark.slow
+def test_killed_at_any_moment_it_ends_with_the_weights_of_an_uninterrupted_run(tmp_path):
+    code = CHILD.format(path=[str(Path(__file__).parent), str(Path(__file__).parents[2])])
+    for name in ("whole", "killed"):
+        (tmp_path / name).mkdir()
+    subprocess.run([sys.executable, "-c", code, str(tmp_path / "whole")], check=True)
+    folder = tmp_path / "killed"
+    for steps in (1, 17):
+        child = subprocess.Popen([sys.executable, "-c", code, str(folder)])
+        deadline = time.monotonic() + 60
+        while time.monotonic() < deadline and child.poll() is None:
+            log = folder / LOG_NAME
+            if log.exists() and log.read_text().count('"event": "step"') >= steps:
+                break
+            time.sleep(0.002)
+        child.send_signal(signal.SIGKILL)
+        assert child.wait() == -signal.SIGKILL, "it finished before it could be killed"
+        assert not (folder / CHECKPOINT_NAME).exists()
+    subprocess.run([sys.executable, "-c", code, str(folder)], check=True)
+    assert (folder / CHECKPOINT_NAME).read_bytes() == (tmp_path / "whole" / CHECKPOINT_NAME).read_bytes()
+    steps = [e["step"] for e in events(folder, "step")]
+    assert steps == list(range(1, 31)), "no step is logged twice, none is missing"

@@ -1,0 +1,162 @@
+"""OpenVINO variants of a recipe: the files of the CPU quantizer, judged and audited on OpenVINO, or not tried here."""
+
+import html
+import importlib.util
+import json
+import shutil
+import sys
+
+import pytest
+from tests_support import TINY_RECIPE
+
+from edgekiln.benchmarks.report.table import describe_audit
+from edgekiln.benchmarks.timing.contender import engine_contender, thread_choices
+from edgekiln.pipeline.recipe import load_recipe
+from edgekiln.pipeline.run import check_gate, run_recipe
+from edgekiln.pipeline.stages import plan_stages
+from edgekiln.pipeline.workspace.progress import SilentProgress
+from edgekiln.runtime.errors import GateError, RecipeError
+from edgekiln.runtime.serving.loading import load
+
+VARIANTS = """
+[[variants]]
+name = "fp32-openvino"
+precision = "fp32"
+backend = "openvino"
+required = false
+[[variants]]
+name = "int8-openvino"
+precision = "int8"
+backend = "openvino"
+required = false
+calibration_images = 48
+"""
+TEXT = TINY_RECIPE.replace("[gate]", VARIANTS + "[gate]")
+CUT = "required = false\ncalibration"  # a place inside of the INT8 variant
+
+needs_openvino = pytest.mark.skipif(  # found, not imported: a plain import would report to Intel
+    importlib.util.find_spec("openvino") is None, reason="OpenVINO is not installed"
+)
+
+
+def write(folder, text=TEXT):
+    path = folder / "tiny.toml"
+    path.write_text(text)
+    return path
+
+
+def run_beside(tiny_run, folder, *overrides):
+    """The tiny run goes on with OpenVINO variants: data, fine-tuning and export are taken from it."""
+    shutil.copytree(tiny_run[1], folder / "runs", symlinks=True)
+    text = TEXT.replace('path = "pictures"', f'path = "{tiny_run[0].parent / "pictures"}"')
+    return run_recipe(load_recipe(write(folder, text), overrides), folder / "runs", SilentProgress())
+
+
+@pytest.fixture(scope="module")
+def finished(tiny_run, tmp_path_factory):
+    return run_beside(tiny_run, tmp_path_factory.mktemp("openvino"))
+
+
+def rows(result):
+    return {row["name"]: row for row in result.report["variants"]}
+
+
+@needs_openvino
+def test_variants_are_judged_and_deployable(finished):
+    found = rows(finished)
+    assert {row["verdict"] for row in found.values()} == {"pass"}
+    for name in ("fp32", "int8"):
+        ours, theirs = found[f"{name}-openvino"], found[name]
+        assert abs(ours["accuracy"]["top1"] - theirs["accuracy"]["top1"]) <= 1 / 30
+        with load(finished.bundle, variant=f"{name}-openvino") as classifier:
+            assert classifier.session.backend == "openvino"
+
+
+@needs_openvino
+def test_the_files_are_those_of_the_cpu_quantizer(finished):
+    for name in ("fp32", "int8"):
+        ours, theirs = (finished.bundle / f"{n}.onnx" for n in (f"{name}-openvino", name))
+        assert ours.read_bytes() == theirs.read_bytes()
+
+
+@needs_openvino
+def test_int8_is_audited_on_what_openvino_runs(finished):
+    row = rows(finished)["int8-openvino"]
+    assert row["audit"]["evidence"] == "openvino"
+    assert 0.8 <= row["audit"]["share"] < 1  # its first convolution stays in FP32
+    sentence = describe_audit(row)
+    assert "of its MACs run in INT8 or less (OpenVINO's runtime model)" in sentence
+    assert sentence in html.unescape((finished.bundle / "report.html").read_text())
+
+
+@needs_openvino
+def test_the_bill_of_materials_names_it_as_needed_to_run(finished, tiny_run):
+    def scopes(bundle):
+        components = json.loads((bundle / "sbom.cdx.json").read_text())["components"]
+        return {c["name"]: c.get("scope") for c in components}
+
+    assert scopes(finished.bundle)["openvino"] == scopes(finished.bundle)["onnxruntime"] == "required"
+    assert "openvino" not in scopes(tiny_run[2].bundle)
+
+
+@needs_openvino
+def test_too_small_a_share_fails_the_variant(tiny_run, tmp_path):
+    result = run_beside(tiny_run, tmp_path, "variants.int8-openvino.min_precision_share=0.999")
+    row = rows(result)["int8-openvino"]
+    assert row["verdict"] == "fail"
+    assert row["reason"].startswith("Only ")
+    assert "of the MACs run in int8" in row["reason"]
+
+
+def test_where_it_is_not_installed_it_is_not_tried_and_says_how(tiny_run, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "openvino", None)
+    result = run_beside(tiny_run, tmp_path, "variants.fp32-openvino.required=true")
+    found = rows(result)
+    for name in ("fp32-openvino", "int8-openvino"):
+        assert found[name]["verdict"] == "not-run"
+        assert found[name]["reason"].startswith("not tried here, because: The package 'openvino' is needed")
+        assert "pip install 'edgekiln[openvino]'" in found[name]["reason"]
+        assert "accuracy" not in found[name]
+    assert {found[name]["verdict"] for name in ("fp32", "int8")} == {"pass"}
+    with pytest.raises(GateError, match=r"fp32-openvino"):
+        check_gate(result.report)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (('"int8"\nbackend = "openvino"', '"fp16"\nbackend = "openvino"'), "has no fp16 variant"),
+        ((CUT, f'calibration_method = "max"\n{CUT}'), "calibrates by entropy or minmax or percentile, not max"),
+        ((CUT, f"build = {{tf32 = true}}\n{CUT}"), "openvino runs the graph itself"),
+        ((CUT, f'fallback = "fp16"\n{CUT}'), "fallback = 'fp16' is for INT8 variants of tensorrt"),
+    ],
+)  # fmt: skip
+def test_recipes_that_cannot_be_meant_are_refused(tmp_path, change, message):
+    assert change[0] in TEXT
+    with pytest.raises(RecipeError, match=message):
+        load_recipe(write(tmp_path, TEXT.replace(*change)))
+
+
+def test_defaults_are_those_of_the_cpu_quantizer_and_an_audit_by_macs(tmp_path):
+    variant = load_recipe(write(tmp_path, TEXT)).variants[3]
+    assert (variant.calibration, variant.precision_share, variant.builds_engine) == ("minmax", 0.8, False)
+    assert variant.files == ("int8-openvino.onnx",)
+
+
+def test_stages_depend_on_its_version_only_where_it_is_used(tiny_recipe):
+    stages = {stage.name: stage for stage in plan_stages(load_recipe(tiny_recipe))}
+    assert not any("openvino" in stage.tools for stage in stages.values())
+    tiny_recipe.write_text(TEXT.replace("enabled = false", "enabled = true"))
+    stages = {stage.name: stage for stage in plan_stages(load_recipe(tiny_recipe))}
+    using = {name for name, stage in stages.items() if "openvino" in stage.tools}
+    kinds = ("variant", "evaluate")
+    assert using == {f"{kind}.{p}-openvino" for kind in kinds for p in ("fp32", "int8")} | {"benchmark"}
+    # The graphs are the same; who audits and searches them is not, so neither stage stands in for the other.
+    ours, theirs = (stages[f"variant.{name}"].settings for name in ("int8-openvino", "int8"))
+    assert (ours["family"], theirs["family"]) == ("openvino", "cpu")
+    assert stages["evaluate.int8-openvino"].settings["devices"] is None
+
+
+def test_it_is_timed_at_its_best_thread_count(tmp_path):
+    contender = engine_contender("int8-openvino", [tmp_path / "m.onnx"], "openvino", None)
+    assert [config["threads"] for config in contender.configs] == thread_choices()
