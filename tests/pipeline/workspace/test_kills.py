@@ -8,12 +8,13 @@ from pathlib import Path
 import pytest
 from kill_study import KillStudy, find_leftovers, find_partial, hash_results
 from launching import Launcher
-from tests_support import TINY_RECIPE, write_pictures
+from tests_support import ROOT, TINY_RECIPE, write_pictures
 
 # Two stages, one of which goes on from its partial folder, and the bundle; forced, so that each replaces an older one.
 # A fork does it with an audit hook that kills it before its n-th change of the file system, for every n there is.
 EVERY_OPERATION = r"""
 import json, os, signal, sys
+sys.path.insert(0, sys.argv[3])
 from pathlib import Path
 from kill_study import find_leftovers, find_partial
 from edgekiln.pipeline import run
@@ -21,7 +22,7 @@ from edgekiln.pipeline.workspace import placing
 from edgekiln.pipeline.workspace.progress import SilentProgress
 from edgekiln.pipeline.stages import Stage
 from edgekiln.pipeline.workspace.store import StageStore
-from edgekiln.runtime.bundles.bundle import write_manifest
+from edgekiln.runtime.bundles.manifest import write_manifest
 from edgekiln.runtime.contract import Contract
 
 root, exchange = Path(sys.argv[1]), sys.argv[2] == "exchange"
@@ -97,7 +98,7 @@ print(json.dumps({"kills": number - 1, "absent": absent}))
 @pytest.mark.parametrize("way", ["exchange", "two renames"])
 def test_a_kill_before_any_file_operation_leaves_the_old_or_the_new(tmp_path, way):
     done = subprocess.run(
-        [sys.executable, "-c", EVERY_OPERATION, str(tmp_path), way],
+        [sys.executable, "-c", EVERY_OPERATION, str(tmp_path), way, str(ROOT / "tests")],
         capture_output=True,
         text=True,
         check=False,
