@@ -160,13 +160,13 @@ def test_graph_that_cannot_be_quantized_fails_its_variant_and_keeps_the_rest(tin
 
 
 def test_export_that_computes_something_else_stops_the_run(tiny_run, tmp_path, monkeypatch):
-    from edgekiln.pipeline import stages
+    from edgekiln.pipeline.variants import exporting
 
     class Off:
         def run(self, frames):
             return np.zeros((len(frames), 3), np.float32)
 
-    monkeypatch.setattr(stages, "open_session", lambda *a, **k: Off())
+    monkeypatch.setattr(exporting, "open_session", lambda *a, **k: Off())
     with pytest.raises(ParityError, match="Worst image: "):
         again(tiny_run, tmp_path, force=["export"], until="export")
 

@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from edgekiln.pipeline.recipe import Recipe
-from edgekiln.pipeline.stages import Stage, plan_stages, stage_names
+from edgekiln.pipeline.stages.planning import plan_stages, stage_names
+from edgekiln.pipeline.stages.stage import Stage
 from edgekiln.pipeline.training.tensorboard import complete_events, event_folder, require_tensorboard
 from edgekiln.pipeline.workspace.interrupts import check_interrupt
 from edgekiln.pipeline.workspace.placing import put_in_place, restore
@@ -52,6 +53,7 @@ class PlannedStage:
         reason: why, in words.
         seconds: how long it took when it last ran, under any key; ``None`` where it never did.
         folder: where its output is; ``None`` where it has none yet.
+        purpose, makes: what it does, and the files that it leaves; see ``stages``.
     """
 
     name: str
@@ -59,6 +61,8 @@ class PlannedStage:
     reason: str
     seconds: float | None
     folder: Path | None
+    purpose: str = ""
+    makes: tuple[str, ...] = ()
 
 
 def run_recipe(
@@ -164,27 +168,31 @@ def _plan_stage(
     stage: Stage, store: StageStore, found: dict[str, StageRecord], *, forced: bool
 ) -> PlannedStage:
     """Judge one stage by those before it, and add it to ``found`` where it is done."""
-    seconds = store.last_seconds(stage.name)
+
+    def plan(
+        action: Literal["cached", "run", "depends"], reason: str, record: StageRecord | None = None
+    ) -> PlannedStage:
+        seconds = record.seconds if record else store.last_seconds(stage.name)
+        folder = record.folder if record else None
+        return PlannedStage(stage.name, action, reason, seconds, folder, stage.purpose, stage.makes)
+
+    ran = store.last_seconds(stage.name) is not None
     fresh = [name for name in stage.inputs if name not in found]
     named = ", ".join(fresh[:3]) + (f" and {len(fresh) - 3} more" if len(fresh) > 3 else "")
     if forced:
-        return PlannedStage(stage.name, "run", "forced", seconds, None)
-    if fresh and seconds is None:
-        return PlannedStage(stage.name, "run", f"its input changes: {named}", None, None)
+        return plan("run", "forced")
+    if fresh and not ran:
+        return plan("run", f"its input changes: {named}")
     if fresh:
-        return PlannedStage(
-            stage.name, "depends", f"its input changes, unless as before: {named}", seconds, None
-        )
+        return plan("depends", f"its input changes, unless as before: {named}")
     key, _ = _identify(stage, found)
     record = _find(store, stage.name, key)
     if record is not None:
         found[stage.name] = record
-        return PlannedStage(stage.name, "cached", "done before", record.seconds, record.folder)
+        return plan("cached", "done before", record)
     if stage.resumable and store.is_begun(stage.name, key):
-        reason = "goes on from where it was interrupted"
-    else:
-        reason = "never run" if seconds is None else "its settings, input or tools changed"
-    return PlannedStage(stage.name, "run", reason, seconds, None)
+        return plan("run", "goes on from where it was interrupted")
+    return plan("run", "its settings, input or tools changed" if ran else "never run")
 
 
 def _choose_names(recipe: Recipe, until: str | None, variants: Iterable[str]) -> set[str]:

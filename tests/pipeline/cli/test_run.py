@@ -159,7 +159,7 @@ def test_a_dry_run_tells_of_an_interrupted_attempt(edgekiln, tiny_recipe, tmp_pa
     def interrupt(*arguments, **options):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("edgekiln.pipeline.training.finetune.finetune", interrupt)
+    monkeypatch.setattr("edgekiln.pipeline.training.stages.finetune", interrupt)
     assert edgekiln("train", tiny_recipe, "--runs", runs)[0] == 130
     plan = json.loads(edgekiln("train", tiny_recipe, "--runs", runs, "--dry-run", "--json")[1])["stages"]
     assert plan[1]["reason"] == "goes on from where it was interrupted"

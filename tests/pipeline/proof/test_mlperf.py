@@ -18,7 +18,7 @@ from edgekiln.pipeline.proof import mlperf
 from edgekiln.pipeline.proof.mlperf import drive_engines
 from edgekiln.pipeline.recipe import load_recipe
 from edgekiln.pipeline.run import run_recipe
-from edgekiln.pipeline.stages import plan_stages
+from edgekiln.pipeline.stages.planning import plan_stages
 from edgekiln.pipeline.workspace.progress import SilentProgress
 from edgekiln.pipeline.workspace.stage_files import StageContext
 from edgekiln.runtime.errors import EngineError, RecipeError

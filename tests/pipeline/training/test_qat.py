@@ -16,7 +16,7 @@ from edgekiln.export.qat.to_onnx import export_fake_quantized
 from edgekiln.export.to_onnx import PixelModel, export_onnx
 from edgekiln.pipeline.recipe import BackboneSettings, load_recipe
 from edgekiln.pipeline.run import advise, check_gate, run_recipe
-from edgekiln.pipeline.stages import plan_stages, stage_names
+from edgekiln.pipeline.stages.planning import plan_stages, stage_names
 from edgekiln.pipeline.training.checkpoint import load_tensors, save_tensors
 from edgekiln.pipeline.training.finetune import LOG_NAME, evaluate_model
 from edgekiln.pipeline.training.qat import TRAINED_NAME, load_trained, train_quantized

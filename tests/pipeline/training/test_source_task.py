@@ -12,7 +12,7 @@ from torch import nn
 from edgekiln.pipeline.data import PreparedSplit
 from edgekiln.pipeline.recipe import load_recipe
 from edgekiln.pipeline.run import run_recipe
-from edgekiln.pipeline.stages import stage_names
+from edgekiln.pipeline.stages.planning import stage_names
 from edgekiln.pipeline.training import finetune as module
 from edgekiln.pipeline.training.backbones import build_backbone
 from edgekiln.pipeline.training.batches import Batches

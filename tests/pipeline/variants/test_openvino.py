@@ -13,7 +13,7 @@ from edgekiln.benchmarks.report.table import describe_audit
 from edgekiln.benchmarks.timing.contender import engine_contender, thread_choices
 from edgekiln.pipeline.recipe import load_recipe
 from edgekiln.pipeline.run import check_gate, run_recipe
-from edgekiln.pipeline.stages import plan_stages
+from edgekiln.pipeline.stages.planning import plan_stages
 from edgekiln.pipeline.workspace.progress import SilentProgress
 from edgekiln.runtime.errors import GateError, RecipeError
 from edgekiln.runtime.serving.loading import load

@@ -18,7 +18,7 @@ from edgekiln.export.precision.blocks import quantized_products
 from edgekiln.pipeline.data import load_split
 from edgekiln.pipeline.recipe import Recipe, load_recipe
 from edgekiln.pipeline.run import check_gate, run_recipe
-from edgekiln.pipeline.stages import plan_stages
+from edgekiln.pipeline.stages.planning import plan_stages
 from edgekiln.pipeline.variants import searching
 from edgekiln.pipeline.variants.searching import CANDIDATES_NAME, make_rule
 from edgekiln.pipeline.variants.variants import make_variant

@@ -20,7 +20,7 @@ from kill_study import find_leftovers, find_partial
 from edgekiln.pipeline import run
 from edgekiln.pipeline.workspace import placing
 from edgekiln.pipeline.workspace.progress import SilentProgress
-from edgekiln.pipeline.stages import Stage
+from edgekiln.pipeline.stages.stage import Stage
 from edgekiln.pipeline.workspace.store import StageStore
 from edgekiln.runtime.bundles.manifest import write_manifest
 from edgekiln.runtime.contract import Contract

@@ -105,6 +105,7 @@ def _print_plan(plan: Sequence[PlannedStage], folder: Path, as_json: bool) -> No
             {
                 "name": s.name, "action": s.action, "reason": s.reason, "last_seconds": s.seconds,
                 "folder": None if s.folder is None else str(s.folder),
+                "purpose": s.purpose, "makes": list(s.makes),
             }
             for s in plan
         ]  # fmt: skip
@@ -122,6 +123,8 @@ def _print_plan(plan: Sequence[PlannedStage], folder: Path, as_json: bool) -> No
     for stage in plan:
         took = "" if stage.seconds is None else f"{stage.seconds:.1f} s"
         click.echo(f"{stage.name:{width}}  {_WORDS[stage.action]:7}  {took:>10}  {stage.reason}")
+        if stage.action != "cached":
+            click.echo(f"{'':{width}}  {stage.purpose}: {', '.join(stage.makes)}")
     click.echo("")
     if not waiting:
         click.echo(f"Nothing to do: all {len(plan)} stages are done, in {folder}.")

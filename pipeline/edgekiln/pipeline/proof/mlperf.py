@@ -22,11 +22,11 @@ from edgekiln.benchmarks.timing.journal import Journal, clear_journal, plan_dige
 from edgekiln.pipeline.data import identity_file, load_split
 from edgekiln.pipeline.proof.packing import judge_variant
 from edgekiln.pipeline.recipe import VariantSettings
+from edgekiln.pipeline.training.checkpoint import read_contract
 from edgekiln.pipeline.variants.engines import built_files
 from edgekiln.pipeline.workspace.stage_files import (
     BASELINE,
     StageContext,
-    read_contract,
     read_json,
     read_logits,
     write_json,
@@ -156,7 +156,7 @@ def _choose_engines(context: StageContext, left_out: list[dict[str, Any]]) -> It
 
     test = load_split(context.inputs["data"], "test")
     baseline = read_logits(context.inputs[f"evaluate.{BASELINE}"])
-    reference = Reference(baseline, test.labels, test.keys, read_contract(context).classes)
+    reference = Reference(baseline, test.labels, test.keys, read_contract(context.inputs["finetune"]).classes)
     threads = _best_threads(context.inputs["benchmark"])
     for variant in context.recipe.variants:
         reason = _why_not(variant, judge_variant(context, variant, reference, None)["verdict"])

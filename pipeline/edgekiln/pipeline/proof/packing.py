@@ -41,7 +41,6 @@ from edgekiln.pipeline.workspace.stage_files import (
     NOT_RUN_NAME,
     SIMULATED_NAME,
     StageContext,
-    read_contract,
     read_json,
     read_logits,
 )
@@ -151,13 +150,13 @@ def _manifest(report: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _build_report(context: StageContext) -> dict[str, Any]:
-    from edgekiln.pipeline.training.checkpoint import CHECKPOINT_NAME
+    from edgekiln.pipeline.training.checkpoint import CHECKPOINT_NAME, read_contract
     from edgekiln.pipeline.training.finetune import LOG_NAME
 
     test = load_split(context.inputs["data"], "test")
     baseline = read_logits(context.inputs[f"evaluate.{BASELINE}"])
     checkpoint = context.inputs["finetune"] / CHECKPOINT_NAME
-    contract = read_contract(context)
+    contract = read_contract(context.inputs["finetune"])
     benchmark = _read_stage(context, "benchmark")
     data = json.loads((context.inputs["data"] / INDEX_NAME).read_text("utf-8"))
     # Flips are told by position first: keys need not differ, and the recipe may withhold them.

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from edgekiln.pipeline.data import load_split
 from edgekiln.pipeline.run import find_stages, run_stages
-from edgekiln.pipeline.stages import plan_training
+from edgekiln.pipeline.stages.planning import plan_training
 from edgekiln.pipeline.study.methods import choose_methods, derive_recipe
 from edgekiln.pipeline.workspace.progress import Progress
 from edgekiln.pipeline.workspace.stage_files import BASELINE, read_logits

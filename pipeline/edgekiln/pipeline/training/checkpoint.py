@@ -18,7 +18,14 @@ from edgekiln.pipeline.training.backbones import build_backbone
 from edgekiln.runtime.contract import Contract
 from edgekiln.runtime.errors import RecipeError, UntrustedError
 
-__all__ = ["CHECKPOINT_NAME", "load_checkpoint", "load_tensors", "save_checkpoint", "save_tensors"]
+__all__ = [
+    "CHECKPOINT_NAME",
+    "load_checkpoint",
+    "load_tensors",
+    "read_contract",
+    "save_checkpoint",
+    "save_tensors",
+]
 
 CHECKPOINT_NAME = "checkpoint.safetensors"
 METADATA_KEY = "edgekiln"
@@ -84,3 +91,8 @@ def load_checkpoint(path: Path, settings: BackboneSettings) -> tuple[PixelModel,
     backbone.network.load_state_dict(tensors, strict=True)
     model = PixelModel(backbone.network, backbone.normalization)
     return model.eval(), contract
+
+
+def read_contract(folder: Path) -> Contract:
+    """The contract in the checkpoint of a finished training's folder."""
+    return Contract.from_json(load_tensors(folder / CHECKPOINT_NAME)[1]["contract"])

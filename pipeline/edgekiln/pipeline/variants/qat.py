@@ -15,7 +15,6 @@ from edgekiln.pipeline.variants.calibrating import choose_calibration_set
 from edgekiln.pipeline.workspace.stage_files import (
     ABOUT_NAME,
     StageContext,
-    read_contract,
     read_json,
     write_json,
 )
@@ -40,7 +39,7 @@ def train_variant(context: StageContext, variant: VariantSettings) -> None:
 
 def _train(context: StageContext, variant: VariantSettings) -> dict[str, Any]:
     from edgekiln.export.precision.modelopt import import_modelopt
-    from edgekiln.pipeline.training.checkpoint import CHECKPOINT_NAME
+    from edgekiln.pipeline.training.checkpoint import CHECKPOINT_NAME, read_contract
     from edgekiln.pipeline.training.job import FinetuneJob
     from edgekiln.pipeline.training.qat import QatJob, train_quantized
 
@@ -50,7 +49,7 @@ def _train(context: StageContext, variant: VariantSettings) -> dict[str, Any]:
     finetune = FinetuneJob(
         backbone=recipe.backbone,
         settings=recipe.finetune,
-        contract=read_contract(context),
+        contract=read_contract(context.inputs["finetune"]),
         train=load_split(data, "train"),
         val=load_split(data, "val"),
         seed=recipe.seed,

@@ -12,7 +12,6 @@ import numpy as np
 
 from edgekiln.pipeline.recipe import Recipe
 from edgekiln.pipeline.workspace.progress import Progress
-from edgekiln.runtime.contract import Contract
 from edgekiln.runtime.spec import Logits
 
 __all__ = [
@@ -27,7 +26,6 @@ __all__ = [
     "RETRY_NAME",
     "SIMULATED_NAME",
     "StageContext",
-    "read_contract",
     "read_json",
     "read_logits",
     "save_logits",
@@ -66,13 +64,6 @@ def read_json(path: Path) -> Any:
 def write_json(path: Path, values: Mapping[str, Any]) -> None:
     """Write a JSON document; the same values give the same bytes."""
     path.write_text(json.dumps(values, indent=1, sort_keys=True), "utf-8")
-
-
-def read_contract(context: StageContext) -> Contract:
-    """The contract in the checkpoint of the run."""
-    from edgekiln.pipeline.training.checkpoint import CHECKPOINT_NAME, load_tensors
-
-    return Contract.from_json(load_tensors(context.inputs["finetune"] / CHECKPOINT_NAME)[1]["contract"])
 
 
 def save_logits(folder: Path, logits: Logits, name: str = LOGITS_NAME) -> None:

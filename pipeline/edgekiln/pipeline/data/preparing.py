@@ -1,0 +1,52 @@
+"""The work of the stage ``data``: prepares every split, and tells what was left out."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from edgekiln.pipeline.data.prepared import describe_unjudged, prepare_splits
+from edgekiln.pipeline.data.scaled_frames import keep_scaled_frames
+from edgekiln.pipeline.recipe import DataSettings
+from edgekiln.pipeline.workspace.progress import Progress
+from edgekiln.pipeline.workspace.stage_files import StageContext
+
+__all__ = ["prepare_data"]
+
+_LEFT_OUT = (
+    ("unreadable", "unreadable pictures left out"),
+    ("duplicates", "pictures left out because the same bytes stand in a split that judges"),
+    ("conflicts", "pictures whose bytes also stand under another label"),
+    ("ignored", "files or folders passed over: no picture's ending, or no split's name"),
+)
+"""Lists of the index, and what their entries are."""
+_NAMED = 5
+
+
+def prepare_data(context: StageContext, settings: DataSettings) -> None:
+    """Make the pictures of one source ready, those of the target or of the source task."""
+    index = prepare_splits(
+        settings,
+        seed=context.recipe.seed,
+        folder=context.folder,
+        advance=lambda done, total: context.progress.advance(done, total, "pictures"),
+        message=context.progress.message,
+    )
+    scaled = keep_scaled_frames(settings, context.folder)
+    counts = ", ".join(f"{name} {len(part['keys'])}" for name, part in index["splits"].items())
+    context.progress.message(f"  {len(index['classes'])} classes; {counts}")
+    if scaled:
+        context.progress.message(
+            f"  {scaled} test pictures are JPEGs that can also be decoded at a fraction of their size"
+        )
+    _tell_left_out(index, context.progress)
+    for notice in describe_unjudged(index["unjudged"]):
+        context.progress.message(f"  {notice}")
+
+
+def _tell_left_out(index: Mapping[str, Any], progress: Progress) -> None:
+    for kind, text in _LEFT_OUT:
+        entries = [e if isinstance(e, str) else e["key"] for e in index[kind]]
+        if entries:
+            more = f" and {len(entries) - _NAMED} more" if len(entries) > _NAMED else ""
+            progress.message(f"  {len(entries)} {text}: {', '.join(entries[:_NAMED])}{more}")

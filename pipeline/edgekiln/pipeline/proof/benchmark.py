@@ -1,0 +1,77 @@
+"""The work of the stage ``benchmark``: times every contender on the same pictures, and writes ``benchmark.json``."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import asdict, fields
+from pathlib import Path
+
+import numpy as np
+
+from edgekiln.benchmarks.timing.contender import choose_images, save_inputs
+from edgekiln.benchmarks.timing.journal import clear_journal
+from edgekiln.benchmarks.timing.latency import BenchmarkPlan, run_benchmark
+from edgekiln.pipeline.data import load_split, read_source
+from edgekiln.pipeline.proof.contenders import choose_field
+from edgekiln.pipeline.proof.limits import add_limits, read_products
+from edgekiln.pipeline.recipe import Recipe
+from edgekiln.pipeline.training.checkpoint import read_contract
+from edgekiln.pipeline.workspace.stage_files import StageContext, write_json
+
+__all__ = ["benchmark_engines"]
+
+_INPUTS_NAME = "inputs.npz"
+
+
+def benchmark_engines(context: StageContext) -> None:
+    """Writes benchmark.json. Until then finished rounds lie beside it; an attempt that resumes finds them again."""
+    test = load_split(context.inputs["data"], "test")
+    chosen = choose_images(len(test), context.recipe.benchmark.images)
+    inputs = context.folder / _INPUTS_NAME
+    pictures = _encoded_pictures(context.recipe, [test.keys[i] for i in chosen])
+    save_inputs(
+        inputs, np.array(test.frames[chosen]), pictures, read_contract(context.inputs["finetune"]).to_json()
+    )
+    field = choose_field(context, chosen)
+    plan, advance = _benchmark_plan(context.recipe), context.progress.advance
+    timings, count = plan.count_units(len(field.contenders)), len(field.contenders)
+    result = run_benchmark(
+        field.contenders,
+        inputs,
+        plan=plan,
+        folder=context.folder,
+        advance=lambda done, total, note: advance(done, total + count, note),
+        message=context.progress.message,
+    )
+    values = result.to_dict()
+    add_limits(
+        values,
+        field.contenders,
+        read_products(context),
+        inputs,
+        lambda done, note: advance(timings + done, timings + count, note),
+    )
+    values["images"] = len(chosen)
+    values["peers"] = [asdict(peer) for peer in field.peers if peer.name not in result.left_out]
+    values["absent_peers"] = [asdict(absent) for absent in field.absent] + [
+        {"name": name, "reason": reason} for name, reason in result.left_out.items()
+    ]
+    write_json(context.folder / "benchmark.json", values)
+    inputs.unlink()
+    clear_journal(context.folder)
+
+
+def _benchmark_plan(recipe: Recipe) -> BenchmarkPlan:
+    settings = recipe.benchmark.model_dump()
+    return BenchmarkPlan(**{field.name: settings[field.name] for field in fields(BenchmarkPlan)})
+
+
+def _encoded_pictures(recipe: Recipe, keys: Sequence[str]) -> list[bytes]:
+    """The files that the keys stand for; none where the source has arrays instead of files."""
+    source = read_source(recipe.data)
+    samples = {s.key: s.picture for part in (source.train, source.val or (), source.test or ()) for s in part}
+    pictures = [samples.get(key) for key in keys]
+    if not all(isinstance(picture, str | os.PathLike) for picture in pictures):
+        return []
+    return [Path(str(picture)).read_bytes() for picture in pictures]

@@ -1,0 +1,29 @@
+"""The work of the stages ``finetune`` and ``evaluate.baseline``: train the network, keep its answers to the test."""
+
+from __future__ import annotations
+
+from edgekiln.pipeline.data import load_split
+from edgekiln.pipeline.training.checkpoint import CHECKPOINT_NAME, load_checkpoint
+from edgekiln.pipeline.training.finetune import begin_training, finetune
+from edgekiln.pipeline.training.job import make_job
+from edgekiln.pipeline.training.parallel import has_followers, train_together
+from edgekiln.pipeline.training.probe import evaluate_model
+from edgekiln.pipeline.workspace.stage_files import StageContext, save_logits
+
+__all__ = ["evaluate_baseline", "train_network"]
+
+
+def train_network(context: StageContext) -> None:
+    """Fine-tune, alone or together with the processes that ``torchrun`` started."""
+    job = make_job(context.recipe, context.inputs, context.progress.advance)
+    if has_followers():  # what fails before the first step fails before anybody waits for it
+        begin_training(job, context.folder)
+    with train_together(context.recipe, context.inputs) as world:
+        finetune(job, context.folder, world)
+
+
+def evaluate_baseline(context: StageContext) -> None:
+    """Keep PyTorch's logits of the test split, float32 (N, classes)."""
+    model, _ = load_checkpoint(context.inputs["finetune"] / CHECKPOINT_NAME, context.recipe.backbone)
+    test = load_split(context.inputs["data"], "test")
+    save_logits(context.folder, evaluate_model(model, test.frames).numpy())
