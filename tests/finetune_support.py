@@ -6,8 +6,8 @@ import numpy as np
 
 from edgekiln.pipeline.data import PreparedSplit
 from edgekiln.pipeline.recipe import BackboneSettings, FinetuneSettings
-from edgekiln.pipeline.training.finetune import LOG_NAME
 from edgekiln.pipeline.training.job import FinetuneJob
+from edgekiln.pipeline.training.log import LOG_NAME
 from edgekiln.runtime.contract import Contract
 
 TINY = BackboneSettings(model="edgekiln/tiny-cnn", weights="none")

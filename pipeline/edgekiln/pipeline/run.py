@@ -294,7 +294,7 @@ def _run_stage(
 
 def _complete_events(record: StageRecord, progress: Progress) -> None:
     """Where fine-tuning had been done before its events were asked for, they are made of its log."""
-    from edgekiln.pipeline.training.finetune import LOG_NAME
+    from edgekiln.pipeline.training.log import LOG_NAME
 
     folder = event_folder(record.folder)
     complete_events(record.folder / LOG_NAME, folder)

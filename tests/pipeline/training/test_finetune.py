@@ -12,8 +12,10 @@ from finetune_support import CONTRACT, TINY, events, job, split
 from edgekiln.pipeline.recipe import BackboneSettings
 from edgekiln.pipeline.training.backbones import build_backbone
 from edgekiln.pipeline.training.checkpoint import CHECKPOINT_NAME, load_checkpoint, load_tensors
-from edgekiln.pipeline.training.finetune import LOG_NAME, finetune, learning_rate_factor
+from edgekiln.pipeline.training.finetune import finetune
 from edgekiln.pipeline.training.job import FinetuneJob
+from edgekiln.pipeline.training.log import LOG_NAME
+from edgekiln.pipeline.training.optimization import learning_rate_factor
 from edgekiln.runtime.errors import GateError, RecipeError, UntrustedError
 
 

@@ -7,13 +7,13 @@ from finetune_support import CONTRACT, TINY, events, job, split
 
 from edgekiln.pipeline.data import PreparedSplit
 from edgekiln.pipeline.recipe import Augmentation, BackboneSettings
-from edgekiln.pipeline.training import finetune as module
 from edgekiln.pipeline.training.augmentation import augment_batch, augment_picture
 from edgekiln.pipeline.training.backbones import build_backbone
 from edgekiln.pipeline.training.checkpoint import CHECKPOINT_NAME, load_tensors
-from edgekiln.pipeline.training.finetune import finetune, weigh_classes
+from edgekiln.pipeline.training.finetune import Trainer, finetune
 from edgekiln.pipeline.training.freezing import freeze, list_stages
 from edgekiln.pipeline.training.job import FinetuneJob
+from edgekiln.pipeline.training.loss import weigh_classes
 from edgekiln.runtime.errors import RecipeError
 
 RESNET = BackboneSettings(model="timm/test_resnet", weights="none")
@@ -51,10 +51,12 @@ def test_an_unknown_stage_lists_those_there_are():
 def test_batchnorm_of_the_frozen_part_stands_still(tmp_path):
     settings = RESNET.model_copy(update={"freeze": "until:layer3", "freeze_batchnorm": False})
     work = job(settings, epochs=1, probe=False, learning_rate=1e-3)
-    trainer = module._Trainer(work, tmp_path)
-    before = {k: v.clone() for k, v in trainer.network.state_dict().items() if k.endswith("running_mean")}
-    trainer._train_step()
-    after = trainer.network.state_dict()
+    trainer = Trainer(work, tmp_path)
+    before = {
+        k: v.clone() for k, v in trainer.learner.network.state_dict().items() if k.endswith("running_mean")
+    }
+    trainer.step.take()
+    after = trainer.learner.network.state_dict()
     moved = {name for name in before if not torch.equal(before[name], after[name])}
     assert moved
     assert all(name.startswith(("layer3.", "layer4.")) for name in moved)
@@ -79,9 +81,7 @@ def test_it_stops_when_no_epoch_is_better(tmp_path):
 def test_a_stopped_run_that_is_continued_stops_at_once(tmp_path, monkeypatch):
     work = job(epochs=9, patience=1, learning_rate=1e-12)
     with monkeypatch.context() as patch:
-        patch.setattr(
-            module._Trainer, "_write_checkpoint", lambda trainer, folder: None
-        )  # killed before the end
+        patch.setattr(Trainer, "_write_checkpoint", lambda trainer, folder: None)  # killed before the end
         finetune(work, tmp_path)
     steps = len(events(tmp_path, "step"))
     finetune(work, tmp_path)

@@ -15,11 +15,12 @@ from edgekiln.pipeline.training.averaging import average_weights, decay_at
 from edgekiln.pipeline.training.backbones import build_backbone, find_head
 from edgekiln.pipeline.training.batches import Batches, Feed
 from edgekiln.pipeline.training.checkpoint import CHECKPOINT_NAME, load_tensors
-from edgekiln.pipeline.training.finetune import _training, finetune
+from edgekiln.pipeline.training.finetune import finetune, training
 from edgekiln.pipeline.training.freezing import GradualUnfreezing, count_depths
 from edgekiln.pipeline.training.job import FinetuneJob
 from edgekiln.pipeline.training.optimization import make_optimizer, set_rates
 from edgekiln.pipeline.training.rate_finder import HIGHEST, LOWEST, find_rate
+from edgekiln.pipeline.training.start import Start
 from edgekiln.pipeline.training.world import ALONE, World
 from edgekiln.runtime.errors import GateError, ImageError
 
@@ -109,13 +110,13 @@ def test_what_is_frozen_for_good_never_joins():
 
 def test_a_gradually_unfrozen_run_moves_the_deep_weights_last(tmp_path):
     work = job(RESNET, epochs=2, gradual_unfreezing=0.6, **PLAIN)
-    with _training(work, tmp_path, ALONE) as trainer:
+    with training(work, tmp_path, ALONE) as trainer:
         trainer.begin()
-        start = {k: v.clone() for k, v in trainer.network.state_dict().items()}
+        start = {k: v.clone() for k, v in trainer.learner.network.state_dict().items()}
         moved = []
-        for _ in range(trainer.total_steps):
-            trainer._train_step()
-            now = trainer.network.state_dict()
+        for _ in range(trainer.schedule.total_steps):
+            trainer.step.take()
+            now = trainer.learner.network.state_dict()
             moved.append({k for k in start if not torch.equal(start[k], now[k])})
     assert moved[0] == {"fc.weight", "fc.bias"}
     assert "conv1.0.weight" in moved[-1]
@@ -141,10 +142,10 @@ def test_the_average_follows_its_formula():
 
 def test_the_average_is_what_is_judged_and_kept(tmp_path):
     work = job(epochs=1, ema=0.9, **PLAIN)
-    with _training(work, tmp_path, ALONE) as trainer:
+    with training(work, tmp_path, ALONE) as trainer:
         trainer.begin()
         trainer.run()
-        average, last = trainer.average.module.state_dict(), trainer.network.state_dict()
+        average, last = trainer.learner.average.module.state_dict(), trainer.learner.network.state_dict()
     assert events(tmp_path, "done")[0]["best_step"] == 5
     kept = weights_of(tmp_path)
     assert all(torch.equal(kept[name], average[name]) for name in kept)
@@ -211,10 +212,10 @@ def test_a_found_rate_is_logged_used_and_survives_a_kill(tmp_path):
     assert events(whole, "step")[0]["learning_rate"] == pytest.approx(found["learning_rate"], rel=1e-5)
     (tmp_path / "killed").mkdir()
     work = job(learning_rate="find", epochs=2, warmup=0.0, checkpoint_seconds=1e-9)
-    with _training(work, tmp_path / "killed", ALONE) as trainer:
+    with training(work, tmp_path / "killed", ALONE) as trainer:
         trainer.begin()
-        trainer._train_step()
-        trainer._save_progress()
+        trainer.step.take()
+        trainer.save()
     finetune(work, tmp_path / "killed")
     assert (whole / CHECKPOINT_NAME).read_bytes() == (tmp_path / "killed" / CHECKPOINT_NAME).read_bytes()
     assert len(events(tmp_path / "killed", "rate_finder")) == 1
@@ -227,11 +228,13 @@ def test_a_range_test_in_which_no_rate_helps_is_an_error():
 
 
 def test_the_range_test_leaves_the_weights_as_they_were(tmp_path):
-    with _training(job(learning_rate="find", epochs=1), tmp_path, ALONE) as trainer:
-        before = {k: v.clone() for k, v in trainer.network.state_dict().items()}
-        trainer._find_rate()
-        assert all(torch.equal(before[k], v) for k, v in trainer.network.state_dict().items())
-        assert not trainer.optimizer.state_dict()["state"]
+    with training(job(learning_rate="find", epochs=1), tmp_path, ALONE) as trainer:
+        before = {k: v.clone() for k, v in trainer.learner.network.state_dict().items()}
+        Start(
+            trainer.job, trainer.learner, trainer.loss, trainer.state, trainer.schedule, trainer.log
+        ).find_rate()
+        assert all(torch.equal(before[k], v) for k, v in trainer.learner.network.state_dict().items())
+        assert not trainer.learner.optimizer.state_dict()["state"]
 
 
 # -- parts of a batch, precision, layout
@@ -253,28 +256,30 @@ def test_accumulated_parts_have_the_losses_of_whole_batches(tmp_path, more):
 
 def test_no_part_is_a_single_picture_where_batchnorm_is_trained(tmp_path):
     settings = BackboneSettings(model="timm/test_resnet", weights="none", freeze_batchnorm=False)
-    with _training(job(settings, accumulate=16, **PLAIN), tmp_path, ALONE) as trainer:
-        assert [len(part.labels) for part in trainer._draw(trainer.feed, 0, None)] == [2] * 8
-        assert [len(part.labels) for part in trainer._draw(trainer.feed, 4, None)] == [2] * 3  # the tail
-        shares = [part.share for part in trainer._draw(trainer.feed, 4, None)]
+    with training(job(settings, accumulate=16, **PLAIN), tmp_path, ALONE) as trainer:
+        assert [len(part.labels) for part in trainer.loss.draw(trainer.loss.feed, 0, None)] == [2] * 8
+        assert [len(part.labels) for part in trainer.loss.draw(trainer.loss.feed, 4, None)] == [
+            2
+        ] * 3  # the tail
+        shares = [part.share for part in trainer.loss.draw(trainer.loss.feed, 4, None)]
         assert sum(shares) == pytest.approx(1)
 
 
 @pytest.mark.parametrize("rank", [0, 1, 2])
 def test_a_process_with_one_picture_or_none_keeps_batchnorms_statistics(tmp_path, rank):
     settings = BackboneSettings(model="timm/test_resnet", weights="none", freeze_batchnorm=False)
-    with _training(job(settings, batch_size=3, **PLAIN), tmp_path, ALONE) as trainer:
-        trainer.world = trainer.feed._world = World(rank, 3 if rank < 2 else 4)
-        trainer._set_training_mode(alone=len(trainer._mine(0)) < 2)
-        norms = [m for m in trainer.network.modules() if isinstance(m, torch.nn.BatchNorm2d)]
+    with training(job(settings, batch_size=3, **PLAIN), tmp_path, ALONE) as trainer:
+        trainer.loss._world = trainer.loss.feed._world = World(rank, 3 if rank < 2 else 4)
+        trainer.learner.set_training_mode(alone=trainer.loss.count_own(0) < 2)
+        norms = [m for m in trainer.learner.network.modules() if isinstance(m, torch.nn.BatchNorm2d)]
         assert norms
         assert not any(norm.training for norm in norms)
 
 
 def test_bf16_is_what_is_computed_in(tmp_path):
     seen = []
-    with _training(job(epochs=1, precision="bf16", **PLAIN), tmp_path, ALONE) as trainer:
-        trainer.network.conv1.register_forward_hook(lambda *a: seen.append(a[2].dtype))
+    with training(job(epochs=1, precision="bf16", **PLAIN), tmp_path, ALONE) as trainer:
+        trainer.learner.network.conv1.register_forward_hook(lambda *a: seen.append(a[2].dtype))
         trainer.begin()
         trainer.run()
     assert torch.bfloat16 in seen, "in training"
@@ -285,9 +290,9 @@ def test_bf16_is_what_is_computed_in(tmp_path):
 
 @pytest.mark.parametrize("wanted", [True, False])
 def test_the_memory_layout_is_the_recipes(tmp_path, wanted):
-    with _training(job(epochs=1, channels_last=wanted), tmp_path, ALONE) as trainer:
-        [part] = trainer._draw(trainer.feed, 0, None)
-        weight = trainer.network.conv2.weight
+    with training(job(epochs=1, channels_last=wanted), tmp_path, ALONE) as trainer:
+        [part] = trainer.loss.draw(trainer.loss.feed, 0, None)
+        weight = trainer.learner.network.conv2.weight
         for tensor in (part.pixels, weight):
             assert tensor.is_contiguous(memory_format=torch.channels_last) is wanted
 
@@ -326,19 +331,19 @@ def test_a_picture_that_is_gone_is_told_as_such_by_whoever_reads_it(tmp_path, wo
 
 
 def test_a_step_sees_the_same_pixels_wherever_reading_starts(tmp_path):
-    with _training(job(), tmp_path, ALONE) as trainer:
-        in_order = [trainer.feed.at(step)[0] for step in range(4)]
-        assert torch.equal(trainer.feed.at(2)[0], in_order[2])
-        assert torch.equal(trainer.feed.at(0)[0], in_order[0])
+    with training(job(), tmp_path, ALONE) as trainer:
+        in_order = [trainer.loss.feed.at(step)[0] for step in range(4)]
+        assert torch.equal(trainer.loss.feed.at(2)[0], in_order[2])
+        assert torch.equal(trainer.loss.feed.at(0)[0], in_order[0])
 
 
 def test_processes_read_the_same_pixels_as_one_would(tmp_path):
-    with _training(job(), tmp_path, ALONE) as alone:
-        whole, labels = alone.feed.at(0)
+    with training(job(), tmp_path, ALONE) as alone:
+        whole, labels = alone.loss.feed.at(0)
     parts = []
     for rank in range(3):
-        with _training(job(), tmp_path, World(rank, 1, 0, 1)) as trainer:
-            trainer.feed._world = World(rank, 3)
-            parts.append(trainer.feed.at(0))
+        with training(job(), tmp_path, World(rank, 1, 0, 1)) as trainer:
+            trainer.loss.feed._world = World(rank, 3)
+            parts.append(trainer.loss.feed.at(0))
     assert torch.equal(torch.cat([p for p, _ in parts]), whole)
     assert torch.equal(torch.cat([y for _, y in parts]), labels)

@@ -8,8 +8,8 @@ from report_support import make_report
 
 from edgekiln.benchmarks.report import render_page
 from edgekiln.benchmarks.report.drawings import draw_training
-from edgekiln.pipeline.training.finetune import LOG_NAME, finetune
-from edgekiln.pipeline.training.log import summarize_training
+from edgekiln.pipeline.training.finetune import finetune
+from edgekiln.pipeline.training.log import LOG_NAME, summarize_training
 
 
 def test_a_real_run_in_short(tmp_path):

@@ -13,7 +13,8 @@ from finetune_support import events, job
 
 from edgekiln.pipeline.recipe import load_recipe
 from edgekiln.pipeline.training.checkpoint import CHECKPOINT_NAME, load_tensors
-from edgekiln.pipeline.training.finetune import LOG_NAME, finetune
+from edgekiln.pipeline.training.finetune import finetune
+from edgekiln.pipeline.training.log import LOG_NAME
 from edgekiln.pipeline.training.state import PROGRESS_NAME
 from edgekiln.pipeline.training.world import ALONE, World, check_batch
 from edgekiln.runtime.errors import RecipeError
@@ -154,14 +155,14 @@ def test_a_run_that_one_process_began_is_continued_by_two(tmp_path):
         (tmp_path / name).mkdir()
     work = job(epochs=3, batch_size=35, learning_rate=1e-3, l2_sp=0.1)
     finetune(work, tmp_path / "whole")
-    from edgekiln.pipeline.training.finetune import _training
+    from edgekiln.pipeline.training.finetune import training
 
-    with _training(work, tmp_path / "both", ALONE) as trainer:
+    with training(work, tmp_path / "both", ALONE) as trainer:
         trainer.begin()
-        trainer._train_step()
-        trainer._train_step()
-        trainer._judge_epoch(ALONE)
-        trainer._save_progress()
+        trainer.step.take()
+        trainer.step.take()
+        trainer.validation.judge(ALONE)
+        trainer.save()
     assert (tmp_path / "both" / PROGRESS_NAME).exists()
     (tmp_path / "child.py").write_text(CHILD.format(path=[str(Path(__file__).parents[2])]))
     done = torchrun([str(tmp_path / "child.py"), str(tmp_path / "both")], tmp_path)

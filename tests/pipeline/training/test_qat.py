@@ -18,7 +18,8 @@ from edgekiln.pipeline.recipe import BackboneSettings, load_recipe
 from edgekiln.pipeline.run import advise, check_gate, run_recipe
 from edgekiln.pipeline.stages.planning import plan_stages, stage_names
 from edgekiln.pipeline.training.checkpoint import load_tensors, save_tensors
-from edgekiln.pipeline.training.finetune import LOG_NAME, evaluate_model
+from edgekiln.pipeline.training.log import LOG_NAME
+from edgekiln.pipeline.training.probe import evaluate_model
 from edgekiln.pipeline.training.qat import TRAINED_NAME, load_trained, train_quantized
 from edgekiln.pipeline.workspace.progress import SilentProgress
 from edgekiln.runtime.contract import SHARED_NORMALIZATION

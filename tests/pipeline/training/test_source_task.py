@@ -13,15 +13,18 @@ from edgekiln.pipeline.data import PreparedSplit
 from edgekiln.pipeline.recipe import load_recipe
 from edgekiln.pipeline.run import run_recipe
 from edgekiln.pipeline.stages.planning import stage_names
-from edgekiln.pipeline.training import finetune as module
 from edgekiln.pipeline.training.backbones import build_backbone
 from edgekiln.pipeline.training.batches import Batches
 from edgekiln.pipeline.training.checkpoint import CHECKPOINT_NAME, load_tensors, save_checkpoint
-from edgekiln.pipeline.training.finetune import finetune
+from edgekiln.pipeline.training.finetune import Trainer, finetune, training
 from edgekiln.pipeline.training.job import FinetuneJob
+from edgekiln.pipeline.training.log import LOG_NAME
 from edgekiln.pipeline.training.optimization import pull_to_pretrained
 from edgekiln.pipeline.training.source_task import SourceData, check_labels, read_source_head
+from edgekiln.pipeline.training.step import Stepper
+from edgekiln.pipeline.training.threads import torch_threads
 from edgekiln.pipeline.training.weights import read_weights
+from edgekiln.pipeline.training.world import ALONE
 from edgekiln.pipeline.workspace.progress import SilentProgress
 from edgekiln.runtime.contract import Contract
 from edgekiln.runtime.errors import DataError, RecipeError
@@ -75,22 +78,20 @@ def test_the_source_is_judged_before_and_after_by_the_weights_that_are_kept(tmp_
 
 
 def test_an_average_is_judged_with_the_average_of_the_sources_head(tmp_path):
-    with module._training(
-        with_source(ema=0.9, epochs=1, learning_rate=1e-3), tmp_path, module.ALONE
-    ) as trainer:
+    with training(with_source(ema=0.9, epochs=1, learning_rate=1e-3), tmp_path, ALONE) as trainer:
         trainer.begin()
         for _ in range(5):
-            trainer._train_step()
+            trainer.step.take()
         trainer.state.best_top1 = -1.0  # whatever is judged now is the best
-        trainer._judge_epoch(module.ALONE)
-        averaged = trainer.source_average.module.state_dict()
-        assert not torch.equal(averaged["weight"], trainer.source.head.weight)
+        trainer.validation.judge(ALONE)
+        averaged = trainer.learner.source_average.module.state_dict()
+        assert not torch.equal(averaged["weight"], trainer.learner.source.head.weight)
         assert all(torch.equal(trainer.state.best_source[name], averaged[name]) for name in averaged)
 
 
 def test_the_end_is_told_once_whenever_it_is_killed(tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
-        patch.setattr(module._Trainer, "_write_checkpoint", lambda trainer, folder: trainer.log("done"))
+        patch.setattr(Trainer, "_write_checkpoint", lambda trainer, folder: trainer.log.write("done"))
         finetune(with_source(epochs=1), tmp_path)
     finetune(with_source(epochs=1), tmp_path)
     assert [e["when"] for e in events(tmp_path, "source")] == ["before", "after"]
@@ -126,21 +127,21 @@ def test_an_interrupted_run_ends_with_the_weights_of_an_uninterrupted_one(tmp_pa
     for name in ("whole", "killed"):
         (tmp_path / name).mkdir()
     finetune(make(**settings), tmp_path / "whole")
-    train_step = module._Trainer._train_step
+    take_step = Stepper.take
 
-    def die_in_step_7(trainer):
-        if trainer.state.step == 7:
+    def die_in_step_7(stepper):
+        if stepper.state.step == 7:
             raise Killed
-        train_step(trainer)
+        take_step(stepper)
 
     with monkeypatch.context() as patch:
-        patch.setattr(module._Trainer, "_train_step", die_in_step_7)
+        patch.setattr(Stepper, "take", die_in_step_7)
         with pytest.raises(Killed):
             finetune(make(**settings), tmp_path / "killed")
     finetune(make(**settings), tmp_path / "killed")
     whole, killed = ((tmp_path / name / CHECKPOINT_NAME).read_bytes() for name in ("whole", "killed"))
     assert whole == killed
-    lines = [(tmp_path / name / module.LOG_NAME).read_text() for name in ("whole", "killed")]
+    lines = [(tmp_path / name / LOG_NAME).read_text() for name in ("whole", "killed")]
     assert lines[0] == lines[1]
 
 
@@ -197,22 +198,22 @@ def test_a_head_of_other_classes_is_refused(tmp_path):
 
 
 def test_l2_sp_adds_the_gradient_of_its_formula(tmp_path):
-    trainer = module._Trainer(job(l2_sp=0.3), tmp_path)
+    trainer = Trainer(job(l2_sp=0.3), tmp_path)
     moved = torch.Generator().manual_seed(1)
     with torch.no_grad():
-        for parameter in trainer.network.parameters():
+        for parameter in trainer.learner.network.parameters():
             parameter.add_(torch.randn(parameter.shape, generator=moved) * 0.01)
-    parameters = list(trainer.pretrained)
-    penalty = sum((0.3 / 2) * (p - trainer.pretrained[p]).square().sum() for p in parameters)
+    parameters = list(trainer.learner.pretrained)
+    penalty = sum((0.3 / 2) * (p - trainer.learner.pretrained[p]).square().sum() for p in parameters)
     expected = torch.autograd.grad(penalty, parameters)
-    for parameter in trainer.network.parameters():
+    for parameter in trainer.learner.network.parameters():
         parameter.grad = torch.zeros_like(parameter)
-    pull_to_pretrained(trainer.pretrained, 0.3)
+    pull_to_pretrained(trainer.learner.pretrained, 0.3)
     for parameter, gradient in zip(parameters, expected, strict=True):
         torch.testing.assert_close(parameter.grad, gradient)
-    head = list(trainer.head.parameters())
-    assert all(p not in trainer.pretrained and p.grad.abs().max() == 0 for p in head)
-    decays = {id(p): g["weight_decay"] for g in trainer.optimizer.param_groups for p in g["params"]}
+    head = list(trainer.learner.head.parameters())
+    assert all(p not in trainer.learner.pretrained and p.grad.abs().max() == 0 for p in head)
+    decays = {id(p): g["weight_decay"] for g in trainer.learner.optimizer.param_groups for p in g["params"]}
     assert {decays[id(p)] for p in parameters} == {0.0}
     assert {decays[id(p)] for p in head} == {1e-2}
 
@@ -223,10 +224,10 @@ def test_l2_sp_keeps_weights_near_the_pretrained_ones(tmp_path):
     distances = []
     for name, strength in (("free", 0.0), ("pulled", 10.0)):
         (tmp_path / name).mkdir()
-        trainer = module._Trainer(job(l2_sp=strength, learning_rate=1e-3, epochs=2), tmp_path / name)
+        trainer = Trainer(job(l2_sp=strength, learning_rate=1e-3, epochs=2), tmp_path / name)
         trainer.begin()
         trainer.run()
-        weights = trainer.network.state_dict()
+        weights = trainer.learner.network.state_dict()
         distances.append(sum(float((weights[k] - start[k]).square().sum()) for k in start if "fc2" not in k))
     assert distances[1] < 0.5 * distances[0]
 
@@ -234,19 +235,19 @@ def test_l2_sp_keeps_weights_near_the_pretrained_ones(tmp_path):
 def test_sgd_is_torchs_with_momentum_at_a_constant_rate(tmp_path):
     work = job(optimizer="sgd", momentum=0.9, schedule="constant", warmup=0.0, weight_decay=0.0,
                learning_rate=0.01, label_smoothing=0.0, probe=False, epochs=1)  # fmt: skip
-    trainer = module._Trainer(work, tmp_path)
+    trainer = Trainer(work, tmp_path)
     torch.manual_seed(5)
     reference = build_backbone(TINY, 2, 16).network.to(memory_format=torch.channels_last)
     optimizer = torch.optim.SGD(reference.parameters(), lr=0.01, momentum=0.9)
-    with module.torch_threads(1):
+    with torch_threads(1):
         for step in range(3):
-            [part] = trainer._draw(trainer.feed, step, None)
+            [part] = trainer.loss.draw(trainer.loss.feed, step, None)
             optimizer.zero_grad()
             reference.train()
             nn.functional.cross_entropy(reference(part.pixels), part.labels).backward()
             optimizer.step()
-            trainer._train_step()
-    for ours, theirs in zip(trainer.network.parameters(), reference.parameters(), strict=True):
+            trainer.step.take()
+    for ours, theirs in zip(trainer.learner.network.parameters(), reference.parameters(), strict=True):
         assert torch.equal(ours, theirs)
 
 

@@ -12,11 +12,14 @@ from tensorboard_support import read, single
 from tests_support import TINY_RECIPE, write_pictures
 
 from edgekiln.pipeline.recipe import BackboneSettings
-from edgekiln.pipeline.training import finetune as module
 from edgekiln.pipeline.training.checkpoint import CHECKPOINT_NAME, load_checkpoint, load_tensors
-from edgekiln.pipeline.training.divergence import KEPT_NAME, BestWeights, stop_diverged
-from edgekiln.pipeline.training.finetune import LOG_NAME, finetune
+from edgekiln.pipeline.training.divergence import KEPT_NAME, Divergence
+from edgekiln.pipeline.training.finetune import finetune
+from edgekiln.pipeline.training.log import LOG_NAME
+from edgekiln.pipeline.training.loss import StepLoss
 from edgekiln.pipeline.training.probe import evaluate_model
+from edgekiln.pipeline.training.state import Schedule, TrainingState
+from edgekiln.pipeline.training.step import Stepper
 from edgekiln.runtime.errors import GateError, ResourceError
 
 NOT_A_NUMBER = float("nan")
@@ -25,22 +28,22 @@ NOT_A_NUMBER = float("nan")
 @pytest.fixture
 def loss_breaks(monkeypatch):
     """A function that makes the loss no number from a step on; ``None`` mends it."""
-    real, at = module._Trainer._losses, []
+    real, at = StepLoss.add_gradients, []
 
-    def losses(trainer, mine, other):
-        found = real(trainer, mine, other)
-        if at and trainer.state.step >= at[-1]:
+    def add_gradients(loss, step):
+        found = real(loss, step)
+        if at and step >= at[-1]:
             found["loss"] = found["loss"] * NOT_A_NUMBER
         return found
 
-    monkeypatch.setattr(module._Trainer, "_losses", losses)
+    monkeypatch.setattr(StepLoss, "add_gradients", add_gradients)
     return lambda step: at.append(step) if step is not None else at.clear()
 
 
 def test_the_error_names_step_rate_and_what_is_kept(tmp_path):
     tensors = {"weight": torch.ones(2)}
-    best = BestWeights(3, 0.9375, tensors)
-    error = stop_diverged("The loss became nan at step 7 of 20", 0.03, best, CONTRACT, TINY.model, tmp_path)
+    state = TrainingState(best_step=6, best_top1=0.9375, best=tensors)  # two steps an epoch
+    error = Divergence(job(), tmp_path, state, Schedule(2, 20)).explain("The loss became nan", 7, 0.03)
     assert isinstance(error, GateError)
     assert error.message == "The loss became nan at step 7 of 20, with a learning rate of 0.03."
     assert error.hint == (
@@ -130,13 +133,13 @@ def test_another_rate_works_elsewhere_and_leaves_what_was_kept(edgekiln, tmp_pat
 def test_a_step_that_does_not_fit_is_measured_on_the_trainer_itself(tmp_path, monkeypatch):
     """The trainer runs on the CPU; how much each of its steps takes is a formula."""
     gpu = Gpu(monkeypatch, total=8 * GIB, fixed=GIB, per_picture=GIB // 2)
-    real = module._Trainer._losses
+    real = StepLoss.compute
 
-    def losses(trainer, mine, other):
+    def losses(loss, mine, other):
         gpu.step(len(mine.labels))
-        return real(trainer, mine, other)
+        return real(loss, mine, other)
 
-    monkeypatch.setattr(module._Trainer, "_losses", losses)
+    monkeypatch.setattr(StepLoss, "compute", losses)
     with pytest.raises(ResourceError) as caught:
         finetune(job(batch_size=32, epochs=1), tmp_path)
     assert gpu.steps == [32, 4, 4, 8]
@@ -153,19 +156,23 @@ def test_a_step_that_does_not_fit_is_measured_on_the_trainer_itself(tmp_path, mo
 def test_weights_that_the_measuring_spoilt_are_not_kept(tmp_path, monkeypatch):
     """The progress on disk is that of before the failed step, so that the same command goes on where there is room."""
     gpu = Gpu(monkeypatch, total=64 * GIB, fixed=GIB, per_picture=GIB)
-    real, steps = module._Trainer._losses, []
+    real, real_take, steps = StepLoss.compute, Stepper.take, []
 
-    def losses(trainer, mine, other):
-        steps.append(len(mine.labels))
-        if trainer.state.step == 3:
+    def take(stepper):
+        if stepper.state.step == 3:
             gpu.total = 10 * GIB
+        real_take(stepper)
+
+    def losses(loss, mine, other):
+        steps.append(len(mine.labels))
         gpu.step(len(mine.labels))
-        return real(trainer, mine, other)
+        return real(loss, mine, other)
 
     (tmp_path / "whole").mkdir()
     finetune(job(epochs=1), tmp_path / "whole")
     with monkeypatch.context() as patch:
-        patch.setattr(module._Trainer, "_losses", losses)
+        patch.setattr(Stepper, "take", take)
+        patch.setattr(StepLoss, "compute", losses)
         folder = tmp_path / "short"
         folder.mkdir()
         with pytest.raises(ResourceError, match="does not hold a training step"):
@@ -177,13 +184,13 @@ def test_weights_that_the_measuring_spoilt_are_not_kept(tmp_path, monkeypatch):
 
 def test_the_command_line_tells_it_in_one_line_and_keeps_the_data(edgekiln, tmp_path, monkeypatch):
     gpu = Gpu(monkeypatch, total=8 * GIB, fixed=GIB, per_picture=GIB)
-    real = module._Trainer._losses
+    real = StepLoss.compute
 
-    def losses(trainer, mine, other):
+    def losses(loss, mine, other):
         gpu.step(len(mine.labels))
-        return real(trainer, mine, other)
+        return real(loss, mine, other)
 
-    monkeypatch.setattr(module._Trainer, "_losses", losses)
+    monkeypatch.setattr(StepLoss, "compute", losses)
     write_pictures(tmp_path / "pictures", per_class=12)
     (tmp_path / "r.toml").write_text(TINY_RECIPE)
     command = ("train", tmp_path / "r.toml", "--runs", tmp_path / "runs", "-q")

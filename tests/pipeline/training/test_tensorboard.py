@@ -12,7 +12,8 @@ from tests_support import TINY_RECIPE, write_pictures
 from edgekiln.pipeline.recipe import load_recipe
 from edgekiln.pipeline.run import run_recipe
 from edgekiln.pipeline.training import tensorboard as module
-from edgekiln.pipeline.training.finetune import LOG_NAME, finetune
+from edgekiln.pipeline.training.finetune import finetune
+from edgekiln.pipeline.training.log import LOG_NAME
 from edgekiln.pipeline.training.tensorboard import FILE_NAME, EventFiles, complete_events, event_folder
 from edgekiln.pipeline.workspace.progress import SilentProgress
 

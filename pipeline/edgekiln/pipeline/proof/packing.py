@@ -151,7 +151,7 @@ def _manifest(report: Mapping[str, Any]) -> dict[str, Any]:
 
 def _build_report(context: StageContext) -> dict[str, Any]:
     from edgekiln.pipeline.training.checkpoint import CHECKPOINT_NAME, read_contract
-    from edgekiln.pipeline.training.finetune import LOG_NAME
+    from edgekiln.pipeline.training.log import LOG_NAME
 
     test = load_split(context.inputs["data"], "test")
     baseline = read_logits(context.inputs[f"evaluate.{BASELINE}"])

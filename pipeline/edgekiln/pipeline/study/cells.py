@@ -245,7 +245,7 @@ def _read_cell(cell: Cell, recipe: Recipe, records: Mapping[str, StageRecord]) -
 def _count_work(recipe: Recipe, records: Mapping[str, StageRecord]) -> dict[str, int]:
     """Steps, and images that went through the network in them, each as often as it did."""
     from edgekiln.pipeline.training.batches import Batches
-    from edgekiln.pipeline.training.finetune import LOG_NAME
+    from edgekiln.pipeline.training.log import LOG_NAME
 
     log = (records["finetune"].folder / LOG_NAME).read_text("utf-8").splitlines()
     events = [json.loads(line) for line in log]

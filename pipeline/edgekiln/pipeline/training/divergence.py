@@ -2,51 +2,49 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
-from torch import Tensor
-
 from edgekiln.pipeline.training.checkpoint import save_checkpoint
-from edgekiln.runtime.contract import Contract
+from edgekiln.pipeline.training.job import FinetuneJob
+from edgekiln.pipeline.training.state import Schedule, TrainingState
 from edgekiln.runtime.errors import GateError
 
-__all__ = ["KEPT_NAME", "BestWeights", "stop_diverged"]
+__all__ = ["KEPT_NAME", "Divergence"]
 
 KEPT_NAME = "last-good.safetensors"
 
 
 @dataclass(frozen=True, slots=True)
-class BestWeights:
-    """The best epoch so far: its weights by name, its number and its top-1 accuracy on val."""
-
-    epoch: int
-    top1: float
-    tensors: Mapping[str, Tensor] = field(repr=False)
-
-
-def stop_diverged(
-    what: str, rate: float, best: BestWeights, contract: Contract, backbone: str, folder: Path
-) -> GateError:
-    """Keep the best weights in ``folder`` and return the error to raise.
+class Divergence:
+    """Ends a training, and keeps its best weights in ``folder``; only the leader has one.
 
     The folder is that of an unfinished stage under the key of these settings: another rate has another key and works
     elsewhere, so what is kept there stays until somebody removes it.
-
-    Args:
-        what: what was seen and where: ``The loss became nan at step 17 of 100``.
-        rate: the learning rate of that step.
-        best: judged on val; the linear probe's where no epoch ended yet.
-        contract: of the network.
-        backbone: the recipe's ``backbone.model``.
-        folder: the stage's.
     """
-    path = folder / KEPT_NAME
-    save_checkpoint(dict(best.tensors), contract, backbone, path)
-    return GateError(
-        f"{what}, with a learning rate of {rate:.3g}.",
-        hint=f"Lower finetune.learning_rate. The best weights before, of epoch {best.epoch} with a val top-1 of "
-        f"{best.top1:.4f}, are kept: backbone.weights = '{path}' starts from them.",
-        path=path,
-    )
+
+    job: FinetuneJob
+    folder: Path | None
+    state: TrainingState
+    schedule: Schedule
+
+    def explain(self, what: str, step: int, rate: float) -> GateError:
+        """The error to raise, once the best weights so far are kept: the linear probe's where no epoch ended yet.
+
+        Args:
+            what: what was seen: ``The loss became nan``.
+            step: where.
+            rate: the learning rate of that step.
+        """
+        what = f"{what} at step {step} of {self.schedule.total_steps}"
+        if self.folder is None:
+            return GateError(f"{what}.", hint="Lower finetune.learning_rate.")
+        path = self.folder / KEPT_NAME
+        save_checkpoint(dict(self.state.best), self.job.contract, self.job.backbone.model, path)
+        epoch = self.schedule.epoch_of(self.state.best_step)
+        return GateError(
+            f"{what}, with a learning rate of {rate:.3g}.",
+            hint=f"Lower finetune.learning_rate. The best weights before, of epoch {epoch} with a val top-1 of "
+            f"{self.state.best_top1:.4f}, are kept: backbone.weights = '{path}' starts from them.",
+            path=path,
+        )

@@ -7,7 +7,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-__all__ = ["summarize_training"]
+__all__ = ["LOG_NAME", "summarize_training"]
+
+LOG_NAME = "log.jsonl"
 
 _LOSSES = ("loss", "target_loss", "source_loss", "teacher_loss")
 

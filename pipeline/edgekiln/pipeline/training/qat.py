@@ -36,10 +36,12 @@ from edgekiln.pipeline.training.augmentation import augment_batch, augment_pictu
 from edgekiln.pipeline.training.backbones import build_backbone
 from edgekiln.pipeline.training.batches import Batches, Feed, step_seed
 from edgekiln.pipeline.training.checkpoint import load_checkpoint, load_tensors, save_tensors
-from edgekiln.pipeline.training.finetune import LOG_NAME, torch_threads, usable_cores, weigh_classes
 from edgekiln.pipeline.training.job import FinetuneJob
+from edgekiln.pipeline.training.log import LOG_NAME
+from edgekiln.pipeline.training.loss import weigh_classes
 from edgekiln.pipeline.training.optimization import learning_rate_factor
 from edgekiln.pipeline.training.probe import evaluate_model
+from edgekiln.pipeline.training.threads import torch_threads, usable_cores
 from edgekiln.runtime.contract import SHARED_NORMALIZATION, Contract
 from edgekiln.runtime.errors import GateError, RecipeError, UntrustedError
 from edgekiln.runtime.spec import Frames

@@ -14,6 +14,7 @@ from edgekiln.pipeline.training.checkpoint import save_tensors
 
 __all__ = [
     "PROGRESS_NAME",
+    "Schedule",
     "TrainingState",
     "load_optimizer",
     "optimizer_tensors",
@@ -23,6 +24,18 @@ __all__ = [
 
 PROGRESS_NAME = "progress.safetensors"
 _KINDS = ("model", "best", "optimizer", "source", "best_source", "average", "source_average")
+
+
+@dataclass(frozen=True, slots=True)
+class Schedule:
+    """How many steps an epoch has, and the whole training."""
+
+    steps_per_epoch: int
+    total_steps: int
+
+    def epoch_of(self, step: int) -> int:
+        """The epoch that has ended with ``step`` steps done."""
+        return step // max(1, self.steps_per_epoch)
 
 
 @dataclass(slots=True)
@@ -54,6 +67,11 @@ class TrainingState:
         for name in cls._numbers():
             setattr(state, name, type(getattr(state, name))(counters[name]))
         return state
+
+    def become(self, other: TrainingState) -> None:
+        """Take everything that another one holds: whoever was given this object sees the resumed state."""
+        for entry in fields(self):
+            setattr(self, entry.name, getattr(other, entry.name))
 
     @classmethod
     def _numbers(cls) -> list[str]:

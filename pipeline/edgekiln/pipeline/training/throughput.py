@@ -31,7 +31,7 @@ from edgekiln.pipeline.data import PreparedSplit
 from edgekiln.pipeline.recipe import Recipe, load_recipe
 from edgekiln.pipeline.training.augmentation import augment_picture
 from edgekiln.pipeline.training.batches import step_seed
-from edgekiln.pipeline.training.finetune import _Trainer, _training
+from edgekiln.pipeline.training.finetune import Trainer, training
 from edgekiln.pipeline.training.job import FinetuneJob
 from edgekiln.pipeline.training.world import ALONE
 from edgekiln.runtime.contract import Contract
@@ -60,32 +60,32 @@ def _make_job(recipe: Recipe) -> FinetuneJob:
 class _BareLoop:
     """What a person writes by hand."""
 
-    def __init__(self, trainer: _Trainer, *, augmented: bool) -> None:
+    def __init__(self, trainer: Trainer, *, augmented: bool) -> None:
         self._trainer, self._augmented = trainer, augmented
-        self._augment = augment_picture(trainer.settings.augmentation, trainer.job.contract)
-        self._frames = torch.from_numpy(trainer.job.train.frames[: trainer.settings.batch_size])
-        self._labels = torch.from_numpy(trainer.job.train.labels[: trainer.settings.batch_size])
-        self._labels = self._labels.to(trainer.device)
+        self._augment = augment_picture(trainer.job.settings.augmentation, trainer.job.contract)
+        self._frames = torch.from_numpy(trainer.job.train.frames[: trainer.job.settings.batch_size])
+        self._labels = torch.from_numpy(trainer.job.train.labels[: trainer.job.settings.batch_size])
+        self._labels = self._labels.to(trainer.learner.device)
         self._ready = self._to_device(self._frames.permute(0, 3, 1, 2))
         torch.manual_seed(step_seed(0))
 
     def _to_device(self, frames: Tensor) -> Tensor:
-        layout = torch.channels_last if self._trainer.settings.channels_last else torch.contiguous_format
-        pixels = frames.to(self._trainer.device).float().contiguous(memory_format=layout)
-        return normalize(pixels, self._trainer.model.scale, self._trainer.model.offset)
+        layout = torch.channels_last if self._trainer.job.settings.channels_last else torch.contiguous_format
+        pixels = frames.to(self._trainer.learner.device).float().contiguous(memory_format=layout)
+        return normalize(pixels, self._trainer.learner.model.scale, self._trainer.learner.model.offset)
 
     def step(self) -> None:
         trainer, pixels = self._trainer, self._ready
         if self._augmented:
             pictures = [self._augment(picture) for picture in self._frames.permute(0, 3, 1, 2)]
             pixels = self._to_device(torch.stack(pictures))
-        with torch.autocast(trainer.device.type, torch.bfloat16, enabled=trainer._uses_bf16()):
-            logits, _ = trainer.forward(pixels, None)
-        smoothing = trainer.settings.label_smoothing
+        with torch.autocast(trainer.learner.device.type, torch.bfloat16, enabled=trainer.learner.uses_bf16):
+            logits, _ = trainer.learner.forward(pixels, None)
+        smoothing = trainer.job.settings.label_smoothing
         loss = nn.functional.cross_entropy(logits.float(), self._labels, label_smoothing=smoothing)
-        trainer.optimizer.zero_grad(set_to_none=True)
+        trainer.learner.optimizer.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call] # torch
-        trainer.optimizer.step()
+        trainer.learner.optimizer.step()
 
 
 def measure_rates(recipe: Recipe, *, rounds: int, steps: int) -> dict[str, Any]:
@@ -98,22 +98,22 @@ def measure_rates(recipe: Recipe, *, rounds: int, steps: int) -> dict[str, Any]:
     """
     with (
         tempfile.TemporaryDirectory() as folder,
-        _training(_make_job(recipe), Path(folder), ALONE) as trainer,
+        training(_make_job(recipe), Path(folder), ALONE) as trainer,
     ):
         trainer.begin()
-        trainer._set_training_mode()
+        trainer.learner.set_training_mode()
         loops: dict[str, Callable[[], None]] = {
-            "edgekiln": trainer._train_step,
+            "edgekiln": trainer.step.take,
             "bare": _BareLoop(trainer, augmented=False).step,
             "augmented": _BareLoop(trainer, augmented=True).step,
         }
         seconds: dict[str, list[float]] = {name: [] for name in loops}
         for number in range(rounds + 1):
             for name in sorted(loops, key=list(loops).index, reverse=bool(number % 2)):
-                taken = _time_steps(loops[name], steps, trainer.device)
+                taken = _time_steps(loops[name], steps, trainer.learner.device)
                 if number:  # the first round warms up
                     seconds[name].append(taken)
-        threads, device = torch.get_num_threads(), str(trainer.device)
+        threads, device = torch.get_num_threads(), str(trainer.learner.device)
     images = steps * recipe.finetune.batch_size
     return {
         "backbone": recipe.backbone.model,
