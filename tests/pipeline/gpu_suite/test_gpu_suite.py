@@ -19,12 +19,13 @@ from edgekiln.pipeline.gpu_suite.engines import EngineFile, ask_engine
 from edgekiln.pipeline.gpu_suite.goals import judge_goals
 from edgekiln.pipeline.gpu_suite.gpu_tests import parse_junit
 from edgekiln.pipeline.gpu_suite.isolation import SkippedPart, run_isolated
-from edgekiln.pipeline.gpu_suite.machine import query_smi, remove_private
+from edgekiln.pipeline.gpu_suite.machine import query_smi
 from edgekiln.pipeline.gpu_suite.models import make_frames, make_network
 from edgekiln.pipeline.gpu_suite.reference import compare_answers, reference_logits
 from edgekiln.pipeline.gpu_suite.suite import SuiteOptions, bench_with_reruns, names_of, run_suite
 from edgekiln.pipeline.gpu_suite.table import render
 from edgekiln.pipeline.gpu_suite.timing import Contender, TimingPlan, summarize, time_in_turns
+from edgekiln.pipeline.shipping.privacy import remove_private
 from edgekiln.runtime.cuda import DeviceProperties, DriverState, probe_driver
 
 LAYERS = [str(ROOT / layer) for layer in ("pipeline", "export", "runtime", "benchmarks")]

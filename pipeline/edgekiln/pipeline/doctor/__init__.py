@@ -18,7 +18,7 @@ from pathlib import Path
 from edgekiln.export.engines.cache import default_cache_folder
 from edgekiln.pipeline.doctor import bundles, gpu, jetson, libraries, machine, packages, storage
 from edgekiln.pipeline.doctor.row import Row, State, fail
-from edgekiln.pipeline.gpu_suite.machine import remove_private
+from edgekiln.pipeline.shipping.privacy import remove_private
 
 __all__ = ["Row", "State", "count_states", "examine"]
 

@@ -2,23 +2,16 @@
 
 from __future__ import annotations
 
-import getpass
-import os
 import re
 import shutil
-import socket
 import subprocess
-import sys
-import tempfile
-from collections.abc import Mapping
 from importlib.util import find_spec
-from pathlib import Path
 from typing import Any
 
 from edgekiln.benchmarks.environment import describe_machine, tool_versions
 from edgekiln.runtime.cuda import DriverState
 
-__all__ = ["describe_gpu", "is_installed", "query_smi", "remove_private", "report_machine"]
+__all__ = ["describe_gpu", "is_installed", "query_smi", "report_machine"]
 
 _TOOLS = (
     "triton",
@@ -110,33 +103,3 @@ def _number(text: str) -> float | str | None:
         return None
     # A driver's version (580.126.09) and a mask (0x0) are no numbers; 1980 and 71.4 are.
     return float(text) if re.fullmatch(r"-?\d+(\.\d+)?", text) else text
-
-
-def remove_private(value: Any, private: Mapping[str, str] | None = None) -> Any:
-    """JSON values with every folder, user and host of this machine taken out of their texts."""
-    names = _private_names() if private is None else private
-    if isinstance(value, str):
-        for name, word in names.items():
-            value = re.sub(rf"(?<![\w.-]){re.escape(name)}(?![\w-])", word, value)
-        return value
-    if isinstance(value, dict):
-        return {key: remove_private(entry, names) for key, entry in value.items()}
-    if isinstance(value, list | tuple):
-        return [remove_private(entry, names) for entry in value]
-    return value
-
-
-def _private_names() -> dict[str, str]:
-    """What to replace by what, the longest first: a folder may lie in another."""
-    site = [entry for entry in sys.path if entry]
-    folders = [*site, sys.prefix, sys.base_prefix, str(Path.cwd()), str(Path.home()), tempfile.gettempdir()]
-    names = {folder: "..." for folder in folders if len(folder) > 1}
-    names |= {os.path.realpath(folder): "..." for folder in list(names)}
-    names[socket.gethostname()] = "HOST"
-    try:
-        user = getpass.getuser()
-    except (KeyError, OSError):
-        user = "root"
-    if user != "root":  # every machine has that one, and so have many messages
-        names[user] = "USER"
-    return dict(sorted(names.items(), key=lambda entry: -len(entry[0])))

@@ -15,7 +15,8 @@ from typing import Any
 from edgekiln.pipeline.gpu_suite.engines import EngineFile, find_file, list_engines
 from edgekiln.pipeline.gpu_suite.goals import judge_goals
 from edgekiln.pipeline.gpu_suite.isolation import Outcome, run_isolated, skip
-from edgekiln.pipeline.gpu_suite.machine import remove_private, report_machine
+from edgekiln.pipeline.gpu_suite.machine import report_machine
+from edgekiln.pipeline.shipping.privacy import remove_private
 from edgekiln.runtime.cuda import DriverState, probe_driver
 from edgekiln.runtime.errors import ExitCode
 

@@ -7,15 +7,24 @@ that made them, which hold the names of people, hosts and projects; and, where t
 
 from __future__ import annotations
 
+import getpass
 import os
 import re
+import socket
 import sys
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-__all__ = ["machine_folders", "name_picture", "name_places", "strip_folders", "withhold_names"]
+__all__ = [
+    "machine_folders",
+    "name_picture",
+    "name_places",
+    "remove_private",
+    "strip_folders",
+    "withhold_names",
+]
 
 _WITHHELD = "withheld"
 _LISTS = ("unreadable", "duplicates", "conflicts")
@@ -97,3 +106,33 @@ def name_places(splits: Mapping[str, Mapping[str, Sequence[str]]]) -> dict[str, 
         for split, part in splits.items()
         for position, key in enumerate(part["keys"])
     }
+
+
+def remove_private(value: Any, private: Mapping[str, str] | None = None) -> Any:
+    """JSON values with every folder, user and host of this machine taken out of their texts."""
+    names = _private_names() if private is None else private
+    if isinstance(value, str):
+        for name, word in names.items():
+            value = re.sub(rf"(?<![\w.-]){re.escape(name)}(?![\w-])", word, value)
+        return value
+    if isinstance(value, dict):
+        return {key: remove_private(entry, names) for key, entry in value.items()}
+    if isinstance(value, list | tuple):
+        return [remove_private(entry, names) for entry in value]
+    return value
+
+
+def _private_names() -> dict[str, str]:
+    """What to replace by what, the longest first: a folder may lie in another."""
+    site = [entry for entry in sys.path if entry]
+    folders = [*site, sys.prefix, sys.base_prefix, str(Path.cwd()), str(Path.home()), tempfile.gettempdir()]
+    names = {folder: "..." for folder in folders if len(folder) > 1}
+    names |= {os.path.realpath(folder): "..." for folder in list(names)}
+    names[socket.gethostname()] = "HOST"
+    try:
+        user = getpass.getuser()
+    except (KeyError, OSError):
+        user = "root"
+    if user != "root":  # every machine has that one, and so have many messages
+        names[user] = "USER"
+    return dict(sorted(names.items(), key=lambda entry: -len(entry[0])))
