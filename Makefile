@@ -86,6 +86,7 @@ docs: $(VENV)/.demo
 	PYTHONPATH=tests $(PY) -m reference commands --into docs/commands.md
 	PYTHONPATH=tests $(PY) -m reference recipe --into docs/recipe.md
 	PYTHONPATH=tests $(PY) -m reference python --into docs/python-api.md
+	PYTHONPATH=tests $(PY) -m reference stages --into ARCHITECTURE.md
 
 check: lint types test
 

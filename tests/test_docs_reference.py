@@ -19,7 +19,7 @@ if sys.version_info >= (3, 11):
 else:
     import tomli as tomllib
 
-PAGES = dict(zip(SUBJECTS, (COMMANDS_PAGE, RECIPE_PAGE, PYTHON_PAGE), strict=True))
+PAGES = dict(zip(SUBJECTS, (COMMANDS_PAGE, RECIPE_PAGE, PYTHON_PAGE, ROOT / "ARCHITECTURE.md"), strict=True))
 
 
 @pytest.mark.parametrize("subject", SUBJECTS)

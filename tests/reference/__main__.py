@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 import click
 
@@ -11,8 +11,8 @@ from reference.markdown import replace_between_marks
 
 __all__ = ["SUBJECTS", "describe", "write_reference"]
 
-Subject = Literal["commands", "recipe", "python"]
-SUBJECTS: tuple[Subject, ...] = ("commands", "recipe", "python")
+Subject = Literal["commands", "recipe", "python", "stages"]
+SUBJECTS: tuple[Subject, ...] = get_args(Subject)
 
 
 def describe(subject: Subject) -> str:
@@ -32,6 +32,11 @@ def describe(subject: Subject) -> str:
             from reference.python import describe_package
 
             return describe_package("edgekiln.runtime")
+        case "stages":
+            from edgekiln.pipeline.stages.kinds import KINDS
+            from reference.stages import describe_stages
+
+            return describe_stages(KINDS)
 
 
 @click.command()
