@@ -20,6 +20,7 @@ MODULES: dict[str, tuple[str, ...]] = {
     "runtime/edgekiln/runtime/backends/tensorrt_library.py": RUNNERS,
     "runtime/edgekiln/runtime/backends/kernel_cache.py": RUNNERS,
     "runtime/edgekiln/runtime/backends/tensorrt.py": RUNNERS,
+    "runtime/edgekiln/runtime/backends/tensorrt_engine.py": RUNNERS,
     "pipeline/edgekiln/pipeline/gpu_suite/engines.py": RUNNERS,
 }
 

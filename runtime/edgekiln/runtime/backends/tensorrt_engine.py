@@ -1,0 +1,165 @@
+"""One TensorRT engine: deserialized, its input and output read, and its execution contexts made and run.
+
+All calls of the library's engines and contexts stand here. It knows nothing of streams, buffers or graphs: a context
+is given addresses, and a stream by its handle.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from types import ModuleType
+from typing import Any
+
+from edgekiln.runtime.backends.tensorrt_errors import REBUILD, convert_refusal
+from edgekiln.runtime.backends.tensorrt_library import LibraryLog
+from edgekiln.runtime.cuda import DeviceMemory
+from edgekiln.runtime.errors import EdgekilnError, EngineError, EnvironmentProblem
+
+__all__ = ["EngineInterface", "LoadedEngine", "create_runtime"]
+
+
+@dataclass(frozen=True, slots=True)
+class EngineInterface:
+    """Names and shape of the one input and the one output."""
+
+    input: str
+    output: str
+    height: int
+    width: int
+    classes: int
+
+    @property
+    def frame_bytes(self) -> int:
+        """Of one uint8 frame."""
+        return self.height * self.width * 3
+
+    @property
+    def row_bytes(self) -> int:
+        """Of one float32 row of logits."""
+        return self.classes * 4
+
+
+def create_runtime(trt: ModuleType, log: LibraryLog) -> Any:
+    """The library's ``Runtime``, which deserializes engines.
+
+    Raises:
+        EnvironmentProblem: the library does not start.
+    """
+    mark = log.mark()
+    try:
+        return trt.Runtime(log.logger)
+    except TypeError as error:  # what the bindings make of a null pointer
+        raise EnvironmentProblem(
+            f"{trt.__name__} {trt.__version__} does not start: {error}: {log.errors_since(mark)}",
+            hint="Its libraries may be newer than the driver allows; nvidia-smi tells what that is.",
+        ) from error
+
+
+class LoadedEngine:
+    """One deserialized engine, what it takes and gives, and how its contexts are made."""
+
+    def __init__(self, trt: ModuleType, log: LibraryLog, runtime: Any, data: bytes) -> None:
+        self._trt, self._log = trt, log
+        mark = log.mark()
+        engine = runtime.deserialize_cuda_engine(data)
+        if engine is None:
+            raise self._refusal(f"{trt.__name__} {trt.__version__} refused this engine", mark, REBUILD)
+        self.engine = engine
+        self.interface = self._read_interface()
+        self.min_batch, self.max_batch = self._read_batches()
+        self.runtime_config = self._configure()
+
+    def _read_interface(self) -> EngineInterface:
+        trt, engine = self._trt, self.engine
+        names = [engine.get_tensor_name(i) for i in range(engine.num_io_tensors)]
+        inputs = [n for n in names if engine.get_tensor_mode(n) == trt.TensorIOMode.INPUT]
+        outputs = [n for n in names if n not in inputs]
+        if len(inputs) == 1 and len(outputs) == 1:
+            frame, row = tuple(engine.get_tensor_shape(inputs[0])), tuple(engine.get_tensor_shape(outputs[0]))
+            types = engine.get_tensor_dtype(inputs[0]), engine.get_tensor_dtype(outputs[0])
+            right = types == (trt.DataType.UINT8, trt.DataType.FLOAT)
+            if right and len(frame) == 4 and frame[3] == 3 and len(row) == 2 and min(frame[1:] + row[1:]) > 0:
+                return EngineInterface(inputs[0], outputs[0], frame[1], frame[2], row[1])
+        told = ", ".join(
+            f"{n}: {engine.get_tensor_dtype(n)} {tuple(engine.get_tensor_shape(n))}" for n in names
+        )
+        raise EngineError(
+            f"The engine has [{told}], wanted one uint8 (N, H, W, 3) input and one float32 (N, C) output."
+        )
+
+    def _read_batches(self) -> tuple[int, int]:
+        batch = int(self.engine.get_tensor_shape(self.interface.input)[0])
+        if batch > 0:  # a static engine needs no profile, and may have none
+            return batch, batch
+        low, _, high = self.engine.get_tensor_profile_shape(self.interface.input, 0)
+        return int(low[0]), int(high[0])
+
+    def _configure(self) -> Any:
+        """Settings of the contexts, where this library has such; TensorRT-RTX's own graphs are switched on here."""
+        engine, trt = self.engine, self._trt
+        if not hasattr(engine, "create_runtime_config"):
+            return None
+        mark = self._log.mark()
+        runtime_config = engine.create_runtime_config()
+        if runtime_config is None:
+            raise self._refusal("The engine gave no configuration for its contexts", mark)
+        if hasattr(runtime_config, "cuda_graph_strategy"):
+            runtime_config.cuda_graph_strategy = trt.CudaGraphStrategy.WHOLE_GRAPH_CAPTURE
+            # Lazy specialization would compile in the background while a product serves.
+            eager = trt.DynamicShapesKernelSpecializationStrategy.EAGER
+            runtime_config.dynamic_shapes_kernel_specialization_strategy = eager
+        else:
+            managed = trt.ExecutionContextAllocationStrategy.USER_MANAGED
+            runtime_config.set_execution_context_allocation_strategy(managed)
+        return runtime_config
+
+    @property
+    def captures_graphs(self) -> bool:
+        """Whether the library captures CUDA graphs itself."""
+        return hasattr(self.runtime_config, "cuda_graph_strategy")
+
+    @property
+    def workspace_bytes(self) -> int:
+        """Working memory that a context needs from us; none where the library keeps it."""
+        return 0 if self.captures_graphs else int(self.engine.device_memory_size_v2)
+
+    def create_context(self, batch: int) -> Any:
+        """An execution context for one batch size, whose shape is set for good."""
+        engine, mark = self.engine, self._log.mark()
+        if hasattr(engine, "create_runtime_config"):
+            context = engine.create_execution_context(runtime_config=self.runtime_config)
+        else:
+            managed = self._trt.ExecutionContextAllocationStrategy.USER_MANAGED
+            context = engine.create_execution_context(strategy=managed)
+        if context is None:
+            raise self._refusal(f"No execution context for batch {batch}", mark)
+        interface = self.interface
+        shape = (batch, interface.height, interface.width, 3)
+        self.demand(context.set_input_shape(interface.input, shape), f"batch {batch}", mark)
+        return context
+
+    def bind(self, context: Any, addresses: tuple[int, int], workspace: DeviceMemory | None) -> None:
+        """Give a context its buffers, once."""
+        mark = self._log.mark()
+        for name, address in zip((self.interface.input, self.interface.output), addresses, strict=True):
+            self.demand(context.set_tensor_address(name, int(address)), f"the address of {name}", mark)
+        if workspace is not None:
+            context.set_device_memory(int(workspace.address), int(workspace.nbytes))
+
+    def enqueue(self, context: Any, stream: int) -> None:
+        """Put one run of a context on a stream, by its handle, and return."""
+        mark = self._log.mark()
+        self.demand(context.execute_async_v3(int(stream)), "to run", mark)
+
+    def demand(self, granted: bool, what: str, mark: int) -> None:
+        """TensorRT tells of failure by ``False``, and of its reason in its log."""
+        if not granted:
+            raise self._refusal(f"The engine refused {what}", mark)
+
+    def _refusal(self, told: str, mark: int, hint: str | None = None) -> EdgekilnError:
+        """The error for what the library said since ``mark``."""
+        return convert_refusal(told, self._log.errors_since(mark), hint)
+
+    def close(self) -> None:
+        """Let the engine go; its contexts are gone before."""
+        self.runtime_config = self.engine = None

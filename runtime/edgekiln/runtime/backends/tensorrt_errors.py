@@ -1,0 +1,57 @@
+"""What a refusal of TensorRT's means: the error to raise for its words, or for an engine built for elsewhere.
+
+Knows texts and headers, and no object of the library.
+"""
+
+from __future__ import annotations
+
+import re
+
+from edgekiln.runtime.backends.engine_header import EngineHeader, Flavour, explain_refusal
+from edgekiln.runtime.errors import DeviceError, EdgekilnError, EngineError, ResourceError
+
+__all__ = ["REBUILD", "convert_refusal", "refuse_foreign"]
+
+REBUILD = "Build it here from the bundle's ONNX file: edgekiln build BUNDLE --data FOLDER --out DIR"
+"""The hint for an engine that this machine does not run."""
+
+# What TensorRT says of an engine of another version or GPU (texts of its plan reader, 10.x to 11.x and RTX).
+_FOREIGN = re.compile(
+    r"not compatible with this version|incompatible device|compute capability", re.IGNORECASE
+)
+
+
+def refuse_foreign(header: EngineHeader, flavour: Flavour, version: str, capability: tuple[int, int]) -> None:
+    """Refuse an engine that this library and GPU will not run, before the library is asked.
+
+    Args:
+        header: of the engine.
+        flavour: the library that is to run it.
+        version: that library's, as it tells it.
+        capability: the GPU's compute capability.
+
+    Raises:
+        DeviceError: says why.
+    """
+    reason = explain_refusal(header, flavour, version, capability)
+    if reason is not None:
+        raise DeviceError(
+            f"This engine will not load here, because {reason}.",
+            hint=REBUILD,
+        )
+
+
+def convert_refusal(told: str, words: str, hint: str | None = None) -> EdgekilnError:
+    """The error for a refusal; that memory ran out is only in the library's words.
+
+    Args:
+        told: what was refused.
+        words: what the library said of it.
+        hint: what to do, where the words do not tell better.
+    """
+    if "outofmemory" in words.lower().replace(" ", ""):
+        hint = "Fewer slots, or an engine for smaller batches, need less memory of the GPU."
+        return ResourceError(f"{told}: {words}", hint=hint)
+    if _FOREIGN.search(words):  # the file is right, and of another machine: `load` may try the next variant
+        return DeviceError(f"{told}: {words}", hint=REBUILD)
+    return EngineError(f"{told}: {words}", hint=hint)

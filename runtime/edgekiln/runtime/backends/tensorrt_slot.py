@@ -1,0 +1,142 @@
+"""One slot of a TensorRT session: a stream, its pinned and device buffers, and a context and graph per batch size.
+
+A context's shape and addresses never change after ``open``, since that would invalidate a CUDA graph captured from it
+(NVIDIA/TensorRT#3798). A slot runs one call at a time, so its contexts share their working memory. It knows nothing
+of sessions, threads or the library's own objects, which only ``LoadedEngine`` touches.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from edgekiln.runtime.backends.tensorrt_buckets import choose_bucket
+from edgekiln.runtime.backends.tensorrt_engine import EngineInterface, LoadedEngine
+from edgekiln.runtime.cuda import CudaApi, Graph, PinnedMemory, Stream, Wait
+from edgekiln.runtime.errors import EdgekilnError
+from edgekiln.runtime.spec import Frames, Logits
+
+__all__ = ["Slot"]
+
+
+@dataclass(slots=True)
+class _Bucket:
+    """One batch size of a slot, ready to run."""
+
+    loaded: LoadedEngine
+    context: Any
+    graph: Graph | None = None
+
+
+class Slot:
+    """One stream with its buffers and contexts. One call at a time."""
+
+    def __init__(
+        self, cuda: CudaApi, interface: EngineInterface, plan: dict[int, LoadedEngine], wait: Wait
+    ) -> None:
+        self._cuda, self._interface, self._engines, self._wait = cuda, interface, plan, wait
+        self.max_batch = max(plan)
+        self._buckets: dict[int, _Bucket] = {}
+        self._sizes = sorted(plan)
+        self._closers = contextlib.ExitStack()
+
+    def open(self) -> None:
+        """Allocate everything, warm every batch size up and capture its graph."""
+        cuda, interface = self._cuda, self._interface
+        # Where CPU and GPU share their memory (Jetson), a copy would move bytes from one place to the same place.
+        mapped = cuda.properties.integrated and cuda.properties.can_map_host_memory
+        self._stream: Stream = self._keep(cuda.create_stream())
+        self._begin = self._keep(cuda.create_event(timing=True))
+        self._end = self._keep(cuda.create_event(timing=True))
+        in_bytes, out_bytes = self.max_batch * interface.frame_bytes, self.max_batch * interface.row_bytes
+        self._host_in: PinnedMemory = self._keep(cuda.allocate_pinned(in_bytes, mapped=mapped))
+        self._host_out: PinnedMemory = self._keep(cuda.allocate_pinned(out_bytes, mapped=mapped))
+        self._device_in = None if mapped else self._keep(cuda.allocate_device(in_bytes))
+        self._device_out = None if mapped else self._keep(cuda.allocate_device(out_bytes))
+        size = max(loaded.workspace_bytes for loaded in self._engines.values())
+        self._workspace = self._keep(cuda.allocate_device(size)) if size else None
+        shape = (self.max_batch, interface.height, interface.width, 3)
+        self._host_in.array[:] = 0
+        self._frames = self._host_in.array.reshape(shape)
+        self._logits = self._host_out.array.view(np.float32).reshape(self.max_batch, interface.classes)
+        with self._settled():
+            for batch in self._sizes:
+                self._prepare(batch, self._engines[batch])
+
+    def _keep(self, resource: Any) -> Any:
+        self._closers.callback(getattr(resource, "free", None) or resource.close)
+        return resource
+
+    def _addresses(self) -> tuple[int, int]:
+        if self._device_in is None or self._device_out is None:
+            into, out = self._host_in.device_address, self._host_out.device_address
+            assert into is not None
+            assert out is not None  # both were allocated as mapped
+            return into, out
+        return self._device_in.address, self._device_out.address
+
+    def _prepare(self, batch: int, loaded: LoadedEngine) -> None:
+        bucket = self._buckets[batch] = _Bucket(loaded, loaded.create_context(batch))
+        self._closers.callback(setattr, bucket, "context", None)  # after its graph, before its memory
+        loaded.bind(bucket.context, self._addresses(), self._workspace)
+        self._enqueue(batch, bucket)  # the first run does work that cannot be captured
+        self._stream.synchronize(self._wait)
+        if not loaded.captures_graphs:
+            bucket.graph = self._keep(self._cuda.capture(self._stream, lambda: self._enqueue(batch, bucket)))
+        self._launch(batch)  # a graph is uploaded, or captured by the library, when it first runs
+        self._stream.synchronize(self._wait)
+
+    def _enqueue(self, batch: int, bucket: _Bucket) -> None:
+        cuda, interface = self._cuda, self._interface
+        if self._device_in is not None:
+            cuda.copy_to_device(self._device_in, self._host_in, batch * interface.frame_bytes, self._stream)
+        bucket.loaded.enqueue(bucket.context, self._stream.handle)
+        if self._device_out is not None:
+            cuda.copy_to_host(self._host_out, self._device_out, batch * interface.row_bytes, self._stream)
+
+    def _launch(self, batch: int) -> None:
+        bucket = self._buckets[batch]
+        if bucket.graph is None:
+            self._enqueue(batch, bucket)
+        else:
+            bucket.graph.launch(self._stream)
+
+    def run(self, frames: Frames, logits: Logits) -> None:
+        """Classify 1 to ``max_batch`` frames into ``logits``."""
+        count = len(frames)
+        self._frames[:count] = frames  # rows behind it hold an older batch: their answers are not read
+        with self._settled():
+            self._launch(choose_bucket(self._sizes, count))
+            self._stream.synchronize(self._wait)
+        logits[:] = self._logits[:count]
+
+    def measure_ms(self, frames: Frames) -> float:
+        """GPU time of one call, from before its copy in to after its copy out."""
+        self._frames[: len(frames)] = frames
+        with self._settled():
+            self._begin.record(self._stream)
+            self._launch(choose_bucket(self._sizes, len(frames)))
+            self._end.record(self._stream)
+            self._end.synchronize()
+        return float(self._end.elapsed_ms(self._begin))
+
+    @contextlib.contextmanager
+    def _settled(self) -> Iterator[None]:
+        """Leave nothing under way behind a failure: it may still use what is overwritten or freed next."""
+        try:
+            yield
+        except BaseException:
+            with contextlib.suppress(EdgekilnError):
+                self._stream.synchronize(self._wait)
+            raise
+
+    def close(self) -> None:
+        """Free the graphs, then the contexts, then the memory that both use; a failure stops none of it.
+
+        Every call has waited for its work, so none is under way.
+        """
+        self._closers.close()

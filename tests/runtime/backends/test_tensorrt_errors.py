@@ -1,0 +1,31 @@
+"""What TensorRT's words are taken for."""
+
+import pytest
+from fake_tensorrt import make_header
+
+from edgekiln.runtime.backends.engine_header import read_engine_header
+from edgekiln.runtime.backends.tensorrt_errors import REBUILD, convert_refusal, refuse_foreign
+from edgekiln.runtime.errors import DeviceError, EngineError, ResourceError
+
+
+@pytest.mark.parametrize(
+    ("words", "kind", "hint"),
+    [
+        ("Cuda Runtime (out of memory)", ResourceError, "Fewer slots"),
+        ("The engine plan file is not compatible with this version of TensorRT", DeviceError, REBUILD),
+        ("The plan was generated on an incompatible device", DeviceError, REBUILD),
+        ("a tensor has no name", EngineError, "the caller's hint"),
+    ],
+)
+def test_words_decide_the_error(words, kind, hint):
+    error = convert_refusal("The engine refused to run", words, "the caller's hint")
+    assert type(error) is kind
+    assert error.message == f"The engine refused to run: {words}"
+    assert error.hint.startswith(hint)
+
+
+def test_an_engine_of_another_release_is_refused_by_its_header():
+    header = read_engine_header(make_header("11.4"))
+    refuse_foreign(header, "tensorrt", "11.4.0", (8, 9))
+    with pytest.raises(DeviceError, match=r"will not load here, because .*edgekiln build BUNDLE"):
+        refuse_foreign(header, "tensorrt", "10.3.0", (8, 9))
