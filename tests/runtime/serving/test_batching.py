@@ -26,7 +26,7 @@ from edgekiln.runtime.errors import (
     ResourceError,
     UsageError,
 )
-from edgekiln.runtime.serving import batching
+from edgekiln.runtime.serving import batching_wait
 from edgekiln.runtime.serving.batching import Batcher
 from edgekiln.runtime.serving.classifier import Classifier
 from edgekiln.runtime.serving.prediction import Selection
@@ -90,7 +90,7 @@ def test_a_batch_that_is_not_full_runs_when_its_time_is_over(classifier, session
     with Batcher(classifier, max_batch=100, max_wait_us=2000) as batcher:
         begun = time.monotonic()
         assert red(batcher.submit(flat(7))) == 7
-        assert time.monotonic() - begun >= 0.002 - batching._FIRST_LATENESS_S - batching._HANDOVER_S
+        assert time.monotonic() - begun >= 0.002 - batching_wait._FIRST_LATENESS_S - batching_wait._HANDOVER_S
     assert session.batches == [1]
 
 
@@ -108,8 +108,10 @@ def test_where_sleeps_end_late_they_are_begun_shorter(classifier, monkeypatch):
         monkeypatch.setattr(batcher._changed, "wait", wait_long)
         while len(waits) < 40:
             assert red(batcher.submit(flat(7))) == 7
-        assert 0.8 * batching._MOST_LATENESS_S < batcher._lateness_s <= batching._MOST_LATENESS_S
-    assert max(waits[30:]) <= 0.002 - 0.8 * batching._MOST_LATENESS_S
+        assert (
+            0.8 * batching_wait._MOST_LATENESS_S < batcher._wait.lateness_s <= batching_wait._MOST_LATENESS_S
+        )
+    assert max(waits[30:]) <= 0.002 - 0.8 * batching_wait._MOST_LATENESS_S
 
 
 def test_waiting_for_others_makes_nobody_late(classifier, session):
@@ -138,11 +140,11 @@ def test_being_refused_costs_no_walk_through_the_queue(held):
     batcher, _ = held
     for number in range(6):
         batcher.submit(flat(number), deadline_ms=1e9)
-    queue = batcher._queue
+    queue = batcher._queue.waiting
     for _ in range(3):
         with pytest.raises(OverloadedError):
             batcher.submit(flat(9))
-    assert batcher._queue is queue, "it was not gone through"
+    assert batcher._queue.waiting is queue, "it was not gone through"
 
 
 def test_what_waits_for_the_pool_can_be_cancelled_and_can_be_too_late(classifier, session, monkeypatch):
@@ -421,7 +423,7 @@ def test_counters_tell_percentiles_of_the_last_answers(classifier):
         for i in range(20):
             batcher.submit(flat(i)).result(PATIENCE_S)
         counters = batcher.read_counters()
-        batcher._latencies_ms.extend([5.0] * 3000)
+        batcher._tally.latencies_ms.extend([5.0] * 3000)
         assert batcher.read_counters().latency_ms == {"p50": 5.0, "p90": 5.0, "p99": 5.0}
     latency = counters.latency_ms
     assert 0 < latency["p50"] <= latency["p90"] <= latency["p99"]
@@ -459,7 +461,7 @@ def test_asyncio_gets_the_same_answers_in_batches(held, session):
 
     async def ask():
         tasks = [asyncio.create_task(batcher.predict_async(flat(i))) for i in range(4)]
-        while len(batcher._queue) < 4:
+        while len(batcher._queue.waiting) < 4:
             await asyncio.sleep(0)
         session.gate.set()
         return [float(prediction.logits[0]) for prediction in await asyncio.gather(*tasks)]
@@ -487,7 +489,7 @@ def test_cancelling_the_task_cancels_the_request(held, session):
 
     async def ask():
         task = asyncio.create_task(batcher.predict_async(flat(3)))
-        while not batcher._queue:
+        while not batcher._queue.waiting:
             await asyncio.sleep(0)
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
@@ -614,7 +616,7 @@ def test_a_picture_that_was_taken_away_unheard_is_left_out_of_its_batch(classifi
         running = batcher.submit(flat(0))
         session.wait_until_entered()
         futures = [batcher.submit(flat(i)) for i in (1, 2, 3)]
-        batcher._queue[1].frame = None  # a task was cancelled, and its future has not heard of it yet
+        batcher._queue.waiting[1].frame = None  # a task was cancelled, and its future has not heard of it yet
         session.gate.set()
         assert [red(future) for future in (running, futures[0], futures[2])] == [0, 1, 3]
         with pytest.raises(CancelledError):
