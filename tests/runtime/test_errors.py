@@ -4,7 +4,7 @@ import pickle
 
 import pytest
 
-from edgekiln.runtime.errors import BundleError, EdgekilnError, ImageError, NonFiniteError
+from edgekiln.runtime.errors import BuildError, BundleError, EdgekilnError, ImageError, NonFiniteError
 
 
 @pytest.mark.parametrize(
@@ -14,6 +14,8 @@ from edgekiln.runtime.errors import BundleError, EdgekilnError, ImageError, NonF
         NonFiniteError("a", hint="b"),
         BundleError("a", hint="b", path="c"),
         ImageError("a", reason="corrupt", hint="b", path="c"),
+        NonFiniteError("a", images=(1, 4)),
+        BuildError("a", node="/conv", log=(("ERROR", "no kernel"),)),
     ],
     ids=lambda error: type(error).__name__,
 )

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 from enum import IntEnum
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeAlias
 
 __all__ = [
     "BuildError",
@@ -38,6 +38,10 @@ __all__ = [
     "UsageError",
     "join_hint",
 ]
+
+# What an error may be about. A class that carries more than message, hint and path names it in an ``__init__`` of its
+# own, so that type checkers and ``help`` know it; text, path and pickling are the base's.
+_Path: TypeAlias = "str | os.PathLike[str] | None"
 
 
 class ExitCode(IntEnum):
@@ -74,9 +78,7 @@ class EdgekilnError(Exception):
     code: ClassVar[str] = "internal"
     exit_code: ClassVar[ExitCode] = ExitCode.BUG
 
-    def __init__(
-        self, message: str, *, hint: str | None = None, path: str | os.PathLike[str] | None = None
-    ) -> None:
+    def __init__(self, message: str, *, hint: str | None = None, path: _Path = None) -> None:
         self.message = message
         self.hint = hint
         self.path = None if path is None else os.fspath(path)
@@ -135,14 +137,7 @@ class ImageError(UsageError):
 
     code = "image"
 
-    def __init__(
-        self,
-        message: str,
-        *,
-        reason: str,
-        hint: str | None = None,
-        path: str | os.PathLike[str] | None = None,
-    ) -> None:
+    def __init__(self, message: str, *, reason: str, hint: str | None = None, path: _Path = None) -> None:
         super().__init__(message, hint=hint, path=path)
         self.reason = reason
 
@@ -181,7 +176,7 @@ class NonFiniteError(GateError):
         message: str,
         *,
         hint: str | None = None,
-        path: str | os.PathLike[str] | None = None,
+        path: _Path = None,
         images: tuple[int, ...] = (),
     ) -> None:
         super().__init__(message, hint=hint, path=path)
@@ -253,7 +248,7 @@ class BuildError(EnvironmentProblem):
         message: str,
         *,
         hint: str | None = None,
-        path: str | os.PathLike[str] | None = None,
+        path: _Path = None,
         node: str | None = None,
         log: tuple[tuple[str, str], ...] = (),
     ) -> None:
