@@ -14,16 +14,12 @@ import numpy as np
 
 from edgekiln.runtime.arguments import check_threads
 from edgekiln.runtime.backends.onnxruntime_cuda import BoundRunner, cuda_options
-from edgekiln.runtime.errors import (
-    DeviceError,
-    EngineError,
-    EnvironmentProblem,
-    UsageError,
-)
+from edgekiln.runtime.backends.session_base import HomeSession, SessionFacts
+from edgekiln.runtime.errors import DeviceError, EngineError, EnvironmentProblem, UsageError
 from edgekiln.runtime.extras import import_extra
-from edgekiln.runtime.forking import HomeProcess, keep_in_forks
+from edgekiln.runtime.forking import keep_in_forks
 from edgekiln.runtime.onnx_files.scan import check_onnx
-from edgekiln.runtime.spec import Frames, Logits, check_finite, check_frames
+from edgekiln.runtime.spec import Frames, Logits, check_finite
 
 __all__ = ["OnnxRuntimeSession", "import_onnxruntime"]
 
@@ -57,7 +53,7 @@ def _is_installed(distribution: str) -> bool:
     return True
 
 
-class OnnxRuntimeSession:
+class OnnxRuntimeSession(HomeSession):
     """An ONNX file under onnxruntime: uint8 (N, H, W, 3) in, float32 (N, C) out. See ``Session``."""
 
     def __init__(
@@ -73,57 +69,32 @@ class OnnxRuntimeSession:
         check_threads(threads)
         ort = import_onnxruntime(device)
         check_onnx(model, allow_operators=allow_operators)
-        self._threads = threads
-        self._device = "cpu" if device == "cpu" else "cuda:0"
         self._session: Any = _create(ort, model, device, threads)
-        self._home = HomeProcess()
         keep_in_forks(self._session)
-        self._input, self._frame_shape = _read_input(self._session)
-        self._outputs, self._num_classes = _read_output(self._session)
+        self._input, frame_shape = _read_input(self._session)
+        self._outputs, num_classes = _read_output(self._session)
+        where = "cpu" if device == "cpu" else "cuda:0"
+        super().__init__(SessionFacts(f"onnxruntime-{device}", where, threads, frame_shape, num_classes))
         self._bound: BoundRunner | None = None
         if device == "cuda":
             self._bound = BoundRunner(
                 ort,
                 self._session,
                 names=(self._input, self._outputs[0]),
-                frame_shape=self._frame_shape,
-                classes=self._num_classes,
+                frame_shape=frame_shape,
+                classes=num_classes,
             )
             keep_in_forks(self._bound)
 
-    @property
-    def backend(self) -> str:
-        return f"onnxruntime-{self._device.partition(':')[0]}"
-
-    @property
-    def device(self) -> str:
-        return self._device
-
-    @property
-    def threads(self) -> int | None:
-        return self._threads
-
-    @property
-    def frame_shape(self) -> tuple[int, int]:
-        return self._frame_shape
-
-    @property
-    def num_classes(self) -> int:
-        return self._num_classes
-
     def run(self, frames: Frames) -> Logits:
-        self._home.check()
-        session = self._session  # one read: close() in another thread cannot pull it away midway
-        if session is None:
-            raise UsageError("This session is closed.", hint="Load the bundle again.")
-        check_frames(frames, *self._frame_shape)
+        session = self._admit(self._session, frames)
         if 0 < len(frames) <= MAX_CHUNK:
             logits = self._call(session, frames)
         else:
             chunks = [
                 self._call(session, frames[i : i + MAX_CHUNK]) for i in range(0, len(frames), MAX_CHUNK)
             ]
-            logits = np.concatenate(chunks) if chunks else np.zeros((0, self._num_classes), np.float32)
+            logits = np.concatenate(chunks) if chunks else np.zeros((0, self.num_classes), np.float32)
         check_finite(logits, self.backend)
         return logits
 

@@ -21,11 +21,12 @@ from typing import Any, TypeVar
 import numpy as np
 
 from edgekiln.runtime.arguments import check_threads
-from edgekiln.runtime.errors import EngineError, UsageError
+from edgekiln.runtime.backends.session_base import HomeSession, SessionFacts
+from edgekiln.runtime.errors import EngineError
 from edgekiln.runtime.extras import import_extra
-from edgekiln.runtime.forking import HomeProcess, keep_in_forks
+from edgekiln.runtime.forking import keep_in_forks
 from edgekiln.runtime.onnx_files.scan import check_onnx
-from edgekiln.runtime.spec import Frames, Logits, check_finite, check_frames
+from edgekiln.runtime.spec import Frames, Logits, check_finite
 from edgekiln.runtime.threads import start_thread
 
 __all__ = ["OpenVinoSession", "RuntimeLayer", "import_openvino", "read_layers"]
@@ -66,49 +67,23 @@ def _hidden(package: str) -> Iterator[None]:
         modules.update(before)
 
 
-class OpenVinoSession:
+class OpenVinoSession(HomeSession):
     """An ONNX file under OpenVINO: uint8 (N, H, W, 3) in, float32 (N, C) out. See ``Session``."""
 
     def __init__(
         self, model: bytes, *, threads: int | None = None, allow_operators: Collection[str] = ()
     ) -> None:
         check_threads(threads)
-        self._threads = threads
         library = import_openvino()
         check_onnx(model, allow_operators=allow_operators)
         engine = _in_a_passing_thread(lambda: _Engine(library, model, threads))
-        self._frame_shape, self._num_classes = engine.frame_shape, engine.num_classes
+        super().__init__(SessionFacts("openvino", "cpu", threads, engine.frame_shape, engine.num_classes))
         self._engine: _Engine | None = engine
-        self._home = HomeProcess()
         keep_in_forks(engine)
 
-    @property
-    def backend(self) -> str:
-        return "openvino"
-
-    @property
-    def device(self) -> str:
-        return "cpu"
-
-    @property
-    def threads(self) -> int | None:
-        return self._threads
-
-    @property
-    def frame_shape(self) -> tuple[int, int]:
-        return self._frame_shape
-
-    @property
-    def num_classes(self) -> int:
-        return self._num_classes
-
     def run(self, frames: Frames) -> Logits:
-        self._home.check()
-        engine = self._engine  # one read: close() in another thread cannot pull it away midway
-        if engine is None:
-            raise UsageError("This session is closed.", hint="Load the bundle again.")
-        check_frames(frames, *self._frame_shape)
-        logits = np.empty((len(frames), self._num_classes), np.float32)
+        engine = self._admit(self._engine, frames)
+        logits = np.empty((len(frames), self.num_classes), np.float32)
         for start in range(0, len(frames), MAX_CHUNK):
             part = frames[start : start + MAX_CHUNK]
             with _converted_errors("failed while running"):

@@ -18,6 +18,7 @@ import numpy as np
 
 from edgekiln.runtime.backends.engine_header import HEADER_BYTES, EngineHeader, Flavour, read_engine_header
 from edgekiln.runtime.backends.kernel_cache import KernelCache
+from edgekiln.runtime.backends.session_base import DescribedSession, SessionFacts, closed_error
 from edgekiln.runtime.backends.tensorrt_buckets import plan_buckets
 from edgekiln.runtime.backends.tensorrt_engine import LoadedEngine, create_runtime
 from edgekiln.runtime.backends.tensorrt_errors import refuse_foreign
@@ -33,7 +34,7 @@ DEFAULT_SLOTS = 2
 """One call copies on the host while another runs on the GPU; more only cost memory."""
 
 
-class TensorRTSession:
+class TensorRTSession(DescribedSession):
     """Engines of one model, for one or several batch sizes. See ``Session``; safe from any number of threads."""
 
     def __init__(
@@ -93,9 +94,16 @@ class TensorRTSession:
             self._runtime = create_runtime(self._trt, log)
             for data in engines:
                 self._models.append(LoadedEngine(self._trt, log, self._runtime, data))
-            self._interface = self._models[0].interface
-            if any(other.interface != self._interface for other in self._models):
+            interface = self._models[0].interface
+            if any(other.interface != interface for other in self._models):
                 raise EngineError("These engines differ in their input or output: they are not of one model.")
+            self._facts = SessionFacts(
+                backend=self._flavour,
+                device=f"cuda:{self._cuda.device}",
+                threads=None,
+                frame_shape=(interface.height, interface.width),
+                num_classes=interface.classes,
+            )
             plan = plan_buckets(self._models)
             self._buckets = tuple(sorted(plan))
             caches = [
@@ -104,32 +112,12 @@ class TensorRTSession:
                 if loaded.captures_graphs
             ]
             for _ in range(slots):
-                slot = Slot(self._cuda, self._interface, plan, wait)
+                slot = Slot(self._cuda, interface, plan, wait)
                 self._all_slots.append(slot)
                 slot.open()
                 self._idle.put(slot)
             for cache in caches:
                 cache.save()
-
-    @property
-    def backend(self) -> str:
-        return self._flavour
-
-    @property
-    def device(self) -> str:
-        return f"cuda:{self._cuda.device}"
-
-    @property
-    def threads(self) -> int | None:
-        return None
-
-    @property
-    def frame_shape(self) -> tuple[int, int]:
-        return self._interface.height, self._interface.width
-
-    @property
-    def num_classes(self) -> int:
-        return self._interface.classes
 
     @property
     def buckets(self) -> tuple[int, ...]:
@@ -176,7 +164,7 @@ class TensorRTSession:
 
     def _refuse_closed(self) -> None:
         if self._closed:
-            raise UsageError("This session is closed.", hint="Load the bundle again.")
+            raise closed_error()
 
     def close(self) -> None:
         """Wait for the calls under way, refuse later ones, free everything. Closing twice does nothing."""
