@@ -15,7 +15,8 @@ from torchvision.transforms import InterpolationMode, v2
 
 from edgekiln.runtime.contract import Contract
 from edgekiln.runtime.errors import ExitCode, ImageError
-from edgekiln.runtime.pictures.image import MAX_BYTES, MAX_PIXELS, check_encoded, decode, prepare
+from edgekiln.runtime.pictures.image import MAX_BYTES, check_encoded, decode, prepare
+from edgekiln.runtime.pictures.limits import MAX_PIXELS
 
 CLASSES = ("a", "b")
 SMALL = Contract(height=6, width=9, classes=CLASSES)

@@ -98,7 +98,7 @@ def _by_pytorch(network: Callable[[int], Any], contract: Contract) -> Predict:
     torch = import_extra("torch", "build")
     from PIL import Image
 
-    from edgekiln.runtime.pictures.image import fit
+    from edgekiln.runtime.pictures.fitting import fit
 
     torch.set_num_threads(1)
     model = network(len(contract.classes)).eval()

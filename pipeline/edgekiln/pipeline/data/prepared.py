@@ -30,7 +30,8 @@ from edgekiln.pipeline.data.picture_frames import PictureFrames
 from edgekiln.pipeline.recipe import DataSettings
 from edgekiln.runtime.contract import SHARED_NORMALIZATION, Contract, Normalization
 from edgekiln.runtime.errors import DataError, ImageError
-from edgekiln.runtime.pictures.image import Frame, Picture, read_encoded
+from edgekiln.runtime.pictures.encoded import read_encoded
+from edgekiln.runtime.pictures.image import Frame, Picture
 
 __all__ = [
     "INDEX_NAME",

@@ -20,8 +20,9 @@ from edgekiln.pipeline.recipe import DataSettings
 from edgekiln.pipeline.workspace.stage_files import read_json, write_json
 from edgekiln.runtime.contract import Contract
 from edgekiln.runtime.errors import ImageError
+from edgekiln.runtime.pictures.encoded import read_encoded
 from edgekiln.runtime.pictures.fast_decode import measure_difference, prepare_scaled
-from edgekiln.runtime.pictures.image import Frame, Picture, read_encoded
+from edgekiln.runtime.pictures.image import Frame, Picture
 from edgekiln.runtime.spec import Frames
 
 __all__ = ["ScaledFrames", "keep_scaled_frames", "read_scaled_frames"]

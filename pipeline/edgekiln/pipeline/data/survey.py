@@ -20,7 +20,8 @@ from edgekiln.pipeline.data.labelled import LabelledImages, Sample, SplitName, s
 from edgekiln.pipeline.data.listing import read_source
 from edgekiln.pipeline.recipe import DataSettings
 from edgekiln.runtime.errors import DataError
-from edgekiln.runtime.pictures.image import FORMATS, MAX_PIXELS
+from edgekiln.runtime.pictures.encoded import FORMATS
+from edgekiln.runtime.pictures.limits import MAX_PIXELS
 
 __all__ = ["Survey", "images_to_prove", "propose_drop", "provable_drop", "survey_folder"]
 

@@ -23,16 +23,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from edgekiln.runtime.contract import Contract
-from edgekiln.runtime.pictures.image import (
-    ColorOrder,
-    Frame,
-    Picture,
-    apply_orientation,
-    open_encoded,
-    prepare,
-    read_encoded,
-    read_orientation,
-)
+from edgekiln.runtime.pictures.conversion import apply_orientation, read_orientation
+from edgekiln.runtime.pictures.encoded import open_encoded, read_encoded
+from edgekiln.runtime.pictures.fitting import resized_size
+from edgekiln.runtime.pictures.image import ColorOrder, Frame, Picture, prepare
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -115,10 +109,5 @@ def _scale(image: Image.Image, contract: Contract) -> bool:
 
 def _resized(size: tuple[int, int], contract: Contract, turned: bool) -> tuple[int, int]:
     """(width, height) that the contract resizes to, as the picture lies in its file, rounded as it rounds."""
-    if contract.resize == "squash":
-        return (contract.height, contract.width) if turned else (contract.width, contract.height)
-    width, height = size
-    shorter = contract.shorter_side or 0  # the contract guarantees it for this rule
-    if width <= height:
-        return shorter, int(shorter * height / width)
-    return int(shorter * width / height), shorter
+    resized = resized_size(size, contract)
+    return resized[::-1] if turned and contract.resize == "squash" else resized

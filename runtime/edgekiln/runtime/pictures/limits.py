@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from edgekiln.runtime.errors import ImageError
+from edgekiln.runtime.pictures.refusals import COPY_AGAIN, SCALE_DOWN
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -53,7 +54,6 @@ MAX_CHUNKS = 65_536
 MAX_EXIF_BYTES = 65_536
 """As many as a segment of a JPEG can hold. Entries may overlap, so that a reader takes up many times as much."""
 
-_SCALE_DOWN = "Scale it down: models see a few hundred pixels of a side."
 _REWRITE = "Save it again with any picture program."
 _MAX_PHOTOSHOP = 10_000  # of Photoshop's resources, of twelve bytes or more, which Pillow reads one by one
 
@@ -230,12 +230,12 @@ def _truncated(name: str, why: str) -> ImageError:
     return ImageError(
         f"{name} cannot be decoded: it is truncated, {why}.",
         reason="truncated",
-        hint="Copy or export it again.",
+        hint=COPY_AGAIN,
     )
 
 
 def _too_large(what: str) -> ImageError:
-    return ImageError(f"{what}.", reason="too_large", hint=_SCALE_DOWN)
+    return ImageError(f"{what}.", reason="too_large", hint=SCALE_DOWN)
 
 
 def _too_many(name: str, parts: str, limit: int) -> ImageError:
