@@ -52,6 +52,24 @@ def write_key_pair(stem: str | os.PathLike[str], passphrase: bytes | None = None
         passphrase is not None and not 0 < len(passphrase) < 1024
     ):
         raise UsageError("A passphrase is 1 to 1023 bytes.")
+    paths = _name_pair(stem)
+    private, public = _make_pair(passphrase)
+    for path in paths:
+        if os.path.lexists(path):  # False, too, for a name that cannot be: creating it tells
+            raise UsageError(
+                f"{path} exists, and keys are not replaced.", hint="Take another name.", path=path
+            )
+    _create(paths[0], private, 0o600)
+    try:
+        _create(paths[1], public, 0o644)
+    except BaseException:  # half a pair would be in the way of the next attempt
+        paths[0].unlink(missing_ok=True)
+        raise
+    return paths
+
+
+def _name_pair(stem: str | os.PathLike[str]) -> tuple[Path, Path]:
+    """Where the private and the public key go."""
     try:
         stem = Path(stem)
     except TypeError as error:
@@ -60,6 +78,11 @@ def write_key_pair(stem: str | os.PathLike[str], passphrase: bytes | None = None
         raise UsageError(
             f"{str(stem)!r} has no name to put .key and .pub behind.", hint="Give NAME, or FOLDER/NAME."
         )
+    return stem.with_name(f"{stem.name}.key"), stem.with_name(f"{stem.name}.pub")
+
+
+def _make_pair(passphrase: bytes | None) -> tuple[bytes, bytes]:
+    """A new private key and its public one, in PEM."""
     ec = import_extra("cryptography.hazmat.primitives.asymmetric.ec", "sign")
     serialization = import_extra("cryptography.hazmat.primitives.serialization", "sign")
     key = ec.generate_private_key(ec.SECP256R1())
@@ -68,22 +91,10 @@ def write_key_pair(stem: str | os.PathLike[str], passphrase: bytes | None = None
         if passphrase is None
         else serialization.BestAvailableEncryption(passphrase)
     )
-    private = key.private_bytes(
+    private: bytes = key.private_bytes(
         serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, protection
-    )  # fmt: skip
-    paths = stem.with_name(f"{stem.name}.key"), stem.with_name(f"{stem.name}.pub")
-    for path in paths:
-        if os.path.lexists(path):  # False, too, for a name that cannot be: creating it tells
-            raise UsageError(
-                f"{path} exists, and keys are not replaced.", hint="Take another name.", path=path
-            )
-    _create(paths[0], private, 0o600)
-    try:
-        _create(paths[1], _public_pem(key.public_key()), 0o644)
-    except BaseException:  # half a pair would be in the way of the next attempt
-        paths[0].unlink(missing_ok=True)
-        raise
-    return paths
+    )
+    return private, _public_pem(key.public_key())
 
 
 def _create(path: Path, content: bytes, mode: int) -> None:
