@@ -5,7 +5,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from edgekiln.export.precision.qdq_lint import Finding, lint_qdq
+from edgekiln.export.precision.qdq_lint import RULES, Finding, lint_qdq
 
 CHANNELS = 4
 
@@ -158,6 +158,53 @@ def test_a_quantized_input_of_a_block_whose_own_convolution_stays_in_float_is_no
     inner = net.add("Relu", "relu", net.add("Conv", "conv2", shared, net.weight("w2")))
     branch = net.add("Conv", "sensitive", inner, net.constant("w3", np.ones((CHANNELS, CHANNELS, 1, 1))))
     assert lint_qdq(net.graph(net.add("Add", "sum", branch, shared))) == ()
+
+
+# -- every rule
+
+
+def quantized_conv(**pair):
+    net = Net()
+    return net.graph(net.add("Conv", "conv", net.pair("x", "image", **pair), net.weight("w")))
+
+
+def conv_then(step):
+    net = Net()
+    return net.graph(step(net, net.conv("conv", "image")))
+
+
+BREAKS = {
+    "qdq-inside-conv-chain": lambda: conv_then(lambda net, x: net.add("Relu", "act", net.pair("inside", x))),
+    "both-add-inputs-quantized": lambda: (net := Net()).graph(residual(net, conv_pair=True)),
+    "unquantized-skip": lambda: (net := Net()).graph(residual(net, skip_pair=False)),
+    "concat-scales-differ": lambda: (net := Net()).graph(joined(net, 0.1, 0.2)),
+    "concat-mixed": lambda: (net := Net()).graph(joined(net, 0.1, None)),
+    "quantized-entry": lambda: (net := Net()).graph(residual(net, source=entry(net, on_pixels=True))),
+    "nonzero-zero-point": lambda: quantized_conv(zero_point=3),
+    "per-tensor-weight": lambda: (net := Net()).graph(net.conv("conv", "image", net.weight("w", scale=0.01))),
+    "weight-axis": lambda: product("Conv", 1),
+    "per-channel-activation": lambda: quantized_conv(scale=np.full(CHANNELS, 0.1), axis=1),
+    "unquantized-product": lambda: (net := Net()).graph(net.add("Conv", "conv", "image", net.weight("w"))),
+    "quantized-output": lambda: conv_then(lambda net, x: net.pair("logits", x)),
+    "nonpositive-scale": lambda: quantized_conv(scale=0.0),
+    "dangling-quantize": lambda: (net := Net()).graph(net.quantize("x", "image")),
+}
+"""A row for each rule: a graph that breaks it and nothing else."""
+
+
+@pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.name)
+def test_a_graph_that_breaks_one_rule_has_its_finding_alone(rule):
+    assert found(BREAKS[rule.name]())[::2] == (rule.name, rule.severity)
+
+
+@pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.name)
+def test_a_rule_tells_its_reason_its_remedy_and_an_example(rule):
+    assert rule.reason.endswith(".")
+    assert all((rule.meaning, rule.remedy, rule.example))
+
+
+def test_each_rule_has_a_name_of_its_own():
+    assert [rule.name for rule in RULES] == list(BREAKS)
 
 
 # -- around convolutions
