@@ -4,9 +4,9 @@ import onnx
 import pytest
 from export_support import export_residual, make_calibration
 
+from edgekiln.export.audits.engine_layers.layer import EngineLayer
 from edgekiln.export.audits.macs import count_macs
 from edgekiln.export.audits.openvino import _datatype, _names_in_openvino, _to_engine_layer, audit_openvino
-from edgekiln.export.audits.tensorrt import EngineLayer
 from edgekiln.export.precision.int8_cpu import quantize_for_cpu
 from edgekiln.runtime.backends.openvino import RuntimeLayer, import_openvino
 from edgekiln.runtime.errors import MissingExtraError, PrecisionError

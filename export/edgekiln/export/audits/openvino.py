@@ -11,8 +11,10 @@ from collections.abc import Collection, Mapping
 
 import onnx
 
+from edgekiln.export.audits.engine_layers.audit import EngineAudit
+from edgekiln.export.audits.engine_layers.layer import EngineLayer
+from edgekiln.export.audits.engine_layers.verdict import audit_engine
 from edgekiln.export.audits.macs import PRODUCTS, count_macs
-from edgekiln.export.audits.tensorrt import EngineAudit, EngineLayer, audit_engine
 from edgekiln.runtime.backends.openvino import RuntimeLayer, read_layers
 from edgekiln.runtime.errors import PrecisionError
 from edgekiln.runtime.spec import Precision

@@ -10,7 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from edgekiln.export.audits.tensorrt import audit_declared, audit_engine, audit_rtx_plan, parse_inspector
+from edgekiln.export.audits.engine_layers.inspector import parse_inspector
+from edgekiln.export.audits.engine_layers.verdict import audit_engine
+from edgekiln.export.audits.tensorrt import audit_declared, audit_rtx_plan
 from edgekiln.export.engines.cache import EngineCache
 from edgekiln.export.engines.tensorrt import BatchProfile, BuildOptions, BuiltEngine, build_engine
 from edgekiln.pipeline.workspace.progress import Progress
