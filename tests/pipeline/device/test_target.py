@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 from tests_support import ROOT
 
-from edgekiln.pipeline.device import target
-from edgekiln.pipeline.device.target import TargetRequest, build_on_target
+from edgekiln.pipeline.device import judging
+from edgekiln.pipeline.device.request import TargetRequest
+from edgekiln.pipeline.device.target import build_on_target
 from edgekiln.pipeline.workspace.progress import SilentProgress
 from edgekiln.runtime import load
 from edgekiln.runtime.backends.onnxruntime import OnnxRuntimeSession
@@ -58,7 +59,7 @@ def runs_here(parent, monkeypatch):
         def close(self):
             self._session.close()
 
-    monkeypatch.setattr(target, "open_session", lambda backend, engines: Shifted())
+    monkeypatch.setattr(judging, "open_session", lambda backend, engines: Shifted())
     return shift
 
 
@@ -355,7 +356,7 @@ def test_engine_that_fails_while_it_runs_is_told_and_the_bundle_is_written(
         def close(self):
             pass
 
-    monkeypatch.setattr(target, "open_session", lambda backend, engines: Failing())
+    monkeypatch.setattr(judging, "open_session", lambda backend, engines: Failing())
     content = build(parent, tmp_path / "out", variants=("rtx-fp16",), data=pictures)
     assert row(content, "rtx-fp16")["verdict"] == ("not-run" if failing == "memory" else "fail")
     if failing == "engine":  # a library's words lose the folders of this machine

@@ -73,7 +73,8 @@ def _build_recipe(wish: RunWish, recipe: Path, variants: Sequence[str], of_bundl
 def _build_bundle(
     wish: RunWish, bundle: Path, variants: tuple[str, ...], out: Path | None, data: Path | None, **how: Any
 ) -> None:
-    from edgekiln.pipeline.device.target import TargetRequest, build_on_target
+    from edgekiln.pipeline.device.request import TargetRequest
+    from edgekiln.pipeline.device.target import build_on_target
     from edgekiln.pipeline.workspace.progress import make_progress
 
     if wish.overrides or wish.force or wish.dry_run:

@@ -1,0 +1,118 @@
+"""Finds the pictures that a bundle was judged on: files are matched with its test split by the sha256 of their bytes.
+
+Neither name, ending nor folder matters. Knows no engine.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from edgekiln.benchmarks.judging.judging import Reference, read_answers
+from edgekiln.pipeline.workspace.progress import Progress
+from edgekiln.runtime.bundles.bundle import Bundle
+from edgekiln.runtime.contract import Contract
+from edgekiln.runtime.errors import DataError, ImageError, UsageError
+from edgekiln.runtime.pictures.image import prepare
+from edgekiln.runtime.spec import Frames
+
+__all__ = ["KnownPictures", "find_pictures"]
+
+_MAX_PICTURE_BYTES = 64 * 2**20
+
+
+@dataclass(frozen=True, slots=True)
+class KnownPictures:
+    """Frames uint8 (N, H, W, 3) of those test pictures that were found, and what PyTorch said of them.
+
+    ``known`` is how many test pictures the parent was judged on.
+    """
+
+    frames: Frames
+    reference: Reference
+    known: int
+
+
+def find_pictures(parent: Bundle, folder: Path, progress: Progress) -> KnownPictures:
+    """Find the parent's test pictures below ``folder`` by the sha256 of their bytes.
+
+    Raises:
+        UsageError: there is no such folder.
+        DataError: it has none of them, or one cannot be decoded here.
+    """
+    if not folder.is_dir():
+        raise UsageError(f"There is no folder {folder}.", path=folder)
+    answers = read_answers(parent)
+    index = {digest: i for i, digest in enumerate(answers.digests)}
+    found, others = _match_files(folder, index, progress)
+    progress.message(
+        f"pictures: {len(found)} of the parent's {len(index)} test pictures found, {others} other files"
+    )
+    if not found:
+        raise DataError(
+            f"None of the {others} files below {folder} is one of the {len(index)} pictures that the parent was "
+            "judged on.",
+            hint="Copy the original files of its test split here, byte for byte; or leave --data out.",
+            path=folder,
+        )
+    positions = sorted(found)
+    frames = _prepare_all(parent.contract, [found[i] for i in positions])
+    keys = [str(found[i].relative_to(folder)) for i in positions]
+    reference = Reference(
+        answers.baseline[positions], answers.labels[positions], keys, parent.contract.classes
+    )
+    return KnownPictures(frames, reference, len(answers.digests))
+
+
+def _match_files(folder: Path, index: Mapping[str, int], progress: Progress) -> tuple[dict[int, Path], int]:
+    """The first file of each picture, by the picture's position in the split; and how many files are none of them."""
+    found: dict[int, Path] = {}
+    others = 0
+    with progress.stage("pictures"):
+        paths = sorted(_walk(folder))
+        for number, path in enumerate(paths, start=1):
+            position = index.get(_digest(path))
+            if position is None:
+                others += 1
+            else:
+                found.setdefault(position, path)
+            progress.advance(number, len(paths), "looking for the parent's test pictures")
+    return found, others
+
+
+def _walk(folder: Path) -> Iterator[Path]:
+    """All files below, through linked folders too; a link that leads back is followed once."""
+    seen: set[tuple[int, int]] = set()
+    for place, folders, files in os.walk(folder, followlinks=True):
+        status = Path(place).stat()
+        if (status.st_dev, status.st_ino) in seen:
+            folders.clear()
+            continue
+        seen.add((status.st_dev, status.st_ino))
+        yield from (Path(place) / file for file in files)
+
+
+def _digest(path: Path) -> str:
+    """sha256 of a file; empty for what cannot be one of the pictures: too large, unreadable, a pipe."""
+    try:
+        if not path.is_file() or path.stat().st_size > _MAX_PICTURE_BYTES:
+            return ""
+        return hashlib.sha256(path.read_bytes()).hexdigest()
+    except OSError:
+        return ""
+
+
+def _prepare_all(contract: Contract, paths: Iterable[Path]) -> Frames:
+    try:
+        return np.stack([prepare(path, contract) for path in paths])
+    except ImageError as error:
+        raise DataError(
+            f"A test picture of the parent cannot be decoded here: {error.message}",
+            hint="Its bytes are right, so this machine's Pillow lacks its format.",
+            path=error.path,
+        ) from error

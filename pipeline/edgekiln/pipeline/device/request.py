@@ -1,0 +1,130 @@
+"""What is asked for on a target: which variants of a bundle, with which settings, under which gate.
+
+It is read from the parent's manifest and the caller's wishes. Knows nothing of building and judging.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from edgekiln.pipeline.device.building import EngineRequest, plan_builds
+from edgekiln.runtime.backends.engine_header import Flavour
+from edgekiln.runtime.bundles.bundle import Bundle
+from edgekiln.runtime.bundles.manifest import VariantRecord
+from edgekiln.runtime.errors import BundleError, UsageError
+from edgekiln.runtime.spec import Precision
+
+__all__ = ["TargetRequest", "choose_variants", "graph_precision", "inherited_figures", "read_wishes"]
+
+_DEFAULT_GATE = {"metric": "top1", "max_drop": 0.01, "confidence": 0.95}
+_DEFAULT_SHARE = 0.8
+
+
+@dataclass(frozen=True, slots=True)
+class TargetRequest:
+    """What to build where.
+
+    Attributes:
+        data: folder with (some of) the parent's test pictures, in any layout; ``None`` leaves the engines unverified.
+        variants: names; empty is every variant of the parent that engines can be built from.
+        backend: another flavour than the variant's own; ``None`` keeps it.
+        settings: overrides of the variant's ``build`` section.
+    """
+
+    bundle: Path
+    out: Path
+    data: Path | None = None
+    variants: tuple[str, ...] = ()
+    backend: Flavour | None = None
+    settings: Mapping[str, Any] | None = None
+
+
+def choose_variants(parent: Bundle, request: TargetRequest) -> list[VariantRecord]:
+    """The variants to build.
+
+    Raises:
+        UsageError: there is no such variant, or none that an engine can be built from.
+    """
+    buildable = [v for v in parent.variants if v.source is not None]
+    if request.variants:
+        buildable = [parent.variant(name) for name in dict.fromkeys(request.variants)]
+    if not buildable:
+        raise UsageError(
+            f"{parent.path} holds no graph to build an engine from.",
+            hint="Its recipe needs a variant with backend = 'tensorrt' or 'tensorrt-rtx'; it need not build there.",
+            path=parent.path,
+        )
+    for variant in buildable:
+        if variant.source is None:
+            raise UsageError(
+                f"Variant {variant.name!r} is run by {variant.backend}: there is no engine to build."
+            )
+    return buildable
+
+
+def graph_precision(variant: VariantRecord) -> Precision:
+    """Of ``source``; an engine of the parent may have fallen back to another."""
+    return Precision(variant.figures.get("asked_precision", variant.precision.value))
+
+
+def inherited_figures(variant: VariantRecord) -> dict[str, Any]:
+    """What the figures of a variant say of its graph, not of an engine: another build may begin from it."""
+    return {
+        "products": variant.figures.get("products") or {},
+        "asked_precision": graph_precision(variant).value,
+    }
+
+
+def read_wishes(
+    parent: Bundle, variant: VariantRecord, request: TargetRequest, folder: Path
+) -> tuple[EngineRequest, dict[str, Any]]:
+    """What the parent's manifest and the caller wish for; raises BundleError where the manifest makes no sense."""
+    assert variant.source is not None
+    flavour: Any = request.backend or variant.backend
+    try:
+        wish = _wish(parent, variant.name)
+        share = wish.get("min_precision_share")
+        build = EngineRequest(
+            name=variant.name,
+            model=folder / variant.source,
+            flavour=flavour,
+            precision=graph_precision(variant),
+            settings=_merge_settings(flavour, wish.get("build") or {}, request.settings or {}),
+            products={str(k): int(v) for k, v in inherited_figures(variant)["products"].items()},
+            minimum_share=_DEFAULT_SHARE if share is None else float(share),
+        )
+        plan_builds(build)
+        gate = {**_DEFAULT_GATE, **(parent.manifest.get("gate") or {})}
+        if wish.get("max_drop") is not None:
+            gate["max_drop"] = float(wish["max_drop"])
+        return build, gate
+    except (TypeError, ValueError, KeyError, AttributeError) as error:
+        raise BundleError(
+            f"{parent.path / 'manifest.json'}: the settings of {variant.name!r} cannot be used: {error}.",
+            path=parent.path,
+        ) from error
+
+
+def _wish(parent: Bundle, name: str) -> Mapping[str, Any]:
+    """The variant's part of the recipe that made the parent."""
+    recipe = (parent.manifest.get("provenance") or {}).get("recipe") or {}
+    variants = recipe.get("variants")
+    entries = [v for v in variants if isinstance(v, dict)] if isinstance(variants, list) else []
+    return next((v for v in entries if v.get("name") == name), {})
+
+
+def _merge_settings(
+    flavour: Flavour, settings: Mapping[str, Any], wishes: Mapping[str, Any]
+) -> dict[str, Any]:
+    """A recipe's settings without those that another flavour alone knows, and the caller's own over them."""
+    foreign = {
+        "tensorrt": {"capabilities"},
+        "tensorrt-rtx": {"version_compatible", "hardware_compatibility", "typing"},
+    }[flavour]
+    known = {key: value for key, value in settings.items() if key not in foreign}
+    if "batch" in wishes:
+        known.pop("static_batches", None)  # a range instead of the recipe's sizes
+    return known | dict(wishes)
