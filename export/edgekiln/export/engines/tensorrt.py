@@ -178,23 +178,48 @@ def build_engine(
 
     def build(folder: Path) -> Mapping[str, Any]:
         started = time.monotonic()
-        try:
-            result = _run_worker(model, options, device, folder, cache.root, advance)
-        except OSError as error:
-            if str(error.filename or "").startswith(str(cache.root)):
-                raise  # the cache tells of its own
-            raise ResourceError(
-                f"The engine could not be built: {error.filename or tempfile.gettempdir()}: {error.strerror}.",
-                hint="Free space there, or set TMPDIR to a folder with room.",
-            ) from error
-        (folder / RESULT_NAME).write_text(json.dumps(result), "utf-8")
+        result = _build_into(folder, model, options, device, cache, advance)
         return {**identity, "version": result["version"], "seconds": time.monotonic() - started}
 
     read: dict[str, Any] = {}
     folder, cached = cache.fetch(key, build, tell, lambda entry: read.update(_read_entry(entry)))
+    return _describe_built(folder / ENGINE_NAME, read, options, device, cached=cached)
+
+
+def _build_into(
+    folder: Path,
+    model: bytes,
+    options: BuildOptions,
+    device: DeviceProperties | None,
+    cache: EngineCache,
+    advance: Advance,
+) -> dict[str, Any]:
+    """Build into a new entry of the cache; returns what the worker told, which is written there too."""
+    try:
+        result = _run_worker(model, options, device, folder, cache.root, advance)
+    except OSError as error:
+        if str(error.filename or "").startswith(str(cache.root)):
+            raise  # the cache tells of its own
+        raise ResourceError(
+            f"The engine could not be built: {error.filename or tempfile.gettempdir()}: {error.strerror}.",
+            hint="Free space there, or set TMPDIR to a folder with room.",
+        ) from error
+    (folder / RESULT_NAME).write_text(json.dumps(result), "utf-8")
+    return result
+
+
+def _describe_built(
+    path: Path,
+    read: Mapping[str, Any],
+    options: BuildOptions,
+    device: DeviceProperties | None,
+    *,
+    cached: bool,
+) -> BuiltEngine:
+    """The engine of a cache entry, from what ``_read_entry`` found in it."""
     result = read["result"]
     return BuiltEngine(
-        path=folder / ENGINE_NAME,
+        path=path,
         data=read["data"],
         sha256=hashlib.sha256(read["data"]).hexdigest(),
         version=result["version"],

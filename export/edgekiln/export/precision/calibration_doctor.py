@@ -210,13 +210,7 @@ def examine_calibration(
         DataError: an image stands in a split that judges.
     """
     hashes = hash_frames(frames)
-    shared = [i for i, digest in enumerate(hashes) if digest in judging]
-    if shared:
-        raise DataError(
-            f"{len(shared)} of {len(frames)} calibration images stand in the val or test split; "
-            f"the first is calibration image {shared[0]}.",
-            hint="Calibrate on training pictures alone: what was calibrated on cannot judge.",
-        )
+    _refuse_shared(hashes, judging)
     counts = np.bincount(labels, minlength=len(training.classes))
     absent, scarce = _find_uncovered(counts, training)
     brightness, contrast = brightness_and_contrast(frames)
@@ -234,6 +228,16 @@ def examine_calibration(
         contrast_median=(float(np.median(contrast)), float(np.median(training.contrast))),
         stability=measure_stability(source, frames),
     )
+
+
+def _refuse_shared(hashes: Sequence[str], judging: Container[str]) -> None:
+    shared = [i for i, digest in enumerate(hashes) if digest in judging]
+    if shared:
+        raise DataError(
+            f"{len(shared)} of {len(hashes)} calibration images stand in the val or test split; "
+            f"the first is calibration image {shared[0]}.",
+            hint="Calibrate on training pictures alone: what was calibrated on cannot judge.",
+        )
 
 
 def describe_training(frames: Frames, labels: _Labels, classes: Sequence[str]) -> TrainingStatistics:

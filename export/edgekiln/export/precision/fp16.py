@@ -26,7 +26,7 @@ from edgekiln.export.precision.ranges import (
     vanishing_weights,
 )
 from edgekiln.runtime.errors import PrecisionError
-from edgekiln.runtime.spec import INPUT_NAME
+from edgekiln.runtime.spec import INPUT_NAME, Frames
 
 __all__ = ["Fp16Report", "convert_to_fp16"]
 
@@ -83,15 +83,27 @@ def convert_to_fp16(source: Path, target: Path, calibration: CalibrationSet) -> 
     large = _nodes_at(
         onnx.load_from_string(original).graph, {p.tensor for p in peaks if p.value > MAX_MAGNITUDE}
     )
+    converted = _run_autocast(autocast, source, large, calibration.frames[_extreme_images(peaks)])
+    target.write_bytes(finish_model(converted, onnx.load_from_string(original)))
+    return Fp16Report(
+        peak=peaks[0],
+        near_overflow=tuple(peak for peak in peaks if peak.value > _NEAR_OVERFLOW),
+        kept_fp32=_nodes_in_fp32(converted),
+        vanishing=vanishing_weights(original),
+    )
+
+
+def _run_autocast(autocast: Any, source: Path, excluded: list[str], frames: Frames) -> Any:
+    """AutoCast on an ONNX file, with the pictures that it may see; returns the ModelProto in FP16."""
     with tempfile.TemporaryDirectory(prefix="edgekiln-") as folder, quiet_modelopt():
         reference = Path(folder) / "reference.npz"
-        extremes: dict[str, Any] = {INPUT_NAME: calibration.frames[_extreme_images(peaks)]}
-        np.savez(reference, **extremes)
+        inputs: dict[str, Any] = {INPUT_NAME: frames}
+        np.savez(reference, **inputs)
         try:
-            converted = autocast.convert_to_mixed_precision(
+            return autocast.convert_to_mixed_precision(
                 str(source),
                 low_precision_type="fp16",
-                nodes_to_exclude=[f"^{re.escape(name)}$" for name in large],
+                nodes_to_exclude=[f"^{re.escape(name)}$" for name in excluded],
                 data_max=MAX_MAGNITUDE,
                 keep_io_types=True,
                 calibration_data=str(reference),
@@ -103,13 +115,6 @@ def convert_to_fp16(source: Path, target: Path, calibration: CalibrationSet) -> 
                 f"AutoCast cannot convert this graph to FP16: {type(error).__name__}: {error}",
                 hint="Leave the FP16 variant out, or take another backbone or export.opset.",
             ) from error
-    target.write_bytes(finish_model(converted, onnx.load_from_string(original)))
-    return Fp16Report(
-        peak=peaks[0],
-        near_overflow=tuple(peak for peak in peaks if peak.value > _NEAR_OVERFLOW),
-        kept_fp32=_nodes_in_fp32(converted),
-        vanishing=vanishing_weights(original),
-    )
 
 
 def _nodes_at(graph: Any, tensors: set[str]) -> list[str]:

@@ -78,31 +78,30 @@ def quantize_for_cpu(
     pixel_is_input = read_contract(model).normalization == SHARED_NORMALIZATION
     overrides = _weight_overrides(model.graph)
     if pixel_is_input:
-        overrides[entry[-1].output[0]] = [
-            {
-                "scale": np.array(_PIXEL_SCALE, np.float32),
-                "zero_point": np.array(_PIXEL_ZERO_POINT, np.uint8),
-            }
-        ]
-    try:
+        overrides[entry[-1].output[0]] = _pixel_override()
+    with _refusals_told("quantizer", hint="Leave the INT8 variant out, or take another backbone."):
         overrides = copy.deepcopy(ranges or _measure(model, calibration, method)) | overrides
         excluded = [*(node.name for node in entry), *keep_float, *float_neighbours(model.graph, keep_float)]
         quantized = _run_quantizer(model, calibration, overrides, excluded)
-    except (MemoryError, OSError):  # the machine's fault, not the graph's
-        raise
-    except Exception as error:  # the library raises whatever its parts raise
-        raise PrecisionError(
-            f"onnxruntime's quantizer cannot take this graph: {type(error).__name__}: {error}",
-            hint="Leave the INT8 variant out, or take another backbone.",
-        ) from error
     check_kept(quantized.graph, model.graph, keep_float)
-    _shield_kept(quantized.graph, keep_float)
-    pixels_feed_directly = pixel_is_input and _feed_pixels(quantized.graph)
-    _keep_float_logits(quantized.graph, model.graph)
+    pixels_feed_directly = _adapt_graph(quantized.graph, model.graph, keep_float, pixel_is_input)
     _finish(quantized, model)
     _check_saturation(quantized)
     target.write_bytes(quantized.SerializeToString(deterministic=True))
     return pixels_feed_directly
+
+
+@contextlib.contextmanager
+def _refusals_told(part: str, hint: str | None = None) -> Iterator[None]:
+    """Whatever a part of onnxruntime raises about a graph, as PrecisionError; the machine's faults pass unchanged."""
+    try:
+        yield
+    except (MemoryError, OSError):
+        raise
+    except Exception as error:  # the library raises whatever its parts raise
+        raise PrecisionError(
+            f"onnxruntime's {part} cannot take this graph: {type(error).__name__}: {error}", hint=hint
+        ) from error
 
 
 def measure_ranges(
@@ -114,14 +113,8 @@ def measure_ranges(
         PrecisionError: onnxruntime's calibrator cannot take the file.
     """
     import_onnxruntime("cpu")
-    try:
+    with _refusals_told("calibrator"):
         return _measure(onnx.shape_inference.infer_shapes(onnx.load(source)), calibration, method)
-    except (MemoryError, OSError):
-        raise
-    except Exception as error:  # the library raises whatever its parts raise
-        raise PrecisionError(
-            f"onnxruntime's calibrator cannot take this graph: {type(error).__name__}: {error}"
-        ) from error
 
 
 def _measure(model: Any, calibration: CalibrationSet, method: CalibrationMethod) -> ActivationRanges:
@@ -318,6 +311,24 @@ def largest_pair_sums(model: Any) -> dict[str, int]:
 
 # --------------------------------------------------------------------------------------------------------------
 # Graph surgery
+
+
+def _adapt_graph(graph: Any, float_graph: Any, keep_float: Collection[str], pixel_is_input: bool) -> bool:
+    """What the quantizer lacks: shielded products, float logits, pixels as input. Whether those feed directly."""
+    _shield_kept(graph, keep_float)
+    pixels_feed_directly = pixel_is_input and _feed_pixels(graph)
+    _keep_float_logits(graph, float_graph)
+    return pixels_feed_directly
+
+
+def _pixel_override() -> list[dict[str, Any]]:
+    """A pixel's own quantization, as onnxruntime's TensorQuantOverrides has it."""
+    return [
+        {
+            "scale": np.array(_PIXEL_SCALE, np.float32),
+            "zero_point": np.array(_PIXEL_ZERO_POINT, np.uint8),
+        }
+    ]
 
 
 def _feed_pixels(graph: Any) -> bool:

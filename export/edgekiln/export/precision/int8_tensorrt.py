@@ -101,6 +101,29 @@ def quantize_for_tensorrt(
     refuse_non_finite(peaks[0])
     if rest is None:
         rest = choose_rest(peaks)
+    settings = {
+        **_describe_calibration(_widest_first(calibration.frames, peaks), method),
+        "op_types_to_exclude": list(_UNQUANTIZED & {node.op_type for node in model.graph.node}),
+        "nodes_to_exclude": [rf"{re.escape(name)}\Z" for name in keep_float] or None,  # it takes regexes
+        "high_precision_dtype": rest,
+    }
+    quantized = _run_modelopt(quantization, original, settings)
+    check_kept(quantized.graph, onnx.load_from_string(original).graph, keep_float)
+    return finish_quantized(quantized, model, target, rest, tuple(sorted(keep_float)))
+
+
+def _describe_calibration(frames: Frames, method: TensorRTCalibration) -> dict[str, Any]:
+    """The pictures and the method, as arguments of ModelOpt's ``quantize``."""
+    return {
+        "calibration_data": {INPUT_NAME: frames},
+        "calibration_shapes": f"{INPUT_NAME}:1x{'x'.join(map(str, frames.shape[1:]))}",
+        "calibration_method": method,
+        "calibration_eps": ["cpu"],
+    }
+
+
+def _run_modelopt(quantization: Any, original: bytes, settings: dict[str, Any]) -> Any:
+    """ModelOpt's quantizer on an ONNX file; returns the ModelProto with Q/DQ in it."""
     with tempfile.TemporaryDirectory(prefix="edgekiln-") as folder, quiet_modelopt(), restored_onnxruntime():
         raw = Path(folder) / "quantized.onnx"
         # Beside a copy: the library writes its intermediate files next to its input.
@@ -108,19 +131,9 @@ def quantize_for_tensorrt(
         copy.write_bytes(original)
         try:
             quantization.quantize(
-                str(copy),
-                quantize_mode="int8",
-                calibration_data={INPUT_NAME: _widest_first(calibration.frames, peaks)},
-                calibration_shapes=f"{INPUT_NAME}:1x{'x'.join(map(str, calibration.frames.shape[1:]))}",
-                calibration_method=method,
-                calibration_eps=["cpu"],
-                op_types_to_exclude=list(_UNQUANTIZED & {node.op_type for node in model.graph.node}),
-                nodes_to_exclude=[rf"{re.escape(name)}\Z" for name in keep_float] or None,  # it takes regexes
-                high_precision_dtype=rest,
-                output_path=str(raw),
-                log_level="ERROR",
+                str(copy), quantize_mode="int8", output_path=str(raw), log_level="ERROR", **settings
             )
-            quantized = onnx.load(raw)
+            return onnx.load(raw)
         except (MemoryError, OSError):
             raise
         except Exception as error:  # the library raises whatever its parts raise
@@ -128,8 +141,6 @@ def quantize_for_tensorrt(
                 f"ModelOpt cannot quantize this graph: {type(error).__name__}: {error}",
                 hint="Leave the INT8 variant out, or take another backbone.",
             ) from error
-    check_kept(quantized.graph, onnx.load_from_string(original).graph, keep_float)
-    return finish_quantized(quantized, model, target, rest, tuple(sorted(keep_float)))
 
 
 def choose_rest(peaks: tuple[ActivationPeak, ...]) -> Literal["fp16", "fp32"]:

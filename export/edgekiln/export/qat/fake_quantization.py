@@ -132,30 +132,11 @@ def calibrate(
     Raises:
         PrecisionError: an activation is not finite.
     """
-    quantizers = _activation_quantizers(network)
     with quiet_modelopt(), torch.no_grad():
-        for quantizer in quantizers:
-            quantizer.disable_quant()
-            quantizer.enable_calib()
-        with _weights_in_float(network):
-            try:
-                run(network)
-            except AssertionError as error:  # the library's calibrators assert that they see numbers
-                raise PrecisionError(
-                    f"The ranges of activations cannot be read from the calibration pictures: {error}"
-                ) from error
-        for name, quantizer in zip(
-            dict(network.get_submodule(POINTS).named_children()), quantizers, strict=True
-        ):
-            try:
-                quantizer.load_calib_amax(*(["entropy"] if method == "entropy" else []))
-                usable = bool(torch.isfinite(quantizer.amax).all() and (quantizer.amax > 0).all())
-            except (RuntimeError, ValueError, AssertionError) as error:
-                raise PrecisionError(
-                    f"The range of {name} cannot be read from the pictures: {error}"
-                ) from error
-            if not usable:
-                raise PrecisionError(f"The calibration pictures give {name} the range {quantizer.amax}.")
+        _watch_activations(network, run)
+        points = dict(network.get_submodule(POINTS).named_children())
+        for name, quantizer in zip(points, _activation_quantizers(network), strict=True):
+            _load_range(name, quantizer, method)
             quantizer.disable_calib()
             quantizer.enable_quant()
         if input_range is not None:
@@ -163,6 +144,31 @@ def calibrate(
                 point.input_quantizer.amax = torch.full_like(point.input_quantizer.amax, input_range)
         for _, module, quantizer in _weight_quantizers(network):
             quantizer.amax = _largest(module.weight)
+
+
+def _watch_activations(network: nn.Module, run: Run) -> None:
+    """Let the calibrators see every activation of the pictures, with the whole network in float."""
+    for quantizer in _activation_quantizers(network):
+        quantizer.disable_quant()
+        quantizer.enable_calib()
+    with _weights_in_float(network):
+        try:
+            run(network)
+        except AssertionError as error:  # the library's calibrators assert that they see numbers
+            raise PrecisionError(
+                f"The ranges of activations cannot be read from the calibration pictures: {error}"
+            ) from error
+
+
+def _load_range(name: str, quantizer: Any, method: Literal["max", "entropy"]) -> None:
+    """Give one quantizer the range that its calibrator read; raises PrecisionError where there is none."""
+    try:
+        quantizer.load_calib_amax(*(["entropy"] if method == "entropy" else []))
+        usable = bool(torch.isfinite(quantizer.amax).all() and (quantizer.amax > 0).all())
+    except (RuntimeError, ValueError, AssertionError) as error:
+        raise PrecisionError(f"The range of {name} cannot be read from the pictures: {error}") from error
+    if not usable:
+        raise PrecisionError(f"The calibration pictures give {name} the range {quantizer.amax}.")
 
 
 def _input_points(network: Any) -> Iterator[Any]:
