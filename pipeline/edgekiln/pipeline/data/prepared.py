@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field, replace
 from itertools import islice
@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from edgekiln.pipeline.capacity import describe_bytes
 from edgekiln.pipeline.data.arrays import array_bytes, fits_memory, map_array, read_array
-from edgekiln.pipeline.data.caching import PICTURES_NAME, PREPARATION_NAME, array_file, choose_keeper
+from edgekiln.pipeline.data.caching import PICTURES_NAME, PREPARATION_NAME, Keeper, array_file, choose_keeper
 from edgekiln.pipeline.data.labelled import SPLITS, LabelledImages, Sample, SplitName, split_samples
 from edgekiln.pipeline.data.listing import read_source
 from edgekiln.pipeline.data.loading import map_ahead
@@ -118,18 +118,9 @@ def prepare_splits(
     sorter = _Sorter(sum(len(part) for part in samples.values()), advance)
     index: dict[str, Any] = {"classes": list(images.classes), "ignored": list(images.ignored), "splits": {}}
     try:
-        for name in _JUDGING_FIRST:
-            with (
-                keeper.open_split(name, len(samples[name])) as keep,
-                closing(_look_at_all(samples[name], keeper.look, contract)) as found,
-            ):
-                index["splits"][name] = sorter.sort(name, found, keep)
+        index["splits"] = _sort_splits(samples, keeper, sorter, contract)
         _check_unreadable(sorter.unreadable, sorter.total, settings)
-        index |= {
-            "unreadable": sorter.unreadable,
-            "duplicates": sorter.duplicates,
-            "conflicts": sorter.conflicts,
-        }
+        index |= sorter.left_out()
         _check_after_decoding(index)
     except BaseException:
         keeper.discard()  # gigabytes of no use; a full disk would stay full
@@ -138,6 +129,20 @@ def prepare_splits(
     keeper.finish()
     (folder / INDEX_NAME).write_text(json.dumps(index, indent=1, ensure_ascii=False), "utf-8")
     return index
+
+
+def _sort_splits(
+    samples: Mapping[SplitName, Sequence[Sample]], keeper: Keeper, sorter: _Sorter, contract: Contract
+) -> dict[str, dict[str, list[Any]]]:
+    """The index's entry of each split; its pictures are read, looked at and kept on the way."""
+    entries: dict[str, dict[str, list[Any]]] = {}
+    for name in _JUDGING_FIRST:
+        with (
+            keeper.open_split(name, len(samples[name])) as keep,
+            closing(_look_at_all(samples[name], keeper.look, contract)) as found,
+        ):
+            entries[name] = sorter.sort(name, found, keep)
+    return entries
 
 
 _JUDGING_FIRST: tuple[SplitName, ...] = ("test", "val", "train")
@@ -179,6 +184,14 @@ class _Sorter:
             for key, value in (("keys", sample.key), ("labels", sample.label), ("sha256", digest)):
                 entry[key].append(value)
         return entry
+
+    def left_out(self) -> dict[str, list[dict[str, str]]]:
+        """The index's entries of what is in no split, and of what has two labels."""
+        return {
+            "unreadable": self.unreadable,
+            "duplicates": self.duplicates,
+            "conflicts": self.conflicts,
+        }
 
 
 @dataclass(frozen=True, slots=True)

@@ -256,6 +256,21 @@ def fold_batchnorm(network: nn.Module, example: torch.Tensor) -> int:
     seen by running ``example`` float32 (1, 3, H, W) once, so it works for any module tree; a convolution whose output
     has other readers besides is left alone.
     """
+    pairs = _find_pairs(network, example)
+    once = {conv for conv, _ in pairs if sum(other is conv for other, _ in pairs) == 1}
+    folded = {norm: conv for conv, norm in pairs if conv in once}
+    for norm, conv in folded.items():
+        _fold_pair(conv, norm)
+    for parent in list(network.modules()):
+        for name, child in list(parent.named_children()):
+            if child in folded:
+                # timm's BatchNormAct2d holds the activation that follows it.
+                setattr(parent, name, getattr(child, "act", None) or nn.Identity())
+    return len(folded)
+
+
+def _find_pairs(network: nn.Module, example: torch.Tensor) -> list[tuple[nn.Conv2d, nn.BatchNorm2d]]:
+    """Each BatchNorm with the convolution whose output it reads first, as one run of ``example`` shows."""
     made_by: dict[int, nn.Conv2d] = {}
     kept: list[torch.Tensor] = []  # so that no tensor's id is used twice
     pairs: list[tuple[nn.Conv2d, nn.BatchNorm2d]] = []
@@ -285,16 +300,7 @@ def fold_batchnorm(network: nn.Module, example: torch.Tensor) -> int:
     finally:
         for hook in hooks:
             hook.remove()
-    once = {conv for conv, _ in pairs if sum(other is conv for other, _ in pairs) == 1}
-    folded = {norm: conv for conv, norm in pairs if conv in once}
-    for norm, conv in folded.items():
-        _fold_pair(conv, norm)
-    for parent in list(network.modules()):
-        for name, child in list(parent.named_children()):
-            if child in folded:
-                # timm's BatchNormAct2d holds the activation that follows it.
-                setattr(parent, name, getattr(child, "act", None) or nn.Identity())
-    return len(folded)
+    return pairs
 
 
 @torch.no_grad()

@@ -27,7 +27,7 @@ from edgekiln.runtime.backends import Backend, open_session
 from edgekiln.runtime.spec import Frames, Logits
 
 if TYPE_CHECKING:
-    from edgekiln.export.precision.sensitivity import Candidate
+    from edgekiln.export.precision.sensitivity import Candidate, SearchProblem
 
 __all__ = ["CANDIDATES_NAME", "Loop", "allowed_drop", "answer", "hold_budget", "make_rule"]
 
@@ -98,27 +98,12 @@ def hold_budget(
     Writes ``search`` into ``about``, with ``kept_share`` and ``notices`` where something was kept, and ``failure``
     where INT8 cannot hold the budget: the plain graph then stands as evidence.
     """
-    import onnx
-
-    from edgekiln.export.audits.macs import count_macs
-    from edgekiln.export.precision.blocks import group_products, quantized_products
-    from edgekiln.export.precision.sensitivity import SearchProblem, search_precision
+    from edgekiln.export.precision.sensitivity import search_precision
 
     source = (context.inputs["export"] / MODEL_NAME).read_bytes()
     val = hold_in_memory(load_split(context.inputs["data"], "val"), context.progress.message)
-    graph, max_drop = onnx.load_from_string(source), allowed_drop(context, variant)
-    macs = count_macs(graph)
-    accepts, rule = make_rule(max_drop, context.recipe.gate.confidence, len(val))
-    problem = SearchProblem(
-        blocks=group_products(graph.graph, quantized_products(onnx.load_from_string(loop.plain).graph), macs),
-        macs=macs,
-        make=lambda keep_float: loop.make(keep_float) if keep_float else loop.plain,
-        evaluate=lambda model: loop.evaluate(model, val.frames),
-        baseline=answer(source, val.frames),
-        labels=val.labels,
-        accepts=accepts,
-        seconds=variant.search_seconds,
-    )
+    accepts, rule = make_rule(allowed_drop(context, variant), context.recipe.gate.confidence, len(val))
+    problem = _pose_problem(source, loop, val, accepts, variant.search_seconds)
     calibration = about.get("calibration", {}).get("digest", "")
     notebook = _Notebook(
         context.folder / CANDIDATES_NAME, _identify(source, loop, val, calibration), context.progress.message
@@ -130,7 +115,7 @@ def hold_budget(
         notebook.path.unlink(missing_ok=True)
     about["search"] = {
         **result.to_dict(),
-        "max_drop": max_drop,
+        "max_drop": allowed_drop(context, variant),
         "rule": rule,
         "split": "val",
         "images": len(val),
@@ -139,10 +124,38 @@ def hold_budget(
         "share_quantized": problem.share_quantized(result.keep_float),
         "seconds_allowed": variant.search_seconds,
     }
-    kept = sum(macs.get(name, 0) for name in result.keep_float)
-    about["kept_share"] = kept / max(1, sum(macs.values()))
+    kept = sum(problem.macs.get(name, 0) for name in result.keep_float)
+    about["kept_share"] = kept / max(1, sum(problem.macs.values()))
     _tell(context, variant, loop, about)
     return result.keep_float
+
+
+def _pose_problem(
+    source: bytes,
+    loop: Loop,
+    val: PreparedSplit,
+    accepts: Callable[[int, int, int], bool],
+    seconds: float,
+) -> SearchProblem:
+    """What is searched: the blocks of the plain graph, judged on val next to the FP32 graph ``source``."""
+    import onnx
+
+    from edgekiln.export.audits.macs import count_macs
+    from edgekiln.export.precision.blocks import group_products, quantized_products
+    from edgekiln.export.precision.sensitivity import SearchProblem
+
+    graph = onnx.load_from_string(source)
+    macs = count_macs(graph)
+    return SearchProblem(
+        blocks=group_products(graph.graph, quantized_products(onnx.load_from_string(loop.plain).graph), macs),
+        macs=macs,
+        make=lambda keep_float: loop.make(keep_float) if keep_float else loop.plain,
+        evaluate=lambda model: loop.evaluate(model, val.frames),
+        baseline=answer(source, val.frames),
+        labels=val.labels,
+        accepts=accepts,
+        seconds=seconds,
+    )
 
 
 def _tell(context: StageContext, variant: VariantSettings, loop: Loop, about: dict[str, Any]) -> None:

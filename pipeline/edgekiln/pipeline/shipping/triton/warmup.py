@@ -41,24 +41,34 @@ def choose_frames(
         UsageError: real pictures are asked for, and the recipe forbids them or there are none.
         ImageError: one of ``pictures`` cannot be read.
     """
-    nothing: Frames = np.empty((0, bundle.contract.height, bundle.contract.width, 3), np.uint8)
     if pictures and wish in {"random", "none"}:
         raise UsageError(
             f"--warmup {wish} takes no pictures.", hint="Leave --picture out, or ask for --warmup real."
         )
     if wish == "none":
-        return nothing, "no warm-up: the first requests are slow"
+        return _no_frames(bundle), "no warm-up: the first requests are slow"
     if wish == "random":
-        return nothing, "warm-up with random values"
-    if not _may_show(bundle):
-        if wish == "real" or pictures:
-            raise UsageError(
-                "The recipe of this bundle keeps its pictures to itself ([report] images = false): none is put into "
-                "a model repository.",
-                hint="Take --warmup random.",
-                path=bundle.path,
-            )
-        return nothing, "warm-up with random values: the recipe keeps its pictures to itself"
+        return _no_frames(bundle), "warm-up with random values"
+    if _may_show(bundle):
+        return _real_frames(bundle, wish, pictures, wanted)
+    if wish == "real" or pictures:
+        raise UsageError(
+            "The recipe of this bundle keeps its pictures to itself ([report] images = false): none is put into "
+            "a model repository.",
+            hint="Take --warmup random.",
+            path=bundle.path,
+        )
+    return _no_frames(bundle), "warm-up with random values: the recipe keeps its pictures to itself"
+
+
+def _no_frames(bundle: Bundle) -> Frames:
+    return np.empty((0, bundle.contract.height, bundle.contract.width, 3), np.uint8)
+
+
+def _real_frames(
+    bundle: Bundle, wish: WarmupWish, pictures: Sequence[Path], wanted: int
+) -> tuple[Frames, str]:
+    """The pictures that were given, else those of the run's val split; see ``choose_frames``."""
     if pictures:
         frames = np.stack([prepare(path, bundle.contract) for path in pictures[:wanted]])
         return frames, f"warm-up with {len(frames)} of the pictures that were given"
@@ -72,7 +82,7 @@ def choose_frames(
             path=bundle.path,
         )
     return (
-        nothing,
+        _no_frames(bundle),
         "warm-up with random values: no pictures were given, and the run that made the bundle is not here",
     )
 
