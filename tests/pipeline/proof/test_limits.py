@@ -1,8 +1,11 @@
 import numpy as np
 import pytest
 
-from edgekiln.benchmarks.costs import energy, memory
-from edgekiln.benchmarks.costs.energy import CounterMeter, EnergyPerImage, OpenedMeter
+from edgekiln.benchmarks.costs import memory
+from edgekiln.benchmarks.costs.energy import contender as energy_of_contender
+from edgekiln.benchmarks.costs.energy import sources
+from edgekiln.benchmarks.costs.energy.meters import CounterMeter, OpenedMeter
+from edgekiln.benchmarks.costs.energy.per_image import EnergyPerImage
 from edgekiln.benchmarks.costs.memory import MemoryUse
 from edgekiln.benchmarks.timing import roofline
 from edgekiln.benchmarks.timing.contender import Contender
@@ -43,7 +46,7 @@ def measured(monkeypatch):
     monkeypatch.setattr(roofline, "measure_gpu_ceilings", lambda: None)
     monkeypatch.setattr(memory, "measure_memory", use)
     monkeypatch.setattr(
-        energy, "open_meter", lambda device, *, gpu_uuid: OpenedMeter(None, f"no meter of {device}")
+        sources, "open_meter", lambda device, *, gpu_uuid: OpenedMeter(None, f"no meter of {device}")
     )
     return asked
 
@@ -93,8 +96,8 @@ def test_energy_of_each_contender_at_its_best_configuration(measured, monkeypatc
             raise EngineError("the sensor went away")
         return EnergyPerImage(0.04, 5.0, 9.0, 200, 2.0, 40, "made up")
 
-    monkeypatch.setattr(energy, "open_meter", look)
-    monkeypatch.setattr(energy, "measure_contender", measure)
+    monkeypatch.setattr(sources, "open_meter", look)
+    monkeypatch.setattr(energy_of_contender, "measure_contender", measure)
     values = {"measurements": [timed("a", 2), timed("b", 1), timed("gpu", None)]}
     add_limits(values, [contender(m["name"]) for m in values["measurements"]], {}, tmp_path)
     assert looked == ["cpu", "cuda"]

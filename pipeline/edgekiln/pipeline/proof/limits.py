@@ -120,7 +120,7 @@ class _Meters:
         self, contender: Contender, measurement: Mapping[str, Any], frames_file: Path
     ) -> dict[str, Any]:
         """``energy`` in the units of its keys, or ``None`` with ``energy_reason``."""
-        from edgekiln.benchmarks.costs.energy import measure_contender
+        from edgekiln.benchmarks.costs.energy.contender import measure_contender
 
         device: Literal["cpu", "cuda"] = "cuda" if _threads_used(measurement) is None else "cpu"
         reason = self._look(device)
@@ -135,7 +135,7 @@ class _Meters:
 
     def _look(self, device: Literal["cpu", "cuda"]) -> str:
         """Why there is no meter; empty where there is one."""
-        from edgekiln.benchmarks.costs.energy import find_gpu_uuid, open_meter
+        from edgekiln.benchmarks.costs.energy.sources import find_gpu_uuid, open_meter
 
         if device not in self._reasons:
             meter, reason = open_meter(device, gpu_uuid=find_gpu_uuid() if device == "cuda" else None)
