@@ -12,7 +12,7 @@ from types import SimpleNamespace
 import pytest
 
 from edgekiln.benchmarks.report import render_page, render_summary
-from edgekiln.benchmarks.timing import loadgen
+from edgekiln.benchmarks.timing.loadgen import pictures, run
 from edgekiln.pipeline.cli import main
 from edgekiln.pipeline.proof import mlperf
 from edgekiln.pipeline.proof.mlperf import drive_engines
@@ -80,7 +80,7 @@ def test_few_test_images_are_told(context):
 
 def test_engines_that_passed_are_driven_and_a_failure_is_not_the_runs(context, monkeypatch):
     pytest.importorskip("mlperf_loadgen", reason="MLPerf LoadGen is not installed")
-    monkeypatch.setattr(loadgen, "MIN_LIBRARY", 16)
+    monkeypatch.setattr(pictures, "MIN_LIBRARY", 16)
     asked = []
 
     def answer(engine, frames, scenario, *, min_seconds):
@@ -89,7 +89,7 @@ def test_engines_that_passed_are_driven_and_a_failure_is_not_the_runs(context, m
             raise EngineError("it broke")
         return {"variant": engine.name, "scenario": scenario, "result": "VALID"}
 
-    monkeypatch.setattr(loadgen, "drive_engine", answer)
+    monkeypatch.setattr(run, "drive_engine", answer)
     found = drive(context)
     assert asked == [
         (name, threads, scenario, 30, 10.0)
@@ -117,7 +117,7 @@ class Told(SilentProgress):
 def driven(context, monkeypatch):
     """(context that remembers, what LoadGen was asked for); the third question is interrupted."""
     pytest.importorskip("mlperf_loadgen", reason="MLPerf LoadGen is not installed")
-    monkeypatch.setattr(loadgen, "MIN_LIBRARY", 16)
+    monkeypatch.setattr(pictures, "MIN_LIBRARY", 16)
     asked = []
 
     def answer(engine, frames, scenario, *, min_seconds):
@@ -126,7 +126,7 @@ def driven(context, monkeypatch):
             raise KeyboardInterrupt
         return {"variant": engine.name, "scenario": scenario, "result": "VALID", "call": len(asked)}
 
-    monkeypatch.setattr(loadgen, "drive_engine", answer)
+    monkeypatch.setattr(run, "drive_engine", answer)
     folder = context.folder / "stage"
     folder.mkdir()
     return StageContext(context.recipe, folder, context.inputs, Told()), asked
@@ -182,7 +182,7 @@ def test_progress_counts_seconds_while_loadgen_works(driven, monkeypatch):
         assert ticked.wait(30)
         return {"result": "VALID"}
 
-    monkeypatch.setattr(loadgen, "drive_engine", wait)
+    monkeypatch.setattr(run, "drive_engine", wait)
     told = Waiting()
     drive_engines(StageContext(context.recipe, context.folder, context.inputs, told))
     steps = [step for step in told.steps if step[0] % 10 == 0]
@@ -195,8 +195,8 @@ def test_progress_counts_seconds_while_loadgen_works(driven, monkeypatch):
 
 def test_engine_that_did_not_pass_is_left_out(context, monkeypatch):
     pytest.importorskip("mlperf_loadgen", reason="MLPerf LoadGen is not installed")
-    monkeypatch.setattr(loadgen, "MIN_LIBRARY", 16)
-    monkeypatch.setattr(loadgen, "drive_engine", lambda *a, **k: {"result": "VALID"})
+    monkeypatch.setattr(pictures, "MIN_LIBRARY", 16)
+    monkeypatch.setattr(run, "drive_engine", lambda *a, **k: {"result": "VALID"})
     strict = context.recipe.gate.model_copy(update={"max_drop": 0.0})
     recipe = context.recipe.model_copy(update={"gate": strict})
     found = drive(StageContext(recipe, context.folder, context.inputs, context.progress))
@@ -209,7 +209,7 @@ def test_engine_that_did_not_pass_is_left_out(context, monkeypatch):
 def test_bench_of_a_recipe_puts_loadgens_word_into_the_report(tiny_run, tmp_path, monkeypatch, capsys):
     pytest.importorskip("mlperf_loadgen", reason="MLPerf LoadGen is not installed")
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join(str(Path(p).resolve()) for p in sys.path if p))
-    monkeypatch.setattr(loadgen, "MIN_LIBRARY", 16)
+    monkeypatch.setattr(pictures, "MIN_LIBRARY", 16)
     runs = shutil.copytree(tiny_run[1], tmp_path / "runs", symlinks=True)
     overrides = [*QUICK, "variants.fp32.required=false", "variants.fp32.max_drop=0.0001", "gate.max_drop=0.3"]
     options = [part for override in overrides for part in ("--set", override)]

@@ -25,7 +25,8 @@ def run_and_print(
     as_json: bool,
 ) -> None:
     """Both scenarios, one after the other."""
-    from edgekiln.benchmarks.timing.loadgen import SCENARIOS, run_loadgen
+    from edgekiln.benchmarks.timing.loadgen.rules import SCENARIOS
+    from edgekiln.benchmarks.timing.loadgen.run import run_loadgen
 
     results = []
     for scenario in SCENARIOS:

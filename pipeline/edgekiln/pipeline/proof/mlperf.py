@@ -35,7 +35,8 @@ from edgekiln.runtime.bundles.source import hash_file
 from edgekiln.runtime.errors import EdgekilnError, MissingExtraError
 
 if TYPE_CHECKING:
-    from edgekiln.benchmarks.timing.loadgen import EngineFiles, Scenario
+    from edgekiln.benchmarks.timing.loadgen.rules import Scenario
+    from edgekiln.benchmarks.timing.loadgen.run import EngineFiles
     from edgekiln.runtime.spec import Frames
 
 __all__ = ["MLPERF_NAME", "drive_engines"]
@@ -61,7 +62,8 @@ def drive_engines(context: StageContext) -> None:
 
 
 def _drive(context: StageContext, values: dict[str, Any]) -> None:
-    from edgekiln.benchmarks.timing.loadgen import MIN_LIBRARY, SCENARIOS, choose_frames
+    from edgekiln.benchmarks.timing.loadgen.pictures import MIN_LIBRARY, choose_frames
+    from edgekiln.benchmarks.timing.loadgen.rules import SCENARIOS
     from edgekiln.runtime.extras import import_extra
 
     import_extra("mlperf_loadgen", "mlperf")
@@ -128,7 +130,7 @@ def _tell_time(
 
 def _drive_one(context: StageContext, values: dict[str, Any], drive: _Drive, journal: Journal) -> None:
     """Add one result, or why there is none."""
-    from edgekiln.benchmarks.timing.loadgen import drive_engine
+    from edgekiln.benchmarks.timing.loadgen.run import drive_engine
 
     part = f"{drive.engine.name}-{drive.scenario}"
     if (known := journal.read(part)) is not None:
@@ -152,7 +154,7 @@ def _drive_one(context: StageContext, values: dict[str, Any], drive: _Drive, jou
 
 def _choose_engines(context: StageContext, left_out: list[dict[str, Any]]) -> Iterator[EngineFiles]:
     """Engines for the CPU that passed their gate, at the threads that the benchmark found best."""
-    from edgekiln.benchmarks.timing.loadgen import EngineFiles
+    from edgekiln.benchmarks.timing.loadgen.run import EngineFiles
 
     test = load_split(context.inputs["data"], "test")
     baseline = read_logits(context.inputs[f"evaluate.{BASELINE}"])
