@@ -122,16 +122,17 @@ def open_mortal(path: str, folder: str, lives: int, threads: int):
     return open_session("onnxruntime-cpu", Path(path).read_bytes(), threads=threads)
 
 
-def open_turncoat(path: str, threads: int):
-    """A benchmark contender whose answers are right for the first calls and wrong from then on."""
+def open_turncoat(path: str, right: int, threads: int):
+    """A benchmark contender whose answers are right for so many calls and wrong from then on."""
 
     class Turncoat:
         def __init__(self) -> None:
-            self._session, self._calls = open_session("onnxruntime-cpu", Path(path).read_bytes()), 0
+            model = Path(path).read_bytes()
+            self._session, self._calls = open_session("onnxruntime-cpu", model, threads=threads), 0
 
         def run(self, frames):
             self._calls += 1
-            return self._session.run(frames) + (100 if self._calls > 50 else 0)
+            return self._session.run(frames) + (100 if self._calls > right else 0)
 
         def close(self) -> None:
             self._session.close()

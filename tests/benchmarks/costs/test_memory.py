@@ -3,7 +3,7 @@ import pytest
 
 from edgekiln.benchmarks.costs import memory
 from edgekiln.benchmarks.costs.memory import measure_memory, read_peak_rss_mb
-from edgekiln.benchmarks.timing.contender import save_inputs
+from edgekiln.benchmarks.timing.inputs import save_inputs
 from edgekiln.runtime.errors import EngineError
 
 

@@ -1,49 +1,19 @@
 import importlib.util
-import io
 import json
 import os
-import signal
-import subprocess
-import sys
-import time
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
-from tests_support import HEED_INTERRUPTS, ROOT
+from tests_support import ROOT
 
-from edgekiln.benchmarks.timing.contender import (
-    Contender,
-    choose_images,
-    engine_contender,
-    open_worker,
-    peer_contender,
-    save_inputs,
-    thread_choices,
-)
-from edgekiln.benchmarks.timing.latency import BenchmarkPlan, _best, _judge, run_benchmark
-from edgekiln.benchmarks.timing.measurement import Block, Measurement, assess
-from edgekiln.runtime.backends import open_session
+from edgekiln.benchmarks.timing.contender import Contender, engine_contender, peer_contender, thread_choices
+from edgekiln.benchmarks.timing.inputs import save_inputs
+from edgekiln.benchmarks.timing.latency import run_benchmark
+from edgekiln.benchmarks.timing.plan import BenchmarkPlan
 from edgekiln.runtime.errors import EngineError, GateError
 
 PLAN = BenchmarkPlan(processes=2, blocks=2, block_seconds=0.02, side_blocks=1)
-
-
-@pytest.fixture
-def engine(tiny_run, tmp_path):
-    """(engine file, frames file, logits) of the tiny run's FP32 engine."""
-    path = tiny_run[2].bundle / "fp32.onnx"
-    frames = np.random.default_rng(0).integers(0, 256, (4, 32, 32, 3), np.uint8)
-    pictures = []
-    for frame in frames:
-        buffer = io.BytesIO()
-        Image.fromarray(frame).save(buffer, "PNG")
-        pictures.append(buffer.getvalue())
-    contract = json.loads((tiny_run[2].bundle / "manifest.json").read_text())["contract"]
-    save_inputs(tmp_path / "inputs.npz", frames, pictures, json.dumps(contract))
-    return path, tmp_path / "inputs.npz", open_session("onnxruntime-cpu", path.read_bytes()).run(frames)
 
 
 def test_contenders_are_timed_in_turns_by_fresh_processes(engine):
@@ -100,26 +70,23 @@ def test_without_encoded_pictures_there_is_no_image_boundary(engine, tmp_path):
     assert {m.boundary for m in result.sides} == {"engine"}
 
 
-def test_answer_that_changes_while_timed_is_noticed(engine, monkeypatch):
+@pytest.mark.parametrize(
+    "right",
+    [
+        1 + 4,  # the first answer and the check of all frames: wrong from the first timed call on
+        1
+        + 4
+        + 6,  # wrong from a later block on: in a round, four blocks of two calls at least follow the check
+    ],
+)
+def test_answer_that_changes_while_timed_is_noticed(engine, monkeypatch, right):
     """A contender that is right when checked and wrong afterwards, as one that caches would be."""
     path, inputs, logits = engine
     monkeypatch.setenv("PYTHONPATH", str(ROOT / "tests"), prepend=os.pathsep)
-    arguments = {"path": str(path)}
+    arguments = {"path": str(path), "right": right}
     turncoat = Contender("turncoat", "tests_support:open_turncoat", arguments, [{"threads": 1}], logits)
     with pytest.raises(GateError, match="turncoat answers otherwise when timed"):
         run_benchmark([turncoat], inputs, plan=PLAN)
-
-
-def test_contender_that_remembers_an_image_is_called_noisy():
-    blocks = [Block(p, i, t, np.full(10, 1.0)) for p in range(2) for i in range(4) for t in (0, 1)]
-    steady = Measurement("a", "call", 1, {}, [], blocks)
-    assert assess([steady], steal=0, foreign_load=0, repeated={"a": 0.95}).state == "valid"
-    found = assess([steady], steal=0, foreign_load=0, repeated={"a": 0.5})
-    assert found.state == "noisy"
-    assert "a is 50% faster on one repeated image" in found.reasons[0]
-
-
-# -- peers
 
 
 def test_peers_on_the_same_file_are_timed_and_those_that_cannot_be_are_left_out(engine, tmp_path):
@@ -169,30 +136,6 @@ def test_peer_that_dies_in_a_round_is_left_out_and_no_finished_round_is_lost(eng
     assert again.measurements[0].median_ms == result.measurements[0].median_ms
 
 
-def test_all_images_rotate_however_few_calls_a_block_has(engine):
-    path, inputs, logits = engine
-    with open_worker(inputs, engine_contender("a", [path], "onnxruntime-cpu", logits)) as worker:
-        worker.open({"threads": 1})
-        seen = [
-            worker.ask("time", seconds=0.0) for _ in range(6)
-        ]  # one call each: the clock is read after it
-        assert [len(answer["times_ns"]) for answer in seen] == [1] * 6
-        assert [answer["sample"]["index"] for answer in seen] == [0, 1, 2, 3, 0, 1]
-        repeated = [worker.ask("time", seconds=0.0, repeat=True)["sample"]["index"] for _ in range(3)]
-        assert repeated == [0, 0, 0]
-        assert worker.ask("time", seconds=0.0)["sample"]["index"] == 2, "a repeated image takes no turn"
-        worker.check_all()
-        worker.time_ns(0.01)  # what is sampled is compared with the answer of its own image
-
-
-@pytest.mark.parametrize(("total", "wanted"), [(297, 64), (64, 64), (10, 64), (1, 2)])
-def test_images_are_spread_over_the_whole_split(total, wanted):
-    chosen = choose_images(total, wanted)
-    assert len(set(chosen)) == len(chosen) == min(total, wanted)
-    assert (chosen[0], chosen[-1]) == (0, total - 1)
-    assert max(np.diff(chosen), default=0) <= np.ceil(total / wanted) + 1
-
-
 def test_openvino_is_timed_on_the_same_file(engine):
     if importlib.util.find_spec("openvino") is None:  # never imported plainly: that would send an event
         pytest.skip("OpenVINO is not installed")
@@ -204,8 +147,6 @@ def test_openvino_is_timed_on_the_same_file(engine):
     assert [entry["config"]["threads"] for entry in result.measurements[1].search] == thread_choices()
     assert result.left_out == {}
 
-
-# -- interrupted and resumed
 
 FIVE = BenchmarkPlan(processes=5, blocks=2, block_seconds=0.01, side_blocks=1)
 
@@ -250,136 +191,3 @@ def test_benchmark_goes_on_after_its_finished_rounds(engine, tmp_path):
     result = run_benchmark(contenders, inputs, plan=changed, folder=folder, message=said.append)
     assert "6 earlier parts of this benchmark are damaged or of another plan: measured again" in said[1]
     assert [session["rounds"] for session in result.sessions] == [[1, 2]]
-
-
-def session(**changes):
-    machine = dict.fromkeys(("cpu", "cores", "thread_settings", "cpu_quota_cores", "gpus", "versions"))
-    machine["governor"] = changes.pop("governor", "performance")
-    return {"foreign_load": 0.0, "steal": 0.0, "machine": machine, **changes}
-
-
-@pytest.mark.parametrize(
-    ("second", "text"),
-    [
-        ({"foreign_load": 1.2}, "other processes kept 1.2 cores busy"),
-        ({"steal": 0.3}, "the hypervisor took 30%"),
-        ({"governor": "powersave"}, "went on under another governor"),
-    ],
-)
-def test_worst_stretch_of_work_is_judged(second, text):
-    blocks = [Block(p, i, t, np.full(10, 1.0)) for p in range(2) for i in range(4) for t in (0, 1)]
-    steady = Measurement("a", "call", 1, {}, [], blocks)
-    assert _judge([steady], [session(), session()], {}, [ROUND]).state == "valid"
-    for order in ([session(), session(**second)], [session(**second), session()]):
-        found = _judge([steady], order, {}, [ROUND])
-        assert found.state == "noisy"
-        assert text in found.reasons[0]
-
-
-ROUND = {"cpu_mhz": 3000.0, "gpu_state": [{"throttled_by": ["idle"]}]}
-
-
-@pytest.mark.parametrize(
-    ("slow", "text"),
-    [
-        ({"cpu_mhz": 2400.0}, "the CPU's clock went from 3000 down to 2400 MHz between rounds"),
-        ({"gpu_state": [{"throttled_by": ["idle", "hardware thermal slowdown"]}]},
-         "the GPU was throttled by hardware thermal slowdown"),
-    ],
-)  # fmt: skip
-def test_a_machine_that_slows_down_while_timing_is_noisy(slow, text):
-    blocks = [Block(p, i, t, np.full(10, 1.0)) for p in range(2) for i in range(4) for t in (0, 1)]
-    steady = Measurement("a", "call", 1, {}, [], blocks)
-    found = _judge([steady], [session()], {}, [ROUND, {**ROUND, **slow}])
-    assert (found.state, found.reasons) == ("noisy", (text,))
-    unknown = {"cpu_mhz": None, "gpu_state": [{"throttled_by": None}]}
-    assert _judge([steady], [session()], {}, [unknown, unknown]).state == "valid"
-
-
-# -- Ctrl-C
-
-BENCH_A_SLEEPER = """
-import sys
-from pathlib import Path
-import numpy as np
-from edgekiln.benchmarks.timing.contender import Contender, open_worker
-sleeper = Contender("sleeper", "tests_support:open_sleeper", {"seconds": 60}, [{}], np.zeros((1, 3), np.float32))
-with open_worker(Path(sys.argv[1]), sleeper) as worker:
-    print("open", flush=True)
-    worker.open({})
-"""
-
-
-def workers_of(inputs: Path) -> list[str]:
-    """Processes that have the inputs file among their arguments, zombies left out."""
-    found = []
-    for entry in Path("/proc").iterdir():
-        try:
-            words = (entry / "cmdline").read_bytes().split(b"\0") if entry.name.isdigit() else []
-        except OSError:  # it has ended
-            continue
-        if b"edgekiln.benchmarks.timing.worker" in words and str(inputs).encode() in words:
-            found.append(entry.name)
-    return found
-
-
-def wait_until(condition, seconds=20.0):
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, "waited in vain"
-        time.sleep(0.02)
-
-
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
-def test_no_worker_outlives_a_benchmark_that_is_stopped(engine, monkeypatch, number):
-    """A real process group, as a terminal signals it; the worker is busy loading and reads no pipe."""
-    inputs = engine[1]
-    monkeypatch.setenv("PYTHONPATH", str(ROOT / "tests"), prepend=os.pathsep)
-    process = subprocess.Popen(
-        [sys.executable, "-c", HEED_INTERRUPTS + BENCH_A_SLEEPER, str(inputs)],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-        start_new_session=True,
-    )
-    with process:
-        assert process.stdout.readline() == b"open\n"
-        wait_until(lambda: workers_of(inputs))
-        time.sleep(0.5)  # into the load
-        started = time.monotonic()
-        os.killpg(process.pid, number)
-        assert process.wait(timeout=5) != 0
-        wait_until(lambda: not workers_of(inputs), 5 - (time.monotonic() - started))
-
-
-def test_idle_worker_uses_no_cpu(engine):
-    path, inputs, logits = engine
-    with open_worker(inputs, engine_contender("a", [path], "onnxruntime-cpu", logits)) as worker:
-        worker.open({"threads": max(thread_choices())})
-        worker.time_ns(0.1)
-        [pid] = workers_of(inputs)
-
-        def ticks() -> int:
-            fields = (Path("/proc") / pid / "stat").read_text().rpartition(")")[2].split()
-            return int(fields[11]) + int(fields[12])
-
-        time.sleep(0.2)  # onnxruntime's threads may look for work a little longer
-        before = ticks()
-        time.sleep(0.5)
-        assert ticks() - before <= 0.1 * 0.5 * os.sysconf("SC_CLK_TCK")
-
-
-def entry(median_ms, **config):
-    return {"config": config, "median_ms": median_ms}
-
-
-def test_more_threads_are_taken_only_where_they_gain_a_fifth():
-    assert _best([entry(6.5, threads=1), entry(5.5, threads=2)]) == {"threads": 1}
-    assert _best([entry(6.5, threads=1), entry(5.1, threads=2)]) == {"threads": 2}
-    layouts = [
-        entry(8.0, threads=1, last=False),
-        entry(6.5, threads=1, last=True),
-        entry(5.5, threads=2, last=True),
-    ]
-    assert _best(layouts) == {"threads": 1, "last": True}
-    assert _best([entry(1.0, threads=None), entry(1.1, threads=1)]) == {"threads": 1}
-    assert _best([entry(2.0, search=True), entry(1.9, search=False)]) == {"search": False}

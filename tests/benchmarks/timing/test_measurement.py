@@ -1,7 +1,6 @@
 import numpy as np
 import pytest
 
-from edgekiln.benchmarks.timing.latency import BenchmarkPlan
 from edgekiln.benchmarks.timing.measurement import (
     Block,
     Measurement,
@@ -10,6 +9,7 @@ from edgekiln.benchmarks.timing.measurement import (
     interval_width,
     is_narrow,
 )
+from edgekiln.benchmarks.timing.plan import BenchmarkPlan
 
 
 def measurement(name, medians, *, second_turn=None, calls=20, jitter=0.0):
@@ -191,3 +191,12 @@ def test_processes_count_alike_however_many_blocks_they_have():
     # The bootstrap's ends are the two processes themselves; Student's t with one degree of freedom stretches them.
     stretch = 12.706 / 1.96 * np.sqrt(2)
     assert (ratio.low, ratio.high) == pytest.approx((0.5**stretch, 2.0**stretch))
+
+
+def test_contender_that_remembers_an_image_is_called_noisy():
+    blocks = [Block(p, i, t, np.full(10, 1.0)) for p in range(2) for i in range(4) for t in (0, 1)]
+    steady = Measurement("a", "call", 1, {}, [], blocks)
+    assert assess([steady], steal=0, foreign_load=0, repeated={"a": 0.95}).state == "valid"
+    found = assess([steady], steal=0, foreign_load=0, repeated={"a": 0.5})
+    assert found.state == "noisy"
+    assert "a is 50% faster on one repeated image" in found.reasons[0]

@@ -53,7 +53,7 @@ def measure_memory(
     Args:
         factory: ``module:function`` that opens a Session, as a Contender names it.
         arguments: its keyword arguments, JSON values.
-        frames_file: file of ``contender.save_inputs``, or ``.npy`` of uint8 (N, H, W, 3); the first is run.
+        frames_file: file of ``inputs.save_inputs``, or ``.npy`` of uint8 (N, H, W, 3); the first is run.
         on_gpu: measure device memory too. It is read device-wide, so nothing else may use the GPU meanwhile.
 
     Raises:
@@ -110,7 +110,7 @@ def _free_device_bytes() -> int | None:
 
 
 def _first_frame(inputs: Path) -> Frames:
-    """uint8 (1, H, W, 3) of ``contender.save_inputs``' file, or of a plain ``.npy``."""
+    """uint8 (1, H, W, 3) of ``inputs.save_inputs``' file, or of a plain ``.npy``."""
     loaded = np.load(inputs, mmap_mode="r", allow_pickle=False)
     frames: Frames = loaded["frames"] if inputs.suffix == ".npz" else loaded
     return np.ascontiguousarray(frames[:1])

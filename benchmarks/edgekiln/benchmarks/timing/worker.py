@@ -1,4 +1,4 @@
-"""One contender in a process of its own, driven over a pipe by ``contender``. Run as a module.
+"""One contender in a process of its own, driven over a pipe by ``worker_process``. Run as a module.
 
 Each request and each answer is one line of JSON. The answers have a pipe to themselves: what a library prints
 goes to stderr. An idle worker blocks in a read and uses no CPU.
@@ -164,7 +164,7 @@ def _die_with_parent() -> None:
 def main() -> None:
     """Entry point: ``python -m edgekiln.benchmarks.timing.worker INPUTS.npz STARTED_NS``.
 
-    The inputs are as ``contender.save_inputs`` wrote them; the other is the parent's ``perf_counter_ns``, a clock of
+    The inputs are as ``inputs.save_inputs`` wrote them; the other is the parent's ``perf_counter_ns``, a clock of
     the whole system, when it started this process.
     """
     started_ms = (perf_counter_ns() - int(sys.argv[2])) / 1e6

@@ -7,7 +7,7 @@ import pytest
 from energy_support import write_files
 
 from edgekiln.benchmarks.costs.energy.contender import measure_contender
-from edgekiln.benchmarks.timing.contender import save_inputs
+from edgekiln.benchmarks.timing.inputs import save_inputs
 from edgekiln.runtime.errors import EngineError
 
 

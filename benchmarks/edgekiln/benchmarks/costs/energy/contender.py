@@ -36,7 +36,7 @@ def measure_contender(
     Args:
         factory: ``module:function`` that opens a Session, as a Contender names it.
         arguments: its keyword arguments, JSON values.
-        frames_file: file of ``contender.save_inputs``.
+        frames_file: file of ``inputs.save_inputs``.
         device: where it runs; on ``cuda`` the first GPU of the driver.
         seconds: idle, and again busy.
         places: ``hwmon``, ``powercap`` and ``tegrastats`` of ``open_meter``, where they are not the system's own.

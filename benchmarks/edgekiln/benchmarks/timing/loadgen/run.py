@@ -136,7 +136,7 @@ def _run_child(folder: Path) -> None:
     """Run ``__main__`` on ``folder``; Ctrl-C here ends it."""
     environment = {
         k: v for k, v in os.environ.items() if k != "OMP_WAIT_POLICY"
-    }  # as in contender.open_worker
+    }  # as in worker_process.open_worker
     with (folder / "output.txt").open("wb") as output:
         process = subprocess.Popen(
             [sys.executable, "-m", "edgekiln.benchmarks.timing.loadgen", str(folder)],
