@@ -8,7 +8,7 @@ import torch
 
 from edgekiln.pipeline.proof import contenders, packing
 from edgekiln.pipeline.proof.baseline import open_baseline, open_gpu_baseline
-from edgekiln.pipeline.proof.contenders import Absent, Peer, choose_field
+from edgekiln.pipeline.proof.contenders import choose_contenders
 from edgekiln.pipeline.recipe import load_recipe
 from edgekiln.pipeline.workspace.progress import SilentProgress
 from edgekiln.pipeline.workspace.stage_files import BASELINE, StageContext, read_logits, save_logits
@@ -38,33 +38,40 @@ def context_of(tiny_run, tmp_path, peers=(), *, gpu_engine=False):
     return StageContext(recipe, tmp_path, inputs, SilentProgress())
 
 
-def names(field):
-    return [contender.name for contender in field.contenders]
+def names(chosen):
+    return [contender.name for contender in chosen.contenders]
 
 
 def test_baseline_comes_first_and_engines_last(tiny_run, tmp_path):
-    field = choose_field(context_of(tiny_run, tmp_path, ["pytorch-tuned", "onnxruntime"]), COUNT)
-    assert names(field) == [BASELINE, "pytorch-tuned", "onnxruntime:fp32", "onnxruntime:int8", "fp32", "int8"]
-    assert field.peers == (
-        Peer("pytorch-tuned", "fp32"),
-        Peer("onnxruntime:fp32", "fp32"),
-        Peer("onnxruntime:int8", "int8"),
-    )
-    assert field.absent == ()
-    assert [c.name for c in field.contenders if c.optional] == [peer.name for peer in field.peers]
-    peer, ours = field.contenders[3], field.contenders[5]
+    chosen = choose_contenders(context_of(tiny_run, tmp_path, ["pytorch-tuned", "onnxruntime"]), COUNT)
+    assert names(chosen) == [
+        BASELINE,
+        "pytorch-tuned",
+        "onnxruntime:fp32",
+        "onnxruntime:int8",
+        "fp32",
+        "int8",
+    ]
+    assert list(chosen.peers.items()) == [
+        ("pytorch-tuned", "fp32"),
+        ("onnxruntime:fp32", "fp32"),
+        ("onnxruntime:int8", "int8"),
+    ]
+    assert chosen.absent == {}
+    assert [c.name for c in chosen.contenders if c.optional] == list(chosen.peers)
+    peer, ours = chosen.contenders[3], chosen.contenders[5]
     assert peer.arguments["path"] == ours.arguments["paths"][0]
     assert np.array_equal(peer.logits, ours.logits)
-    assert {c.tolerance for c in field.contenders} == {1e-3}
+    assert {c.tolerance for c in chosen.contenders} == {1e-3}
 
 
 def test_openvino_gets_the_same_files_and_room_for_its_own_rounding(tiny_run, tmp_path, monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: object())
     context = context_of(tiny_run, tmp_path, ["openvino"])
-    field = choose_field(context, COUNT)
-    assert names(field)[1:3] == ["openvino:fp32", "openvino:int8"]
-    fp32, int8 = field.contenders[1:3]
-    assert int8.arguments == {"paths": field.contenders[4].arguments["paths"], "backend": "openvino"}
+    chosen = choose_contenders(context, COUNT)
+    assert names(chosen)[1:3] == ["openvino:fp32", "openvino:int8"]
+    fp32, int8 = chosen.contenders[1:3]
+    assert int8.arguments == {"paths": chosen.contenders[4].arguments["paths"], "backend": "openvino"}
     assert fp32.tolerance == 1e-3
     ours, exact = (read_logits(context.inputs[f"evaluate.{name}"]) for name in ("int8", BASELINE))
     assert int8.tolerance == pytest.approx(max(0.01, np.abs(ours - exact).max() / np.ptp(ours)))
@@ -83,21 +90,23 @@ def test_room_for_rounding_has_bounds(tiny_run, tmp_path, factor, tolerance):
 def test_peers_that_cannot_be_tried_say_why_and_what_to_do(tiny_run, tmp_path, monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    field = choose_field(context_of(tiny_run, tmp_path, ["openvino", "pytorch-gpu"]), COUNT)
-    assert names(field) == [BASELINE, "fp32", "int8"]
-    assert field.absent == (
-        Absent("openvino", "it is not installed. Run: pip install 'edgekiln[openvino]'"),
-        Absent("pytorch-gpu", "torch finds no GPU; `nvidia-smi` tells what is missing"),
-    )
+    chosen = choose_contenders(context_of(tiny_run, tmp_path, ["openvino", "pytorch-gpu"]), COUNT)
+    assert names(chosen) == [BASELINE, "fp32", "int8"]
+    assert list(chosen.absent.items()) == [
+        ("openvino", "it is not installed. Run: pip install 'edgekiln[openvino]'"),
+        ("pytorch-gpu", "torch finds no GPU; `nvidia-smi` tells what is missing"),
+    ]
 
 
 def test_library_without_a_file_to_run_is_named(tiny_run, tmp_path):
     context = context_of(tiny_run, tmp_path, ["onnxruntime"])
     for name in ("fp32", "int8"):
         context.inputs[f"evaluate.{name}"] = tmp_path  # was not evaluated
-    field = choose_field(context, COUNT)
-    assert names(field) == [BASELINE]
-    assert field.absent[0].reason == "no variant of onnxruntime-cpu was evaluated whose file it could run"
+    chosen = choose_contenders(context, COUNT)
+    assert names(chosen) == [BASELINE]
+    assert (
+        chosen.absent["onnxruntime"] == "no variant of onnxruntime-cpu was evaluated whose file it could run"
+    )
 
 
 # -- on a GPU, as far as a machine without one can tell
@@ -108,31 +117,31 @@ def test_baseline_stays_on_the_cpu_unless_torch_and_an_engine_use_a_gpu(
     tiny_run, tmp_path, monkeypatch, sees, gpu_engine
 ):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: sees)
-    field = choose_field(context_of(tiny_run, tmp_path, gpu_engine=gpu_engine), COUNT)
-    assert field.contenders[0].factory.endswith(":open_baseline")
-    assert field.peers == ()
+    chosen = choose_contenders(context_of(tiny_run, tmp_path, gpu_engine=gpu_engine), COUNT)
+    assert chosen.contenders[0].factory.endswith(":open_baseline")
+    assert chosen.peers == {}
 
 
 def test_baseline_moves_to_the_gpu_strictly_and_the_cpu_stays_as_a_peer(tiny_run, tmp_path, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    field = choose_field(context_of(tiny_run, tmp_path, ["pytorch-gpu"], gpu_engine=True), COUNT)
+    chosen = choose_contenders(context_of(tiny_run, tmp_path, ["pytorch-gpu"], gpu_engine=True), COUNT)
     gpu_ones = ["pytorch-gpu-tf32", "pytorch-gpu-fp16", "pytorch-gpu-graph"]
-    assert names(field) == [BASELINE, "pytorch-cpu", *gpu_ones, "fp32", "int8", "gpu"]
-    by_name = {contender.name: contender for contender in field.contenders}
+    assert names(chosen) == [BASELINE, "pytorch-cpu", *gpu_ones, "fp32", "int8", "gpu"]
+    by_name = {contender.name: contender for contender in chosen.contenders}
     assert [by_name[name].arguments["way"] for name in (BASELINE, *gpu_ones)] == [
         "fp32",
         "tf32",
         "fp16",
         "fp16-graph",
     ]
-    assert [peer.precision for peer in field.peers] == ["fp32", "tf32", "fp16", "fp16"]
+    assert list(chosen.peers.values()) == ["fp32", "tf32", "fp16", "fp16"]
     # The baseline must answer as in the accuracy run; TF32 and FP16 have 11 bits.
     assert [by_name[name].tolerance for name in (BASELINE, *gpu_ones)] == [1e-3, 2e-2, 2e-2, 2e-2]
 
 
 @pytest.fixture
 def torch_arguments(tiny_run, tmp_path):
-    arguments = choose_field(context_of(tiny_run, tmp_path), COUNT).contenders[0].arguments
+    arguments = choose_contenders(context_of(tiny_run, tmp_path), COUNT).contenders[0].arguments
     return {key: arguments[key] for key in ("checkpoint", "backbone")}
 
 

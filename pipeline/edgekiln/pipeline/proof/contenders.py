@@ -9,7 +9,7 @@ a GPU.
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
 
@@ -30,7 +30,7 @@ from edgekiln.pipeline.workspace.stage_files import BASELINE, LOGITS_NAME, Stage
 from edgekiln.runtime.backends import CPU_BACKENDS
 from edgekiln.runtime.spec import Precision
 
-__all__ = ["Absent", "Field", "Peer", "choose_field"]
+__all__ = ["ChosenContenders", "choose_contenders"]
 
 Chosen: TypeAlias = NDArray[np.int64]
 """Indices of the test images that rotate."""
@@ -40,49 +40,42 @@ _LEAST_TOLERANCE, _MOST_TOLERANCE = 1e-2, 0.25
 
 
 @dataclass(frozen=True, slots=True)
-class Peer:
-    """A contender that is not ours."""
+class ChosenContenders:
+    """Who takes part in a benchmark.
 
-    name: str
-    precision: str
-
-
-@dataclass(frozen=True, slots=True)
-class Absent:
-    """A peer that was asked for and cannot be tried here."""
-
-    name: str
-    reason: str
-
-
-@dataclass(frozen=True, slots=True)
-class Field:
-    """Everyone who takes part, the baseline first; which of them are peers; and who cannot take part, and why."""
+    Attributes:
+        contenders: the baseline first, the engines last.
+        peers: by name, the precision of those contenders that are not ours.
+        absent: by name, why a peer that was asked for cannot be tried here.
+    """
 
     contenders: tuple[Contender, ...]
-    peers: tuple[Peer, ...]
-    absent: tuple[Absent, ...]
+    peers: Mapping[str, str]
+    absent: Mapping[str, str]
 
 
-def choose_field(context: StageContext, chosen: Chosen) -> Field:
+def choose_contenders(context: StageContext, chosen: Chosen) -> ChosenContenders:
     """The contenders of a recipe whose engines are evaluated, on the ``chosen`` test images."""
     variants = [v for v in context.recipe.variants if _was_evaluated(context, v)]
     on_cpu = [v for v in variants if v.backend in CPU_BACKENDS]
     gpu = len(on_cpu) < len(variants) and _torch_sees_gpu()
     found = [_torch_gpu(context, BASELINE, "fp32", chosen) if gpu else _torch_cpu(context, BASELINE, chosen)]
-    peers, absent = [], []
+    peers: dict[str, str] = {}
+    absent: dict[str, str] = {}
     if gpu and on_cpu:
         found.append(replace(_torch_cpu(context, "pytorch-cpu", chosen), optional=True))
-        peers.append(Peer("pytorch-cpu", "fp32"))
+        peers["pytorch-cpu"] = "fp32"
+    runnable = [v for v in on_cpu if v.backend == "onnxruntime-cpu"]
     for wanted in context.recipe.benchmark.peers:
-        asked = _ask(context, wanted, [v for v in on_cpu if v.backend == "onnxruntime-cpu"], chosen)
-        if isinstance(asked, Absent):
-            absent.append(asked)
+        reason = _why_absent(wanted, runnable)
+        if reason is not None:
+            absent[wanted] = reason
             continue
-        found += [contender for contender, _ in asked]
-        peers += [Peer(contender.name, precision) for contender, precision in asked]
+        for contender, precision in _make_peers(context, wanted, runnable, chosen):
+            found.append(contender)
+            peers[contender.name] = precision
     found += [_engine(context, variant, chosen) for variant in variants]
-    return Field(tuple(found), tuple(peers), tuple(absent))
+    return ChosenContenders(tuple(found), peers, absent)
 
 
 def _was_evaluated(context: StageContext, variant: VariantSettings) -> bool:
@@ -102,24 +95,30 @@ def _answers(context: StageContext, name: str, chosen: Chosen) -> Any:
 # Peers
 
 
-def _ask(
+def _why_absent(wanted: str, variants: Sequence[VariantSettings]) -> str | None:
+    """Why an entry of ``benchmark.peers`` cannot be tried here, ``None`` where it can."""
+    match wanted:
+        case "pytorch-gpu" if not _torch_sees_gpu():
+            return "torch finds no GPU; `nvidia-smi` tells what is missing"
+        case "onnxruntime" | "openvino" if not variants:
+            return "no variant of onnxruntime-cpu was evaluated whose file it could run"
+        case "onnxruntime" | "openvino" if importlib.util.find_spec(wanted) is None:
+            return f"it is not installed. Run: pip install 'edgekiln[{wanted}]'"
+    return None
+
+
+def _make_peers(
     context: StageContext, wanted: str, variants: Sequence[VariantSettings], chosen: Chosen
-) -> list[tuple[Contender, str]] | Absent:
+) -> list[tuple[Contender, str]]:
     """The contenders of one entry of ``benchmark.peers``, each with its precision."""
     match wanted:
         case "pytorch-gpu":
-            if not _torch_sees_gpu():
-                return Absent(wanted, "torch finds no GPU; `nvidia-smi` tells what is missing")
             ways = {"pytorch-gpu-tf32": "tf32", "pytorch-gpu-fp16": "fp16", "pytorch-gpu-graph": "fp16-graph"}
             made = [
                 (_torch_gpu(context, name, way, chosen), way.partition("-")[0]) for name, way in ways.items()
             ]
             return [(replace(contender, optional=True), precision) for contender, precision in made]
         case "onnxruntime" | "openvino":
-            if not variants:
-                return Absent(wanted, "no variant of onnxruntime-cpu was evaluated whose file it could run")
-            if importlib.util.find_spec(wanted) is None:
-                return Absent(wanted, f"it is not installed. Run: pip install 'edgekiln[{wanted}]'")
             return [
                 (_library(context, wanted, variant, chosen), variant.precision.value) for variant in variants
             ]
