@@ -105,7 +105,10 @@ def _render(template: str, report: Mapping[str, Any], **extra: Any) -> str:
 
 
 def render_template(template: str, **values: Any) -> str:
-    """A template of this folder filled in; in HTML every value is escaped that is no Markup."""
+    """A template of this folder filled in; in HTML every value is escaped that is no Markup.
+
+    Pages extend ``base.html``, which writes ``style.css`` into each of them, so that a page stays one file.
+    """
     jinja2 = import_extra("jinja2", "build")
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(_TEMPLATES),
