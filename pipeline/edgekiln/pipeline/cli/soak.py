@@ -13,7 +13,7 @@ from edgekiln.pipeline.cli.options import json_option, print_document
 from edgekiln.runtime.errors import GateError, UsageError
 
 if TYPE_CHECKING:
-    from edgekiln.benchmarks.endurance.soak import Minute, SoakResult
+    from edgekiln.benchmarks.endurance.soak_result import Minute, SoakResult
 
 __all__ = ["soak"]
 
