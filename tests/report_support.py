@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from edgekiln.benchmarks.judging.judging import Reference, judge_answers
+from edgekiln.benchmarks.judging.verdict import Reference, judge_answers
 from edgekiln.benchmarks.timing.measurement import Block, Measurement, compare_speed
 
 ENGINES = {"fp32": (1.7, 0.0), "int8": (0.6, 0.35), "rtx-int8-with-a-long-name": (0.9, 0.2)}

@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 from tests_support import HEED_INTERRUPTS, write_pictures
 
-from edgekiln.benchmarks.judging.judging import digest_split
+from edgekiln.benchmarks.judging.stored_answers import digest_split
 from edgekiln.benchmarks.report import render_page
 from edgekiln.pipeline.recipe import load_recipe
 from edgekiln.pipeline.run import check_gate, run_recipe
@@ -210,7 +210,7 @@ def test_gate_on_balanced_accuracy_reaches_row_and_manifest(tiny_run, tmp_path):
 
 def test_collapse_is_a_notice_of_the_report(tiny_run, tmp_path, monkeypatch):
     monkeypatch.setattr(
-        "edgekiln.benchmarks.judging.judging.warn_of_collapse", lambda own, _: f"collapsed: {own}"
+        "edgekiln.benchmarks.judging.verdict.warn_of_collapse", lambda own, _: f"collapsed: {own}"
     )
     report = again(tiny_run, tmp_path, "gate.max_drop=0.25").report
     assert report["notices"] == ["fp32: collapsed: 30.", "int8: collapsed: 30."]

@@ -26,7 +26,7 @@ from edgekiln.benchmarks.judging.accuracy import (
     pair_by_class,
     warn_of_collapse,
 )
-from edgekiln.benchmarks.judging.judging import Reference, judge_answers
+from edgekiln.benchmarks.judging.verdict import Reference, judge_answers
 from edgekiln.runtime.errors import DataError, NonFiniteError
 
 

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgekiln.benchmarks.judging.accuracy import Labels
-from edgekiln.benchmarks.judging.judging import digest_split
+from edgekiln.benchmarks.judging.stored_answers import digest_split
 from edgekiln.benchmarks.report.reading import REPORT_NAME, read_bundled_report, read_report
 from edgekiln.runtime.bundles.bundle import open_bundle
 from edgekiln.runtime.bundles.manifest import MANIFEST_NAME

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from edgekiln.benchmarks.judging.judging import Reference
+from edgekiln.benchmarks.judging.verdict import Reference
 from edgekiln.benchmarks.timing.journal import Journal, clear_journal, plan_digest
 from edgekiln.pipeline.data import identity_file, load_split
 from edgekiln.pipeline.proof.packing import judge_variant

@@ -14,7 +14,8 @@ import numpy as np
 
 from edgekiln.benchmarks.environment import describe_machine, read_work_commit
 from edgekiln.benchmarks.judging.accuracy import measure_accuracy
-from edgekiln.benchmarks.judging.judging import Reference, digest_split, judge_answers, summarize_simulation
+from edgekiln.benchmarks.judging.stored_answers import digest_split
+from edgekiln.benchmarks.judging.verdict import Reference, judge_answers, summarize_simulation
 from edgekiln.benchmarks.report import render_card, render_page
 from edgekiln.pipeline.data import INDEX_NAME, PreparedSplit, describe_unjudged, load_split, read_classes
 from edgekiln.pipeline.recipe import Recipe, VariantSettings

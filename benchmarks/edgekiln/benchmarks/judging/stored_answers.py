@@ -1,6 +1,6 @@
-"""Judges one engine's answers against PyTorch's: figures, flips and verdict. Needs numpy only, so a Jetson can.
+"""The answers that a finished bundle keeps of its test split: read, and judged again under another gate.
 
-Finished bundles keep all logits of their test split, so they can be judged again under another gate.
+Bundles keep all logits, so nothing has to run for that.
 """
 
 from __future__ import annotations
@@ -9,57 +9,24 @@ import hashlib
 import io
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any
 from zipfile import BadZipFile
 
 import numpy as np
 
-from edgekiln.benchmarks.judging.accuracy import (
-    Labels,
-    compare_logits,
-    find_flips,
-    measure_accuracy,
-    pair_answers,
-    pair_by_class,
-    warn_of_collapse,
-)
-from edgekiln.benchmarks.judging.gate import (
-    Metric,
-    balanced_interval,
-    check_metric,
-    judge,
-    judge_balanced,
-    mcnemar_p,
-    tango_interval,
-)
+from edgekiln.benchmarks.judging.accuracy import Labels
+from edgekiln.benchmarks.judging.gate import Metric
+from edgekiln.benchmarks.judging.verdict import Reference, judge_answers
 from edgekiln.runtime.bundles.bundle import Bundle, open_bundle
 from edgekiln.runtime.bundles.manifest import VariantRecord
 from edgekiln.runtime.errors import BundleError
 from edgekiln.runtime.spec import Logits
 
-__all__ = [
-    "Reference",
-    "StoredAnswers",
-    "digest_split",
-    "judge_answers",
-    "read_answers",
-    "rejudge",
-    "summarize_simulation",
-]
+__all__ = ["StoredAnswers", "digest_split", "read_answers", "rejudge"]
 
 _PREFIX = "logits."
 _BASELINE = f"{_PREFIX}baseline"
-
-
-@dataclass(frozen=True, slots=True)
-class Reference:
-    """What engines are judged against: the PyTorch model's logits float32 (N, C), labels and names of N images."""
-
-    logits: Logits
-    labels: Labels
-    keys: Sequence[str]
-    classes: Sequence[str]
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,75 +44,6 @@ class StoredAnswers:
     labels: Labels
     baseline: Logits
     engines: Mapping[str, Logits] = field(repr=False)
-
-
-def judge_answers(
-    reference: Reference,
-    logits: Logits,
-    *,
-    max_drop: float,
-    confidence: float,
-    metric: Metric = "top1",
-    failure: str | None = None,
-) -> dict[str, Any]:
-    """JSON values about an engine: verdict and reason, accuracy, paired drops with their intervals, flips.
-
-    Args:
-        reference: the PyTorch answers for the same images, in the same order.
-        logits: float32 (N, C) of the engine.
-        max_drop: largest allowed drop of the metric, a share.
-        confidence: of the intervals, one of which decides.
-        metric: what may not drop: top-1 or balanced accuracy.
-        failure: what was found wrong with the engine before; decides against it whatever its accuracy.
-    """
-    metric = check_metric(metric)
-    baseline, labels = reference.logits, reference.labels
-    counts, strata = pair_answers(baseline, logits, labels), pair_by_class(baseline, logits, labels)
-    if metric == "balanced":
-        result = judge_balanced(strata, max_drop=max_drop, confidence=confidence)
-    else:
-        result = judge(counts, max_drop=max_drop, confidence=confidence)
-    own, theirs = measure_accuracy(logits, labels), measure_accuracy(baseline, labels)
-    collapse = warn_of_collapse(own.distinct_outputs, theirs.distinct_outputs)
-    flips = find_flips(baseline, logits, labels, keys=reference.keys, classes=reference.classes)
-    return {
-        "verdict": "fail" if failure else result.verdict,
-        "reason": failure or result.reason,
-        "warnings": [collapse] if collapse else [],
-        "accuracy": own.to_dict(),
-        "metric": metric,
-        "drop": _interval(
-            counts.drop, tango_interval(counts.broken, counts.mended, counts.images, confidence)
-        ),
-        "balanced_drop": _interval(theirs.balanced - own.balanced, balanced_interval(strata, confidence)),
-        "counts": asdict(counts),
-        "agreement": counts.agreement,
-        "mcnemar_p": mcnemar_p(counts.broken, counts.mended),
-        "max_drop": max_drop,
-        "confidence": confidence,
-        "images_to_decide": result.images_to_decide,
-        **asdict(compare_logits(baseline, logits)),
-        "flips": [asdict(flip) for flip in flips],
-    }
-
-
-def _interval(value: float, bounds: tuple[float, float]) -> dict[str, float]:
-    return {"value": value, "low": bounds[0], "high": bounds[1]}
-
-
-def summarize_simulation(reference: Reference, logits: Logits) -> dict[str, Any]:
-    """What a CPU simulation of an engine's graph answers: evidence for one that cannot run here, never a verdict."""
-    counts = pair_answers(reference.logits, logits, reference.labels)
-    return {
-        "top1": measure_accuracy(logits, reference.labels).top1,
-        "drop": counts.drop,
-        "flips": counts.images - counts.agreeing,
-        "images": counts.images,
-    }
-
-
-# --------------------------------------------------------------------------------------------------------------
-# Finished bundles
 
 
 def digest_split(image_digests: Sequence[str], labels: Labels) -> str:
