@@ -57,16 +57,10 @@ def bench(  # noqa: PLR0913 # one argument for each option
     """
     if mlperf and runtime:
         raise UsageError("--mlperf and --runtime are two measurements: give one of them.")
-    if not mlperf and (images or variant or threads):
-        raise UsageError("--images, --variant and --threads belong to --mlperf.")
+    if images or variant or threads:
+        _check_options_of_mlperf(target, mlperf)
     if mlperf and target.is_file():
-        if images or variant or threads:
-            raise UsageError(
-                "--images, --variant and --threads belong to --mlperf of a bundle.",
-                hint="Of a recipe, LoadGen drives every engine on the CPU that passed, on the run's test images.",
-            )
-        keys = ("benchmark.mlperf=true", f"benchmark.mlperf_seconds={seconds}")
-        _measure_recipe(target, again, replace(wish, overrides=(*wish.overrides, *keys)))
+        _measure_recipe(target, again, _with_loadgen(wish, seconds))
         return
     if (mlperf or runtime) and wish.dry_run:
         raise UsageError(
@@ -80,6 +74,23 @@ def bench(  # noqa: PLR0913 # one argument for each option
         _measure_runtime(target, wish.as_json)
     else:
         _measure_recipe(target, again, wish)
+
+
+def _check_options_of_mlperf(target: Path, mlperf: bool) -> None:
+    """That --images, --variant or --threads, of which one was given, mean something here."""
+    if not mlperf:
+        raise UsageError("--images, --variant and --threads belong to --mlperf.")
+    if target.is_file():
+        raise UsageError(
+            "--images, --variant and --threads belong to --mlperf of a bundle.",
+            hint="Of a recipe, LoadGen drives every engine on the CPU that passed, on the run's test images.",
+        )
+
+
+def _with_loadgen(wish: RunWish, seconds: float) -> RunWish:
+    """The same run with the stage in which LoadGen drives its engines."""
+    keys = ("benchmark.mlperf=true", f"benchmark.mlperf_seconds={seconds}")
+    return replace(wish, overrides=(*wish.overrides, *keys))
 
 
 def _measure_runtime(bundle: Path, as_json: bool) -> None:

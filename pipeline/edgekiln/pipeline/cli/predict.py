@@ -108,9 +108,7 @@ def predict(  # one argument for each option
     with load(bundle, trusted_keys=trusted_keys or None, **engine) as classifier:
         selection = classifier.variant
         if not as_json and not quiet:
-            click.echo(f"variant {selection.name} ({selection.backend}): {selection.reason}", err=True)
-            if selection.notice:
-                click.echo(f"variant {selection.name} was {selection.notice}", err=True)
+            _tell_selection(selection)
         tally, top = _Tally(), min(top, len(classifier.contract.classes))
         answers = tally.watch(_classify(classifier, pictures, top))
         if as_json:
@@ -121,6 +119,13 @@ def predict(  # one argument for each option
         finally:  # also of an answer cut short, by Ctrl-C say
             _tell_rest(pictures, tally)
     tally.check()
+
+
+def _tell_selection(selection: Selection) -> None:
+    """Which engine answers, and why that one, on stderr."""
+    click.echo(f"variant {selection.name} ({selection.backend}): {selection.reason}", err=True)
+    if selection.notice:
+        click.echo(f"variant {selection.name} was {selection.notice}", err=True)
 
 
 def _tell_rest(pictures: PictureSearch, tally: _Tally) -> None:
