@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from dataclasses import asdict, fields
+from dataclasses import fields
 from pathlib import Path
 
 import numpy as np
 
-from edgekiln.benchmarks.timing.contender import choose_images, save_inputs
+from edgekiln.benchmarks.timing.inputs import choose_images, save_inputs
 from edgekiln.benchmarks.timing.journal import clear_journal
-from edgekiln.benchmarks.timing.latency import BenchmarkPlan, run_benchmark
+from edgekiln.benchmarks.timing.latency import run_benchmark
+from edgekiln.benchmarks.timing.plan import BenchmarkPlan
 from edgekiln.pipeline.data import load_split, read_source
-from edgekiln.pipeline.proof.contenders import choose_field
+from edgekiln.pipeline.proof.contenders import choose_contenders
 from edgekiln.pipeline.proof.limits import add_limits, read_products
 from edgekiln.pipeline.recipe import Recipe
 from edgekiln.pipeline.training.checkpoint import read_contract
@@ -33,11 +34,11 @@ def benchmark_engines(context: StageContext) -> None:
     save_inputs(
         inputs, np.array(test.frames[chosen]), pictures, read_contract(context.inputs["finetune"]).to_json()
     )
-    field = choose_field(context, chosen)
+    taking_part = choose_contenders(context, chosen)
     plan, advance = _benchmark_plan(context.recipe), context.progress.advance
-    timings, count = plan.count_units(len(field.contenders)), len(field.contenders)
+    timings, count = plan.count_units(len(taking_part.contenders)), len(taking_part.contenders)
     result = run_benchmark(
-        field.contenders,
+        taking_part.contenders,
         inputs,
         plan=plan,
         folder=context.folder,
@@ -47,15 +48,20 @@ def benchmark_engines(context: StageContext) -> None:
     values = result.to_dict()
     add_limits(
         values,
-        field.contenders,
+        taking_part.contenders,
         read_products(context),
         inputs,
         lambda done, note: advance(timings + done, timings + count, note),
     )
     values["images"] = len(chosen)
-    values["peers"] = [asdict(peer) for peer in field.peers if peer.name not in result.left_out]
-    values["absent_peers"] = [asdict(absent) for absent in field.absent] + [
-        {"name": name, "reason": reason} for name, reason in result.left_out.items()
+    values["peers"] = [
+        {"name": name, "precision": precision}
+        for name, precision in taking_part.peers.items()
+        if name not in result.left_out
+    ]
+    values["absent_peers"] = [
+        {"name": name, "reason": reason}
+        for name, reason in (*taking_part.absent.items(), *result.left_out.items())
     ]
     write_json(context.folder / "benchmark.json", values)
     inputs.unlink()
