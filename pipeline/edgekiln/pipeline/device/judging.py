@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from edgekiln.benchmarks.judging.judging import judge_answers
+from edgekiln.benchmarks.judging.verdict import judge_answers
 from edgekiln.pipeline.device.pictures import KnownPictures
 from edgekiln.runtime.backends import open_session
 from edgekiln.runtime.errors import EngineError, EnvironmentProblem, NonFiniteError, ResourceError

@@ -13,7 +13,8 @@ from pathlib import Path
 
 import numpy as np
 
-from edgekiln.benchmarks.judging.judging import Reference, read_answers
+from edgekiln.benchmarks.judging.stored_answers import read_answers
+from edgekiln.benchmarks.judging.verdict import Reference
 from edgekiln.pipeline.workspace.progress import Progress
 from edgekiln.runtime.bundles.bundle import Bundle
 from edgekiln.runtime.contract import Contract
