@@ -12,9 +12,10 @@ from export_support import export_network, export_residual, make_calibration, se
 
 from edgekiln.export.audits.macs import count_macs
 from edgekiln.export.audits.tensorrt import audit_declared, audit_rtx_plan
-from edgekiln.export.engines import tensorrt
+from edgekiln.export.engines import tensorrt, worker_process
 from edgekiln.export.engines.cache import EngineCache
-from edgekiln.export.engines.tensorrt import BatchProfile, BuildOptions, build_engine, library_version
+from edgekiln.export.engines.options import BatchProfile, BuildOptions
+from edgekiln.export.engines.tensorrt import build_engine, library_version
 from edgekiln.export.precision.fp16 import convert_to_fp16
 from edgekiln.export.precision.int8_tensorrt import quantize_for_tensorrt
 from edgekiln.export.precision.simulation import simulate
@@ -29,7 +30,6 @@ from edgekiln.runtime.errors import (
     MissingExtraError,
     PrecisionError,
     ResourceError,
-    UsageError,
 )
 from edgekiln.runtime.spec import Precision
 
@@ -165,7 +165,7 @@ def test_second_build_comes_from_the_cache(models, cache, monkeypatch):
     def refuse(*_):
         raise AssertionError("a worker was started")
 
-    monkeypatch.setattr(tensorrt, "_watch", refuse)
+    monkeypatch.setattr(worker_process, "_watch", refuse)
     steps = []
     second = build_engine(
         models["fp16"], options_for("fp16"), cache, advance=lambda *step: steps.append(step)
@@ -290,28 +290,6 @@ def test_tensorrt_that_is_not_installed_is_told(models, cache):
         build_engine(models["fp32"], BuildOptions("tensorrt", Precision.FP32), cache)
 
 
-@pytest.mark.parametrize("sizes", [(0, 1, 2), (2, 1, 4), (1, 8, 4), (-1, -1, -1)])
-def test_batch_profile_is_in_order(sizes):
-    with pytest.raises(UsageError, match="1 <= min <= opt <= max <= 1024, got"):
-        BatchProfile(*sizes)
-
-
-@pytest.mark.parametrize(
-    ("flavour", "options", "words"),
-    [
-        ("tensorrt", {"capabilities": (86,)}, "capabilities are for tensorrt-rtx"),
-        ("tensorrt-rtx", {"version_compatible": True}, "has no version or hardware compatibility"),
-        ("tensorrt-rtx", {"hardware_compatibility": "ampere-plus"}, "has no version or hardware"),
-        ("tensorrt-rtx", {"typing": "weak"}, "no weak typing"),
-        ("tensorrt", {"workspace_bytes": 0}, "workspace_bytes must be positive, got 0"),
-        ("tensorrt", {"optimization_level": 6}, "optimization_level is 0 to 5, got 6"),
-    ],
-)
-def test_options_that_cannot_be_meant_are_refused(flavour, options, words):
-    with pytest.raises(UsageError, match=words):
-        BuildOptions(flavour, Precision.FP16, **options)
-
-
 # -- the process that builds
 
 KILLED = "import os, signal\nprint('begun', flush=True)\nos.kill(os.getpid(), signal.{})"
@@ -343,7 +321,7 @@ def use_worker(tmp_path, monkeypatch):
     def use(source):
         (tmp_path / "fake_worker.py").write_text(source)
         monkeypatch.syspath_prepend(tmp_path)
-        monkeypatch.setattr(tensorrt, "_WORKER", "fake_worker")
+        monkeypatch.setattr(worker_process, "_WORKER", "fake_worker")
 
     return use
 
@@ -393,7 +371,7 @@ def test_worker_that_prints_is_no_problem(use_worker, cache, models):
 @pytest.mark.parametrize("error", [KeyboardInterrupt, ValueError])
 def test_who_stops_listening_stops_the_worker(use_worker, cache, models, monkeypatch, on_sigterm, error):
     use_worker(SLEEPS.format(on_sigterm))
-    monkeypatch.setattr(tensorrt, "_STOP_SECONDS", 0.3)
+    monkeypatch.setattr(worker_process, "_STOP_SECONDS", 0.3)
     pids = []
 
     def interrupt(done, total, phase):
@@ -411,10 +389,10 @@ def test_who_stops_listening_stops_the_worker(use_worker, cache, models, monkeyp
 def test_second_interrupt_does_not_leave_the_worker_behind(use_worker, cache, models, monkeypatch):
     use_worker(SLEEPS.format("SIG_IGN"))
     pids = []
-    wait = tensorrt.subprocess.Popen.wait
+    wait = worker_process.subprocess.Popen.wait
 
     def interrupted_wait(child, timeout=None):
-        if timeout == tensorrt._STOP_SECONDS:
+        if timeout == worker_process._STOP_SECONDS:
             raise KeyboardInterrupt
         return wait(child, timeout)
 
@@ -422,7 +400,7 @@ def test_second_interrupt_does_not_leave_the_worker_behind(use_worker, cache, mo
         pids.append(done)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(tensorrt.subprocess.Popen, "wait", interrupted_wait)
+    monkeypatch.setattr(worker_process.subprocess.Popen, "wait", interrupted_wait)
     with pytest.raises(KeyboardInterrupt):
         build(cache, models, advance=interrupt)
     assert_gone(pids[0])
@@ -446,7 +424,9 @@ def test_cancelled_worker_is_an_interrupt(use_worker, cache, models):
 
 def test_worker_finds_the_modules_of_the_current_folder(use_worker, cache, models, monkeypatch, tmp_path):
     use_worker("raise SystemExit('found')")
-    monkeypatch.setattr("sys.path", ["", *(path for path in tensorrt.sys.path if path != str(tmp_path))])
+    monkeypatch.setattr(
+        "sys.path", ["", *(path for path in worker_process.sys.path if path != str(tmp_path))]
+    )
     monkeypatch.chdir(tmp_path)
     with pytest.raises(EnvironmentProblem, match="exit code 1: found"):
         build(cache, models)

@@ -225,7 +225,8 @@ def test_engine_is_built_from_it_and_computes_in_int8(exported, tmp_path):
     pytest.importorskip("tensorrt_rtx", reason="builds a real TensorRT-RTX engine; needs no GPU")
     from edgekiln.export.audits.tensorrt import audit_rtx_plan
     from edgekiln.export.engines.cache import EngineCache
-    from edgekiln.export.engines.tensorrt import BatchProfile, BuildOptions, build_engine
+    from edgekiln.export.engines.options import BatchProfile, BuildOptions
+    from edgekiln.export.engines.tensorrt import build_engine
     from edgekiln.runtime.spec import Precision
 
     model = exported[2].read_bytes()

@@ -133,7 +133,8 @@ def test_a_refusal_says_why(header, flavour, library, capability, reason):
 def test_a_real_engine_of_tensorrt_rtx_tells_its_version_and_capabilities(mean_model, tmp_path, asked, built):
     rtx = pytest.importorskip("tensorrt_rtx")
     from edgekiln.export.engines.cache import EngineCache
-    from edgekiln.export.engines.tensorrt import BatchProfile, BuildOptions, build_engine
+    from edgekiln.export.engines.options import BatchProfile, BuildOptions
+    from edgekiln.export.engines.tensorrt import build_engine
     from edgekiln.runtime.spec import Precision
 
     options = BuildOptions("tensorrt-rtx", Precision.FP32, BatchProfile(1, 2, 4), capabilities=asked)

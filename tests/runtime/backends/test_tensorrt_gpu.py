@@ -9,7 +9,8 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from edgekiln.export.engines.cache import EngineCache
-from edgekiln.export.engines.tensorrt import BatchProfile, BuildOptions, build_engine
+from edgekiln.export.engines.options import BatchProfile, BuildOptions
+from edgekiln.export.engines.tensorrt import build_engine
 from edgekiln.runtime.backends import open_session
 from edgekiln.runtime.backends.tensorrt import TensorRTSession
 from edgekiln.runtime.cuda import open_cuda, probe_driver

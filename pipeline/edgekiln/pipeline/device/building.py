@@ -14,7 +14,8 @@ from edgekiln.export.audits.engine_layers.inspector import parse_inspector
 from edgekiln.export.audits.engine_layers.verdict import audit_engine
 from edgekiln.export.audits.tensorrt import audit_declared, audit_rtx_plan
 from edgekiln.export.engines.cache import EngineCache
-from edgekiln.export.engines.tensorrt import BatchProfile, BuildOptions, BuiltEngine, build_engine
+from edgekiln.export.engines.options import BatchProfile, BuildOptions
+from edgekiln.export.engines.tensorrt import BuiltEngine, build_engine
 from edgekiln.pipeline.workspace.progress import Progress
 from edgekiln.runtime.backends.engine_header import Flavour
 from edgekiln.runtime.errors import PrecisionError

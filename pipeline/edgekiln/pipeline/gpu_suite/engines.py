@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 
 from edgekiln.export.engines.cache import EngineCache
-from edgekiln.export.engines.tensorrt import BatchProfile, BuildOptions, build_engine, library_version
+from edgekiln.export.engines.options import BatchProfile, BuildOptions
+from edgekiln.export.engines.tensorrt import build_engine, library_version
 from edgekiln.pipeline.gpu_suite.isolation import Tell
 from edgekiln.pipeline.gpu_suite.models import MODELS, make_frames, onnx_name
 from edgekiln.pipeline.gpu_suite.reference import compare_answers, reference_logits

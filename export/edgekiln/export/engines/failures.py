@@ -1,0 +1,106 @@
+"""What a failed build means: the library's words and the end of its process as a typed error, with the likely cause.
+
+Starts and stops nothing.
+"""
+
+from __future__ import annotations
+
+import re
+import signal
+from collections.abc import Mapping
+from typing import Any
+
+from edgekiln.export.engines.options import BuildOptions
+from edgekiln.runtime.cuda.driver import DeviceProperties
+from edgekiln.runtime.errors import BuildError, EnvironmentProblem, ResourceError
+
+__all__ = ["explain_death", "explain_failure"]
+
+_OPTION_FAILURES = {
+    "hardware-compatibility": "This TensorRT has no hardware compatibility of that level.",
+    "capabilities": "This library cannot build for those compute capabilities.",
+    "weak-typing": "This TensorRT has no weak typing; its networks are always strongly typed.",
+    "profile": "The library refused the batch profile.",
+}
+_CAUSES: tuple[tuple[re.Pattern[str], str, str], ...] = (
+    (
+        re.compile(
+            r"out of memory|OutOfMemory|insufficient (?:device )?memory|Could not find any implementation",
+            re.I,
+        ),
+        "memory",
+        "Memory, most likely: lower build.workspace_mib (--workspace) or the largest batch, or close other programs.",
+    ),
+    (
+        re.compile(
+            r"Turing \(SM75\)|not supported (?:on|for) (?:this|the target)|HW-specific datatypes|"
+            r"Cannot compile (?:operation|for target)|Unsupported (?:data )?type",
+            re.I,
+        ),
+        "type unsupported on this SM",
+        "That GPU generation lacks this number format: build an FP16 variant, or for other GPUs.",
+    ),
+    (
+        re.compile(r"driver|cudaError ?35|CUDA initialization failure", re.I),
+        "driver",
+        "The NVIDIA driver is missing or too old for this library; `nvidia-smi` tells its version.",
+    ),
+)
+_NODE = re.compile(r"(?:node |ForeignNode\[|operation )['\"\[]?([\w./:+-]+)")
+
+
+def explain_death(code: int, complaints: str) -> Exception:
+    """The error for a child that ended without a result.
+
+    Args:
+        code: its exit code, negative for a signal.
+        complaints: the end of what it wrote to stderr.
+    """
+    last = complaints.strip().splitlines()[-1] if complaints.strip() else ""
+    if code == -signal.SIGKILL:
+        return ResourceError(
+            "The process that builds the engine was killed, which is what the system does when memory runs out.",
+            hint="Lower build.workspace_mib (--workspace), the largest batch or the optimization level.",
+        )
+    if code < 0:
+        known = -code in signal.valid_signals()
+        name = signal.Signals(-code).name if known else f"signal {-code}"
+        return BuildError(
+            f"The engine library crashed while building ({name}). {last}".rstrip(),
+            hint="Build again with --debug; a newer driver or library usually mends it.",
+        )
+    return EnvironmentProblem(f"The engine builder ended with exit code {code}: {last or 'no message'}")
+
+
+def explain_failure(
+    result: Mapping[str, Any], options: BuildOptions, device: DeviceProperties | None
+) -> BaseException:
+    """The error for a result without an engine: BuildError with the library's words, or KeyboardInterrupt.
+
+    Args:
+        result: what the child told.
+        options: what was asked for.
+        device: the GPU that is here.
+    """
+    log = tuple((severity, text) for severity, text in result["log"])
+    if result["failure"] == "cancelled":
+        return KeyboardInterrupt()
+    errors = [text.strip() for severity, text in log if severity in {"ERROR", "INTERNAL_ERROR"}]
+    words = " | ".join(dict.fromkeys(errors)) or _OPTION_FAILURES.get(result["failure"], "it gave no reason.")
+    node = result["node"] or next((match[1] for text in errors if (match := _NODE.search(text))), None)
+    cause, hint = _likely_cause(words) or (
+        result["failure"],
+        "The words after the colon are the library's own." if errors else None,
+    )
+    where = f"for {device.name}" if device is not None and options.flavour == "tensorrt" else "without a GPU"
+    return BuildError(
+        f"{options.flavour} could not build the {options.precision.value} engine {where} "
+        f"({cause}{f', node {node}' if node else ''}): {words}",
+        hint=hint,
+        node=node,
+        log=log,
+    )
+
+
+def _likely_cause(words: str) -> tuple[str, str | None] | None:
+    return next(((cause, hint) for pattern, cause, hint in _CAUSES if pattern.search(words)), None)

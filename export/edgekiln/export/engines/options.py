@@ -1,0 +1,72 @@
+"""How an engine is built: the options, and which of them go together. Knows no library and no process."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from edgekiln.runtime.backends.engine_header import Flavour
+from edgekiln.runtime.errors import UsageError
+from edgekiln.runtime.spec import Precision
+
+__all__ = ["BatchProfile", "BuildOptions"]
+
+HardwareCompatibility = Literal["none", "ampere-plus", "same-compute-capability"]
+Typing = Literal["strong", "weak"]
+
+MAX_BATCH = 1024
+
+
+@dataclass(frozen=True, slots=True)
+class BatchProfile:
+    """Batch sizes that one engine takes; kernels are chosen for ``opt``. All three equal make a static engine."""
+
+    min: int = 1
+    opt: int = 8
+    max: int = 32
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.min <= self.opt <= self.max <= MAX_BATCH:
+            raise UsageError(
+                f"A batch profile needs 1 <= min <= opt <= max <= {MAX_BATCH}, got {self.min}, {self.opt}, {self.max}."
+            )
+
+
+@dataclass(frozen=True, slots=True)
+class BuildOptions:
+    """How an engine is built.
+
+    Attributes:
+        precision: what the graph was made for; decides about TF32 and, with weak typing, the builder's permissions.
+        workspace_bytes: most memory a kernel may use while it runs; clamped to what is free. ``None``: the library's.
+        optimization_level: 0 to 5, more is slower to build; ``None`` is the library's default. RTX ignores it.
+        tf32: let FP32 products drop to 10 bits of mantissa.
+        version_compatible: an engine that newer TensorRT versions and tensorrt-lean can run; TensorRT only.
+        hardware_compatibility: run on other GPUs than the one that builds; TensorRT only, not on Jetson.
+        capabilities: compute capabilities (86 is 8.6) to build for; RTX only; empty is its default, all but Turing.
+        typing: ``weak`` only where strong typing fails, below TensorRT 10.12: the library may then choose float32.
+    """
+
+    flavour: Flavour
+    precision: Precision
+    batch: BatchProfile = BatchProfile()
+    workspace_bytes: int | None = None
+    optimization_level: int | None = None
+    tf32: bool = False
+    version_compatible: bool = False
+    hardware_compatibility: HardwareCompatibility = "none"
+    capabilities: tuple[int, ...] = ()
+    typing: Typing = "strong"
+
+    def __post_init__(self) -> None:
+        rtx = self.flavour == "tensorrt-rtx"
+        if self.capabilities and not rtx:
+            raise UsageError("capabilities are for tensorrt-rtx; TensorRT builds for the GPU that is here.")
+        if self.workspace_bytes is not None and self.workspace_bytes < 1:
+            raise UsageError(f"workspace_bytes must be positive, got {self.workspace_bytes}.")
+        if self.optimization_level is not None and not 0 <= self.optimization_level <= 5:
+            raise UsageError(f"optimization_level is 0 to 5, got {self.optimization_level}.")
+        if rtx and (
+            self.version_compatible or self.hardware_compatibility != "none" or self.typing == "weak"
+        ):
+            raise UsageError("tensorrt-rtx has no version or hardware compatibility and no weak typing.")

@@ -1,0 +1,27 @@
+import pytest
+
+from edgekiln.export.engines.options import BatchProfile, BuildOptions
+from edgekiln.runtime.errors import UsageError
+from edgekiln.runtime.spec import Precision
+
+
+@pytest.mark.parametrize("sizes", [(0, 1, 2), (2, 1, 4), (1, 8, 4), (-1, -1, -1)])
+def test_batch_profile_is_in_order(sizes):
+    with pytest.raises(UsageError, match="1 <= min <= opt <= max <= 1024, got"):
+        BatchProfile(*sizes)
+
+
+@pytest.mark.parametrize(
+    ("flavour", "options", "words"),
+    [
+        ("tensorrt", {"capabilities": (86,)}, "capabilities are for tensorrt-rtx"),
+        ("tensorrt-rtx", {"version_compatible": True}, "has no version or hardware compatibility"),
+        ("tensorrt-rtx", {"hardware_compatibility": "ampere-plus"}, "has no version or hardware"),
+        ("tensorrt-rtx", {"typing": "weak"}, "no weak typing"),
+        ("tensorrt", {"workspace_bytes": 0}, "workspace_bytes must be positive, got 0"),
+        ("tensorrt", {"optimization_level": 6}, "optimization_level is 0 to 5, got 6"),
+    ],
+)
+def test_options_that_cannot_be_meant_are_refused(flavour, options, words):
+    with pytest.raises(UsageError, match=words):
+        BuildOptions(flavour, Precision.FP16, **options)
