@@ -145,7 +145,7 @@ def test_graph_that_cannot_be_quantized_fails_its_variant_and_keeps_the_rest(tin
     def fail(*arguments):
         raise KeyError("axes")
 
-    monkeypatch.setattr(int8_cpu, "_run_quantizer", fail)
+    monkeypatch.setattr(int8_cpu, "run_quantizer", fail)
     result = again(tiny_run, tmp_path, force=["variant.int8"])
     row = result.report["variants"][1]
     assert row["verdict"] == "not-run"

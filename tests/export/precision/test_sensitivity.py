@@ -20,7 +20,9 @@ from edgekiln.export.precision.blocks import (
     group_products,
     quantized_products,
 )
-from edgekiln.export.precision.int8_cpu import largest_pair_sums, measure_ranges, quantize_for_cpu
+from edgekiln.export.precision.int8_cpu import quantize_for_cpu
+from edgekiln.export.precision.onnxruntime_quantizer import measure_ranges
+from edgekiln.export.precision.saturation import largest_pair_sums
 from edgekiln.export.precision.sensitivity import SearchProblem, search_precision
 from edgekiln.export.precision.simulation import simulate
 from edgekiln.pipeline.variants.searching import answer

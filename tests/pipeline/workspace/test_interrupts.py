@@ -70,7 +70,7 @@ def test_an_engine_that_an_interrupt_spoiled_is_not_kept_as_failed(tiny_recipe, 
         except KeyboardInterrupt as error:
             raise RuntimeError("the quantizer failed") from error
 
-    monkeypatch.setattr(int8_cpu, "_run_quantizer", quantize)
+    monkeypatch.setattr(int8_cpu, "run_quantizer", quantize)
     with notice_interrupts(), pytest.raises(KeyboardInterrupt):
         run_recipe(load_recipe(tiny_recipe), tmp_path / "runs", SilentProgress(), until="variant")
     assert not list((tmp_path / "runs").glob("tiny/stages/variant.int8/[!.]*"))

@@ -154,7 +154,8 @@ def _export_trained(
 def _quantize_for_cpu(
     context: StageContext, variant: VariantSettings, source: Path, target: Path, about: dict[str, Any]
 ) -> None:
-    from edgekiln.export.precision.int8_cpu import measure_ranges, quantize_for_cpu
+    from edgekiln.export.precision.int8_cpu import quantize_for_cpu
+    from edgekiln.export.precision.onnxruntime_quantizer import measure_ranges
 
     judge = _cpu_judge(variant)
     calibration = examine_calibration_set(context, variant, about)

@@ -1,0 +1,133 @@
+"""What onnxruntime's quantizer leaves to do in its graph: pixels as input, shielded float products, float logits.
+
+With (x - 127) / 128 a pixel is an exact quantization of the input, scale 1/128, zero point 127, so Cast, Mul, Add and
+QuantizeLinear disappear from the graph. Runs nothing and chooses no scale.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from typing import Any
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+from onnx import helper, numpy_helper
+
+from edgekiln.export.to_onnx import entry_chain
+from edgekiln.runtime.errors import PrecisionError
+from edgekiln.runtime.spec import INPUT_NAME, OUTPUT_NAME
+
+__all__ = ["adapt_graph", "finish_graph", "pixel_override"]
+
+_PIXEL_SCALE, _PIXEL_ZERO_POINT = 1 / 128, 127
+
+
+def pixel_override() -> list[dict[str, Any]]:
+    """A pixel's own quantization, as onnxruntime's TensorQuantOverrides has it."""
+    return [
+        {
+            "scale": np.array(_PIXEL_SCALE, np.float32),
+            "zero_point": np.array(_PIXEL_ZERO_POINT, np.uint8),
+        }
+    ]
+
+
+def adapt_graph(graph: Any, float_graph: Any, keep_float: Collection[str], pixel_is_input: bool) -> bool:
+    """What the quantizer lacks: shielded products, float logits, pixels as input. Whether those feed directly."""
+    _shield_kept(graph, keep_float)
+    pixels_feed_directly = pixel_is_input and _feed_pixels(graph)
+    _keep_float_logits(graph, float_graph)
+    return pixels_feed_directly
+
+
+def _feed_pixels(graph: Any) -> bool:
+    """Replace Cast, Transpose, Mul, Add, QuantizeLinear by one Transpose of uint8, where they stand so."""
+    cast, transpose, multiply, add = entry_chain(graph)
+    consumers = [n for n in graph.node if add.output[0] in n.input]
+    if [n.op_type for n in consumers] != ["QuantizeLinear"]:
+        return False
+    quantize = consumers[0]
+    constants = {t.name: numpy_helper.to_array(t) for t in graph.initializer}
+    scale, zero_point = (constants[name] for name in quantize.input[1:3])
+    if float(scale) != _PIXEL_SCALE or int(zero_point) != _PIXEL_ZERO_POINT:
+        raise PrecisionError(f"The input was quantized with {scale}, {zero_point}; a pixel is 1/128, 127.")
+    pixels = helper.make_node(
+        "Transpose", [INPUT_NAME], [quantize.output[0]], name="pixels", perm=[0, 3, 1, 2]
+    )
+    for node in (cast, transpose, multiply, add, quantize):
+        graph.node.remove(node)
+    graph.node.insert(0, pixels)
+    return True
+
+
+def _shield_kept(graph: Any, keep_float: Collection[str]) -> None:
+    """Keep onnxruntime from quantizing float weights after all.
+
+    Between a DequantizeLinear and a QuantizeLinear its WeightBiasQuantization transformer puts the float weights of
+    Conv and Gemm into int8 with one scale for the whole tensor (onnxruntime 1.31, qdq_transformer): worse than what
+    the file was spared, and neither saturation-safe. It asks for a scalar input scale, so these nodes read the
+    same 8-bit values through a DequantizeLinear that repeats scale and zero point for every channel.
+    """
+    constants = {tensor.name: numpy_helper.to_array(tensor) for tensor in graph.initializer}
+    made_by = {name: node for node in graph.node for name in node.output}
+    for node in [n for n in graph.node if n.name in keep_float and n.op_type in {"Conv", "Gemm"}]:
+        dequantize = made_by.get(node.input[0])
+        if dequantize is None or dequantize.op_type != "DequantizeLinear":
+            continue
+        names = [f"{node.name}.input_{part}" for part in ("scale", "zero_point")]
+        for name, old in zip(names, dequantize.input[1:], strict=True):
+            repeated = np.full(_input_channels(node, constants), constants[old], constants[old].dtype)
+            graph.initializer.append(numpy_helper.from_array(repeated, name))
+        shielded = helper.make_node(
+            "DequantizeLinear",
+            [dequantize.input[0], *names],
+            [f"{node.name}.input"],
+            f"{node.name}.shield",
+            axis=1,
+        )
+        graph.node.insert(list(graph.node).index(node), shielded)
+        node.input[0] = shielded.output[0]
+        if not any(dequantize.output[0] in other.input for other in graph.node):
+            graph.node.remove(dequantize)
+
+
+def _input_channels(node: Any, constants: dict[str, NDArray[Any]]) -> int:
+    attributes = {a.name: a.i for a in node.attribute}
+    shape = constants[node.input[1]].shape
+    if node.op_type == "Conv":
+        return int(shape[1]) * int(attributes.get("group", 1))
+    return int(shape[1] if attributes.get("transB") else shape[0])
+
+
+def _keep_float_logits(graph: Any, float_graph: Any) -> None:
+    """Drop the Q/DQ pair before the output: 256 steps of logit would make ties of near answers.
+
+    Not where the network ends in a ReLU or Clip: the quantizer has folded it into the pair's own limits.
+    """
+    last = next(node.op_type for node in float_graph.node if OUTPUT_NAME in node.output)
+    producers = {output: node for node in graph.node for output in node.output}
+    dequantize = producers[OUTPUT_NAME]
+    quantize = producers.get(dequantize.input[0])
+    if dequantize.op_type != "DequantizeLinear" or quantize is None or quantize.op_type != "QuantizeLinear":
+        return
+    source = producers[quantize.input[0]]
+    if source.op_type != last or sum(quantize.input[0] in node.input for node in graph.node) > 1:
+        return
+    graph.node.remove(dequantize)
+    graph.node.remove(quantize)
+    source.output[list(source.output).index(quantize.input[0])] = OUTPUT_NAME
+
+
+def finish_graph(quantized: Any, source: Any) -> None:
+    """Drop what nothing reads, take the source's contract and IR version, and check the model, in place."""
+    used = {name for node in quantized.graph.node for name in node.input}
+    kept = [tensor for tensor in quantized.graph.initializer if tensor.name in used]
+    del quantized.graph.initializer[:]
+    quantized.graph.initializer.extend(kept)
+    del quantized.graph.value_info[:]  # inferred for the FP32 graph
+    del quantized.metadata_props[:]
+    quantized.metadata_props.extend(source.metadata_props)
+    quantized.ir_version = source.ir_version
+    quantized.producer_name = "edgekiln"
+    onnx.checker.check_model(quantized, full_check=True)
