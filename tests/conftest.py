@@ -1,8 +1,10 @@
-"""Fixtures shared by all tests: small labelled folders, and two finished runs that many tests look at."""
+"""Fixtures shared by all tests: small labelled folders, and finished runs that many tests look at."""
 
+import shutil
 from pathlib import Path
 
 import pytest
+from made_once import MadeOnce, shared_place
 from tests_support import ROOT, TENSORRT_VARIANTS, TINY_RECIPE, write_pictures
 
 from edgekiln.runtime.telemetry import refuse_telemetry
@@ -12,10 +14,16 @@ refuse_telemetry()  # before any test module loads onnxruntime
 
 @pytest.fixture(scope="session", autouse=True)
 def engine_cache(tmp_path_factory):
-    """No test reads or writes the user's own engine cache."""
+    """No test reads or writes the user's own engine cache: one for each worker."""
+    folder = tmp_path_factory.mktemp("cache") / "engines"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("EDGEKILN_CACHE", str(tmp_path_factory.mktemp("cache") / "engines"))
-        yield
+        patch.setenv("EDGEKILN_CACHE", str(folder))
+        yield folder
+
+
+@pytest.fixture(scope="session")
+def made_once(pytestconfig, tmp_path_factory) -> MadeOnce:
+    return MadeOnce(shared_place(pytestconfig, tmp_path_factory))
 
 
 @pytest.fixture(scope="session")
@@ -31,18 +39,21 @@ def tiny_recipe(tmp_path) -> Path:
     return path
 
 
-@pytest.fixture(scope="session")
-def tiny_run(tmp_path_factory):
-    """A whole run of the tiny CNN on coloured noise: (recipe path, runs folder, RunResult). Read-only."""
+def run_on_pictures(path: Path, text: str):
+    """Write a recipe and its pictures, and run it whole: (recipe path, runs folder, RunResult)."""
     from edgekiln.pipeline.recipe import load_recipe
     from edgekiln.pipeline.run import run_recipe
     from edgekiln.pipeline.workspace.progress import SilentProgress
 
-    folder = tmp_path_factory.mktemp("tiny")
-    write_pictures(folder / "pictures")
-    (folder / "tiny.toml").write_text(TINY_RECIPE)
-    result = run_recipe(load_recipe(folder / "tiny.toml"), folder / "runs", SilentProgress())
-    return folder / "tiny.toml", folder / "runs", result
+    write_pictures(path.parent / "pictures")
+    path.write_text(text)
+    return path, path.parent / "runs", run_recipe(load_recipe(path), path.parent / "runs", SilentProgress())
+
+
+@pytest.fixture(scope="session")
+def tiny_run(made_once):
+    """A whole run of the tiny CNN on coloured noise: (recipe path, runs folder, RunResult). Read-only."""
+    return made_once("tiny", lambda folder: run_on_pictures(folder / "tiny.toml", TINY_RECIPE))
 
 
 @pytest.fixture(scope="session")
@@ -54,29 +65,32 @@ def hostile_networks(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def tensorrt_run(tmp_path_factory):
+def tensorrt_run(made_once, engine_cache):
     """The tiny recipe with TensorRT, RTX and CUDA variants: (recipe path, runs folder, RunResult). Read-only.
 
     TensorRT-RTX engines are really built, which needs no GPU; nothing is run where there is none.
     """
-    from edgekiln.pipeline.recipe import load_recipe
-    from edgekiln.pipeline.run import run_recipe
-    from edgekiln.pipeline.workspace.progress import SilentProgress
-
     pytest.importorskip("tensorrt_rtx", reason="TensorRT-RTX is not installed")
     pytest.importorskip("modelopt", reason="nvidia-modelopt is not installed")
-    folder = tmp_path_factory.mktemp("tensorrt")
-    write_pictures(folder / "pictures")
     text = TINY_RECIPE.replace('name = "tiny"', 'name = "engines"').replace(
         "[gate]", TENSORRT_VARIANTS + "[gate]"
     )
-    (folder / "engines.toml").write_text(text)
-    result = run_recipe(load_recipe(folder / "engines.toml"), folder / "runs", SilentProgress())
-    return folder / "engines.toml", folder / "runs", result
+
+    def make(folder):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv("EDGEKILN_CACHE", str(folder / "cache"))
+            return run_on_pictures(folder / "engines.toml", text), folder / "cache"
+
+    run, built = made_once("tensorrt", make)
+    engine_cache.mkdir(mode=0o700, exist_ok=True)
+    for entry in built.iterdir():  # whichever worker built them, each finds them in its own cache
+        if entry.is_dir() and not (engine_cache / entry.name).exists():
+            shutil.copytree(entry, engine_cache / entry.name)
+    return run
 
 
 @pytest.fixture(scope="session")
-def lite0_run(tmp_path_factory):
+def lite0_run(made_once):
     """EfficientNet-Lite0 with its real weights on the real traffic lights, head only: RunResult. Read-only."""
     from edgekiln.pipeline.recipe import load_recipe
     from edgekiln.pipeline.run import run_recipe
@@ -86,4 +100,4 @@ def lite0_run(tmp_path_factory):
         ROOT / "recipes" / "traffic-lights.toml",
         ["finetune.epochs=0", "benchmark.enabled=false", "variants.int8.calibration_images=128"],
     )
-    return run_recipe(recipe, tmp_path_factory.mktemp("lite0"), SilentProgress())
+    return made_once("lite0", lambda folder: run_recipe(recipe, folder, SilentProgress()))
