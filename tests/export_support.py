@@ -1,7 +1,8 @@
-"""Small networks exported by edgekiln itself, and pictures for them: what the tests of the converters share."""
+"""Networks exported by edgekiln itself, and pictures for them: what the tests of the converters share."""
 
 import functools
 import tempfile
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,9 @@ from PIL import Image
 from torch import nn
 
 from edgekiln.export.calibration import CalibrationSet, choose_calibration
+from edgekiln.export.precision.int8_tensorrt import Int8Report, quantize_for_tensorrt
 from edgekiln.export.to_onnx import PixelModel, export_onnx
+from edgekiln.pipeline.training.backbones import TinyCnn
 from edgekiln.runtime.contract import SHARED_NORMALIZATION, Contract
 
 CLASSES = ("a", "b", "c")
@@ -77,6 +80,71 @@ def settle_statistics(network: nn.Module, size: int) -> nn.Module:
     with torch.no_grad():
         network.train()((frames - 127) / 128)
     return network.eval()
+
+
+FAMILY_SIZE = 64
+
+
+def make_tiny():
+    return TinyCnn(len(CLASSES), FAMILY_SIZE)
+
+
+def make_resnet():
+    from torchvision.models import resnet18
+
+    return resnet18(num_classes=len(CLASSES))
+
+
+def make_mobilenet():
+    from torchvision.models import mobilenet_v3_small
+
+    return mobilenet_v3_small(num_classes=len(CLASSES))
+
+
+def make_lite0():
+    import timm
+
+    return timm.create_model("tf_efficientnet_lite0", pretrained=False, num_classes=len(CLASSES))
+
+
+def make_vit():
+    import timm
+
+    return timm.create_model(
+        "vit_tiny_patch16_224", pretrained=False, img_size=FAMILY_SIZE, depth=2, num_classes=len(CLASSES)
+    )
+
+
+FAMILIES = {
+    "tiny-cnn": make_tiny,
+    "resnet18": make_resnet,
+    "mobilenet_v3_small": make_mobilenet,
+    "efficientnet_lite0": make_lite0,
+    "vit_tiny": make_vit,
+}
+
+
+def make_family(name: str) -> nn.Module:
+    """The untrained network of a family for pictures of ``FAMILY_SIZE``; the same weights each time."""
+    torch.manual_seed(0)
+    return settle_statistics(FAMILIES[name](), FAMILY_SIZE)
+
+
+@dataclass(frozen=True)
+class Converted:
+    """A family's exported file, and the INT8 one of post-training quantization with its report. Read-only."""
+
+    fp32: Path
+    int8: Path
+    report: Int8Report
+
+
+def convert_family(name: str, folder: Path) -> Converted:
+    fp32 = export_network(make_family(name), folder / "fp32.onnx", FAMILY_SIZE)
+    calibration = make_calibration(32, FAMILY_SIZE)
+    return Converted(
+        fp32, folder / "int8.onnx", quantize_for_tensorrt(fp32, folder / "int8.onnx", calibration)
+    )
 
 
 def edit_weights(path: Path, **changes) -> Path:

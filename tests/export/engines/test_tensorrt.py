@@ -7,8 +7,7 @@ import time
 import numpy as np
 import onnx
 import pytest
-import torch
-from export_support import export_network, export_residual, make_calibration, settle_statistics
+from export_support import FAMILIES, FAMILY_SIZE, export_residual, make_calibration
 
 from edgekiln.export.audits.macs import count_macs
 from edgekiln.export.audits.tensorrt import audit_declared, audit_rtx_plan
@@ -19,7 +18,6 @@ from edgekiln.export.engines.tensorrt import build_engine, library_version
 from edgekiln.export.precision.fp16 import convert_to_fp16
 from edgekiln.export.precision.int8_tensorrt import quantize_for_tensorrt
 from edgekiln.export.precision.simulation import simulate
-from edgekiln.pipeline.training.backbones import TinyCnn
 from edgekiln.runtime.backends.engine_header import read_engine_header
 from edgekiln.runtime.cuda.driver import probe_driver
 from edgekiln.runtime.errors import (
@@ -38,7 +36,6 @@ pytest.importorskip("modelopt", reason="converts with nvidia-modelopt")
 
 DEFAULT_CAPABILITIES = (80, 86, 89, 120, 121)  # all that TensorRT-RTX 1.7 builds for but Turing
 DYNAMIC = BatchProfile(1, 4, 8)
-SIZE = 64
 
 
 def options_for(precision, batch=DYNAMIC, **more):
@@ -63,51 +60,25 @@ def models(tmp_path_factory):
 # -- families of networks
 
 
-def make_lite0():
-    import timm
-
-    return timm.create_model("tf_efficientnet_lite0", pretrained=False, num_classes=3)
-
-
-def make_mobilenet():
-    from torchvision.models import mobilenet_v3_small
-
-    return mobilenet_v3_small(num_classes=3)
-
-
-def make_resnet():
-    from torchvision.models import resnet18
-
-    return resnet18(num_classes=3)
-
-
-def make_vit():
-    import timm
-
-    return timm.create_model("vit_tiny_patch16_224", pretrained=False, img_size=SIZE, depth=2, num_classes=3)
-
-
 # For each family the least share of its MACs that INT8 must reach: all but the products of one row per picture
 # (heads, squeeze and excitation, the first linear layer of the tiny CNN), which ModelOpt leaves in FP16.
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("make", "int8_share"),
+    ("family", "int8_share"),
     [
-        (lambda: TinyCnn(3, SIZE), 0.83),
-        (make_resnet, 0.999),
-        (make_mobilenet, 0.89),
-        (make_lite0, 0.999),
-        (make_vit, 0.999),
+        ("tiny-cnn", 0.83),
+        ("resnet18", 0.999),
+        ("mobilenet_v3_small", 0.89),
+        ("efficientnet_lite0", 0.999),
+        ("vit_tiny", 0.999),
     ],
-    ids=["tiny-cnn", "resnet18", "mobilenet_v3_small", "efficientnet_lite0", "vit_tiny"],
+    ids=FAMILIES,
 )
-def test_family_is_exported_converted_and_built(tmp_path, cache, make, int8_share):
-    torch.manual_seed(0)
-    files = {name: tmp_path / f"{name}.onnx" for name in ("fp32", "fp16", "int8")}
-    calibration = make_calibration(32, SIZE)
-    export_network(settle_statistics(make(), SIZE), files["fp32"], SIZE)
-    fp16 = convert_to_fp16(files["fp32"], files["fp16"], calibration)
-    int8 = quantize_for_tensorrt(files["fp32"], files["int8"], calibration)
+def test_family_is_exported_converted_and_built(tmp_path, cache, converted, family, int8_share):
+    made = converted(family)
+    files = {"fp32": made.fp32, "fp16": tmp_path / "fp16.onnx", "int8": made.int8}
+    calibration = make_calibration(32, FAMILY_SIZE)
+    fp16, int8 = convert_to_fp16(files["fp32"], files["fp16"], calibration), made.report
     assert (fp16.kept_fp32, int8.rest, int8.raised_scales) == ((), "fp16", 0)
     reference = simulate(files["fp32"].read_bytes(), calibration.frames)
     # FP16 rounds to 11 bits in each of up to 50 layers: 50 * 2**-11. INT8 of untrained networks is far from exact.

@@ -5,13 +5,13 @@ import onnx
 import pytest
 import torch
 from export_support import (
-    CLASSES,
+    FAMILY_SIZE,
     assert_same_interface,
     export_network,
     export_residual,
     make_calibration,
+    make_family,
     make_residual,
-    settle_statistics,
     tensors_of,
 )
 
@@ -184,38 +184,18 @@ def test_nothing_is_printed(exported, tmp_path, calibration, capfd):
     assert capfd.readouterr() == ("", "")
 
 
-def make_lite0():
-    import timm
-
-    return timm.create_model("tf_efficientnet_lite0", pretrained=False, num_classes=len(CLASSES))
-
-
-def make_mobilenet():
-    from torchvision.models import mobilenet_v3_small
-
-    return mobilenet_v3_small(num_classes=len(CLASSES))
-
-
-def make_resnet():
-    from torchvision.models import resnet18
-
-    return resnet18(num_classes=len(CLASSES))
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "make", [make_lite0, make_mobilenet, make_resnet], ids=["lite0", "mobilenet_v3_small", "resnet18"]
+    "family",
+    ["efficientnet_lite0", "mobilenet_v3_small", "resnet18"],
+    ids=["lite0", "mobilenet_v3_small", "resnet18"],
 )
-def test_family_passes_the_lint_with_the_layers_of_post_training_quantization(tmp_path, make):
-    torch.manual_seed(0)
-    network, calibration = settle_statistics(make(), 64), make_calibration(32, 64)
-    source = export_network(network, tmp_path / "m.onnx", 64)
-    after = quantize_for_tensorrt(source, tmp_path / "p.onnx", calibration)
-    report = export_fake_quantized(
-        make_model(network, calibration, 64), source, tmp_path / "q.onnx", calibration
-    )
-    assert (report.quantized, report.findings, report.rest) == (after.quantized, (), "fp16")
-    counts = [count_macs(onnx.load(tmp_path / name)) for name in ("p.onnx", "q.onnx")]
+def test_family_passes_the_lint_with_the_layers_of_post_training_quantization(tmp_path, converted, family):
+    after, calibration = converted(family), make_calibration(32, FAMILY_SIZE)
+    model = make_model(make_family(family), calibration, FAMILY_SIZE)
+    report = export_fake_quantized(model, after.fp32, tmp_path / "q.onnx", calibration)
+    assert (report.quantized, report.findings, report.rest) == (after.report.quantized, (), "fp16")
+    counts = [count_macs(onnx.load(path)) for path in (after.int8, tmp_path / "q.onnx")]
     assert counts[1].unknown == ()  # the audit weighs by them
     assert sorted(counts[0].values()) == sorted(counts[1].values())
 
