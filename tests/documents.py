@@ -15,7 +15,7 @@ from tests_support import ROOT
 from edgekiln.pipeline.cli import cli
 
 DOCUMENTS = tuple(
-    sorted([*ROOT.glob("docs/*.md"), *(ROOT / name for name in ("README.md", "CONTRIBUTING.md"))])
+    sorted([*ROOT.glob("docs/**/*.md"), *(ROOT / name for name in ("README.md", "CONTRIBUTING.md"))])
 )
 COMMANDS_PAGE, RECIPE_PAGE, PYTHON_PAGE = (
     ROOT / "docs" / name for name in ("commands.md", "recipe.md", "python-api.md")

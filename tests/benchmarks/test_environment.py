@@ -4,6 +4,7 @@ import time
 from pathlib import Path
 
 import pytest
+from tests_support import ROOT
 
 from edgekiln.benchmarks import environment
 from edgekiln.benchmarks.environment import (
@@ -182,3 +183,13 @@ def test_commit_of_a_working_tree_and_none_of_an_installed_package(tmp_path):
     assert read_commit(source) == f"{commit}-dirty"
     assert read_commit(installed) is None
     assert read_commit(Path("/nowhere/benchmarks/edgekiln/benchmarks/environment.py")) is None
+
+
+def test_the_commit_of_this_checkout_stands_in_reports():
+    """Found by counting folders from the module upwards, which a move of the module would break in silence."""
+    done = subprocess.run(
+        ["git", "-C", ROOT, "rev-parse", "HEAD"], capture_output=True, text=True, check=False
+    )
+    if done.returncode:
+        pytest.skip("not a git checkout")
+    assert describe_machine()["commit"].removesuffix("-dirty") == done.stdout.strip()
