@@ -4,7 +4,7 @@ import subprocess
 import sys
 import zipfile
 from email.parser import Parser
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 import pytest
 from tests_support import ROOT
@@ -22,6 +22,16 @@ unwanted = {'torch', 'onnx', 'pydantic', 'click', 'rich', 'scipy', 'matplotlib'}
 assert not unwanted, unwanted
 print(sys.version_info[:2], numpy.__version__)
 """
+
+
+PACKAGES = {
+    "runtime": "backends bundles cuda onnx_files pictures serving",
+    "export": "audits audits/engine_layers engines precision precision/qdq_lint precision/qdq_lint/rules qat",
+    "benchmarks": "comparing costs costs/energy endurance judging report timing timing/loadgen",
+    "pipeline": "cli data device doctor gpu_suite proof recipe shipping shipping/triton stages study training "
+    "variants workspace",
+}
+"""Folders of the wheel, by root: what only developers run is not among them."""
 
 
 @pytest.fixture(scope="session")
@@ -61,6 +71,13 @@ def test_wheel_holds_the_four_parts_and_nothing_else(wheel):
     }
     assert {n for n in names if ".dist-info/" not in n} == expected
     assert "edgekiln/__init__.py" not in names
+    folders = {str(PurePosixPath(name).parent) for name in names if ".dist-info/" not in name}
+    named = {
+        f"edgekiln/{root}/{folder}".rstrip("/")
+        for root in PACKAGES
+        for folder in ("", *PACKAGES[root].split())
+    }
+    assert folders == named
     for part in ("runtime", "export", "pipeline", "benchmarks"):
         assert f"edgekiln/{part}/py.typed" in names
     assert "edgekiln/benchmarks/report/page.html" in names
