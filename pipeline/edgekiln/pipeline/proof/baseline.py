@@ -18,6 +18,7 @@ from edgekiln.export.to_onnx import PixelModel, normalize
 from edgekiln.pipeline.proof.torch_callers import GraphCaller, PixelNetwork, TorchCaller
 from edgekiln.pipeline.recipe import BackboneSettings
 from edgekiln.pipeline.training.checkpoint import load_checkpoint
+from edgekiln.runtime.backends.session_base import DescribedSession, SessionFacts
 from edgekiln.runtime.errors import DeviceError, UsageError
 from edgekiln.runtime.spec import Frames, Logits, check_finite, check_frames
 
@@ -32,7 +33,7 @@ __all__ = [
 ]
 
 
-class TorchSession:
+class TorchSession(DescribedSession):
     """Eager FP32 PyTorch on the CPU: uint8 (N, H, W, 3) in, float32 (N, C) out. See ``runtime.Session``."""
 
     def __init__(
@@ -40,40 +41,15 @@ class TorchSession:
     ) -> None:
         self._layout = torch.channels_last if channels_last else torch.contiguous_format
         self._model: PixelModel | None = model.eval().to(memory_format=self._layout)
-        self._size, self._num_classes, self._threads = size, num_classes, threads
+        self._facts = SessionFacts("pytorch-cpu", "cpu", threads, size, num_classes)
         torch.set_num_threads(threads)
-
-    @property
-    def backend(self) -> str:
-        """See Session."""
-        return "pytorch-cpu"
-
-    @property
-    def device(self) -> str:
-        """See Session."""
-        return "cpu"
-
-    @property
-    def threads(self) -> int | None:
-        """See Session."""
-        return self._threads
-
-    @property
-    def frame_shape(self) -> tuple[int, int]:
-        """See Session."""
-        return self._size
-
-    @property
-    def num_classes(self) -> int:
-        """See Session."""
-        return self._num_classes
 
     @torch.inference_mode()
     def run(self, frames: Frames) -> Logits:
         """See Session."""
         if self._model is None:
             raise UsageError("This session is closed.")
-        check_frames(frames, *self._size)
+        check_frames(frames, *self.frame_shape)
         pixels = torch.from_numpy(frames).float().permute(0, 3, 1, 2).contiguous(memory_format=self._layout)
         output = self._model.network(normalize(pixels, self._model.scale, self._model.offset))
         logits: Logits = output.float().numpy()
@@ -159,43 +135,19 @@ GPU_WAYS = {
 """``fp32`` is strict: TF32 stays off. It is the baseline of a benchmark in which engines run on the GPU."""
 
 
-class StagedSession:
+class StagedSession(DescribedSession):
     """PyTorch with pinned buffers on both sides, one image a call; see ``torch_callers`` and ``runtime.Session``."""
 
     def __init__(self, caller: TorchCaller, *, size: tuple[int, int], num_classes: int, device: str) -> None:
         self._caller: TorchCaller | None = caller
-        self._size, self._num_classes, self._on_gpu = size, num_classes, device == "cuda"
-
-    @property
-    def backend(self) -> str:
-        """See Session."""
-        return "pytorch-cuda" if self._on_gpu else "pytorch-cpu"
-
-    @property
-    def device(self) -> str:
-        """See Session."""
-        return "cuda:0" if self._on_gpu else "cpu"
-
-    @property
-    def threads(self) -> int | None:
-        """See Session."""
-        return None
-
-    @property
-    def frame_shape(self) -> tuple[int, int]:
-        """See Session."""
-        return self._size
-
-    @property
-    def num_classes(self) -> int:
-        """See Session."""
-        return self._num_classes
+        backend, place = ("pytorch-cuda", "cuda:0") if device == "cuda" else ("pytorch-cpu", "cpu")
+        self._facts = SessionFacts(backend, place, None, size, num_classes)
 
     def run(self, frames: Frames) -> Logits:
         """See Session; only one image at a time, since buffers and a CUDA graph have one shape."""
         if self._caller is None:
             raise UsageError("This session is closed.")
-        check_frames(frames, *self._size)
+        check_frames(frames, *self.frame_shape)
         if len(frames) != 1:
             raise UsageError(f"This session takes one image a call, got {len(frames)}.")
         logits = self._caller.run(frames)

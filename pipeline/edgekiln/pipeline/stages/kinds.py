@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 from edgekiln.pipeline.recipe import Recipe
@@ -72,28 +73,25 @@ def _always(_: Any) -> bool:
 
 _PREPARED = ("index.json", "train.npy", "val.npy", "test.npy")
 
+_DATA = StageKind(
+    "data",
+    purpose="lists the pictures, cuts splits, prepares every picture once",
+    reads=(),
+    makes=_PREPARED,
+    calls="edgekiln.pipeline.data.preparing:prepare_data",
+    subjects=_target_data,
+    settings=settings_of_data,
+    tools=_use("numpy", "Pillow"),
+    revision=3,
+)
+
 KINDS: tuple[StageKind, ...] = (
-    StageKind(
-        "data",
-        purpose="lists the pictures, cuts splits, prepares every picture once",
-        reads=(),
-        makes=_PREPARED,
-        calls="edgekiln.pipeline.data.preparing:prepare_data",
-        subjects=_target_data,
-        settings=settings_of_data,
-        tools=_use("numpy", "Pillow"),
-        revision=3,
-    ),
-    StageKind(
-        SOURCE_STAGE,
+    _DATA,
+    replace(
+        _DATA,
+        name=SOURCE_STAGE,
         purpose="the same for the pictures of the source task",
-        reads=(),
-        makes=_PREPARED,
-        calls="edgekiln.pipeline.data.preparing:prepare_data",
         subjects=_source_data,
-        settings=settings_of_data,
-        tools=_use("numpy", "Pillow"),
-        revision=3,
     ),
     StageKind(
         "finetune",
