@@ -1,6 +1,4 @@
-import base64
 import hashlib
-import io
 import json
 import os
 import shutil
@@ -279,25 +277,6 @@ def test_too_few_pictures_to_calibrate_fail_the_int8_variant_alone(tiny_recipe, 
     rows = {v["name"]: v for v in result.report["variants"]}
     assert "Calibration has 21 images, wanted at least 32" in rows["int8"]["reason"]
     assert rows["fp32"]["accuracy"]["images"] == 9
-
-
-def test_flipped_images_have_small_pictures_within_one_budget():
-    from edgekiln.pipeline.data import PreparedSplit
-    from edgekiln.pipeline.proof import packing
-
-    frames = np.random.default_rng(0).integers(
-        0, 256, (40, 224, 224, 3), dtype=np.uint8
-    )  # noise: the worst case
-    keys = tuple(f"{i}.png" for i in range(40))
-    split = PreparedSplit(frames=frames, labels=np.zeros(40, np.int64), keys=keys, sha256=keys)
-    positions = [str(i) for i in range(40)][::-1]  # flips are told by position until they are named
-    variants = [{"flips": [{"key": key} for key in positions]} for _ in range(12)] + [{"flips": []}]
-    packing._add_thumbnails(variants, split)
-    sizes = [[len(flip.get("thumbnail", "")) for flip in variant["flips"]] for variant in variants]
-    assert 900_000 < sum(map(sum, sizes)) <= 1_000_000
-    assert all(row[0] and not any(row[24:]) for row in sizes[:12])
-    picture = Image.open(io.BytesIO(base64.b64decode(variants[0]["flips"][0]["thumbnail"])))
-    assert (picture.format, picture.size) == ("JPEG", (80, 80))
 
 
 # -- a benchmark that is interrupted

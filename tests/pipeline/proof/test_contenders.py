@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from edgekiln.pipeline.proof import contenders, packing
+from edgekiln.pipeline.proof import contenders
 from edgekiln.pipeline.proof.baseline import open_baseline, open_gpu_baseline
 from edgekiln.pipeline.proof.contenders import choose_contenders
 from edgekiln.pipeline.recipe import load_recipe
@@ -173,17 +173,3 @@ def test_what_needs_a_gpu_says_so(torch_arguments, monkeypatch):
         open_gpu_baseline(**torch_arguments, way="fp32")
     with pytest.raises(UsageError, match="replays a CUDA graph, which cpu has not"):
         open_gpu_baseline(**torch_arguments, way="fp16-graph", device="cpu")
-
-
-def test_speed_ups_between_two_devices_name_both():
-    measured = [{"name": BASELINE, "device": "cuda:0"}, {"name": "int8", "device": "cpu"}]
-    found = packing._device_notices({"measurements": [*measured, {"name": "gpu", "device": "cuda:0"}]})
-    assert found == ["Speed-ups are to PyTorch on cuda:0; int8 ran on cpu."]
-    assert packing._device_notices({"measurements": measured[:1]}) == packing._device_notices(None) == []
-
-
-def test_peer_that_was_not_timed_is_a_notice():
-    absent = {"name": "openvino", "reason": "it is not installed. Run: pip install 'edgekiln[openvino]'"}
-    assert packing._absence_notices({"absent_peers": [absent]}) == [
-        "openvino was asked for and not timed: it is not installed. Run: pip install 'edgekiln[openvino]'."
-    ]

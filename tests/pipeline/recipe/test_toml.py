@@ -2,7 +2,7 @@ import pytest
 import tomllib
 from tests_support import ROOT
 
-from edgekiln.pipeline.proof.packing import public_recipe
+from edgekiln.pipeline.proof.public_recipe import public_recipe
 from edgekiln.pipeline.recipe.recipe import Recipe, load_recipe
 from edgekiln.pipeline.recipe.toml import write_toml
 

@@ -284,7 +284,7 @@ def test_pictures_are_shown_where_nobody_withholds_them_and_named_in_both_ways(
     tiny_run, tmp_path, monkeypatch
 ):
     """Flips are made by answers that are turned round, so that there are some."""
-    from edgekiln.pipeline.proof import packing
+    from edgekiln.pipeline.proof import packing, variant_rows
 
     real = packing.read_logits
 
@@ -292,7 +292,8 @@ def test_pictures_are_shown_where_nobody_withholds_them_and_named_in_both_ways(
         logits = real(folder, *names)
         return np.roll(logits, 1, axis=1) if "evaluate.int8" in str(folder) else logits
 
-    monkeypatch.setattr(packing, "read_logits", read)
+    for module in (packing, variant_rows):
+        monkeypatch.setattr(module, "read_logits", read)
     seen = {}
     for images in (True, False):
         runs = shutil.copytree(tiny_run[1], tmp_path / str(images), symlinks=True)
@@ -309,24 +310,6 @@ def test_pictures_are_shown_where_nobody_withholds_them_and_named_in_both_ways(
     positions = [int(flip["key"].removeprefix("test picture ")) for flip in seen[False]]
     assert [keys[i] for i in positions] == [flip["key"] for flip in seen[True]]
     assert {"finetune", "data", "export"} <= {n for n, r in result.stages.items() if r.cached}
-
-
-def test_each_thumbnail_is_the_picture_of_its_own_row_where_names_repeat():
-    """A table may name files of equal names in different folders."""
-    from edgekiln.pipeline.data import PreparedSplit
-    from edgekiln.pipeline.proof.packing import _add_thumbnails, _name_flips
-
-    frames = np.stack([np.full((16, 16, 3), value, np.uint8) for value in (20, 230)])
-    test = PreparedSplit(frames, np.array([0, 1]), ("a.png", "a.png"), ("0", "1"))
-    variants = [{"flips": [{"key": "1"}, {"key": "0"}]}]
-    _add_thumbnails(variants, test)
-    _name_flips(variants, test, True)
-    levels = [
-        np.asarray(Image.open(io.BytesIO(base64.b64decode(flip["thumbnail"])))).mean()
-        for flip in variants[0]["flips"]
-    ]
-    assert levels == pytest.approx([230, 20], abs=2)
-    assert [flip["key"] for flip in variants[0]["flips"]] == ["a.png", "a.png"]
 
 
 def test_names_are_withheld_and_reasons_stay():

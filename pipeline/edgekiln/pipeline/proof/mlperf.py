@@ -20,7 +20,7 @@ import numpy as np
 from edgekiln.benchmarks.judging.verdict import Reference
 from edgekiln.benchmarks.timing.journal import Journal, clear_journal, plan_digest
 from edgekiln.pipeline.data import identity_file, load_split
-from edgekiln.pipeline.proof.packing import judge_variant
+from edgekiln.pipeline.proof.variant_rows import judge_variant
 from edgekiln.pipeline.recipe import VariantSettings
 from edgekiln.pipeline.training.checkpoint import read_contract
 from edgekiln.pipeline.variants.engines import built_files

@@ -225,6 +225,6 @@ def settings_of_mlperf(wish: Wish, _: None) -> dict[str, Any]:
 
 def settings_of_bundle(wish: Wish, _: None) -> dict[str, Any]:
     """The recipe as it ships."""
-    from edgekiln.pipeline.proof.packing import public_recipe
+    from edgekiln.pipeline.proof.public_recipe import public_recipe
 
     return {"recipe": public_recipe(wish.recipe)}

@@ -18,7 +18,7 @@ from edgekiln.benchmarks.judging.transfer import (
     compare_paired,
     estimate_mean,
 )
-from edgekiln.pipeline.proof.packing import public_recipe
+from edgekiln.pipeline.proof.public_recipe import public_recipe
 from edgekiln.pipeline.study.cells import CellResult, JudgedImages, StudyPlan
 from edgekiln.pipeline.study.methods import METHODS, tell_departures
 from edgekiln.runtime.errors import ResourceError

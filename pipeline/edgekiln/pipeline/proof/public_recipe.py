@@ -1,0 +1,23 @@
+"""The recipe as it ships: without the folders of the machine that it ran on."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from edgekiln.pipeline.recipe import Recipe
+
+__all__ = ["public_recipe"]
+
+
+def public_recipe(recipe: Recipe, *, as_given: bool = False) -> dict[str, Any]:
+    """The recipe as JSON values, without the folders of this machine; ``as_given`` leaves out all defaults."""
+    values = recipe.model_dump(mode="json", exclude_unset=as_given)
+    for section in (values["data"], (values.get("source_task") or {}).get("data") or {}):
+        if section.get("path"):
+            section["path"] = Path(section["path"]).name
+    if recipe.teacher is not None:
+        values["teacher"]["checkpoint"] = recipe.teacher.checkpoint.name
+    if recipe.backbone.weights.endswith((".pth", ".safetensors")):
+        values["backbone"]["weights"] = Path(recipe.backbone.weights).name
+    return values

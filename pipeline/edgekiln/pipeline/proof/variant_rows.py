@@ -1,0 +1,131 @@
+"""One row of the report for each variant: its making, its answers, its verdict. What ships is not known here."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from edgekiln.benchmarks.judging.accuracy import measure_accuracy
+from edgekiln.benchmarks.judging.verdict import Reference, judge_answers, summarize_simulation
+from edgekiln.pipeline.data import load_split, read_classes
+from edgekiln.pipeline.proof.packed_files import graph_file, packed_files, packed_graphs
+from edgekiln.pipeline.proof.timings import latency_of
+from edgekiln.pipeline.recipe import VariantSettings
+from edgekiln.pipeline.variants.fast_frames import FAST_RECORD_NAME
+from edgekiln.pipeline.workspace.stage_files import (
+    ABOUT_NAME,
+    BASELINE,
+    BUILD_NAME,
+    FAILURE_NAME,
+    LOGITS_NAME,
+    NOT_RUN_NAME,
+    SIMULATED_NAME,
+    StageContext,
+    read_json,
+    read_logits,
+)
+from edgekiln.runtime.bundles.source import hash_file
+
+__all__ = ["is_judged", "judge_evaluated", "judge_variant"]
+
+
+def judge_evaluated(context: StageContext, variants: Sequence[VariantSettings]) -> dict[str, Any]:
+    """The rows of the report that evaluate stages alone can fill: of the baseline and of ``variants``, no latency."""
+    test = load_split(context.inputs["data"], "test")
+    baseline = read_logits(context.inputs[f"evaluate.{BASELINE}"])
+    reference = Reference(baseline, test.labels, test.keys, read_classes(context.inputs["data"]))
+    return {
+        "baseline": {
+            "name": BASELINE,
+            "precision": "fp32",
+            "accuracy": measure_accuracy(baseline, test.labels).to_dict(),
+        },
+        "variants": [judge_variant(context, variant, reference, None) for variant in variants],
+    }
+
+
+def judge_variant(
+    context: StageContext,
+    variant: VariantSettings,
+    reference: Reference,
+    benchmark: Mapping[str, Any] | None,
+) -> dict[str, Any]:
+    """One row of the report: accuracy, paired difference, latency, audit and verdict."""
+    row = _describe_variant(context, variant)
+    if not is_judged(context, variant):
+        return {**row, **_tell_why_not_judged(context, variant, reference, row)}
+    evaluated = context.inputs[f"evaluate.{variant.name}"]
+    gate = context.recipe.gate
+    judged = judge_answers(
+        reference,
+        read_logits(evaluated),
+        max_drop=gate.max_drop if variant.max_drop is None else variant.max_drop,
+        confidence=gate.confidence,
+        metric=gate.metric,
+        failure=row["failure"],
+    )
+    return {
+        **row,
+        **judged,
+        "notices": [*row["notices"], *(f"{variant.name}: {warning}." for warning in judged["warnings"])],
+        "fast_decode": read_json(evaluated / FAST_RECORD_NAME),
+        "latency": latency_of(benchmark, variant.name),
+        "speedup": None if benchmark is None else benchmark["ratios"].get(variant.name),
+    }
+
+
+def _describe_variant(context: StageContext, variant: VariantSettings) -> dict[str, Any]:
+    """What is known of a variant before it is judged: what it is, its files, how it was made."""
+    files, graphs = packed_files(context, variant), packed_graphs(context, variant)
+    return {
+        "name": variant.name,
+        "backend": variant.backend,
+        "precision": variant.precision.value,
+        "required": variant.required,
+        "files": list(files),
+        "source": name if (name := f"{variant.name}.onnx") in graphs else None,
+        "fallback_source": name if (name := f"{variant.name}.fallback.onnx") in graphs else None,
+        "size": max((path.stat().st_size for path in files.values()), default=None),
+        "sha256": {name: hash_file(path)[0] for name, path in (files | graphs).items()},
+        "flips": [],
+        "notices": [],
+        **_read_making(context, variant),
+    }
+
+
+def _tell_why_not_judged(
+    context: StageContext, variant: VariantSettings, reference: Reference, row: Mapping[str, Any]
+) -> dict[str, Any]:
+    """The verdict on an engine without answers, why, and what a simulation of its graph answers, if there is one.
+
+    A failure that the evaluation found is told in the row, in the place of one that the making of the engine found.
+    """
+    evaluated = context.inputs[f"evaluate.{variant.name}"]
+    told: dict[str, Any] = {}
+    failure = row["failure"] if row["files"] else None
+    if (evaluated / FAILURE_NAME).exists():
+        failure = told["failure"] = read_json(evaluated / FAILURE_NAME)["failure"]
+    reason = failure or read_json(evaluated / NOT_RUN_NAME)["reason"]
+    told |= {"verdict": "fail" if failure else "not-run", "reason": reason, "simulated": None}
+    if (evaluated / SIMULATED_NAME).exists():
+        told["simulated"] = summarize_simulation(reference, read_logits(evaluated, SIMULATED_NAME))
+    return told
+
+
+def _read_making(context: StageContext, variant: VariantSettings) -> dict[str, Any]:
+    """How the graph and, for TensorRT, the engine came to be. What was built may differ from what was asked."""
+    about: dict[str, Any] = read_json(graph_file(context, variant).parent / ABOUT_NAME)
+    if not variant.builds_engine:
+        return about
+    built = read_json(context.inputs[f"engine.{variant.name}"] / BUILD_NAME)
+    values = {**about, "build": {key: built[key] for key in ("builds", "graph") if key in built}}
+    values |= {key: built[key] for key in ("audit", "precision") if key in built}
+    if built.get("precision", variant.precision.value) != variant.precision.value:
+        values["asked_precision"] = variant.precision.value
+    values["notices"] = [*about.get("notices", ()), *built.get("notices", ())]
+    return {**values, "failure": about["failure"] or built["failure"]}
+
+
+def is_judged(context: StageContext, variant: VariantSettings) -> bool:
+    """Whether the engine was made and could run here."""
+    return (context.inputs[f"evaluate.{variant.name}"] / LOGITS_NAME).exists()
