@@ -17,7 +17,8 @@ from edgekiln.pipeline.proof.timings import latency_of, peer_rows, timing_notice
 from edgekiln.pipeline.proof.variant_rows import judge_variant
 from edgekiln.pipeline.recipe.toml import write_toml
 from edgekiln.pipeline.shipping.privacy import name_places, withhold_names
-from edgekiln.pipeline.training.log import summarize_training
+from edgekiln.pipeline.training.checkpoint import read_contract
+from edgekiln.pipeline.training.log import LOG_NAME, summarize_training
 from edgekiln.pipeline.workspace.stage_files import (
     BASELINE,
     MODEL_NAME,
@@ -34,8 +35,6 @@ REPORT_SCHEMA = "1.0"
 
 def build_report(context: StageContext) -> dict[str, Any]:
     """``report.json`` of a run whose engines are evaluated; machine folders may still stand in what libraries said."""
-    from edgekiln.pipeline.training.log import LOG_NAME
-
     test = load_split(context.inputs["data"], "test")
     baseline = read_logits(context.inputs[f"evaluate.{BASELINE}"])
     contract = read_contract(context.inputs["finetune"])
