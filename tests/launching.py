@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 SERVER = r"""
-import importlib, json, os, select, signal, sys
+import gc, importlib, json, os, select, signal, sys
 
 from edgekiln.runtime.telemetry import refuse_telemetry
 
@@ -23,6 +23,7 @@ refuse_telemetry()  # its thread, too, would be one too many
 for name in json.loads(sys.argv[1]):
     importlib.import_module(name)
 assert len(os.listdir("/proc/self/task")) == 1, "a fork would copy one thread of several"
+gc.freeze()  # a fork's collector would touch, and so copy, all that was imported: over a second for each fork
 
 def become(request):
     "What a shell does for a command, then what its interpreter does."
@@ -47,7 +48,7 @@ def tell(**values):
 tell(ready=os.getpid())
 requests, children = os.fdopen(0, "rb", buffering=0), set()
 while True:
-    if select.select([requests], [], [], 0.01)[0]:
+    if select.select([requests], [], [], 0.01 if children else None)[0]:
         line = requests.readline()
         if not line:
             break
@@ -73,7 +74,7 @@ MODULES = (
     "edgekiln.pipeline.proof.packing",
     "edgekiln.pipeline.training.checkpoint", "edgekiln.export.to_onnx", "edgekiln.export.precision.int8_cpu",
     "edgekiln.export.precision.sensitivity",
-    "edgekiln.benchmarks.report",
+    "edgekiln.benchmarks.report", "onnxscript.function_libs.torch_lib.ops", "torch.export._trace",
 )  # fmt: skip
 
 
@@ -135,7 +136,7 @@ class Launcher:
 
         Args:
             environment: variables to set, or with ``None`` to remove.
-            setup: Python code that the child runs first.
+            setup: Python code that the child runs first, or alone where it ends by ``SystemExit``.
         """
         request = {
             "arguments": [str(a) for a in arguments], "environment": environment or {}, "setup": setup,

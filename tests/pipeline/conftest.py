@@ -1,6 +1,7 @@
-"""The command line, run in the test's own process."""
+"""The command line, run in the test's own process, and in processes that cost no imports."""
 
 import pytest
+from launching import Launcher
 
 from edgekiln.pipeline.cli import main
 
@@ -18,3 +19,10 @@ def edgekiln(capsys):
         return int(caught.value.code or 0), out, err
 
     return call
+
+
+@pytest.fixture(scope="session")
+def launcher():
+    """Starts processes of the command line; see ``launching``."""
+    with Launcher() as launcher:
+        yield launcher

@@ -1,18 +1,16 @@
 """``edgekiln transfer``: cells that are kept, resumed, judged alike and told; on a network that trains in a second."""
 
 import json
+import os
 import re
 import shutil
 import signal
-import subprocess
-import sys
 import time
 import xml.etree.ElementTree as ET
 
 import numpy as np
 import pytest
 from study_support import write_study_recipe
-from tests_support import HEED_INTERRUPTS
 
 from edgekiln.benchmarks.judging.accuracy import measure_accuracy
 from edgekiln.pipeline.data import load_split, read_source, split_samples
@@ -35,20 +33,15 @@ FILES = ("transfer.html", "transfer.json", "transfer.svg")
 
 
 @pytest.fixture(scope="module")
-def finished(tiny_run, tmp_path_factory):
+def finished(tiny_run, launcher, tmp_path_factory):
     """A whole study by the command: (recipe path, runs folder, stdout). Read-only."""
     folder = tmp_path_factory.mktemp("study")
     checkpoint = tiny_run[2].stages["finetune"].folder / CHECKPOINT_NAME
     path = write_study_recipe(folder, checkpoint)
-    done = command("transfer", path, "--shares", SHARES, "--seeds", "2", "--runs", folder / "runs", "-q")
-    assert done.returncode == 0, done.stderr
-    return path, folder / "runs", done.stdout
-
-
-def command(*arguments, **options):
-    code = "from edgekiln.pipeline.cli import main; main()"
-    words = [sys.executable, "-c", code, *map(str, arguments)]
-    return subprocess.run(words, check=False, capture_output=True, text=True, timeout=300, **options)
+    arguments = ("transfer", path, "--shares", SHARES, "--seeds", "2", "--runs", folder / "runs", "-q")
+    done = launcher.start(*arguments, folder=folder)
+    assert done.wait(300) == 0, done.log.read_text()
+    return path, folder / "runs", done.out.read_text()
 
 
 def study_of(runs):
@@ -218,26 +211,23 @@ def test_a_plain_run_and_a_study_share_what_is_equal(tiny_run, tmp_path, edgekil
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", [signal.SIGKILL, signal.SIGINT])
-def test_a_study_that_was_stopped_goes_on_where_it_was(finished, tmp_path, kind):
+def test_a_study_that_was_stopped_goes_on_where_it_was(finished, launcher, tmp_path, kind):
     path, _, _ = finished
     arguments = ["transfer", str(path), "--methods", "scratch,full", "--shares", "1", "--seeds", "2"]
     arguments += ["--runs", str(tmp_path / "runs"), "--set", "finetune.epochs=6"]
-    code = f"{HEED_INTERRUPTS}from edgekiln.pipeline.cli import main; main()"
-    with subprocess.Popen(
-        [sys.executable, "-c", code, *arguments], stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-    ) as running:
-        deadline = time.monotonic() + 120
-        while not checkpoints(tmp_path / "runs") and time.monotonic() < deadline:
-            time.sleep(0.05)
-        running.send_signal(kind)
-        _, err = running.communicate(timeout=60)
+    running = launcher.start(*arguments, folder=tmp_path, name="stopped")
+    deadline = time.monotonic() + 120
+    while not checkpoints(tmp_path / "runs") and time.monotonic() < deadline:
+        time.sleep(0.05)
+    os.kill(running.pid, kind)
+    running.wait(60)
     kept = checkpoints(tmp_path / "runs")
     assert 1 <= len(kept) < 4
     if kind is signal.SIGINT:
-        assert running.returncode == 130
-        assert "Interrupted. Run the same command again to go on." in err
-    done = command(*arguments, "-q")
-    assert done.returncode == 0, done.stderr
+        assert running.code == 130
+        assert "Interrupted. Run the same command again to go on." in running.log.read_text()
+    done = launcher.run(*arguments, "-q", folder=tmp_path)
+    assert done.code == 0, done.log.read_text()
     after = checkpoints(tmp_path / "runs")
     assert len(after) == 4
     assert {place: after[place] for place in kept} == kept

@@ -1,9 +1,6 @@
 import signal
-import subprocess
-import sys
 import time
 from itertools import pairwise
-from pathlib import Path
 
 import pytest
 import torch
@@ -117,34 +114,38 @@ def test_damaged_checkpoint_is_refused(tmp_path):
 
 
 CHILD = """
-import sys
-sys.path[:0] = {path!r}
 from pathlib import Path
 from finetune_support import job
 from edgekiln.pipeline.training.finetune import finetune
-finetune(job(epochs=6, checkpoint_seconds=0.001), Path(sys.argv[1]))
+finetune(job(epochs=6, checkpoint_seconds=0.001), Path({folder!r}))
+raise SystemExit
 """
 
 
 @pytest.mark.slow
-def test_killed_at_any_moment_it_ends_with_the_weights_of_an_uninterrupted_run(tmp_path):
-    code = CHILD.format(path=[str(Path(__file__).parent), str(Path(__file__).parents[2])])
+def test_killed_at_any_moment_it_ends_with_the_weights_of_an_uninterrupted_run(launcher, tmp_path):
+    def start(name):
+        return launcher.start(folder=tmp_path, setup=CHILD.format(folder=str(tmp_path / name)))
+
     for name in ("whole", "killed"):
         (tmp_path / name).mkdir()
-    subprocess.run([sys.executable, "-c", code, str(tmp_path / "whole")], check=True)
+    child = start("whole")
+    assert child.wait() == 0, child.log.read_text()
     folder = tmp_path / "killed"
     for steps in (1, 17):
-        child = subprocess.Popen([sys.executable, "-c", code, str(folder)])
+        child = start("killed")
         deadline = time.monotonic() + 60
         while time.monotonic() < deadline and child.poll() is None:
             log = folder / LOG_NAME
             if log.exists() and log.read_text().count('"event": "step"') >= steps:
                 break
             time.sleep(0.002)
-        child.send_signal(signal.SIGKILL)
+        if child.poll() is None:
+            child.send(signal.SIGKILL)
         assert child.wait() == -signal.SIGKILL, "it finished before it could be killed"
         assert not (folder / CHECKPOINT_NAME).exists()
-    subprocess.run([sys.executable, "-c", code, str(folder)], check=True)
+    child = start("killed")
+    assert child.wait() == 0, child.log.read_text()
     assert (folder / CHECKPOINT_NAME).read_bytes() == (tmp_path / "whole" / CHECKPOINT_NAME).read_bytes()
     steps = [e["step"] for e in events(folder, "step")]
     assert steps == list(range(1, 31)), "no step is logged twice, none is missing"

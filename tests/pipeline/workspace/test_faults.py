@@ -11,7 +11,6 @@ from pathlib import Path
 
 import pytest
 from kill_study import find_leftovers, find_partial, hash_results
-from launching import Launcher
 from tests_support import TINY_RECIPE, write_pictures
 
 from edgekiln.runtime.bundles.bundle import open_bundle
@@ -56,12 +55,6 @@ assert libc.capset(header, (ctypes.c_uint32 * 6)(4, 4, 0, 0, 0, 0)) == 0, os.str
 """
 
 needs_root = pytest.mark.skipif(os.getuid() != 0, reason="mounts and other users need root")
-
-
-@pytest.fixture(scope="module")
-def launcher():
-    with Launcher() as launcher:
-        yield launcher
 
 
 @pytest.fixture(scope="module")

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 from kill_study import KillStudy, find_leftovers, find_partial, hash_results
-from launching import Launcher
 from tests_support import ROOT, TINY_RECIPE, write_pictures
 
 # Two stages, one of which goes on from its partial folder, and the bundle; forced, so that each replaces an older one.
@@ -113,20 +112,19 @@ def test_a_kill_before_any_file_operation_leaves_the_old_or_the_new(tmp_path, wa
 
 
 @pytest.fixture(scope="module")
-def study(tmp_path_factory):
+def study(launcher, tmp_path_factory):
     folder = tmp_path_factory.mktemp("kills")
     write_pictures(folder / "pictures", per_class=24)
     (folder / "tiny.toml").write_text(
         TINY_RECIPE.replace("threads = 1", "threads = 1\ncheckpoint_seconds = 0.1")
     )
-    with Launcher() as launcher:
 
-        def start():
-            return launcher.start("run", folder / "tiny.toml", "--runs", folder / "runs", folder=folder)
+    def start():
+        return launcher.start("run", folder / "tiny.toml", "--runs", folder / "runs", folder=folder)
 
-        study = KillStudy(start, folder / "runs" / "tiny", seed=7)
-        study.run_undisturbed()
-        yield study
+    study = KillStudy(start, folder / "runs" / "tiny", seed=7)
+    study.run_undisturbed()
+    return study
 
 
 @pytest.mark.slow
