@@ -20,7 +20,14 @@ from tests_support import ROOT
 
 import edgekiln.runtime.cuda as cuda_package
 from edgekiln.runtime.cuda import open_cuda, probe_driver, require_device
-from edgekiln.runtime.cuda.driver import _SIGNATURES, Driver, free_memory, load_driver
+from edgekiln.runtime.cuda.driver import (
+    _SIGNATURES,
+    Driver,
+    explain_old_driver,
+    free_memory,
+    load_driver,
+    supported_cuda,
+)
 from edgekiln.runtime.errors import (
     DeviceError,
     EnvironmentProblem,
@@ -177,6 +184,42 @@ def test_a_failed_call_tells_call_code_and_description(fake_libcuda):
     with pytest.raises(DeviceError) as caught:
         driver.pop_context()
     assert caught.value.message == "cuCtxPopCurrent_v2 failed: CUDA_ERROR_FAKE (error 201, a fake error)."
+
+
+def test_the_supported_cuda_version_is_told_without_starting_cuda(fake_libcuda):
+    assert supported_cuda(fake_libcuda("INIT_STATUS=999")) == (12, 6)
+    assert supported_cuda("libcuda_absent.so.1") is None
+
+
+@pytest.mark.parametrize(
+    ("needs", "has", "message", "hint"),
+    [
+        (
+            (13, 0),
+            (12, 6),
+            "tensorrt_lean 11.4 needs an NVIDIA driver for CUDA 13.0 or later; the driver here supports CUDA up to "
+            "12.6.",
+            "Update the driver, or install the release of tensorrt_lean for CUDA 12;",
+        ),
+        (
+            None,
+            (12, 6),
+            "tensorrt_lean 11.4 needs a newer NVIDIA driver; the driver here supports CUDA up to 12.6.",
+            "release of tensorrt_lean for CUDA 12;",
+        ),
+        (
+            None,
+            None,
+            "tensorrt_lean 11.4 needs a newer NVIDIA driver; the driver here does not tell its version.",
+            "release of tensorrt_lean for this driver's CUDA;",
+        ),
+    ],
+)
+def test_a_driver_that_is_too_old_is_one_shape_of_error(needs, has, message, hint):
+    error = explain_old_driver("tensorrt_lean 11.4", needs, has)
+    assert type(error) is DeviceError
+    assert error.message == message
+    assert hint in error.hint
 
 
 def test_a_driver_without_a_function_is_too_old(fake_libcuda, monkeypatch):

@@ -24,10 +24,12 @@ __all__ = [
     "Driver",
     "DriverState",
     "cuda_failure",
+    "explain_old_driver",
     "free_memory",
     "load_driver",
     "probe_driver",
     "require_device",
+    "supported_cuda",
 ]
 
 LIBRARY = "libcuda.so.1"
@@ -108,6 +110,26 @@ def cuda_failure(call: str, name: str, description: str, *, out_of_memory: bool 
     if out_of_memory:
         return ResourceError(message, hint="Use a smaller batch, or free memory of the device.")
     return DeviceError(message)
+
+
+def explain_old_driver(
+    library: str, needs: tuple[int, int] | None, has: tuple[int, int] | None
+) -> DeviceError:
+    """The one shape of a driver that is too old for a library: always a ``DeviceError``, never a broken file.
+
+    Args:
+        library: name and version of what does not start, as a user knows it: ``tensorrt_lean 11.4.0.106``.
+        needs: CUDA version that it was built for, or ``None`` where it does not tell.
+        has: newest CUDA version that the driver supports, see ``supported_cuda``; ``None`` where it does not tell.
+    """
+    wanted = f"an NVIDIA driver for CUDA {needs[0]}.{needs[1]} or later" if needs else "a newer NVIDIA driver"
+    found = "does not tell its version" if has is None else f"supports CUDA up to {has[0]}.{has[1]}"
+    fitting = "this driver's CUDA" if has is None else f"CUDA {has[0]}"
+    return DeviceError(
+        f"{library} needs {wanted}; the driver here {found}.",
+        hint=f"Update the driver, or install the release of {library.split()[0]} for {fitting}; on a Jetson both "
+        "come with JetPack.",
+    )
 
 
 class Driver:
@@ -312,6 +334,18 @@ def probe_driver(library: str = LIBRARY) -> DriverState:
     if status != 0:
         return DriverState(f"cuInit failed: {driver.describe(status)}.", version)
     return _list_devices(driver, version)
+
+
+def supported_cuda(library: str = LIBRARY) -> tuple[int, int] | None:
+    """Newest CUDA version that the driver supports; ``None`` without a driver, or where it does not tell.
+
+    Does not call ``cuInit``: a process that asked may fork. ``library`` is for tests.
+    """
+    try:
+        version = load_driver(library).version()
+    except DeviceError:
+        return None
+    return version if version > (0, 0) else None  # 0 is what a stub says
 
 
 def _list_devices(driver: Driver, version: tuple[int, int] | None) -> DriverState:
