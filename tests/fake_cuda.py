@@ -183,6 +183,9 @@ class FakeCuda(CudaBase):
         self._count("synchronize")
         self._drain(token)
 
+    def _is_done(self, stream: Stream) -> bool:
+        raise AssertionError("the fake's own wait does not sleep, so nobody polls it")
+
     def _create_event(self, timing: bool, blocking: bool) -> _FakeEvent:
         self._count("create_event")
         return _FakeEvent(timing)

@@ -7,11 +7,13 @@ import numpy as np
 import pytest
 from fake_cuda import FAKE_DEVICE, FakeCuda
 
-from edgekiln.runtime.cuda import open_cuda, probe_driver
+from edgekiln.runtime.cuda import open_cuda, probe_driver, require_device
+from edgekiln.runtime.cuda.driver import load_driver
+from edgekiln.runtime.cuda.libcuda import LibcudaApi
 from edgekiln.runtime.errors import DeviceError, EdgekilnError, MissingExtraError, ResourceError, UsageError
 
 NBYTES = 4096
-REAL = [pytest.param(name, marks=pytest.mark.gpu) for name in ("pycuda", "cuda-bindings")]
+REAL = [pytest.param(name, marks=pytest.mark.gpu) for name in ("pycuda", "libcuda")]
 
 
 def open_or_skip(name):
@@ -24,9 +26,16 @@ def open_or_skip(name):
         pytest.skip(error.message)
 
 
-@pytest.fixture(params=["fake", *REAL])
+def open_on_fake_driver(library):
+    return LibcudaApi(0, require_device(0, library), load_driver(library))
+
+
+@pytest.fixture(params=["fake", "libcuda-on-fake-driver", *REAL])
 def cuda(request):
-    api = FakeCuda() if request.param == "fake" else open_or_skip(request.param)
+    if request.param == "libcuda-on-fake-driver":
+        api = open_on_fake_driver(request.getfixturevalue("fake_libcuda")())
+    else:
+        api = FakeCuda() if request.param == "fake" else open_or_skip(request.param)
     yield api
     api.close()
 
@@ -53,7 +62,7 @@ def buffers(cuda):
 
 
 def test_properties_are_those_of_the_driver(cuda):
-    expected = FAKE_DEVICE if cuda.name == "fake" else probe_driver().devices[0]
+    expected = FAKE_DEVICE if cuda.name == "fake" else cuda._driver.properties(0)
     assert cuda.properties == expected
     assert cuda.device == 0
     free, total = cuda.memory()

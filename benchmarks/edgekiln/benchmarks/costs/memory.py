@@ -100,7 +100,7 @@ def read_peak_rss_mb(status: Path = _STATUS) -> float | None:
 
 
 def _free_device_bytes() -> int | None:
-    """Through the driver itself: ``CudaApi.memory`` asks the same, and needs a package that the engine may not."""
+    """Through the driver itself, which starts nothing that the engine would not start."""
     from edgekiln.runtime.cuda.driver import free_memory
 
     try:

@@ -1,4 +1,4 @@
-"""CUDA memory, streams and graphs behind one small protocol, with PyCUDA or cuda-bindings doing the work.
+"""CUDA memory, streams and graphs behind one small protocol, with the driver's own library or PyCUDA doing the work.
 
 Importing this loads no CUDA package and asks no driver; ``open_cuda`` does both. It knows nothing of engines.
 """
@@ -36,13 +36,10 @@ __all__ = [
     "require_device",
 ]
 
-_MODULES = {"pycuda": "pycuda.driver", "cuda-bindings": "cuda.bindings.runtime"}
-_EXTRAS = {"pycuda": "pycuda", "cuda-bindings": "cuda"}
-_REBUILD = {
-    "pycuda": "It was built for another CUDA, Python or numpy. Run: pip install --force-reinstall --no-cache-dir "
-    "--no-binary pycuda pycuda, or ask for cuda-bindings.",
-    "cuda-bindings": "Run: pip install --force-reinstall cuda-bindings",
-}
+_REBUILD = (
+    "It was built for another CUDA, Python or numpy. Run: pip install --force-reinstall --no-cache-dir "
+    "--no-binary pycuda pycuda, or pip uninstall pycuda: it is not needed."
+)
 
 
 class CudaApi(Protocol):
@@ -55,7 +52,7 @@ class CudaApi(Protocol):
 
     @property
     def name(self) -> str:
-        """``pycuda`` or ``cuda-bindings``."""
+        """``pycuda`` or ``libcuda``."""
 
     @property
     def device(self) -> int:
@@ -73,7 +70,7 @@ class CudaApi(Protocol):
         """
 
     def memory(self) -> tuple[int, int]:
-        """(free, total) bytes of the device."""
+        """(free, total) bytes of the device, as CUDA counts; ``driver.free_memory`` tells what can be had."""
 
     def allocate_device(self, nbytes: int) -> DeviceMemory:
         """``nbytes`` of device memory, not cleared."""
@@ -105,54 +102,54 @@ class CudaApi(Protocol):
         """Record, without running it, what ``enqueue`` puts on ``stream``. Other threads may go on using CUDA.
 
         ``enqueue`` may not wait for the device, nor allocate. What it raises goes on, and the stream is usable.
+        Python's garbage collector is held off meanwhile, in all threads: it may free what belongs to CUDA.
         """
 
     def close(self) -> None:
         """Free all that is not freed yet. Closing twice does nothing."""
 
 
-def open_cuda(api: Literal["auto", "pycuda", "cuda-bindings"] = "auto", device: int = 0) -> CudaApi:
-    """CUDA on ``device`` through the package ``api``; ``auto`` is PyCUDA where it is installed, else cuda-bindings.
+def open_cuda(api: Literal["auto", "pycuda", "libcuda"] = "auto", device: int = 0) -> CudaApi:
+    """CUDA on ``device`` through ``api``; ``auto`` is PyCUDA where it is installed, else ``libcuda``.
+
+    ``libcuda`` is the driver's own library, which needs no package and fits any driver.
 
     Raises:
         DeviceError: no driver, or no such device. Asked first.
-        MissingExtraError: the package is not installed.
-        EnvironmentProblem: the package is installed and cannot be imported. Another is not taken instead.
+        MissingExtraError: PyCUDA was asked for and is not installed.
+        EnvironmentProblem: PyCUDA is installed and cannot be imported. ``libcuda`` is not taken instead.
         UsageError: ``api`` is none of the three.
     """
-    if api not in ("auto", *_MODULES):
-        raise UsageError(f"Unknown CUDA API {api!r}; known: auto, {', '.join(_MODULES)}.")
+    if api not in ("auto", "pycuda", "libcuda"):
+        raise UsageError(f"Unknown CUDA API {api!r}; known: auto, pycuda, libcuda.")
     properties = require_device(device)
     name = _choose(api)
-    _import(name)
+    if name == "pycuda":
+        _import_pycuda()
     return _open(name, device, properties)
 
 
 def _choose(api: str) -> str:
-    candidates = list(_MODULES) if api == "auto" else [api]
-    for name in candidates:
-        if _is_installed(_MODULES[name]):
-            return name
-    lines = " or ".join(f"pip install 'edgekiln[{_EXTRAS[name]}]'" for name in candidates)
-    missing = "Neither pycuda nor cuda-bindings is" if api == "auto" else f"The package {api} is not"
-    raise MissingExtraError(f"{missing} installed.", hint=f"Run: {lines}")
+    if api == "libcuda":
+        return api
+    if find_spec("pycuda") is not None:
+        return "pycuda"
+    if api == "auto":
+        return "libcuda"
+    raise MissingExtraError(
+        "The package pycuda is not installed.",
+        hint="Run: pip install 'edgekiln[pycuda]', or ask for libcuda, which needs no package.",
+    )
 
 
-def _is_installed(module: str) -> bool:
-    try:  # the parents, and not the module: looking for a submodule imports what is above it
-        return find_spec(module.rpartition(".")[0]) is not None
-    except ModuleNotFoundError:
-        return False
-
-
-def _import(name: str) -> None:
+def _import_pycuda() -> None:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)  # PyCUDA's, ahead of the ImportError that tells more
-            importlib.import_module(_MODULES[name])
+            importlib.import_module("pycuda.driver")
     except Exception as error:  # a compiled module that does not fit raises anything
         raise EnvironmentProblem(
-            f"{name} is installed and cannot be imported: {error}", hint=_REBUILD[name]
+            f"pycuda is installed and cannot be imported: {error}", hint=_REBUILD
         ) from error
 
 
@@ -161,6 +158,6 @@ def _open(name: str, device: int, properties: DeviceProperties) -> CudaApi:
         from edgekiln.runtime.cuda.pycuda import PycudaApi
 
         return PycudaApi(device, properties)
-    from edgekiln.runtime.cuda.cuda_bindings import CudaBindingsApi
+    from edgekiln.runtime.cuda.libcuda import LibcudaApi
 
-    return CudaBindingsApi(device, properties)
+    return LibcudaApi(device, properties)

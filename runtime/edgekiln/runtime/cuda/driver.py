@@ -13,10 +13,14 @@ import ctypes
 import functools
 import os
 import uuid
-from ctypes import POINTER, c_char_p, c_int, c_size_t, c_uint, c_ulonglong, c_void_p
+from ctypes import c_char_p, c_int, c_size_t, c_uint, c_void_p
 from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
 from typing import Any
 
+from edgekiln.runtime.cuda.signatures import SIGNATURES
+from edgekiln.runtime.cuda.unwinding import closed_at_last
 from edgekiln.runtime.errors import DeviceError, EdgekilnError, ResourceError
 
 __all__ = [
@@ -33,43 +37,22 @@ __all__ = [
 ]
 
 LIBRARY = "libcuda.so.1"
+_MEMINFO = Path("/proc/meminfo")
 
-# Values and signatures of cuda.h (CUDA 13.0). The header's macros map plain names to the suffixed symbols.
+# Values of cuda.h (CUDA 13.0).
 _OUT_OF_MEMORY = 2
 _NO_DEVICE = 100
+_NOT_READY = 600
 _MULTIPROCESSOR_COUNT = 16
 _INTEGRATED = 18
 _CAN_MAP_HOST_MEMORY = 19
 _COMPUTE_CAPABILITY_MAJOR = 75
 _COMPUTE_CAPABILITY_MINOR = 76
 _CAPTURE_THREAD_LOCAL = 1
+_SCHEDULING_MASK = 7
+_SCHEDULING_AUTO = 0
+_SCHEDULING_BLOCKING = 4
 _NAME_BYTES = 256
-
-_SIGNATURES: dict[str, list[Any]] = {
-    "cuInit": [c_uint],
-    "cuDriverGetVersion": [POINTER(c_int)],
-    "cuDeviceGetCount": [POINTER(c_int)],
-    "cuDeviceGet": [POINTER(c_int), c_int],
-    "cuDeviceGetName": [c_char_p, c_int, c_int],
-    "cuDeviceGetUuid": [c_char_p, c_int],
-    "cuDeviceGetUuid_v2": [c_char_p, c_int],
-    "cuDeviceTotalMem_v2": [POINTER(c_size_t), c_int],
-    "cuDeviceGetAttribute": [POINTER(c_int), c_int, c_int],
-    "cuGetErrorName": [c_int, POINTER(c_char_p)],
-    "cuGetErrorString": [c_int, POINTER(c_char_p)],
-    "cuDevicePrimaryCtxRetain": [POINTER(c_void_p), c_int],
-    "cuDevicePrimaryCtxRelease_v2": [c_int],
-    "cuCtxPushCurrent_v2": [c_void_p],
-    "cuCtxPopCurrent_v2": [POINTER(c_void_p)],
-    "cuMemGetInfo_v2": [POINTER(c_size_t), POINTER(c_size_t)],
-    "cuStreamBeginCapture_v2": [c_void_p, c_int],
-    "cuStreamEndCapture": [c_void_p, POINTER(c_void_p)],
-    "cuGraphInstantiateWithFlags": [POINTER(c_void_p), c_void_p, c_ulonglong],
-    "cuGraphUpload": [c_void_p, c_void_p],
-    "cuGraphLaunch": [c_void_p, c_void_p],
-    "cuGraphExecDestroy": [c_void_p],
-    "cuGraphDestroy": [c_void_p],
-}
 
 
 @dataclass(frozen=True)
@@ -159,7 +142,7 @@ class Driver:
                 raise DeviceError(
                     f"The NVIDIA driver has no {name}.", hint="Install a newer driver."
                 ) from error
-            function.argtypes = _SIGNATURES[name]
+            function.argtypes = SIGNATURES[name]
             self._functions[name] = function
         return function
 
@@ -235,14 +218,15 @@ class Driver:
         self.call(name, ctypes.byref(value), *arguments)
         return value.value
 
-    def _handle(self, name: str, *arguments: int) -> int:
+    def handle(self, name: str, *arguments: int) -> int:
+        """What the function ``name`` writes through its first argument: a handle or an address. Raises as ``call``."""
         value = c_void_p()
         self.call(name, ctypes.byref(value), *arguments)
         return value.value or 0
 
     def retain_primary_context(self, index: int) -> int:
         """Handle of the primary context of device ``index``: the one that torch and TensorRT use too."""
-        return self._handle("cuDevicePrimaryCtxRetain", self._int("cuDeviceGet", index))
+        return self.handle("cuDevicePrimaryCtxRetain", self._int("cuDeviceGet", index))
 
     def release_primary_context(self, index: int) -> None:
         """Take back one ``retain_primary_context``; the last one of all libraries ends the context."""
@@ -254,13 +238,31 @@ class Driver:
         self.call("cuMemGetInfo_v2", ctypes.byref(free), ctypes.byref(total))
         return free.value, total.value
 
+    def may_sleep_while_waiting(self, index: int, *, integrated: bool) -> bool:
+        """Whether ``cuStreamSynchronize`` may sleep on device ``index``, by the flags of its primary context.
+
+        cuda.h has it: CU_CTX_SCHED_AUTO spins or yields, but on Tegra it may block, by the board's power profile.
+        """
+        flags, active = c_uint(), c_int()
+        device = self._int("cuDeviceGet", index)
+        self.call("cuDevicePrimaryCtxGetState", device, ctypes.byref(flags), ctypes.byref(active))
+        scheduling = flags.value & _SCHEDULING_MASK
+        return scheduling == _SCHEDULING_BLOCKING or (scheduling == _SCHEDULING_AUTO and integrated)
+
+    def is_stream_done(self, stream: int) -> bool:
+        """Whether all that was enqueued on ``stream`` is done. Raises as ``call`` where some of it failed."""
+        status = int(self._function("cuStreamQuery")(stream))
+        if status not in (0, _NOT_READY):
+            raise self._failure("cuStreamQuery", status)
+        return status == 0
+
     def push_context(self, context: int) -> None:
         """Make ``context`` current in this thread, above the one that is."""
         self.call("cuCtxPushCurrent_v2", context)
 
     def pop_context(self) -> None:
         """Take the current context off this thread's stack."""
-        self._handle("cuCtxPopCurrent_v2")
+        self.handle("cuCtxPopCurrent_v2")
 
     def begin_capture(self, stream: int) -> None:
         """Record what is enqueued on ``stream`` from now on. Other threads may go on using CUDA."""
@@ -274,7 +276,7 @@ class Driver:
 
     def instantiate_graph(self, graph: int) -> int:
         """Handle of an executable graph made of ``graph``, which may then be destroyed."""
-        return self._handle("cuGraphInstantiateWithFlags", graph, 0)
+        return self.handle("cuGraphInstantiateWithFlags", graph, 0)
 
     def upload_graph(self, executable: int, stream: int) -> None:
         """Move the graph to the device ahead of its first launch, which is then as fast as the next."""
@@ -379,20 +381,35 @@ def require_device(index: int = 0, library: str = LIBRARY) -> DeviceProperties:
     return state.devices[index]
 
 
-def free_memory(index: int = 0, library: str = LIBRARY) -> int:
-    """Bytes that are free on device number ``index``, for who has no ``CudaApi`` open. Needs no package.
+def free_memory(index: int = 0, library: str = LIBRARY, meminfo: Path = _MEMINFO) -> int:
+    """Bytes that can be had on device number ``index``, for who has no ``CudaApi`` open. Needs no package.
+
+    Where the device shares the host's memory, CUDA counts as free only what holds nothing at all. Linux keeps files
+    there that were read, and gives that memory back on demand: MemAvailable counts it as well.
+
+    Args:
+        index: number of the device.
+        library: the driver's, for tests.
+        meminfo: where Linux tells MemAvailable, for tests.
 
     Raises:
         DeviceError: no driver, no device, or no device of this number.
     """
-    require_device(index, library)
+    properties = require_device(index, library)
     driver = load_driver(library)
     context = driver.retain_primary_context(index)
-    try:
+    with closed_at_last(partial(driver.release_primary_context, index)):
         driver.push_context(context)
-        try:
-            return driver.memory()[0]
-        finally:
-            driver.pop_context()
-    finally:
-        driver.release_primary_context(index)
+        with closed_at_last(driver.pop_context):
+            free, total = driver.memory()
+    available = _host_memory(meminfo) if properties.integrated else None
+    return free if available is None else min(max(free, available), total)
+
+
+def _host_memory(meminfo: Path) -> int | None:
+    """Bytes of MemAvailable; ``None`` where nothing tells."""
+    try:
+        lines = meminfo.read_text().splitlines()
+    except OSError:
+        return None
+    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:")), None)

@@ -1,41 +1,62 @@
-"""Graph capture through the driver itself, by the stream's handle: PyCUDA has none, and one way is enough."""
+"""What goes through the driver itself by the stream's handle, whatever does the rest: graphs, and waits that spin.
+
+PyCUDA has no graphs, and one way is enough.
+"""
 
 from __future__ import annotations
 
-import contextlib
+import logging
+from functools import partial
 
-from edgekiln.runtime.cuda.driver import DeviceProperties, load_driver
+from edgekiln.runtime.cuda.driver import DeviceProperties, Driver, load_driver
 from edgekiln.runtime.cuda.resources import CudaBase, Stream
-from edgekiln.runtime.errors import DeviceError
+from edgekiln.runtime.cuda.unwinding import closed_at_last, closed_on_failure
+from edgekiln.runtime.errors import EdgekilnError
 
 __all__ = ["DriverGraphs"]
 
+_log = logging.getLogger(__name__)
+
 
 class DriverGraphs(CudaBase):
-    """The graph primitives of ``CudaBase``. A token is the handle of the executable graph."""
+    """The graph primitives of ``CudaBase``. A token is the handle of the executable graph.
 
-    def __init__(self, device: int, properties: DeviceProperties) -> None:
+    Args:
+        device: number of the device.
+        properties: what it is.
+        driver: the driver's library, without it the system's; for tests.
+    """
+
+    def __init__(self, device: int, properties: DeviceProperties, driver: Driver | None = None) -> None:
         super().__init__(device, properties)
-        self._driver = load_driver()
+        self._driver = driver or load_driver()
+        self.polls = self._driver.may_sleep_while_waiting(device, integrated=properties.integrated)
+
+    def _is_done(self, stream: Stream) -> bool:
+        return self._driver.is_stream_done(stream.handle)
 
     def _begin_capture(self, stream: Stream) -> None:
         self._driver.begin_capture(stream.handle)
 
     def _end_capture(self, stream: Stream) -> int:
         graph = self._driver.end_capture(stream.handle)
-        try:
-            executable = self._driver.instantiate_graph(graph)
-        finally:
-            self._driver.destroy_graph(graph)
-        self._driver.upload_graph(executable, stream.handle)
+        with closed_on_failure() as closes:
+            with closed_at_last(partial(self._driver.destroy_graph, graph)):
+                executable = self._driver.instantiate_graph(graph)
+                closes.append(partial(self._driver.destroy_executable, executable))
+            self._driver.upload_graph(executable, stream.handle)
         return executable
 
     def _abandon_capture(self, stream: Stream) -> None:
-        # A capture that CUDA had already called off ends with an error, and has no graph.
-        with contextlib.suppress(DeviceError):
+        try:
             graph = self._driver.end_capture(stream.handle)
-            if graph:
-                self._driver.destroy_graph(graph)
+        except (
+            EdgekilnError
+        ) as error:  # as it should be where CUDA itself had called the capture off: no graph is left
+            _log.debug("A capture was given up: %s", error)
+            return
+        if graph:
+            self._driver.destroy_graph(graph)
 
     def _launch(self, graph: int, stream: Stream) -> None:
         self._driver.launch_graph(graph, stream.handle)

@@ -11,14 +11,17 @@ import threading
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from contextlib import AbstractContextManager
+from functools import partial
 from types import TracebackType
 from typing import Any, ClassVar, Literal, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
+from edgekiln.runtime.cuda.collector import collector_held_off
 from edgekiln.runtime.cuda.driver import DeviceProperties
-from edgekiln.runtime.errors import EdgekilnError, ForkedError, UsageError
+from edgekiln.runtime.cuda.unwinding import close_all, closed_on_failure
+from edgekiln.runtime.errors import ForkedError, UsageError
 
 __all__ = ["CudaBase", "DeviceMemory", "Event", "Graph", "PinnedMemory", "Stream", "Wait"]
 
@@ -142,8 +145,9 @@ class Stream(Resource):
     def synchronize(self, wait: Wait = "spin") -> None:
         """Wait until all that was enqueued is done.
 
-        ``spin`` has the lowest latency and keeps a core busy (where the context's flags are the default ones);
-        ``blocking`` sleeps, which costs tens of microseconds and frees the core.
+        ``spin`` has the lowest latency and keeps a core busy: by the driver's own wait where that spins, else by
+        asking again and again, between which Python's other threads get a turn. ``blocking`` sleeps, which costs
+        tens of microseconds and frees the core.
 
         Raises:
             DeviceError: some work before failed.
@@ -153,15 +157,18 @@ class Stream(Resource):
             self._done.synchronize()
             return
         with self._cuda.activate():
-            self._cuda._synchronize_stream(self.token)
+            if not self._cuda.polls:
+                self._cuda._synchronize_stream(self.token)
+                return
+            while not self._cuda._is_done(self):
+                pass
 
     def close(self) -> None:
         """Free the stream. Twice does nothing."""
         self.release()
 
     def _destroy(self, token: Any) -> None:
-        self._done.close()
-        self._cuda._destroy_stream(token)
+        close_all([self._done.close, partial(self._cuda._destroy_stream, token)])
 
 
 class Event(Resource):
@@ -237,13 +244,21 @@ class _Activation(AbstractContextManager[None]):
     ) -> None:
         self._depth.value -= 1
         if self._depth.value == 0:
-            self._cuda._pop()
+            if error is None:
+                self._cuda._pop()
+            else:
+                close_all([self._cuda._pop], error)
 
 
 class CudaBase(ABC):
-    """The common half of a ``CudaApi``. A token is whatever the implementation knows a resource by."""
+    """The common half of a ``CudaApi``. A token is whatever the implementation knows a resource by.
+
+    Attributes:
+        polls: whether ``spin`` asks for the stream's state, since the implementation's own wait may sleep.
+    """
 
     name: str
+    polls: bool = False
 
     def __init__(self, device: int, properties: DeviceProperties) -> None:
         self.device = device
@@ -293,12 +308,10 @@ class CudaBase(ABC):
     def create_stream(self) -> Stream:
         """See ``CudaApi``."""
         done = self.create_event(blocking=True)
-        try:
+        with closed_on_failure() as closes:
+            closes.append(done.close)
             with self.activate():
                 token, handle = self._create_stream()
-        except BaseException:
-            done.close()
-            raise
         return Stream(self, token, handle, done)
 
     def create_event(self, *, timing: bool = False, blocking: bool = False) -> Event:
@@ -320,27 +333,20 @@ class CudaBase(ABC):
 
     def capture(self, stream: Stream, enqueue: Callable[[], None]) -> Graph:
         """See ``CudaApi``."""
-        with self.activate():
+        with self.activate(), collector_held_off:
             self._begin_capture(stream)
-            try:
+            with closed_on_failure() as closes:
+                closes.append(partial(self._abandon_capture, stream))
                 enqueue()
-            except BaseException:
-                self._abandon_capture(stream)
-                raise
             return Graph(self, self._end_capture(stream))
 
     def close(self) -> None:
         """See ``CudaApi``."""
         self.check_process()
-        failed: EdgekilnError | None = None
-        for resource in reversed(list(self.live)):  # what was made last may rest on what was made first
-            try:
-                resource.release()
-            except EdgekilnError as error:
-                failed = failed or error
-        self._closed = True
-        if failed is not None:
-            raise failed
+        try:  # from the last to the first, since what was made last may rest on what was made first
+            close_all([resource.release for resource in self.live])
+        finally:
+            self._closed = True
 
     @abstractmethod
     def _push(self) -> None: ...
@@ -362,6 +368,8 @@ class CudaBase(ABC):
     def _destroy_stream(self, token: Any) -> None: ...
     @abstractmethod
     def _synchronize_stream(self, token: Any) -> None: ...
+    @abstractmethod
+    def _is_done(self, stream: Stream) -> bool: ...
     @abstractmethod
     def _create_event(self, timing: bool, blocking: bool) -> Any: ...
     @abstractmethod
