@@ -90,7 +90,7 @@ def test_metadata_promises_the_extras_and_a_small_base(wheel):
     archive = zipfile.ZipFile(wheel)
     [name] = [n for n in archive.namelist() if n.endswith("METADATA")]
     metadata = Parser().parsestr(archive.read(name).decode())
-    extras = {"onnx", "gpu", "build", "modelopt", "tensorrt", "rtx", "lean", "cuda", "pycuda", "demo", "dev"}
+    extras = {"onnx", "gpu", "build", "modelopt", "tensorrt", "rtx", "lean", "pycuda", "demo", "dev"}
     extras |= {"nvml", "mlperf", "openvino", "sign", "digits", "simplejpeg", "tensorboard"}
     assert set(metadata.get_all("Provides-Extra")) == extras
     base = {r.split(">")[0].lower() for r in metadata.get_all("Requires-Dist") if "extra ==" not in r}

@@ -46,7 +46,6 @@ TOOLS = (
     "tensorrt-lean",
     "nvidia-modelopt",
     "pycuda",
-    "cuda-bindings",
     "mlcommons-loadgen",
     "openvino",
 )

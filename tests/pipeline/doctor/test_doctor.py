@@ -371,7 +371,7 @@ def test_driver_gpu_and_cuda_packages_are_told(root, site):
     driver, card = gpu.check_driver(gpus, root({"proc/driver/nvidia/version": text}))
     assert driver.found == "540.4.0, CUDA up to 12.6"
     assert card.found == "NVIDIA Jetson Orin, SM 87, 16 multiprocessors, 8.0 GiB (shares the host's memory)"
-    site.distribution("cuda-bindings", "13.0.1")
+    site.distribution("nvidia-cuda-runtime", "13.0.1")
     row = gpu.check_cuda_packages(gpus)
     assert row.state == "FAIL"
     assert "the driver knows CUDA up to 12.6" in row.found

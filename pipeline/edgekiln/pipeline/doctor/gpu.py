@@ -18,7 +18,7 @@ from edgekiln.pipeline.doctor.row import Row, fail, ok, warn
 __all__ = ["Gpus", "check_cuda_packages", "check_driver", "check_tensorrt", "probe_gpus"]
 
 _NVIDIA_PCI_VENDOR = "0x10de"
-_CUDA_PACKAGES = ("nvidia-cuda-runtime", "nvidia-cuda-runtime-cu12", "cuda-bindings")
+_CUDA_PACKAGES = ("nvidia-cuda-runtime", "nvidia-cuda-runtime-cu12")
 _FLAVOURS = {  # import name: distributions that tell its version, and the product that advisories name
     "tensorrt": (("tensorrt", "tensorrt-cu13", "tensorrt-cu12"), "TensorRT"),
     "tensorrt_lean": (("tensorrt-lean",), "TensorRT"),

@@ -23,7 +23,6 @@ _TOOLS = (
     "tensorrt-cu13",
     "tensorrt-lean",
     "tensorrt-rtx",
-    "cuda-bindings",
     "pycuda",
     "pydantic",
     "pytest",

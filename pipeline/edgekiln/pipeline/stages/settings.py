@@ -185,6 +185,7 @@ def settings_of_evaluate(_: Wish, variant: VariantSettings) -> dict[str, Any]:
 
 def tools_of_evaluate(_: Recipe, variant: VariantSettings) -> tuple[str, ...]:
     """What runs engines."""
+    # cuda-bindings runs nothing any more. It stays, since without it keys would change and kept answers be lost.
     libraries = ("onnxruntime", "onnxruntime-gpu", "pycuda", "cuda-bindings", *ENGINE_LIBRARIES)
     return (*libraries, *_own_tools(variant))
 

@@ -59,7 +59,7 @@ class TensorRTSession(DescribedSession):
 
         Raises:
             DeviceError: no driver or GPU, or the engine was built for another library version or GPU.
-            MissingExtraError: the library, or both of PyCUDA and cuda-bindings, are not installed.
+            MissingExtraError: the library is not installed.
             EngineError: the library refused the engine, or it is no classifier of edgekiln's.
             ResourceError: GPU memory ran out.
             UsageError: no engine, or no slot.
