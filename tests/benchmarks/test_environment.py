@@ -21,6 +21,7 @@ from edgekiln.benchmarks.environment import (
     read_work_commit,
     tool_versions,
 )
+from edgekiln.runtime.cuda import driver
 
 
 def write(path, text):
@@ -109,16 +110,31 @@ def test_gpu_state(line, expected):
 
 
 def test_older_driver_is_asked_by_the_older_name(monkeypatch):
-    def ask(command, seconds=5):
-        assert command[0] == "nvidia-smi"
-        return (
-            None
-            if "clocks_event" in command[1]
-            else "1, 2, 3, 4, 5, 6, P0, 550.1, 0x1\n1, 2, 3, 4, 5, 6, P0, 550.1, 0x0"
-        )
-
-    monkeypatch.setattr(environment, "_ask", ask)
+    monkeypatch.setattr(
+        environment, "_ask", lambda command: answer_smi(command, {"GPU-b": "0x1", "GPU-a": "0x0"})
+    )
+    monkeypatch.setattr(driver, "gpu_uuids", lambda: ["b", "a"])
     assert [state["throttled_by"] for state in read_gpu_state()] == [["idle"], []]
+
+
+def answer_smi(command, reasons):
+    """What an nvidia-smi before 535 says of one GPU."""
+    program, option, gpu, query, _ = command
+    assert (program, option) == ("nvidia-smi", "-i")
+    known = "clocks_event" not in query and gpu in reasons
+    return f"1, 2, 3, 4, 5, 6, P0, 550.1, {reasons[gpu]}" if known else None
+
+
+@pytest.mark.parametrize(
+    ("uuids", "states"), [([], []), (["a"], [[]]), (["b", "a"], []), ([None], [["sync boost"]])]
+)
+def test_only_the_gpus_in_use_are_asked_about_by_their_uuid(monkeypatch, uuids, states):
+    """Of GPU b nothing is told: then nobody knows which state is whose. A GPU without a UUID is the only one."""
+    monkeypatch.setattr(
+        environment, "_ask", lambda command: answer_smi(command, {"GPU-a": "0x0", "0": "0x10"})
+    )
+    monkeypatch.setattr(driver, "gpu_uuids", lambda: uuids)
+    assert [state["throttled_by"] for state in read_gpu_state()] == states
 
 
 def test_program_that_is_absent_fails_or_hangs_tells_nothing():

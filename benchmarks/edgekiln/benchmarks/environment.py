@@ -134,13 +134,24 @@ def _describe_gpus() -> list[dict[str, Any]]:
 
 
 def read_gpu_state() -> list[dict[str, Any]]:
-    """Clocks, temperature, power and what throttles each GPU now, as nvidia-smi tells; empty where it does not."""
+    """Clocks, temperature, power and what throttles each GPU that this process sees, in its order.
+
+    As nvidia-smi tells; empty where it does not, for one of them.
+    """
+    from edgekiln.runtime.cuda.driver import gpu_uuids
+
+    states = [_read_smi(uuid) for uuid in gpu_uuids()]
+    return [] if None in states else [state for state in states if state]
+
+
+def _read_smi(uuid: str | None) -> dict[str, Any] | None:
+    chosen = "0" if uuid is None else f"GPU-{uuid}"
     for reasons in ("clocks_event_reasons.active", "clocks_throttle_reasons.active"):  # since 535, before it
         query = f"--query-gpu={','.join([*_SMI_FIELDS.values(), reasons])}"
-        text = _ask(["nvidia-smi", query, "--format=csv,noheader,nounits"])
+        text = _ask(["nvidia-smi", "-i", chosen, query, "--format=csv,noheader,nounits"])
         if text:
-            return [parse_gpu_state(line) for line in text.splitlines()]
-    return []
+            return parse_gpu_state(text)
+    return None
 
 
 def parse_gpu_state(line: str) -> dict[str, Any]:

@@ -13,6 +13,7 @@ import pytest
 from tests_support import ROOT
 
 from edgekiln.pipeline.gpu_suite import bench as bench_module
+from edgekiln.pipeline.gpu_suite import machine
 from edgekiln.pipeline.gpu_suite.__main__ import main
 from edgekiln.pipeline.gpu_suite.bench import BASELINE, COMPILED, GRAPHED, bench
 from edgekiln.pipeline.gpu_suite.engines import EngineFile, ask_engine
@@ -373,6 +374,18 @@ def test_clocks_are_numbers_and_what_is_not_told_is_none(tmp_path, monkeypatch):
     assert (found["power_draw_w"], found["throttle_reasons_mask"], found["mig"]) == (71.42, "0x0", None)
     program.write_text("#!/bin/sh\necho 'not supported'; exit 2\n")
     assert query_smi() == {"problem": "nvidia-smi ended with 2: not supported"}
+
+
+@pytest.mark.parametrize(("uuids", "asked"), [(["a-b", "c"], "GPU-a-b"), ([None], "0"), ([], "0")])
+def test_the_gpu_in_use_is_asked_about_by_its_uuid(tmp_path, monkeypatch, uuids, asked):
+    program = tmp_path / "nvidia-smi"
+    program.write_text(f'#!/bin/sh\necho "$1 $2" >{tmp_path}/asked; echo "$2 not found"; exit 2\n')
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
+    monkeypatch.setattr(machine, "gpu_uuids", lambda: uuids)
+    told = asked if asked == "0" else "the GPU in use"
+    assert query_smi() == {"problem": f"nvidia-smi ended with 2: {told} not found"}
+    assert (tmp_path / "asked").read_text() == f"-i {asked}\n"
 
 
 # --------------------------------------------------------------------------------------------------------------

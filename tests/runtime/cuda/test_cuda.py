@@ -22,6 +22,7 @@ from edgekiln.runtime.cuda.driver import (
     Driver,
     explain_old_driver,
     free_memory,
+    gpu_uuids,
     load_driver,
     supported_cuda,
 )
@@ -222,6 +223,24 @@ def test_a_driver_that_is_too_old_is_one_shape_of_error(needs, has, message, hin
     assert type(error) is DeviceError
     assert error.message == message
     assert hint in error.hint
+
+
+def test_gpus_are_named_in_the_order_of_this_process(fake_libcuda, monkeypatch):
+    library = fake_libcuda("DEVICES=2")
+    assert gpu_uuids(library) == [None, None]  # of a machine with one GPU, says the driver: it needs no name
+    cards = tuple(dataclasses.replace(device, integrated=False) for device in probe_driver(library).devices)
+    monkeypatch.setattr(
+        cuda_driver, "probe_driver", lambda library: cuda_driver.DriverState(None, (12, 6), cards)
+    )
+    assert gpu_uuids(library) == [f"00000000-0000-0000-0000-00000000000{n}" for n in (7, 8)]
+
+
+def test_a_slice_is_named_by_its_gpu(fake_libcuda, monkeypatch):
+    driver, asked = Driver(fake_libcuda()), []
+    monkeypatch.setattr(driver, "call", lambda name, *arguments: asked.append(name))
+    assert driver.gpu_uuid(0) == "00000000-0000-0000-0000-000000000000"
+    assert asked == ["cuDeviceGet", "cuDeviceGetUuid"]  # not _v2, which names the slice
+    assert gpu_uuids("libcuda_absent.so.1") == []
 
 
 def test_a_driver_without_a_function_is_too_old(fake_libcuda, monkeypatch):

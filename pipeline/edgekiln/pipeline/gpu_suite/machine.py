@@ -10,6 +10,7 @@ from typing import Any
 
 from edgekiln.benchmarks.environment import describe_machine, tool_versions
 from edgekiln.runtime.cuda import DriverState
+from edgekiln.runtime.cuda.driver import gpu_uuids
 
 __all__ = ["describe_gpu", "is_installed", "query_smi", "report_machine"]
 
@@ -80,20 +81,26 @@ def describe_gpu(driver: DriverState) -> dict[str, Any] | None:
 
 
 def query_smi() -> dict[str, Any]:
-    """Clocks, power and temperature now; what ``nvidia-smi`` does not tell is ``None``, ``problem`` says why."""
+    """Clocks, power and temperature of the GPU in use now.
+
+    What ``nvidia-smi`` does not tell is ``None``, ``problem`` says why.
+    """
     program = shutil.which("nvidia-smi")
     if program is None:
         return {"problem": "nvidia-smi is not here"}
-    command = [program, "-i", "0", f"--query-gpu={','.join(_SMI_FIELDS)}", "--format=csv,noheader,nounits"]
+    uuid = next(iter(gpu_uuids()), None)  # nvidia-smi counts also what CUDA_VISIBLE_DEVICES hides
+    chosen = "0" if uuid is None else f"GPU-{uuid}"
+    command = [program, "-i", chosen, f"--query-gpu={','.join(_SMI_FIELDS)}", "--format=csv,noheader,nounits"]
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=_SMI_SECONDS, check=False)
     except (OSError, subprocess.TimeoutExpired) as error:
         return {"problem": f"nvidia-smi did not answer: {type(error).__name__}"}
     values = [value.strip() for value in done.stdout.strip().split(",")]
     if done.returncode != 0 or len(values) != len(_SMI_FIELDS):
-        return {
-            "problem": f"nvidia-smi ended with {done.returncode}: {(done.stdout + done.stderr).strip()[:300]}"
-        }
+        said = (done.stdout + done.stderr).strip()
+        if uuid is not None:  # which names one machine
+            said = said.replace(chosen, "the GPU in use")
+        return {"problem": f"nvidia-smi ended with {done.returncode}: {said[:300]}"}
     return {"problem": None, **{k: _number(v) for k, v in zip(_SMI_FIELDS.values(), values, strict=True)}}
 
 

@@ -30,6 +30,7 @@ __all__ = [
     "cuda_failure",
     "explain_old_driver",
     "free_memory",
+    "gpu_uuids",
     "load_driver",
     "probe_driver",
     "require_device",
@@ -200,12 +201,16 @@ class Driver:
             total_memory=total.value,
             integrated=bool(integrated),
             can_map_host_memory=bool(can_map),
-            uuid=self._uuid(device),
+            uuid=self._uuid(device, ("cuDeviceGetUuid_v2", "cuDeviceGetUuid")),  # _v2 tells MIG slices apart
         )
 
-    def _uuid(self, device: int) -> str | None:
+    def gpu_uuid(self, index: int) -> str | None:
+        """UUID of the GPU that device number ``index`` is or is a slice of; ``None`` where the driver does not tell."""
+        return self._uuid(self._int("cuDeviceGet", index), ("cuDeviceGetUuid", "cuDeviceGetUuid_v2"))
+
+    def _uuid(self, device: int, names: tuple[str, ...]) -> str | None:
         raw = ctypes.create_string_buffer(16)
-        for name in ("cuDeviceGetUuid_v2", "cuDeviceGetUuid"):  # _v2 tells MIG slices apart; from CUDA 11.4
+        for name in names:
             try:
                 self.call(name, raw, device)
             except DeviceError:
@@ -379,6 +384,20 @@ def require_device(index: int = 0, library: str = LIBRARY) -> DeviceProperties:
             hint="Devices are counted from 0, among those that CUDA_VISIBLE_DEVICES shows.",
         )
     return state.devices[index]
+
+
+def gpu_uuids(library: str = LIBRARY) -> list[str | None]:
+    """UUID of the GPU behind each device that this process sees, in its order; empty without a device.
+
+    nvidia-smi and NVML take it behind ``GPU-``. They know nothing of CUDA_VISIBLE_DEVICES, and count in another order.
+    ``None`` where the device shares the host's memory, since such a machine has one GPU, which needs no name.
+    """
+    devices = probe_driver(library).devices
+    driver = load_driver(library) if devices else None
+    return [
+        None if driver is None or device.integrated else driver.gpu_uuid(index)
+        for index, device in enumerate(devices)
+    ]
 
 
 def free_memory(index: int = 0, library: str = LIBRARY, meminfo: Path = _MEMINFO) -> int:

@@ -22,10 +22,10 @@ HWMON, POWERCAP = Path("/sys/class/hwmon"), Path("/sys/class/powercap")
 
 
 def find_gpu_uuid() -> str | None:
-    """The first GPU as the driver names it, ``None`` without one: NVML counts GPUs in another order."""
-    from edgekiln.runtime.cuda.driver import probe_driver
+    """UUID of the GPU in use, ``None`` without one or where it is the only one: NVML counts in another order."""
+    from edgekiln.runtime.cuda.driver import gpu_uuids
 
-    return next((device.uuid for device in probe_driver().devices), None)
+    return next(iter(gpu_uuids()), None)
 
 
 def open_meter(
@@ -42,7 +42,7 @@ def open_meter(
 
     Args:
         device: where the engine runs.
-        gpu_uuid: the GPU as ``DeviceProperties.uuid`` names it, since NVML counts GPUs otherwise than CUDA does;
+        gpu_uuid: the GPU as ``find_gpu_uuid`` names it, since NVML counts GPUs otherwise than CUDA does;
             without it, NVML's first.
         hwmon: where Linux shows its sensors.
         powercap: where Linux shows RAPL.
