@@ -84,9 +84,9 @@ class WatchedDriver(Driver):
 
 
 @pytest.fixture
-def watched_driver(fake_driver_path):
-    """A ``WatchedDriver`` on the fake driver library."""
-    driver = WatchedDriver(fake_driver_path)
+def watched_driver(fake_driver_path, tmp_path):
+    """A ``WatchedDriver`` on a copy of the fake driver library: what a test breaks in it stays there."""
+    driver = WatchedDriver(shutil.copy(fake_driver_path, tmp_path / "libcuda_watched.so.1"))
     driver.initialize()
     return driver
 
