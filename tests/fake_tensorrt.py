@@ -131,6 +131,9 @@ class FakeTensorRT:
         fail_words: what a call that was told to fail says to the logger.
         alive: contexts, engines and runtimes that are not destroyed.
         destroyed_unprotected: what was destroyed where no CUDA context was current.
+        no_cuda: what the library says where CUDA does not start; its ``Runtime`` then is hollow, as the bindings of
+            10.16 and 11.4 make it, and may be neither used nor freed.
+        hollow_freed: how many such objects were freed, which ends a real process.
     """
 
     def __init__(self, cuda: FakeCuda, flavour: str, fail_at: Mapping[str, int] | None = None) -> None:
@@ -140,6 +143,8 @@ class FakeTensorRT:
         self.calls: Counter[str] = Counter()
         self.alive: Counter[str] = Counter()
         self.destroyed_unprotected: list[str] = []
+        self.no_cuda = ""
+        self.hollow_freed = 0
         self.logger: Any = None
         self.configs: list[IRuntimeConfig] = []
         self.module = self._make_module()
@@ -209,6 +214,11 @@ class Runtime(Native):
         if not isinstance(logger, ILogger) or not getattr(logger, "_constructed", False):
             raise TypeError("incompatible constructor arguments: no ILogger")
         library.logger = logger
+        if library.no_cuda:
+            library.error(library.no_cuda)
+            vars(self)["told"] = library
+            self.__class__ = HollowRuntime  # type: ignore[assignment] # its layout is the same
+            return
         if not library.enter("Runtime"):
             raise TypeError("pybind11::init(): factory function returned nullptr")
         super().__init__(library)
@@ -229,6 +239,16 @@ class Runtime(Native):
             library.error(f"Deserialization failed: {type(error).__name__}")
             return None
         return library.module.ICudaEngine(self, about, model)
+
+
+class HollowRuntime:
+    """What the bindings of 10.16 and 11.4 return where CUDA does not start: an object around no object."""
+
+    def __getattr__(self, name: str) -> Any:
+        raise FakeTensorRTFault(f"{name} of a hollow Runtime was used")
+
+    def __del__(self) -> None:
+        vars(self)["told"].hollow_freed += 1
 
 
 @cache  # threads may share a session of onnxruntime, and so may engines

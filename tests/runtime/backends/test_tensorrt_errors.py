@@ -4,7 +4,7 @@ import pytest
 from fake_tensorrt import make_header
 
 from edgekiln.runtime.backends.engine_header import read_engine_header
-from edgekiln.runtime.backends.tensorrt_errors import REBUILD, convert_refusal, refuse_foreign
+from edgekiln.runtime.backends.tensorrt_errors import OLD_DRIVER, REBUILD, convert_refusal, refuse_foreign
 from edgekiln.runtime.errors import DeviceError, EngineError, ResourceError
 
 
@@ -14,6 +14,17 @@ from edgekiln.runtime.errors import DeviceError, EngineError, ResourceError
         ("Cuda Runtime (out of memory)", ResourceError, "Fewer slots"),
         ("The engine plan file is not compatible with this version of TensorRT", DeviceError, REBUILD),
         ("The plan was generated on an incompatible device", DeviceError, REBUILD),
+        ("CUDA initialization failure with error: 35 In checkCudaInstallation", DeviceError, OLD_DRIVER),
+        (
+            "(cudaError 35: CUDA driver version is insufficient for CUDA runtime version)",
+            DeviceError,
+            OLD_DRIVER,
+        ),
+        ("Cuda Runtime (no CUDA-capable device is detected)", DeviceError, OLD_DRIVER),
+        ("Cuda failure 999: unknown error", DeviceError, OLD_DRIVER),
+        ("forward compatibility was attempted on non supported HW", DeviceError, OLD_DRIVER),
+        ("system has unsupported display driver / cuda driver combination", DeviceError, OLD_DRIVER),
+        ("Cuda failure 3500: of no number that is known", EngineError, "the caller's hint"),
         ("a tensor has no name", EngineError, "the caller's hint"),
     ],
 )

@@ -1,7 +1,10 @@
 """Finding TensorRT: which of its distributions, what is said where there is none, and the log of the library."""
 
 import contextlib
+import gc
 import importlib
+import struct
+import subprocess
 import sys
 import threading
 from types import ModuleType
@@ -11,8 +14,15 @@ from fake_cuda import FakeCuda
 from fake_tensorrt import FakeTensorRT, Severity
 
 from edgekiln.runtime.backends import tensorrt_library
-from edgekiln.runtime.backends.tensorrt_library import LibraryLog, import_tensorrt, library_log
-from edgekiln.runtime.errors import EnvironmentProblem, ExitCode, MissingExtraError
+from edgekiln.runtime.backends.tensorrt_library import (
+    LibraryLog,
+    import_tensorrt,
+    library_log,
+    refuse_hollow,
+    start_library,
+)
+from edgekiln.runtime.cuda import probe_driver
+from edgekiln.runtime.errors import DeviceError, EnvironmentProblem, ExitCode, MissingExtraError
 
 NAMES = ("tensorrt", "tensorrt_lean", "tensorrt_rtx")
 
@@ -200,3 +210,93 @@ def test_a_library_has_one_log_however_many_threads_ask(trt, monkeypatch):
 def test_the_logger_is_one_of_the_librarys_own(trt):
     assert isinstance(trt, ModuleType)
     assert isinstance(LibraryLog(trt).logger, trt.ILogger)
+
+
+# ----------------------------------------------------------------------------------- objects around nothing
+
+NO_CUDA = "createInferRuntime: Error Code 6: API Usage Error (CUDA initialization failure with error: 35)"
+
+
+@pytest.mark.parametrize("flavour", ["10.3", "11.4", "rtx"])
+def test_a_hollow_object_is_refused_and_neither_used_nor_freed(flavour):
+    library = FakeTensorRT(FakeCuda(), flavour)
+    library.no_cuda = NO_CUDA
+    log = library_log(library.module)
+    with pytest.raises(DeviceError, match=r"does not start: .*failure with error: 35.*nvidia-smi"):
+        start_library(library.module, log, lambda: library.module.Runtime(log.logger))
+    gc.collect()
+    assert library.hollow_freed == 0
+
+
+def test_a_library_that_says_no_error_starts(trt):
+    log = library_log(trt)
+    log.logger.log(Severity.ERROR, "of something before")
+
+    def make():
+        log.logger.log(Severity.WARNING, "no error")
+        other = threading.Thread(target=log.logger.log, args=(Severity.ERROR, "of another thread's work"))
+        other.start()
+        other.join()
+        return "made"
+
+    assert start_library(trt, log, make) == "made"
+
+
+@pytest.mark.parametrize(
+    ("words", "kind"), [(NO_CUDA, DeviceError), ("no reason that is known", EnvironmentProblem)]
+)
+def test_a_null_pointer_is_told_in_the_words_of_the_library(trt, words, kind):
+    log = library_log(trt)
+
+    def make():
+        log.logger.log(Severity.ERROR, words)
+        raise TypeError("pybind11::init(): factory function returned nullptr")
+
+    with pytest.raises(EnvironmentProblem, match=r"10\.3\.0 does not start: pybind11::init") as caught:
+        start_library(trt, log, make)
+    assert type(caught.value) is kind
+    assert words in caught.value.message
+
+
+class pybind11_type(type):  # the bindings' own name
+    """As the bindings' metaclass: what is behind an object's header is an address."""
+
+
+def wrap(address):
+    """An object with that number where pybind11 keeps an address: a float keeps its 8 bytes there."""
+    return pybind11_type("Wrapper", (float,), {})(struct.unpack("<d", struct.pack("<Q", address))[0])
+
+
+def test_an_address_in_the_first_page_is_no_object():
+    count = sys.getrefcount(hollow := wrap(0x228))
+    assert refuse_hollow(hollow) is None
+    assert sys.getrefcount(hollow) == count + 1  # kept for ever
+    assert refuse_hollow(wrap(0)) is None
+    whole = wrap(0x7F00_0000_1000)
+    assert refuse_hollow(whole) is whole
+    assert refuse_hollow(None) is None
+    assert refuse_hollow(trt := object()) is trt
+
+
+LEAN = """
+import tensorrt_lean as trt
+from edgekiln.runtime.backends.tensorrt_engine import create_runtime
+from edgekiln.runtime.backends.tensorrt_library import library_log
+from edgekiln.runtime.errors import DeviceError
+try:
+    create_runtime(trt, library_log(trt))
+except DeviceError as error:
+    print("refused:", error.message)
+"""
+
+
+def test_the_real_lean_runtime_does_not_end_the_process():
+    if importlib.util.find_spec("tensorrt_lean") is None:
+        pytest.skip("tensorrt_lean is not installed.")
+    if probe_driver().problem is None:
+        pytest.skip("There is a GPU here, on which it starts.")
+    ran = subprocess.run(
+        [sys.executable, "-c", LEAN], check=False, capture_output=True, text=True, timeout=100
+    )
+    assert (ran.returncode, ran.stderr) == (0, "")
+    assert "refused: tensorrt_lean" in ran.stdout

@@ -11,9 +11,9 @@ from types import ModuleType
 from typing import Any
 
 from edgekiln.runtime.backends.tensorrt_errors import REBUILD, convert_refusal
-from edgekiln.runtime.backends.tensorrt_library import LibraryLog
+from edgekiln.runtime.backends.tensorrt_library import LibraryLog, refuse_hollow, start_library
 from edgekiln.runtime.cuda import DeviceMemory
-from edgekiln.runtime.errors import EdgekilnError, EngineError, EnvironmentProblem
+from edgekiln.runtime.errors import EdgekilnError, EngineError
 
 __all__ = ["EngineInterface", "LoadedEngine", "create_runtime"]
 
@@ -43,16 +43,10 @@ def create_runtime(trt: ModuleType, log: LibraryLog) -> Any:
     """The library's ``Runtime``, which deserializes engines.
 
     Raises:
+        DeviceError: CUDA does not start: no driver, one that is too old, or no device.
         EnvironmentProblem: the library does not start.
     """
-    mark = log.mark()
-    try:
-        return trt.Runtime(log.logger)
-    except TypeError as error:  # what the bindings make of a null pointer
-        raise EnvironmentProblem(
-            f"{trt.__name__} {trt.__version__} does not start: {error}: {log.errors_since(mark)}",
-            hint="Its libraries may be newer than the driver allows; nvidia-smi tells what that is.",
-        ) from error
+    return start_library(trt, log, lambda: trt.Runtime(log.logger))
 
 
 class LoadedEngine:
@@ -61,7 +55,7 @@ class LoadedEngine:
     def __init__(self, trt: ModuleType, log: LibraryLog, runtime: Any, data: bytes) -> None:
         self._trt, self._log = trt, log
         mark = log.mark()
-        engine = runtime.deserialize_cuda_engine(data)
+        engine = refuse_hollow(runtime.deserialize_cuda_engine(data))
         if engine is None:
             raise self._refusal(f"{trt.__name__} {trt.__version__} refused this engine", mark, REBUILD)
         self.engine = engine
@@ -100,7 +94,7 @@ class LoadedEngine:
         if not hasattr(engine, "create_runtime_config"):
             return None
         mark = self._log.mark()
-        runtime_config = engine.create_runtime_config()
+        runtime_config = refuse_hollow(engine.create_runtime_config())
         if runtime_config is None:
             raise self._refusal("The engine gave no configuration for its contexts", mark)
         if hasattr(runtime_config, "cuda_graph_strategy"):
@@ -131,7 +125,7 @@ class LoadedEngine:
         else:
             managed = self._trt.ExecutionContextAllocationStrategy.USER_MANAGED
             context = engine.create_execution_context(strategy=managed)
-        if context is None:
+        if refuse_hollow(context) is None:
             raise self._refusal(f"No execution context for batch {batch}", mark)
         interface = self.interface
         shape = (batch, interface.height, interface.width, 3)

@@ -7,6 +7,7 @@ RTX GPUs. They share one Python API; what one of them lacks is asked with ``hasa
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import importlib
 import importlib.util
 import threading
@@ -18,11 +19,15 @@ from types import ModuleType
 from typing import Any
 
 from edgekiln.runtime.backends.engine_header import Flavour
+from edgekiln.runtime.backends.tensorrt_errors import convert_no_start
 from edgekiln.runtime.errors import EnvironmentProblem, MissingExtraError
 
-__all__ = ["LibraryLog", "find_version", "import_tensorrt", "library_log"]
+__all__ = ["LibraryLog", "find_version", "import_tensorrt", "library_log", "refuse_hollow", "start_library"]
 
 _KEPT_LINES = 20_000
+_ERRORS = {"ERROR", "INTERNAL_ERROR"}
+_FIRST_PAGE = 4096
+"""No object lies below this address: the first page of a process is never mapped."""
 _PACKAGES: dict[tuple[Flavour, bool], tuple[str, ...]] = {
     ("tensorrt", True): ("tensorrt",),
     ("tensorrt", False): ("tensorrt", "tensorrt_lean"),
@@ -81,7 +86,7 @@ class LibraryLog:
     """
 
     def __init__(self, trt: ModuleType) -> None:
-        self._lines: deque[tuple[int, str, str]] = deque(maxlen=_KEPT_LINES)
+        self._lines: deque[tuple[int, int, str, str]] = deque(maxlen=_KEPT_LINES)
         self._count = 0
         self._lock = threading.Lock()
         self.logger = _make_logger(trt, self._add)
@@ -89,7 +94,7 @@ class LibraryLog:
     def _add(self, severity: str, text: str) -> None:
         with self._lock:
             self._count += 1
-            self._lines.append((self._count, severity, text))
+            self._lines.append((self._count, threading.get_ident(), severity, text))
 
     def mark(self) -> int:
         """A position to ask ``since`` with."""
@@ -99,12 +104,21 @@ class LibraryLog:
     def since(self, mark: int) -> list[tuple[str, str]]:
         """(severity, text) of everything after a mark; severity is ERROR, WARNING, INFO and so on."""
         with self._lock:
-            return [(severity, text) for number, severity, text in self._lines if number > mark]
+            return [(severity, text) for number, _, severity, text in self._lines if number > mark]
 
     def errors_since(self, mark: int) -> str:
         """The errors after a mark in one line, for a message; a fixed text where there were none."""
-        errors = [text for severity, text in self.since(mark) if severity in {"ERROR", "INTERNAL_ERROR"}]
+        errors = [text for severity, text in self.since(mark) if severity in _ERRORS]
         return " | ".join(errors) or "the library gave no reason"
+
+    def has_own_errors(self, mark: int) -> bool:
+        """Whether the library said an error in this thread after a mark; another thread's are not meant."""
+        me = threading.get_ident()
+        with self._lock:
+            return any(
+                number > mark and thread == me and severity in _ERRORS
+                for number, thread, severity, _ in self._lines
+            )
 
 
 def _make_logger(trt: ModuleType, add: Callable[[str, str], None]) -> Any:
@@ -128,3 +142,53 @@ def library_log(trt: ModuleType) -> LibraryLog:
 
 _make_log = cache(LibraryLog)
 _making = threading.Lock()
+
+
+def start_library(trt: ModuleType, log: LibraryLog, make: Callable[[], Any]) -> Any:
+    """Construct a ``Runtime``, ``Builder``, ``OnnxParser`` or ``Refitter``, all of which start CUDA or may do so.
+
+    Where CUDA does not start, the bindings of 10.16 and 11.4 return an object around an address that is none, having
+    said an error to the logger. Any use of it ends the process, and so does its destruction in 10.16. So such an object
+    is never used and never freed.
+
+    Args:
+        trt: the library.
+        log: its log, whose logger ``make`` hands over.
+        make: constructs the object, in this thread.
+
+    Raises:
+        DeviceError: CUDA does not start: no driver, one that is too old, or no device.
+        EnvironmentProblem: the library does not start.
+    """
+    name, mark = f"{trt.__name__} {trt.__version__}", log.mark()
+    try:
+        made = make()
+    except TypeError as error:  # what the bindings make of a null pointer
+        raise convert_no_start(name, f"{error}: {log.errors_since(mark)}") from error
+    if log.has_own_errors(mark) or _is_hollow(made):
+        _keep_forever(made)
+        raise convert_no_start(name, log.errors_since(mark))
+    return made
+
+
+def refuse_hollow(made: Any) -> Any:
+    """What a method of the library returned, or ``None`` where that is an object around an address that is none."""
+    if not _is_hollow(made):
+        return made
+    _keep_forever(made)
+    return None
+
+
+def _is_hollow(made: Any) -> bool:
+    """Whether an object of the bindings wraps no address that could be an object's (0x228 was seen).
+
+    pybind11 keeps the address right behind Python's own header of an object (``struct instance``); where it keeps more
+    than one, an address of a table stands there, which is never small.
+    """
+    if type(type(made)).__name__ != "pybind11_type":
+        return False
+    return ctypes.c_size_t.from_address(id(made) + object.__basicsize__).value < _FIRST_PAGE
+
+
+def _keep_forever(made: Any) -> None:
+    ctypes.pythonapi.Py_IncRef(ctypes.py_object(made))
