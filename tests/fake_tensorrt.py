@@ -131,6 +131,7 @@ class FakeTensorRT:
         fail_words: what a call that was told to fail says to the logger.
         alive: contexts, engines and runtimes that are not destroyed.
         destroyed_unprotected: what was destroyed where no CUDA context was current.
+        own_memory: bytes of working memory that live contexts allocated for themselves.
         no_cuda: what the library says where CUDA does not start; its ``Runtime`` then is hollow, as the bindings of
             10.16 and 11.4 make it, and may be neither used nor freed.
         hollow_freed: how many such objects were freed, which ends a real process.
@@ -143,6 +144,7 @@ class FakeTensorRT:
         self.calls: Counter[str] = Counter()
         self.alive: Counter[str] = Counter()
         self.destroyed_unprotected: list[str] = []
+        self.own_memory = 0
         self.no_cuda = ""
         self.hollow_freed = 0
         self.logger: Any = None
@@ -200,6 +202,7 @@ class Native:
             return  # its construction failed
         library = self._library
         library.alive[type(self).__name__] -= 1
+        library.own_memory -= getattr(self, "_own_memory", 0)
         if not library.cuda.active:
             library.destroyed_unprotected.append(type(self).__name__)
 
@@ -440,6 +443,9 @@ class IExecutionContext(Native):
     def __init__(self, engine: ICudaEngine, strategy: ExecutionContextAllocationStrategy) -> None:
         super().__init__(engine._library)
         self._engine, self._strategy = engine, strategy
+        managed = strategy is ExecutionContextAllocationStrategy.USER_MANAGED
+        self._own_memory = 0 if managed else engine._workspace
+        self._library.own_memory += self._own_memory
         self._generation = 0
         self._batch: int | None = None
         self._addresses: dict[str, int] = {}

@@ -21,6 +21,7 @@ if (
     from edgekiln.runtime.errors import ContractError as ContractError
     from edgekiln.runtime.errors import DeadlineError as DeadlineError
     from edgekiln.runtime.errors import DeviceError as DeviceError
+    from edgekiln.runtime.errors import DeviceLostError as DeviceLostError
     from edgekiln.runtime.errors import EdgekilnError as EdgekilnError
     from edgekiln.runtime.errors import EngineError as EngineError
     from edgekiln.runtime.errors import EnvironmentProblem as EnvironmentProblem
@@ -56,6 +57,7 @@ _PUBLIC = {
         "ContractError",
         "DeadlineError",
         "DeviceError",
+        "DeviceLostError",
         "EdgekilnError",
         "EngineError",
         "EnvironmentProblem",

@@ -233,6 +233,12 @@ class DeviceError(EnvironmentProblem):
     code = "device"
 
 
+class DeviceLostError(DeviceError):
+    """The GPU failed in a way that stays: this process cannot use it again."""
+
+    code = "device_lost"
+
+
 class BuildError(EnvironmentProblem):
     """An engine library could not build an engine from a graph here.
 

@@ -5,15 +5,61 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import onnxruntime
 import pytest
+from fake_cuda import FakeCuda
 
 from edgekiln.runtime.backends.onnxruntime_cuda import MAX_BUCKET, BoundRunner, cuda_options
+from edgekiln.runtime.errors import DeviceError, DeviceLostError
+
+
+class HostCuda(FakeCuda):
+    """Its device memory has the addresses of the host's own: onnxruntime computes on it as it would on a GPU's."""
+
+    def _allocate_device(self, nbytes):
+        token, _ = super()._allocate_device(nbytes)
+        array = self._arrays[token]
+        self._arrays[array.ctypes.data] = array
+        return token, array.ctypes.data
+
+    def _free_device(self, token):
+        del self._arrays[self._arrays[token].ctypes.data]
+        super()._free_device(token)
 
 
 @pytest.fixture
-def runner(mean_model):
-    session = onnxruntime.InferenceSession(mean_model, providers=["CPUExecutionProvider"])
-    names = session.get_inputs()[0].name, session.get_outputs()[0].name
-    return BoundRunner(onnxruntime, session, names=names, frame_shape=(4, 8), classes=3, device="cpu")
+def cuda():
+    return HostCuda()
+
+
+def make_runner(model, cuda, session=None):
+    session = session or onnxruntime.InferenceSession(model, providers=["CPUExecutionProvider"])
+    return BoundRunner(
+        onnxruntime, session, cuda, names=("image", "logits"), frame_shape=(4, 8), classes=3, device="cpu"
+    )
+
+
+@pytest.fixture
+def runner(mean_model, cuda):
+    runner = make_runner(mean_model, cuda)
+    yield runner
+    runner.close()
+    assert cuda.live == {}
+    assert cuda.allocated == 0
+
+
+class Session:
+    """onnxruntime's session on the CPU, whose bound runs fail as told: the words of each failure, in order."""
+
+    def __init__(self, model):
+        self.real = onnxruntime.InferenceSession(model, providers=["CPUExecutionProvider"])
+        self.io_binding = self.real.io_binding
+        self.failures = []
+        self.graphs = []
+
+    def run_with_iobinding(self, binding, options):
+        self.graphs.append(options.get_run_config_entry("gpu_graph_id"))
+        if self.failures:
+            raise RuntimeError(self.failures.pop(0))
+        self.real.run_with_iobinding(binding, options)
 
 
 def exact(frames):
@@ -52,6 +98,72 @@ def test_threads_take_turns(runner, random_frames):
     with ThreadPoolExecutor(8) as pool:
         for frames, logits in zip(batches, pool.map(runner.run, batches), strict=True):
             np.testing.assert_array_equal(logits, exact(frames))
+
+
+def test_a_call_allocates_nothing_and_copies_page_locked_memory_alone(runner, cuda, random_frames):
+    for count in (1, 2, 4):
+        runner.run(random_frames(count))
+    calls, live = cuda.calls.copy(), set(cuda.live)
+    for count in (1, 2, 3, 4):
+        runner.run(random_frames(count))
+    assert set(cuda.live) == live
+    assert cuda.calls - calls == {"copy_to_device": 4, "copy_to_host": 4, "synchronize": 8}
+
+
+@pytest.mark.parametrize("ordinal", [1, 2])
+@pytest.mark.parametrize("name", ["allocate_pinned", "allocate_device"])
+def test_memory_that_runs_out_leaves_nothing_and_is_asked_for_again(
+    runner, cuda, random_frames, name, ordinal
+):
+    cuda.fail_at = {name: ordinal}
+    with pytest.raises(DeviceError, match=f"fake {name} failed"):
+        runner.run(random_frames(3))
+    assert {type(resource).__name__ for resource in cuda.live} == {"Stream", "Event"}
+    np.testing.assert_array_equal(runner.run(random_frames(3)), exact(random_frames(3)))
+
+
+def test_a_capture_that_fails_runs_without_a_graph_and_says_so_once(mean_model, cuda, random_frames, caplog):
+    session = Session(mean_model)
+    runner = make_runner(mean_model, cuda, session)
+    session.failures = ["CUDA failure 900: operation not permitted when stream is capturing"]
+    for count in (2, 2, 1):
+        np.testing.assert_array_equal(runner.run(random_frames(count)), exact(random_frames(count)))
+    assert session.graphs == ["2", "-1", "-1", "1"]
+    assert [record.getMessage()[:44] for record in caplog.records] == [
+        "no CUDA graph for batch size 2, as onnxrunti"
+    ]
+    session.failures = ["capture, of a run that ran before"]
+    with pytest.raises(RuntimeError, match="that ran before"):
+        runner.run(random_frames(1))
+    runner.close()
+
+
+def test_a_lost_gpu_is_told_at_once_by_every_later_call(mean_model, cuda, random_frames, monkeypatch):
+    session = Session(mean_model)
+    runner = make_runner(mean_model, cuda, session)
+    runner.run(random_frames(2))
+    session.failures = ["CUDA failure 719: unspecified launch failure"]
+
+    def refuse(token):
+        raise DeviceError("cuStreamSynchronize failed: CUDA_ERROR_LAUNCH_FAILED (error 719).")
+
+    monkeypatch.setattr(cuda, "_synchronize_stream", refuse)
+    monkeypatch.setattr(cuda, "_free_device", refuse)
+    monkeypatch.setattr(cuda, "_copy_to_device", lambda *_: None)
+    messages = set()
+    for _ in range(3):
+        with pytest.raises(DeviceLostError, match="The GPU is lost to this process: ") as caught:
+            runner.run(random_frames(2))
+        messages.add(caught.value.message)
+        monkeypatch.setattr(cuda, "_copy_to_device", lambda *_: pytest.fail("the GPU was asked again"))
+    assert len(messages) == 1
+    runner.close()
+    assert cuda.live == {}
+
+
+def test_the_gpu_of_that_number_is_asked_for():
+    assert cuda_options(graphs=True)["device_id"] == "0"
+    assert cuda_options(graphs=False, device=1)["device_id"] == "1"
 
 
 def test_tf32_is_off():

@@ -16,7 +16,7 @@ from onnx import TensorProto
 from edgekiln.runtime.backends import kernel_cache, open_session
 from edgekiln.runtime.backends import tensorrt as backend
 from edgekiln.runtime.backends.kernel_cache import KernelCache, kernel_cache_folder
-from edgekiln.runtime.backends.tensorrt import TensorRTSession
+from edgekiln.runtime.backends.tensorrt import GraphUse, TensorRTSession
 from edgekiln.runtime.errors import (
     DeviceError,
     EngineError,
@@ -284,7 +284,7 @@ def test_shared_memory_is_mapped_and_never_copied(open_fake, flavour):
     session, cuda, _ = open_fake(flavour, cuda=FakeCuda(properties=FAKE_DEVICE))
     np.testing.assert_array_equal(session.run(frames_of(0, 7)), exact(frames_of(0, 7)))
     assert (cuda.calls["copy_to_device"], cuda.calls["copy_to_host"]) == (0, 0)
-    assert cuda.calls["allocate_device"] == (0 if flavour == "rtx" else 2)  # working memory
+    assert cuda.calls["allocate_device"] == 2  # working memory, one for each slot
 
 
 def test_memory_that_cannot_be_mapped_is_copied(open_fake):
@@ -306,7 +306,53 @@ def test_rtx_captures_graphs_itself_and_compiles_ahead(open_fake):
     (config,) = library.configs
     assert config.cuda_graph_strategy.name == "WHOLE_GRAPH_CAPTURE"
     assert config.dynamic_shapes_kernel_specialization_strategy.name == "EAGER"
-    assert (cuda.calls["capture"], library.calls["set_device_memory"]) == (0, 0)
+    assert cuda.calls["capture"] == 0
+
+
+@pytest.mark.parametrize("flavour", ALL)
+def test_a_slot_has_one_working_memory_for_all_its_contexts(open_fake, mean_model, flavour):
+    engine = make_engine(mean_model, flavour, (1, 32), workspace=4096)
+    _, cuda, library = open_fake(flavour, engine, cuda=FakeCuda(properties=FAKE_DEVICE), slots=2)
+    assert library.calls["create_execution_context"] == 12
+    assert cuda.allocated == 2 * 4096
+    assert library.own_memory == 0  # what contexts allocated for themselves
+
+
+def test_graphs_tell_what_runs_as_one(open_fake, caplog):
+    assert open_fake("10.3")[0].graphs == GraphUse((1, 2, 4), False, {})
+    assert open_fake("rtx")[0].graphs == GraphUse((), True, {})
+    assert caplog.messages == []
+    cuda = FakeCuda(properties=DISCRETE, fail_at={"capture": 5})  # the second slot's second one
+    session, _, _ = open_fake("11.4", cuda=cuda)
+    reason = "fake capture failed: CUDA_ERROR_FAKE (call 5 was told to fail)."
+    assert session.graphs == GraphUse((1, 4), False, {2: reason})
+    assert caplog.messages == [f"no CUDA graph for batch size 2, which runs call by call: {reason}"]
+    calls, live = cuda.calls.copy(), set(cuda.live)
+    for _ in range(4):
+        np.testing.assert_array_equal(session.run(frames_of(2, 2)), exact(frames_of(2, 2)))
+    assert set(cuda.live) == live  # nor is anything allocated where there is no graph
+    assert not (cuda.calls - calls).keys() & {"allocate_device", "allocate_pinned", "create_event", "capture"}
+    with pytest.raises(AttributeError):
+        session.graphs = None
+
+
+class NamedCuda(FakeCuda):
+    """Keeps the order of what puts work on a stream or marks it."""
+
+    def __init__(self):
+        super().__init__(properties=DISCRETE)
+        self.order = []
+
+    def _count(self, name):
+        super()._count(name)
+        self.order.append(name)
+
+
+def test_the_gpu_is_at_work_when_a_measurement_begins(open_fake):
+    session, cuda, _ = open_fake("10.3", cuda=NamedCuda())
+    cuda.order.clear()
+    session.measure_device_ms(frames_of(0, 3), 2)
+    assert cuda.order == ["launch", "record", "launch", "record", "synchronize_event"] * 2
 
 
 @pytest.mark.parametrize("wait", ["spin", "blocking"])
@@ -491,7 +537,7 @@ def test_a_failure_while_closing_is_told_and_stops_nothing(open_fake):
 def test_its_own_cuda_is_closed_with_it(mean_model, monkeypatch):
     cuda = FakeCuda(properties=DISCRETE)
     library = FakeTensorRT(cuda, "10.3")
-    monkeypatch.setattr(backend, "open_cuda", lambda: cuda)
+    monkeypatch.setattr(backend, "open_cuda", lambda device: cuda)
     session = TensorRTSession([make_engine(mean_model, "10.3")], flavour="tensorrt", trt=library.module)
     np.testing.assert_array_equal(session.run(frames_of(0, 3)), exact(frames_of(0, 3)))
     session.close()
@@ -509,7 +555,7 @@ def test_its_own_cuda_is_closed_where_the_library_is_missing(mean_model, monkeyp
         assert not to_build
         raise MissingExtraError(f"{flavour} is not installed.")
 
-    monkeypatch.setattr(backend, "open_cuda", lambda: cuda)
+    monkeypatch.setattr(backend, "open_cuda", lambda device: cuda)
     monkeypatch.setattr(backend, "import_tensorrt", refuse)
     with pytest.raises(MissingExtraError, match="tensorrt is not installed"):
         TensorRTSession([make_engine(mean_model, "10.3")], flavour="tensorrt")
@@ -518,7 +564,7 @@ def test_its_own_cuda_is_closed_where_the_library_is_missing(mean_model, monkeyp
 
 
 def test_a_missing_driver_is_told_before_the_library_is_looked_for(mean_model, monkeypatch):
-    def refuse():
+    def refuse(device):
         raise DeviceError("no driver")
 
     monkeypatch.setattr(backend, "open_cuda", refuse)
@@ -565,15 +611,33 @@ def opening_calls(flavour, model):
     return calls
 
 
+def assert_runs_without_a_graph(model, flavour, library, reason):
+    session = TensorRTSession(
+        [make_engine(model, flavour)], flavour=name_of(flavour), cuda=library.cuda, trt=library.module
+    )
+    ((size, told),) = session.graphs.refused.items()
+    assert reason in told
+    assert set(session.graphs.captured) == {1, 2, 4} - {size}
+    for count in (1, 2, 4, 7):
+        np.testing.assert_array_equal(session.run(frames_of(count, count)), exact(frames_of(count, count)))
+    session.close()
+    assert_nothing_is_left(library)
+
+
 @pytest.mark.parametrize("name", LIBRARY_CALLS)
 @pytest.mark.parametrize("flavour", ALL)
 def test_each_failure_of_the_library_while_opening_is_told_and_frees_everything(mean_model, flavour, name):
     times = opening_calls(flavour, mean_model)[1][name]
-    unused = {"10.3": {"create_runtime_config"}, "11.4": set(), "rtx": {"set_device_memory"}}[flavour]
+    unused = {"10.3": {"create_runtime_config"}, "11.4": set(), "rtx": set()}[flavour]
     assert bool(times) == (name not in unused)
     for ordinal in range(1, times + 1):
         library = FakeTensorRT(FakeCuda(properties=DISCRETE), flavour, fail_at={name: ordinal})
         kind = EnvironmentProblem if name == "Runtime" else EngineError
+        if (
+            name == "execute_async_v3" and flavour != "rtx" and ordinal % 2 == 0
+        ):  # each second one is captured
+            assert_runs_without_a_graph(mean_model, flavour, library, "told to fail")
+            continue
         with pytest.raises(kind, match=r"told to fail|device memory are not set"):
             TensorRTSession(
                 [make_engine(mean_model, flavour)],
@@ -592,6 +656,10 @@ def test_each_failure_of_cuda_while_opening_is_told_and_frees_everything(mean_mo
     for ordinal in range(1, times + 1):
         cuda = FakeCuda(properties=DISCRETE, fail_at={name: ordinal})
         library = FakeTensorRT(cuda, flavour)
+        captured = name in ("copy_to_device", "copy_to_host") and ordinal % 2 == 0  # each second one is
+        if name == "capture" or (captured and flavour != "rtx"):
+            assert_runs_without_a_graph(mean_model, flavour, library, f"fake {name} failed: CUDA_ERROR_FAKE")
+            continue
         with pytest.raises(
             DeviceError, match=f"fake {name} failed: CUDA_ERROR_FAKE .call {ordinal} was told"
         ):

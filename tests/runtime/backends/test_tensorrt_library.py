@@ -3,6 +3,7 @@
 import contextlib
 import gc
 import importlib
+import logging
 import struct
 import subprocess
 import sys
@@ -210,6 +211,53 @@ def test_a_library_has_one_log_however_many_threads_ask(trt, monkeypatch):
 def test_the_logger_is_one_of_the_librarys_own(trt):
     assert isinstance(trt, ModuleType)
     assert isinstance(LibraryLog(trt).logger, trt.ILogger)
+
+
+@pytest.fixture
+def told(caplog):
+    """What went to the logger ``edgekiln.runtime``, as (level, text)."""
+    caplog.set_level("INFO", "edgekiln.runtime")
+    return lambda: [(record.levelname, record.getMessage()) for record in caplog.records]
+
+
+def test_warnings_are_told_once_each_and_only_where_a_session_asks(trt, told):
+    log = LibraryLog(trt)
+    log.logger.log(Severity.WARNING, "of a build")
+    log.tell_warnings()
+    for text in ("weights are slow", "weights are slow", "other GPU"):
+        log.logger.log(Severity.WARNING, text)
+    log.logger.log(Severity.INFO, "chatter")
+    log.logger.log(Severity.ERROR, "is raised where it happens")
+    log.tell_warnings()  # by a second session
+    log.logger.log(Severity.WARNING, "other GPU")
+    assert told() == [("WARNING", f"{trt.__name__}: {text}") for text in ("weights are slow", "other GPU")]
+    assert len(log.since(0)) == 7
+
+
+def test_warnings_that_never_repeat_end(trt, told, monkeypatch):
+    monkeypatch.setattr(tensorrt_library, "_TOLD_WARNINGS", 3)
+    log = LibraryLog(trt)
+    log.tell_warnings()
+    for number in range(10):
+        log.logger.log(Severity.WARNING, f"number {number}")
+    log.tell_warnings()
+    log.logger.log(Severity.WARNING, "number 10")
+    assert len(told()) == 3
+
+
+def test_a_handler_that_raises_does_not_reach_the_library(trt):
+    def refuse(record):
+        raise RuntimeError("a filter of the product")
+
+    logger = logging.getLogger("edgekiln.runtime")
+    logger.addFilter(refuse)
+    try:
+        log = LibraryLog(trt)
+        log.tell_warnings()
+        log.logger.log(Severity.WARNING, "is kept all the same")
+    finally:
+        logger.removeFilter(refuse)
+    assert log.since(0) == [("WARNING", "is kept all the same")]
 
 
 # ----------------------------------------------------------------------------------- objects around nothing

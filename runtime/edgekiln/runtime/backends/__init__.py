@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from typing import Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from edgekiln.runtime.errors import UsageError
 from edgekiln.runtime.session import Session
 
-__all__ = ["CPU_BACKENDS", "ONNX_BACKENDS", "Backend", "open_session"]
+if TYPE_CHECKING:
+    from edgekiln.runtime.cuda import Wait
+
+__all__ = ["CPU_BACKENDS", "ONNX_BACKENDS", "SLOT_BACKENDS", "Backend", "open_session"]
 
 Backend = Literal["onnxruntime-cpu", "openvino", "onnxruntime-cuda", "tensorrt", "tensorrt-rtx"]
 
@@ -18,6 +21,9 @@ CPU_BACKENDS: frozenset[Backend] = frozenset({"onnxruntime-cpu", "openvino"})
 ONNX_BACKENDS: frozenset[Backend] = CPU_BACKENDS | {"onnxruntime-cuda"}
 """Those that load ONNX files; all others load engines that were built from one."""
 
+SLOT_BACKENDS: frozenset[Backend] = frozenset({"tensorrt", "tensorrt-rtx"})
+"""Those whose calls may run at once on the GPU, each in a slot of its own."""
+
 
 def open_session(
     backend: Backend,
@@ -25,6 +31,9 @@ def open_session(
     *,
     threads: int | None = None,
     allow_operators: Collection[str] = (),
+    device: int = 0,
+    slots: int | None = None,
+    wait: Wait | None = None,
 ) -> Session:
     """Load an engine.
 
@@ -34,23 +43,23 @@ def open_session(
             engines of one model, one for each batch size.
         threads: CPU worker threads; ``None`` leaves it to the library.
         allow_operators: operators of other domains than ONNX's that an ONNX file may hold; see ``onnx_files/scan.py``.
+        device: number of the GPU, among those that ``CUDA_VISIBLE_DEVICES`` shows; a CPU backend has none.
+        slots: calls that may run at once; the TensorRT backends only. ``None`` is the backend's own default.
+        wait: how a call waits for the GPU, ``spin`` or ``blocking``; the TensorRT backends only.
 
     Raises:
-        UsageError: no such backend.
+        UsageError: no such backend, or one that has no slots.
         EnvironmentProblem: the library or device is not here.
         EngineError: the library refused the bytes.
     """
     engines = [model] if isinstance(model, bytes) else list(model)
+    chosen = _choose_slots(backend, slots, wait)
     match backend:
         case "onnxruntime-cpu" | "onnxruntime-cuda":
             from edgekiln.runtime.backends.onnxruntime import OnnxRuntimeSession
 
-            return OnnxRuntimeSession(
-                _only(engines),
-                device=backend.removeprefix("onnxruntime-"),
-                threads=threads,
-                allow_operators=allow_operators,
-            )
+            kind = backend.removeprefix("onnxruntime-")
+            return OnnxRuntimeSession(_only(engines), kind, threads, allow_operators, device)
         case "openvino":
             from edgekiln.runtime.backends.openvino import OpenVinoSession
 
@@ -58,9 +67,17 @@ def open_session(
         case "tensorrt" | "tensorrt-rtx":
             from edgekiln.runtime.backends.tensorrt import TensorRTSession
 
-            return TensorRTSession(engines, flavour=backend)
+            return TensorRTSession(engines, flavour=backend, device=device, **chosen)
         case _:
             raise UsageError(f"Unknown backend {backend!r}; known: {', '.join(get_args(Backend))}.")
+
+
+def _choose_slots(backend: str, slots: int | None, wait: Wait | None) -> dict[str, Any]:
+    """Those of the two that were chosen; refuses them where the backend runs one call after the other."""
+    chosen = {name: value for name, value in (("slots", slots), ("wait", wait)) if value is not None}
+    if chosen and backend not in SLOT_BACKENDS:
+        raise UsageError(f"{backend} has no {' and no '.join(chosen)}: only TensorRT's engines run in slots.")
+    return chosen
 
 
 def _only(engines: Sequence[bytes]) -> bytes:

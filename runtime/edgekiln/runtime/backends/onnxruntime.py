@@ -13,9 +13,18 @@ from typing import Any
 import numpy as np
 
 from edgekiln.runtime.arguments import check_threads
+from edgekiln.runtime.backends.cuda_words import OLD_DRIVER, tells_of_driver, tells_of_memory
 from edgekiln.runtime.backends.onnxruntime_cuda import BoundRunner, cuda_options
 from edgekiln.runtime.backends.session_base import HomeSession, SessionFacts
-from edgekiln.runtime.errors import DeviceError, EngineError, EnvironmentProblem, UsageError
+from edgekiln.runtime.cuda import open_cuda
+from edgekiln.runtime.errors import (
+    DeviceError,
+    EdgekilnError,
+    EngineError,
+    EnvironmentProblem,
+    ResourceError,
+    UsageError,
+)
 from edgekiln.runtime.extras import import_extra
 from edgekiln.runtime.forking import keep_in_forks
 from edgekiln.runtime.onnx_files.scan import check_onnx
@@ -59,27 +68,28 @@ class OnnxRuntimeSession(HomeSession):
     def __init__(
         self,
         model: bytes,
-        *,
         device: str = "cpu",
         threads: int | None = None,
         allow_operators: Collection[str] = (),
+        device_id: int = 0,
     ) -> None:
         if device not in _PROVIDERS:
             raise UsageError(f"Unknown device {device!r}; known: {', '.join(_PROVIDERS)}.")
         check_threads(threads)
         ort = import_onnxruntime(device)
         check_onnx(model, allow_operators=allow_operators)
-        self._session: Any = _create(ort, model, device, threads)
+        self._session: Any = _create(ort, model, device, threads, device_id)
         keep_in_forks(self._session)
         self._input, frame_shape = _read_input(self._session)
         self._outputs, num_classes = _read_output(self._session)
-        where = "cpu" if device == "cpu" else "cuda:0"
+        where = "cpu" if device == "cpu" else f"cuda:{device_id}"
         super().__init__(SessionFacts(f"onnxruntime-{device}", where, threads, frame_shape, num_classes))
         self._bound: BoundRunner | None = None
         if device == "cuda":
             self._bound = BoundRunner(
                 ort,
                 self._session,
+                open_cuda(device=device_id),
                 names=(self._input, self._outputs[0]),
                 frame_shape=frame_shape,
                 classes=num_classes,
@@ -103,8 +113,10 @@ class OnnxRuntimeSession(HomeSession):
             if self._bound is not None:
                 return self._bound.run(frames)
             logits: Logits = session.run(self._outputs, {self._input: np.ascontiguousarray(frames)})[0]
+        except EdgekilnError:  # of our own copies
+            raise
         except Exception as error:  # the library's errors share no base class
-            raise EngineError(f"onnxruntime failed while running: {error}") from error
+            raise _convert("onnxruntime failed while running", error) from error
         return logits
 
     def bare_call(self, frames: Frames) -> Callable[[], object]:
@@ -112,10 +124,22 @@ class OnnxRuntimeSession(HomeSession):
         return partial(self._session.run, self._outputs, {self._input: frames})
 
     def close(self) -> None:
-        self._session = self._bound = None
+        bound, self._session, self._bound = self._bound, None, None
+        if bound is not None and self._home.is_here:
+            bound.close()
 
 
-def _create(ort: ModuleType, model: bytes, device: str, threads: int | None) -> Any:
+def _convert(told: str, error: Exception) -> EdgekilnError:
+    """The error for what the library raised; what it is about is only in its words."""
+    words = f"{told}: {error}"
+    if tells_of_memory(words):
+        return ResourceError(words, hint="Smaller batches, or a GPU that others use less, need less memory.")
+    if tells_of_driver(words):
+        return DeviceError(words, hint=OLD_DRIVER)
+    return EngineError(words)
+
+
+def _create(ort: ModuleType, model: bytes, device: str, threads: int | None, device_id: int) -> Any:
     provider = _PROVIDERS[device]
     if provider not in ort.get_available_providers():
         raise DeviceError(
@@ -130,15 +154,15 @@ def _create(ort: ModuleType, model: bytes, device: str, threads: int | None) -> 
     options.add_session_config_entry("session.model_external_initializers_file_folder_path", os.devnull)
     if threads is not None:
         options.intra_op_num_threads = threads
-    settings = cuda_options(graphs=True) if device == "cuda" else {}
+    settings = cuda_options(graphs=True, device=device_id) if device == "cuda" else {}
     try:
         session = ort.InferenceSession(model, options, providers=[(provider, settings)])
     except Exception as error:  # the library's errors share no base class
         if device == "cuda" and "graph capture" in str(error):
             _log.warning("no CUDA graph, as onnxruntime says: %s", error)  # slower, not wrong
-            session = _create_without_graphs(ort, model, options, provider)
+            session = _create_without_graphs(ort, model, options, provider, device_id)
         else:
-            raise EngineError(f"onnxruntime {ort.__version__} cannot load this model: {error}") from error
+            raise _convert(f"onnxruntime {ort.__version__} cannot load this model", error) from error
     got = session.get_providers()[0]
     if got != provider:
         raise DeviceError(
@@ -148,12 +172,13 @@ def _create(ort: ModuleType, model: bytes, device: str, threads: int | None) -> 
     return session
 
 
-def _create_without_graphs(ort: ModuleType, model: bytes, options: Any, provider: str) -> Any:
+def _create_without_graphs(ort: ModuleType, model: bytes, options: Any, provider: str, device_id: int) -> Any:
     """For graphs of which a node runs on the CPU: those cannot be captured."""
+    settings = cuda_options(graphs=False, device=device_id)
     try:
-        return ort.InferenceSession(model, options, providers=[(provider, cuda_options(graphs=False))])
+        return ort.InferenceSession(model, options, providers=[(provider, settings)])
     except Exception as error:  # the library's errors share no base class
-        raise EngineError(f"onnxruntime {ort.__version__} cannot load this model: {error}") from error
+        raise _convert(f"onnxruntime {ort.__version__} cannot load this model", error) from error
 
 
 def _read_input(session: Any) -> tuple[str, tuple[int, int]]:

@@ -8,10 +8,12 @@ opens and closes engines and slots, and gives each call a slot of its own; it kn
 from __future__ import annotations
 
 import contextlib
+import logging
 import queue
 import threading
-from collections.abc import Iterator, Sequence
-from types import ModuleType
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from types import MappingProxyType, ModuleType
 from typing import Any
 
 import numpy as np
@@ -19,23 +21,44 @@ import numpy as np
 from edgekiln.runtime.backends.engine_header import HEADER_BYTES, EngineHeader, Flavour, read_engine_header
 from edgekiln.runtime.backends.kernel_cache import KernelCache
 from edgekiln.runtime.backends.session_base import DescribedSession, SessionFacts, closed_error
+from edgekiln.runtime.backends.settling import again
 from edgekiln.runtime.backends.tensorrt_buckets import plan_buckets
 from edgekiln.runtime.backends.tensorrt_engine import LoadedEngine, create_runtime
 from edgekiln.runtime.backends.tensorrt_errors import refuse_foreign
 from edgekiln.runtime.backends.tensorrt_library import import_tensorrt, library_log
 from edgekiln.runtime.backends.tensorrt_slot import Slot
 from edgekiln.runtime.cuda import CudaApi, Wait, open_cuda
-from edgekiln.runtime.errors import EdgekilnError, EngineError, UsageError
+from edgekiln.runtime.errors import DeviceError, DeviceLostError, EdgekilnError, EngineError, UsageError
 from edgekiln.runtime.spec import Frames, Logits, check_finite, check_frames
 
-__all__ = ["TensorRTSession"]
+__all__ = ["GraphUse", "TensorRTSession"]
+
+_log = logging.getLogger("edgekiln.runtime")
 
 DEFAULT_SLOTS = 2
 """One call copies on the host while another runs on the GPU; more only cost memory."""
 
 
+@dataclass(frozen=True, slots=True)
+class GraphUse:
+    """Which batch sizes run as a CUDA graph.
+
+    Attributes:
+        captured: those that do, captured by the session.
+        by_library: the library captures graphs by itself, and does not tell of which.
+        refused: the others, each with the reason why its capture failed. They run call by call: slower, not wrong.
+    """
+
+    captured: tuple[int, ...]
+    by_library: bool
+    refused: Mapping[int, str]
+
+
 class TensorRTSession(DescribedSession):
     """Engines of one model, for one or several batch sizes. See ``Session``; safe from any number of threads."""
+
+    _runtime: Any = None
+    _lost: DeviceLostError | None = None  # what a call told; every later one tells the same at once
 
     def __init__(
         self,
@@ -44,6 +67,7 @@ class TensorRTSession(DescribedSession):
         flavour: Flavour,
         slots: int = DEFAULT_SLOTS,
         wait: Wait = "spin",
+        device: int = 0,
         cuda: CudaApi | None = None,
         trt: ModuleType | None = None,
     ) -> None:
@@ -54,11 +78,12 @@ class TensorRTSession(DescribedSession):
             flavour: the library that built them.
             slots: calls that may run at once.
             wait: ``spin`` for the lowest latency, ``blocking`` to leave the core to others.
+            device: number of the GPU, where ``cuda`` is ``None``.
             cuda: CUDA to use, which the caller closes after the session; the session's own where ``None``.
             trt: the library; found where ``None``.
 
         Raises:
-            DeviceError: no driver or GPU, or the engine was built for another library version or GPU.
+            DeviceError: no driver or GPU, a driver older than the library, or an engine of another library or GPU.
             MissingExtraError: the library is not installed.
             EngineError: the library refused the engine, or it is no classifier of edgekiln's.
             ResourceError: GPU memory ran out.
@@ -67,17 +92,15 @@ class TensorRTSession(DescribedSession):
         headers = _read_headers(engines, slots)
         self._owns_cuda = cuda is None
         # The driver is asked first: without one, the library's own objects wrap null pointers and crash.
-        self._cuda = open_cuda() if cuda is None else cuda
+        self._cuda = open_cuda(device=device) if cuda is None else cuda
         self._idle: queue.LifoQueue[Slot | None] = queue.LifoQueue()  # None: the session is closed
         self._all_slots: list[Slot] = []
         self._models: list[LoadedEngine] = []
-        self._runtime: Any = None
         self._closed, self._closing = False, threading.Lock()
         self._flavour = flavour
         try:
             self._trt = import_tensorrt(flavour, to_build=False) if trt is None else trt
-            self._refuse_foreign(headers)
-            self._open(engines, slots, wait)
+            self._open(engines, headers, slots, wait)
         except BaseException:
             with contextlib.suppress(EdgekilnError):  # the first failure is the one to tell
                 self._release()
@@ -88,8 +111,12 @@ class TensorRTSession(DescribedSession):
         for header in headers:
             refuse_foreign(header, self._flavour, here, capability)
 
-    def _open(self, engines: Sequence[bytes], slots: int, wait: Wait) -> None:
+    def _open(
+        self, engines: Sequence[bytes], headers: Sequence[EngineHeader], slots: int, wait: Wait
+    ) -> None:
+        self._refuse_foreign(headers)
         log = library_log(self._trt)
+        log.tell_warnings()
         with self._cuda.activate():
             self._runtime = create_runtime(self._trt, log)
             for data in engines:
@@ -104,6 +131,7 @@ class TensorRTSession(DescribedSession):
                 frame_shape=(interface.height, interface.width),
                 num_classes=interface.classes,
             )
+            self._by_library = any(loaded.captures_graphs for loaded in self._models)
             plan = plan_buckets(self._models)
             self._buckets = tuple(sorted(plan))
             caches = [
@@ -118,11 +146,26 @@ class TensorRTSession(DescribedSession):
                 self._idle.put(slot)
             for cache in caches:
                 cache.save()
+        refused = self.graphs.refused
+        if refused:
+            sizes, reason = ", ".join(map(str, refused)), next(iter(refused.values()))
+            _log.warning("no CUDA graph for batch size %s, which runs call by call: %s", sizes, reason)
 
     @property
     def buckets(self) -> tuple[int, ...]:
         """Batch sizes that are run as they are; others are padded up or split."""
         return self._buckets
+
+    @property
+    def graphs(self) -> GraphUse:
+        """Which batch sizes run as a CUDA graph, and why the others do not."""
+        if self._by_library:
+            return GraphUse((), True, MappingProxyType({}))
+        refused: dict[int, str] = {}
+        for slot in reversed(self._all_slots):
+            refused |= slot.ungraphed
+        captured = tuple(size for size in self._buckets if size not in refused)
+        return GraphUse(captured, False, MappingProxyType(dict(sorted(refused.items()))))
 
     def run(self, frames: Frames) -> Logits:
         check_frames(frames, *self.frame_shape)
@@ -149,6 +192,7 @@ class TensorRTSession(DescribedSession):
     def _borrow(self) -> Iterator[Slot]:
         """A slot that no other call has, with CUDA active."""
         self._refuse_closed()
+        self._refuse_lost()
         # Activated first: a forked child is told so before it touches memory of its parent's, or waits for threads
         # that it does not have.
         with self._cuda.activate():
@@ -158,7 +202,11 @@ class TensorRTSession(DescribedSession):
                 self._refuse_closed()
             assert slot is not None
             try:
+                self._refuse_lost()
                 yield slot
+            except DeviceLostError as error:
+                self._lost = error
+                raise
             finally:
                 self._idle.put(slot)
 
@@ -166,17 +214,30 @@ class TensorRTSession(DescribedSession):
         if self._closed:
             raise closed_error()
 
+    def _refuse_lost(self) -> None:
+        if self._lost is not None and not self._closed:
+            raise again(self._lost)
+
     def close(self) -> None:
-        """Wait for the calls under way, refuse later ones, free everything. Closing twice does nothing."""
+        """Wait for the calls under way, refuse later ones, free everything. Closing twice does nothing.
+
+        Where the GPU is lost, which a call has told, nothing can be freed on it and nothing more is told.
+        """
         with self._closing:
             if self._closed:
                 return
-            with self._cuda.activate():  # as in `_borrow`
+            try:
+                with self._cuda.activate():  # as in `_borrow`
+                    self._closed = True
+                    for _ in self._all_slots:
+                        self._idle.get()
+                self._idle.put(None)
+                self._release()
+            except DeviceError:
+                if self._lost is None:
+                    raise
                 self._closed = True
-                for _ in self._all_slots:
-                    self._idle.get()
-            self._idle.put(None)
-            self._release()
+                self._idle.put(None)
 
     def _release(self) -> None:
         """Free the slots, then the engines, then what they ran on; a failure stops none of it."""

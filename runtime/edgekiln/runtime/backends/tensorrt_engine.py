@@ -89,7 +89,10 @@ class LoadedEngine:
         return int(low[0]), int(high[0])
 
     def _configure(self) -> Any:
-        """Settings of the contexts, where this library has such; TensorRT-RTX's own graphs are switched on here."""
+        """Settings of the contexts, where this library has such; TensorRT-RTX's own graphs are switched on here.
+
+        Contexts get their working memory from us: each of them would allocate the most that it may ever need.
+        """
         engine, trt = self.engine, self._trt
         if not hasattr(engine, "create_runtime_config"):
             return None
@@ -97,14 +100,13 @@ class LoadedEngine:
         runtime_config = refuse_hollow(engine.create_runtime_config())
         if runtime_config is None:
             raise self._refusal("The engine gave no configuration for its contexts", mark)
+        managed = trt.ExecutionContextAllocationStrategy.USER_MANAGED
+        runtime_config.set_execution_context_allocation_strategy(managed)
         if hasattr(runtime_config, "cuda_graph_strategy"):
             runtime_config.cuda_graph_strategy = trt.CudaGraphStrategy.WHOLE_GRAPH_CAPTURE
             # Lazy specialization would compile in the background while a product serves.
             eager = trt.DynamicShapesKernelSpecializationStrategy.EAGER
             runtime_config.dynamic_shapes_kernel_specialization_strategy = eager
-        else:
-            managed = trt.ExecutionContextAllocationStrategy.USER_MANAGED
-            runtime_config.set_execution_context_allocation_strategy(managed)
         return runtime_config
 
     @property
@@ -114,8 +116,8 @@ class LoadedEngine:
 
     @property
     def workspace_bytes(self) -> int:
-        """Working memory that a context needs from us; none where the library keeps it."""
-        return 0 if self.captures_graphs else int(self.engine.device_memory_size_v2)
+        """Working memory that a context needs from us, for its largest batch."""
+        return int(self.engine.device_memory_size_v2)
 
     def create_context(self, batch: int) -> Any:
         """An execution context for one batch size, whose shape is set for good."""

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 
+from edgekiln.runtime.backends.cuda_words import OLD_DRIVER, tells_of_driver, tells_of_memory
 from edgekiln.runtime.backends.engine_header import EngineHeader, Flavour, explain_refusal
 from edgekiln.runtime.errors import (
     DeviceError,
@@ -25,12 +26,6 @@ __all__ = [
     "tells_of_driver",
 ]
 
-OLD_DRIVER = (
-    "`nvidia-smi` shows the newest CUDA that the driver knows: update the driver, or install the library for that "
-    "CUDA; `edgekiln doctor` compares the two."
-)
-"""The hint where a library and the driver do not fit."""
-
 REBUILD = "Build it here from the bundle's ONNX file: edgekiln build BUNDLE --data FOLDER --out DIR"
 """The hint for an engine that this machine does not run."""
 
@@ -38,22 +33,6 @@ REBUILD = "Build it here from the bundle's ONNX file: edgekiln build BUNDLE --da
 _FOREIGN = re.compile(
     r"not compatible with this version|incompatible device|compute capability", re.IGNORECASE
 )
-
-# What libraries say where CUDA itself does not start, by number or by the text of cudaGetErrorString: 35 (driver older
-# than the library), 100 (no device), 803 and 804 (parts of two drivers, or forward compatibility without its hardware),
-# 802 and 999 (a driver that is not up). Not 46 and 2: a device in use or full.
-_NO_CUDA = re.compile(
-    r"(?:CUDA (?:initialization )?failure with error:? |CUDA failure |cudaError )"
-    r"(?:35|100|802|803|804|999)\b"
-    r"|driver version is insufficient|insufficient driver|no CUDA-capable device|forward compatibility"
-    r"|unsupported display driver|driver initialization failed|initialization error|system not yet initialized",
-    re.IGNORECASE,
-)
-
-
-def tells_of_driver(words: str) -> bool:
-    """Whether a library's words say that CUDA does not start here: no driver, an old one, or no device."""
-    return _NO_CUDA.search(words) is not None
 
 
 def convert_no_start(library: str, words: str) -> EnvironmentProblem:
@@ -95,7 +74,7 @@ def convert_refusal(told: str, words: str, hint: str | None = None) -> EdgekilnE
         words: what the library said of it.
         hint: what to do, where the words do not tell better.
     """
-    if "outofmemory" in words.lower().replace(" ", ""):
+    if tells_of_memory(words):
         hint = "Fewer slots, or an engine for smaller batches, need less memory of the GPU."
         return ResourceError(f"{told}: {words}", hint=hint)
     if _FOREIGN.search(words):  # the file is right, and of another machine: `load` may try the next variant

@@ -10,6 +10,7 @@ import contextlib
 import ctypes
 import importlib
 import importlib.util
+import logging
 import threading
 from collections import deque
 from collections.abc import Callable
@@ -24,7 +25,11 @@ from edgekiln.runtime.errors import EnvironmentProblem, MissingExtraError
 
 __all__ = ["LibraryLog", "find_version", "import_tensorrt", "library_log", "refuse_hollow", "start_library"]
 
+_log = logging.getLogger("edgekiln.runtime")
+
 _KEPT_LINES = 20_000
+_TOLD_WARNINGS = 200
+"""Different ones of one library that are logged; a text that has a number in it may never come twice."""
 _ERRORS = {"ERROR", "INTERNAL_ERROR"}
 _FIRST_PAGE = 4096
 """No object lies below this address: the first page of a process is never mapped."""
@@ -89,12 +94,29 @@ class LibraryLog:
         self._lines: deque[tuple[int, int, str, str]] = deque(maxlen=_KEPT_LINES)
         self._count = 0
         self._lock = threading.Lock()
+        self._name = trt.__name__
+        self._tells = False
+        self._told: set[str] = set()
         self.logger = _make_logger(trt, self._add)
 
     def _add(self, severity: str, text: str) -> None:
         with self._lock:
             self._count += 1
             self._lines.append((self._count, threading.get_ident(), severity, text))
+            tells = self._tells and severity == "WARNING" and text not in self._told
+            if tells:
+                self._told.add(text)
+                self._tells = len(self._told) < _TOLD_WARNINGS
+        if tells:
+            with contextlib.suppress(
+                Exception
+            ):  # a handler's; the library that calls here is not written in Python
+                _log.warning("%s: %s", self._name, text)
+
+    def tell_warnings(self) -> None:
+        """From now on each warning of the library goes to the logger ``edgekiln.runtime`` too, once in a process."""
+        with self._lock:
+            self._tells = len(self._told) < _TOLD_WARNINGS
 
     def mark(self) -> int:
         """A position to ask ``since`` with."""

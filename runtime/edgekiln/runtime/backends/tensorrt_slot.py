@@ -8,16 +8,16 @@ of sessions, threads or the library's own objects, which only ``LoadedEngine`` t
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
+from edgekiln.runtime.backends.settling import settled
 from edgekiln.runtime.backends.tensorrt_buckets import choose_bucket
 from edgekiln.runtime.backends.tensorrt_engine import EngineInterface, LoadedEngine
 from edgekiln.runtime.cuda import CudaApi, Graph, PinnedMemory, Stream, Wait
-from edgekiln.runtime.errors import EdgekilnError
+from edgekiln.runtime.errors import DeviceError, EngineError, ResourceError
 from edgekiln.runtime.spec import Frames, Logits
 
 __all__ = ["Slot"]
@@ -42,6 +42,7 @@ class Slot:
         self.max_batch = max(plan)
         self._buckets: dict[int, _Bucket] = {}
         self._sizes = sorted(plan)
+        self.ungraphed: dict[int, str] = {}  # batch size to why its capture failed
         self._closers = contextlib.ExitStack()
 
     def open(self) -> None:
@@ -63,7 +64,7 @@ class Slot:
         self._host_in.array[:] = 0
         self._frames = self._host_in.array.reshape(shape)
         self._logits = self._host_out.array.view(np.float32).reshape(self.max_batch, interface.classes)
-        with self._settled():
+        with settled(self._stream, self._wait):
             for batch in self._sizes:
                 self._prepare(batch, self._engines[batch])
 
@@ -86,9 +87,18 @@ class Slot:
         self._enqueue(batch, bucket)  # the first run does work that cannot be captured
         self._stream.synchronize(self._wait)
         if not loaded.captures_graphs:
-            bucket.graph = self._keep(self._cuda.capture(self._stream, lambda: self._enqueue(batch, bucket)))
+            bucket.graph = self._capture(batch, bucket)
         self._launch(batch)  # a graph is uploaded, or captured by the library, when it first runs
         self._stream.synchronize(self._wait)
+
+    def _capture(self, batch: int, bucket: _Bucket) -> Graph | None:
+        """A graph of one run. ``None`` where it cannot be captured: the batch then runs call by call, only slower."""
+        try:
+            graph: Graph = self._keep(self._cuda.capture(self._stream, lambda: self._enqueue(batch, bucket)))
+        except (DeviceError, EngineError, ResourceError) as error:
+            self.ungraphed[batch] = error.message
+            return None
+        return graph
 
     def _enqueue(self, batch: int, bucket: _Bucket) -> None:
         cuda, interface = self._cuda, self._interface
@@ -109,30 +119,26 @@ class Slot:
         """Classify 1 to ``max_batch`` frames into ``logits``."""
         count = len(frames)
         self._frames[:count] = frames  # rows behind it hold an older batch: their answers are not read
-        with self._settled():
+        with settled(self._stream, self._wait):
             self._launch(choose_bucket(self._sizes, count))
             self._stream.synchronize(self._wait)
         logits[:] = self._logits[:count]
 
     def measure_ms(self, frames: Frames) -> float:
-        """GPU time of one call, from before its copy in to after its copy out."""
+        """GPU time of one call, from before its copy in to after its copy out.
+
+        A call ahead of it keeps the GPU at work until the one that is timed is enqueued: else the time that the host
+        takes to launch it would lie between the two events.
+        """
         self._frames[: len(frames)] = frames
-        with self._settled():
+        batch = choose_bucket(self._sizes, len(frames))
+        with settled(self._stream, self._wait):
+            self._launch(batch)
             self._begin.record(self._stream)
-            self._launch(choose_bucket(self._sizes, len(frames)))
+            self._launch(batch)
             self._end.record(self._stream)
             self._end.synchronize()
         return float(self._end.elapsed_ms(self._begin))
-
-    @contextlib.contextmanager
-    def _settled(self) -> Iterator[None]:
-        """Leave nothing under way behind a failure: it may still use what is overwritten or freed next."""
-        try:
-            yield
-        except BaseException:
-            with contextlib.suppress(EdgekilnError):
-                self._stream.synchronize(self._wait)
-            raise
 
     def close(self) -> None:
         """Free the graphs, then the contexts, then the memory that both use; a failure stops none of it.

@@ -15,16 +15,18 @@ if TYPE_CHECKING:
 __all__ = ["load"]
 
 
-def load(
+def load(  # noqa: PLR0913 # a product's one door: each option is asked for by name
     path: str | os.PathLike[str],
     *,
     variant: str | None = None,
-    device: Literal["cpu", "cuda"] | None = None,
+    device: str | None = None,
     threads: int | None = None,
     allow_unverified: bool = False,
     trusted_keys: Sequence[KeySource] | None = None,
     fast_decode: Literal["auto"] | bool = "auto",
     allow_operators: Collection[str] = (),
+    slots: int | None = None,
+    wait: Literal["spin", "blocking"] | None = None,
 ) -> Classifier:
     """Open a bundle and load one of its engines.
 
@@ -32,7 +34,7 @@ def load(
         path: the bundle's folder, or a ``.zip`` of it.
         variant: by name; ``None`` takes the first in ``PREFERENCE`` that passed its gate and runs here.
             ``classifier.variant.reason`` says why it was taken.
-        device: restrict the choice to ``cpu`` or ``cuda``.
+        device: restrict the choice to ``cpu`` or ``cuda``; ``cuda:1`` is the second GPU that is seen here.
         threads: CPU worker threads; ``None`` leaves it to the engine library.
         allow_unverified: also load a variant, named by ``variant``, whose gate did not pass.
         trusted_keys: public keys, as paths of PEM files or PEM bytes. The bundle must be signed by one of them; this
@@ -42,6 +44,10 @@ def load(
             ``False`` never. See ``pictures/fast_decode.py``.
         allow_operators: operators of other domains than ONNX's that an ONNX file may hold, as
             ``com.microsoft::Gelu``; without a name here they are refused before a library sees the file.
+        slots: calls of a TensorRT engine that may run at once; ``None`` is 2. Each costs memory of the GPU. A variant
+            of another backend that is named by ``variant`` refuses it; one that is chosen leaves it unused.
+        wait: how a call of a TensorRT engine waits for the GPU: ``spin`` (the default) has the lowest latency and keeps
+            a core busy, ``blocking`` leaves the core to others. Refused and left unused as ``slots``.
 
     Raises:
         UsageError: no such folder or variant, one that did not pass, or no record of fast decoding.
@@ -50,13 +56,6 @@ def load(
         BundleError: the bundle was altered.
         EnvironmentProblem: nothing that passed can run here.
     """
-    options = LoadOptions(
-        variant=variant,
-        device=device,
-        threads=threads,
-        allow_unverified=allow_unverified,
-        trusted_keys=trusted_keys,
-        fast_decode=fast_decode,
-        allow_operators=allow_operators,
-    )
+    asked = (variant, device, threads, allow_unverified, trusted_keys, fast_decode)
+    options = LoadOptions(*asked, allow_operators, slots, wait)
     return serve_model(load_model(path, options), options)

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from edgekiln.runtime.arguments import check_strings, check_threads
-from edgekiln.runtime.backends import ONNX_BACKENDS, open_session
+from edgekiln.runtime.arguments import check_strings, check_threads, check_whole_number
+from edgekiln.runtime.backends import ONNX_BACKENDS, SLOT_BACKENDS, open_session
 from edgekiln.runtime.bundles.bundle import Bundle, open_bundle
 from edgekiln.runtime.bundles.judged_with import find_versions, tell_other_version
 from edgekiln.runtime.bundles.manifest import PREFERENCE, VariantRecord
@@ -28,6 +29,11 @@ __all__ = ["LoadOptions", "load_model"]
 
 _WHERE_ENGINES_ARE_BUILT = "`edgekiln build` makes TensorRT engines on the machine that runs them."
 
+MAX_SLOTS = 64
+"""Each has buffers and contexts of its own; more than a few only cost memory."""
+
+_DEVICE = re.compile(r"cpu|cuda(:(0|[1-9][0-9]{0,3}))?", re.ASCII)
+
 _log = logging.getLogger("edgekiln.runtime")
 
 
@@ -40,21 +46,27 @@ class LoadOptions:
     """
 
     variant: str | None = None
-    device: Literal["cpu", "cuda"] | None = None
+    device: str | None = None
     threads: int | None = None
     allow_unverified: bool = False
     trusted_keys: Sequence[KeySource] | None = None
     fast_decode: Literal["auto"] | bool = "auto"
     allow_operators: Collection[str] = ()
+    slots: int | None = None
+    wait: Literal["spin", "blocking"] | None = None
 
     def __post_init__(self) -> None:
         for name in ("trusted_keys", "allow_operators"):  # a generator would be empty for the reload
             if isinstance(value := getattr(self, name), Iterator):
                 object.__setattr__(self, name, tuple(value))
-        if self.device not in (None, "cpu", "cuda"):
-            raise UsageError(f"Unknown device {self.device!r}; known: cpu, cuda.")
+        if self.device is not None and not (isinstance(self.device, str) and _DEVICE.fullmatch(self.device)):
+            raise UsageError(f"Unknown device {self.device!r}; known: cpu, cuda, cuda:0, cuda:1 and so on.")
         check_threads(self.threads)
         check_strings("allow_operators", self.allow_operators)
+        if self.slots is not None:
+            check_whole_number("slots", self.slots, at_most=MAX_SLOTS)
+        if self.wait not in (None, "spin", "blocking"):
+            raise UsageError(f"Unknown wait {self.wait!r}; known: spin, blocking.")
         if not (self.fast_decode == "auto" or isinstance(self.fast_decode, bool)):
             raise UsageError(f"Unknown fast_decode {self.fast_decode!r}; known: 'auto', True, False.")
         if self.allow_unverified and self.variant is None:
@@ -63,13 +75,28 @@ class LoadOptions:
                 hint="Name it with variant=... (--variant NAME); `edgekiln inspect BUNDLE` lists them.",
             )
 
+    @property
+    def device_kind(self) -> str | None:
+        """``cpu``, ``cuda`` or ``None``, as variants tell theirs."""
+        return None if self.device is None else self.device.partition(":")[0]
+
+    @property
+    def device_number(self) -> int:
+        """Of the GPU; 0 where none was asked for."""
+        return int((self.device or "").partition(":")[2] or 0)
+
 
 def load_model(path: str | os.PathLike[str], options: LoadOptions) -> LoadedModel:
     """Open a bundle and one of its engines; raises what ``load`` raises."""
     bundle = open_bundle(path, trusted_keys=options.trusted_keys)
     if options.variant is not None:
         chosen = bundle.variant(options.variant)
-        _check_loadable(chosen, options.device, options.allow_unverified)
+        _check_loadable(chosen, options.device_kind, options.allow_unverified)
+        if chosen.backend not in SLOT_BACKENDS and (options.slots is not None or options.wait is not None):
+            raise UsageError(
+                f"Variant {chosen.name!r} runs on {chosen.backend}, which has no slots and no choice of waiting.",
+                hint="Leave slots and wait out, or take a variant of TensorRT.",
+            )
         return _open(bundle, chosen, "asked for by name", options)
     return _load_preferred(bundle, options)
 
@@ -93,7 +120,7 @@ def _check_loadable(variant: VariantRecord, device: str | None, allow_unverified
 
 
 def _load_preferred(bundle: Bundle, options: LoadOptions) -> LoadedModel:
-    device = options.device
+    device = options.device_kind
     passed = [v for v in bundle.variants if v.deployable and device in {None, v.device}]
     if not passed:
         raise _nothing_passed(bundle, device)
@@ -145,11 +172,15 @@ def _open(bundle: Bundle, variant: VariantRecord, reason: str, options: LoadOpti
     engines = [bundle.read(name) for name in variant.files]
     if variant.backend in ONNX_BACKENDS:
         _check_exported_for(bundle.contract, engines, bundle.path / str(variant.file))
+    in_slots = variant.backend in SLOT_BACKENDS  # one that was not asked for by name runs without them
     session = open_session(
         variant.backend,
         engines,
         threads=options.threads,
         allow_operators=frozenset(options.allow_operators),
+        device=options.device_number,
+        slots=options.slots if in_slots else None,
+        wait=options.wait if in_slots else None,
     )
     notice = tell_other_version(variant.backend, find_versions(bundle.manifest, variant.figures))
     if notice:

@@ -1,0 +1,37 @@
+"""What a library's words say of CUDA: that it does not start, that memory ran out. Knows texts, and no library."""
+
+from __future__ import annotations
+
+import re
+
+__all__ = ["OLD_DRIVER", "tells_of_driver", "tells_of_memory"]
+
+OLD_DRIVER = (
+    "`nvidia-smi` shows the newest CUDA that the driver knows: update the driver, or install the library for that "
+    "CUDA; `edgekiln doctor` compares the two."
+)
+"""The hint where a library and the driver do not fit."""
+
+# What libraries say where CUDA itself does not start, by number or by the text of cudaGetErrorString: 35 (driver older
+# than the library), 100 (no device), 803 and 804 (parts of two drivers, or forward compatibility without its hardware),
+# 802 and 999 (a driver that is not up). Not 46 and 2: a device in use or full.
+_NO_CUDA = re.compile(
+    r"(?:CUDA (?:initialization )?failure with error:? |CUDA failure |cudaError )"
+    r"(?:35|100|802|803|804|999)\b"
+    r"|driver version is insufficient|insufficient driver|no CUDA-capable device|forward compatibility"
+    r"|unsupported display driver|driver initialization failed|initialization error|system not yet initialized",
+    re.IGNORECASE,
+)
+
+
+def tells_of_driver(words: str) -> bool:
+    """Whether a library's words say that CUDA does not start here: no driver, an old one, or no device."""
+    return _NO_CUDA.search(words) is not None
+
+
+def tells_of_memory(words: str) -> bool:
+    """Whether a library's words say that memory of the GPU ran out."""
+    short = words.lower().replace(" ", "").replace("_", "")
+    return any(
+        text in short for text in ("outofmemory", "failedtoallocatememory", "smallerthanrequestedbytes")
+    )
