@@ -290,6 +290,25 @@ def test_a_library_that_says_no_error_starts(trt):
     assert start_library(trt, log, make) == "made"
 
 
+def test_a_driver_that_is_too_old_is_told_with_both_versions(trt, monkeypatch):
+    monkeypatch.setattr(tensorrt_library, "supported_cuda", lambda: (12, 6))
+    monkeypatch.setattr(
+        tensorrt_library, "needed_cuda", lambda name: (13, 0) if name == trt.__name__ else None
+    )
+    log = library_log(trt)
+
+    def make(words):
+        log.logger.log(Severity.ERROR, words)
+
+    with pytest.raises(
+        DeviceError, match=r"CUDA 13\.0 or later; the driver .* up to 12\.6\. It says: "
+    ) as caught:
+        start_library(trt, log, lambda: make(NO_CUDA))
+    assert "Update the driver" in caught.value.hint
+    with pytest.raises(DeviceError, match="does not start: CUDA failure 100"):  # not a matter of age
+        start_library(trt, log, lambda: make("CUDA failure 100: no CUDA-capable device is detected"))
+
+
 @pytest.mark.parametrize(
     ("words", "kind"), [(NO_CUDA, DeviceError), ("no reason that is known", EnvironmentProblem)]
 )

@@ -16,7 +16,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from edgekiln.export.engines.cache import default_cache_folder
-from edgekiln.pipeline.doctor import bundles, gpu, jetson, libraries, machine, packages, storage
+from edgekiln.pipeline.doctor import bundles, driver_fit, gpu, jetson, libraries, machine, packages, storage
 from edgekiln.pipeline.doctor.row import Row, State, fail
 from edgekiln.pipeline.shipping.privacy import remove_private
 
@@ -56,6 +56,7 @@ def _list_checks(gpus: gpu.Gpus, runs: Path) -> list[_Check]:
         libraries.check_openvino,
         functools.partial(gpu.check_driver, gpus),
         functools.partial(gpu.check_cuda_packages, gpus),
+        functools.partial(driver_fit.check_driver_fit, gpus),
         functools.partial(libraries.check_pycuda, gpu_here),
         gpu.check_tensorrt,
         jetson.check_jetson,

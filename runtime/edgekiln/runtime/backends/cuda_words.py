@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-__all__ = ["OLD_DRIVER", "tells_of_driver", "tells_of_memory"]
+__all__ = ["OLD_DRIVER", "tells_of_driver", "tells_of_memory", "tells_of_old_driver"]
 
 OLD_DRIVER = (
     "`nvidia-smi` shows the newest CUDA that the driver knows: update the driver, or install the library for that "
@@ -23,10 +23,17 @@ _NO_CUDA = re.compile(
     re.IGNORECASE,
 )
 
+_OLD = re.compile(r"(?:error:? |failure |cudaError )35\b|driver version is insufficient", re.IGNORECASE)
+
 
 def tells_of_driver(words: str) -> bool:
     """Whether a library's words say that CUDA does not start here: no driver, an old one, or no device."""
     return _NO_CUDA.search(words) is not None
+
+
+def tells_of_old_driver(words: str) -> bool:
+    """Whether a library's words say that the driver is older than the library."""
+    return _OLD.search(words) is not None
 
 
 def tells_of_memory(words: str) -> bool:

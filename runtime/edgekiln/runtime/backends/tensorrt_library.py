@@ -19,9 +19,12 @@ from importlib.metadata import PackageNotFoundError, version
 from types import ModuleType
 from typing import Any
 
+from edgekiln.runtime.backends.cuda_needs import needed_cuda
+from edgekiln.runtime.backends.cuda_words import tells_of_old_driver
 from edgekiln.runtime.backends.engine_header import Flavour
 from edgekiln.runtime.backends.tensorrt_errors import convert_no_start
-from edgekiln.runtime.errors import EnvironmentProblem, MissingExtraError
+from edgekiln.runtime.cuda.driver import explain_old_driver, supported_cuda
+from edgekiln.runtime.errors import DeviceError, EnvironmentProblem, MissingExtraError
 
 __all__ = ["LibraryLog", "find_version", "import_tensorrt", "library_log", "refuse_hollow", "start_library"]
 
@@ -182,15 +185,24 @@ def start_library(trt: ModuleType, log: LibraryLog, make: Callable[[], Any]) -> 
         DeviceError: CUDA does not start: no driver, one that is too old, or no device.
         EnvironmentProblem: the library does not start.
     """
-    name, mark = f"{trt.__name__} {trt.__version__}", log.mark()
+    mark = log.mark()
     try:
         made = make()
     except TypeError as error:  # what the bindings make of a null pointer
-        raise convert_no_start(name, f"{error}: {log.errors_since(mark)}") from error
+        raise _no_start(trt, f"{error}: {log.errors_since(mark)}") from error
     if log.has_own_errors(mark) or _is_hollow(made):
         _keep_forever(made)
-        raise convert_no_start(name, log.errors_since(mark))
+        raise _no_start(trt, log.errors_since(mark))
     return made
+
+
+def _no_start(trt: ModuleType, words: str) -> EnvironmentProblem:
+    """A driver that is too old is told with both versions, where it tells its own."""
+    name, has = f"{trt.__name__} {trt.__version__}", supported_cuda()
+    if has is None or not tells_of_old_driver(words):
+        return convert_no_start(name, words)
+    old = explain_old_driver(name, needed_cuda(trt.__name__), has)
+    return DeviceError(f"{old.message} It says: {words}", hint=old.hint)
 
 
 def refuse_hollow(made: Any) -> Any:
