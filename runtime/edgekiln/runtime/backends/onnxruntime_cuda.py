@@ -111,7 +111,7 @@ class BoundRunner:
             with self._cuda.activate(), settled(self._stream):
                 yield
         except DeviceLostError as error:
-            self._lost = error
+            self._lost = again(error)  # without its frames, and all that they hold
             raise
 
     def _run_bucket(self, frames: Frames, logits: Logits) -> None:

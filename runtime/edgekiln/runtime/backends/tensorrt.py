@@ -11,6 +11,7 @@ import contextlib
 import logging
 import queue
 import threading
+import traceback
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType, ModuleType
@@ -101,9 +102,9 @@ class TensorRTSession(DescribedSession):
         try:
             self._trt = import_tensorrt(flavour, to_build=False) if trt is None else trt
             self._open(engines, headers, slots, wait)
-        except BaseException:
+        except BaseException as error:
             with contextlib.suppress(EdgekilnError):  # the first failure is the one to tell
-                self._release()
+                self._release(error)
             raise
 
     def _refuse_foreign(self, headers: Sequence[EngineHeader]) -> None:
@@ -205,7 +206,7 @@ class TensorRTSession(DescribedSession):
                 self._refuse_lost()
                 yield slot
             except DeviceLostError as error:
-                self._lost = error
+                self._lost = again(error)  # without its frames, and all that they hold
                 raise
             finally:
                 self._idle.put(slot)
@@ -239,8 +240,13 @@ class TensorRTSession(DescribedSession):
                 self._closed = True
                 self._idle.put(None)
 
-    def _release(self) -> None:
-        """Free the slots, then the engines, then what they ran on; a failure stops none of it."""
+    def _release(self, error: BaseException | None = None) -> None:
+        """Free the slots, then the engines, then what they ran on; a failure stops none of it.
+
+        Args:
+            error: why it could not be opened. Objects of the library that its frames hold go while CUDA is active,
+                and not whenever the caller lets go of the error.
+        """
         with contextlib.ExitStack() as last_first:
             if self._owns_cuda:
                 last_first.callback(self._cuda.close)
@@ -248,12 +254,19 @@ class TensorRTSession(DescribedSession):
             last_first.callback(self._drop_engines)
             for slot in self._all_slots:
                 last_first.callback(slot.close)
+            last_first.callback(_clear_frames, error)
 
     def _drop_engines(self) -> None:
         self._all_slots.clear()
         while self._models:
             self._models.pop().close()
         self._runtime = None
+
+
+def _clear_frames(error: BaseException | None) -> None:
+    while error is not None:
+        traceback.clear_frames(error.__traceback__)
+        error = error.__cause__ or error.__context__
 
 
 def _read_headers(engines: Sequence[bytes], slots: int) -> list[EngineHeader]:
