@@ -17,6 +17,8 @@ RUNNERS = (*BUILDERS, "lean")
 # Each module that touches the library, and the flavours it must work with.
 MODULES: dict[str, tuple[str, ...]] = {
     "export/edgekiln/export/engines/build_worker.py": BUILDERS,
+    "export/edgekiln/export/engines/inspect_worker.py": BUILDERS,
+    "export/edgekiln/export/engines/library_objects.py": BUILDERS,
     "runtime/edgekiln/runtime/backends/tensorrt_library.py": RUNNERS,
     "runtime/edgekiln/runtime/backends/kernel_cache.py": RUNNERS,
     "runtime/edgekiln/runtime/backends/tensorrt.py": RUNNERS,

@@ -317,3 +317,24 @@ def test_folder_comes_from_the_environment(monkeypatch):
     assert default_cache_folder() == Path("/var/cache/edgekiln/engines")
     monkeypatch.setenv("EDGEKILN_CACHE", "~/engines")
     assert default_cache_folder() == EngineCache().root == Path("/home/somebody/engines")
+
+
+def test_supplement_is_part_of_its_entry_once_there_is_one(cache):
+    folder, _ = cache.fetch(KEY, Build(), Told())
+    assert cache.supplement(KEY, "layers.json", lambda: None, Told()) is None
+    assert not (folder / "layers.json").exists()
+    assert cache.supplement(KEY, "layers.json", lambda: "{}", Told()) == "{}"
+    assert cache.supplement(KEY, "layers.json", lambda: "other", Told()) == "{}"
+    build, told = Build(), Told()
+    assert cache.fetch(KEY, build, told) == (folder, True)
+    (folder / "layers.json").write_text("changed")
+    assert (
+        cache.supplement(KEY, "layers.json", lambda: "new", Told()) == "new"
+    )  # and nothing is kept in what is damaged
+    assert cache.fetch(KEY, build, told) == (folder, False)
+    assert "was changed (layers.json)" in told[0]
+
+
+def test_supplement_of_an_entry_that_is_gone_is_given_and_not_kept(cache):
+    assert cache.supplement(KEY, "layers.json", lambda: "{}", Told()) == "{}"
+    assert cache.entries() == []

@@ -14,7 +14,7 @@ from edgekiln.export.audits.tensorrt import audit_declared, audit_rtx_plan
 from edgekiln.export.engines import tensorrt, worker_process
 from edgekiln.export.engines.cache import EngineCache
 from edgekiln.export.engines.options import BatchProfile, BuildOptions
-from edgekiln.export.engines.tensorrt import build_engine, library_version
+from edgekiln.export.engines.tensorrt import build_engine, inspect_engine, library_version
 from edgekiln.export.precision.fp16 import convert_to_fp16
 from edgekiln.export.precision.int8_tensorrt import quantize_for_tensorrt
 from edgekiln.export.precision.simulation import simulate
@@ -197,7 +197,8 @@ def test_progress_is_told_and_the_log_kept(models, cache):
 @pytest.mark.skipif(bool(probe_driver().devices), reason="this machine has a GPU")
 def test_without_a_gpu_there_are_no_layers(models, cache):
     built = build_engine(models["fp16"], options_for("fp16"), cache)
-    assert (built.gpu, built.layers) == (None, None)
+    inspection = inspect_engine(built, cache)
+    assert (built.gpu, inspection.layers, inspection.note) == (None, None, None)
 
 
 # -- refusals

@@ -232,6 +232,28 @@ def test_engine_of_the_wrong_precision_fails_its_variant(tensorrt_run, tmp_path,
     assert row["files"] == ["rtx-fp16.engine"]  # kept for a look
 
 
+@pytest.mark.parametrize("why", [None, "no memory for a context"])
+def test_engine_that_was_not_inspected_fully_is_asked_again_by_the_next_run(tmp_path, monkeypatch, why):
+    from types import SimpleNamespace
+
+    from edgekiln.pipeline.variants import engines
+    from edgekiln.pipeline.workspace.stage_files import ABOUT_NAME, BUILD_NAME, MODEL_NAME, RETRY_NAME
+
+    built = {"files": ["x.engine"], "notices": [], "failure": None, "uninspected": why}
+    monkeypatch.setattr(engines, "build_engines", lambda *_: built)
+    made = tmp_path / "made"
+    made.mkdir()
+    (made / ABOUT_NAME).write_text('{"products": {}}')
+    (made / MODEL_NAME).write_bytes(b"")
+    recipe = tmp_path / "recipe.toml"
+    recipe.write_text(TINY_RECIPE.replace("[gate]", TENSORRT_VARIANTS + "[gate]"))
+    variant = next(v for v in load_recipe(recipe).variants if v.name == "trt-int8")
+    context = SimpleNamespace(folder=tmp_path, inputs={"variant.trt-int8": made}, progress=SilentProgress())
+    engines.build_variant(context, variant)
+    assert json.loads((tmp_path / BUILD_NAME).read_text())["files"] == ["x.engine"]
+    assert (tmp_path / RETRY_NAME).exists() == (why is not None)
+
+
 def test_missing_modelopt_leaves_the_others_alone(tensorrt_run, tmp_path, monkeypatch):
     import shutil
 

@@ -359,8 +359,8 @@ def test_engines_are_not_asked_for_what_the_search_left_in_float(tmp_path):
 
     (tmp_path / ABOUT_NAME).write_text(json.dumps({"products": {"a": 1}, "kept_share": 0.25}))
     variant = recipe_with(backend="tensorrt").variants[0]
-    assert _request(variant, tmp_path / MODEL_NAME, Precision.INT8).minimum_share == pytest.approx(0.6)
-    assert _request(variant, tmp_path / MODEL_NAME, Precision.FP16).minimum_share == pytest.approx(0.8)
+    assert _request(variant, tmp_path / MODEL_NAME, Precision.INT8).asked_share == pytest.approx(0.6)
+    assert _request(variant, tmp_path / MODEL_NAME, Precision.FP16).asked_share == pytest.approx(0.8)
 
 
 # -- a whole run

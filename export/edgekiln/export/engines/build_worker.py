@@ -1,8 +1,9 @@
 """Builds one engine, in a process of its own: a crash or an out-of-memory kill here costs the caller nothing.
 
 ``python -m edgekiln.export.engines.build_worker FOLDER`` reads ``request.json`` and ``model.onnx`` in FOLDER, prints
-progress as JSON lines, and writes ``engine`` and ``result.json``. It decides nothing: ``tensorrt.py`` does. What only
-some releases of the library have is asked with ``hasattr``; numbers of enums changed between majors and are never used.
+progress as JSON lines, and writes ``engine`` and ``result.json``. It decides nothing: ``tensorrt.py`` does, and
+``inspect_worker.py`` looks at what was built. What only some releases of the library have is asked with ``hasattr``;
+numbers of enums changed between majors and are never used.
 """
 
 from __future__ import annotations
@@ -20,12 +21,14 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from edgekiln.export.engines.library_objects import create_object
+from edgekiln.export.engines.workspace import available_memory, limit_workspace
 from edgekiln.runtime.backends.tensorrt_library import LibraryLog, import_tensorrt, library_log
+from edgekiln.runtime.errors import EnvironmentProblem
 
 __all__ = ["main"]
 
 _PROGRESS_SECONDS = 0.2
-_SHARE_OF_FREE_MEMORY = 0.8  # the rest is for the tensors of the kernels being timed
 _ORIGIN = re.compile(r"\[ONNX Layer: ([^\]]*)\]")
 
 
@@ -75,11 +78,13 @@ def main(arguments: list[str]) -> int:
     request = json.loads((folder / "request.json").read_text("utf-8"))
     trt = import_tensorrt(request["flavour"], to_build=True)
     log = library_log(trt)
-    result: dict[str, Any] = {"engine": False, "failure": None, "node": None}
+    result: dict[str, Any] = {"engine": False, "failure": None, "node": None, "notes": []}
     try:
-        result |= _build(trt, log, request, folder)
+        result |= _build(trt, log, request, folder, result["notes"])
     except _Cancelled:
         result["failure"] = "cancelled"
+    except EnvironmentProblem as problem:
+        result |= {"failure": "start", "problem": problem.message}
     except _Failure as failure:
         result |= {"failure": failure.stage, "node": failure.node}
     result["log"] = log.since(0)
@@ -87,29 +92,30 @@ def main(arguments: list[str]) -> int:
     return 0 if result["engine"] else 1
 
 
-def _build(trt: ModuleType, log: LibraryLog, request: dict[str, Any], folder: Path) -> dict[str, Any]:
+def _build(
+    trt: ModuleType, log: LibraryLog, request: dict[str, Any], folder: Path, notes: list[str]
+) -> dict[str, Any]:
+    """Write the engine; returns what is known of it. What a person should know, also of a failure, goes to ``notes``.
+
+    Raises:
+        EnvironmentProblem: the library does not start.
+    """
     progress = _Progress()
-    builder = trt.Builder(log.logger)
+    builder = create_object(trt, log, lambda: trt.Builder(log.logger))
     network = builder.create_network(_network_flags(trt, request["typing"]))
     declared = _parse(trt, network, log, (folder / "model.onnx").read_bytes())
     config = builder.create_builder_config()
-    _set_options(trt, config, request)
+    _set_options(trt, config, request, notes)
     _set_profile(builder, network, config, request["batch"])
     config.progress_monitor = _make_monitor(trt, progress)
-    with _timing_cache(config, request["timing_cache"]) as notes:
+    with _timing_cache(config, request["timing_cache"], notes):
         plan = builder.build_serialized_network(network, config)
         if progress.cancelled:
             raise _Cancelled
         if plan is None:
             raise _Failure("build")
     (folder / "engine").write_bytes(plan)
-    return {
-        "engine": True,
-        "version": trt.__version__,
-        "declared": declared,
-        "notes": notes,
-        "layers": _inspect(trt, log, plan) if request["inspect"] else None,
-    }
+    return {"engine": True, "version": trt.__version__, "declared": declared}
 
 
 def _network_flags(trt: ModuleType, typing: str) -> int:
@@ -125,7 +131,7 @@ def _network_flags(trt: ModuleType, typing: str) -> int:
 
 def _parse(trt: ModuleType, network: Any, log: LibraryLog, model: bytes) -> dict[str, str]:
     """Read the graph into the network; returns the type that each ONNX node's layer takes in."""
-    parser = trt.OnnxParser(network, log.logger)
+    parser = create_object(trt, log, lambda: trt.OnnxParser(network, log.logger))
     if not parser.parse(model):
         node = None
         for index in range(parser.num_errors):
@@ -161,11 +167,14 @@ def _short_type(dtype: Any) -> str:
     return names.get(name, name.lower())
 
 
-def _set_options(trt: ModuleType, config: Any, request: dict[str, Any]) -> None:
+def _set_options(trt: ModuleType, config: Any, request: dict[str, Any], notes: list[str]) -> None:
     config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED  # else the inspector tells names only
     if not request["tf32"]:
         config.clear_flag(trt.BuilderFlag.TF32)
-    limit = _clamp_workspace(request["workspace_bytes"], request["flavour"])
+    limit, note = limit_workspace(
+        request["workspace_bytes"], request["flavour"], lambda: _available_memory(request["integrated"])
+    )
+    notes.extend([note] if note else [])
     if limit is not None:
         config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, limit)
     if request["optimization_level"] is not None:
@@ -183,14 +192,10 @@ def _set_options(trt: ModuleType, config: Any, request: dict[str, Any]) -> None:
         _set_weak_precision(trt, config, request["precision"])
 
 
-def _clamp_workspace(wanted: int | None, flavour: str) -> int | None:
-    """A limit above what is free, as the library's own is, makes small boards run out of memory in mid-build."""
-    if flavour == "tensorrt-rtx":  # builds without a GPU, so no memory of one is used
-        return wanted
+def _available_memory(integrated: bool) -> int:
     from edgekiln.runtime.cuda.driver import free_memory
 
-    available = int(free_memory() * _SHARE_OF_FREE_MEMORY)
-    return available if wanted is None else min(wanted, available)
+    return available_memory(free_memory(), integrated=integrated)
 
 
 def _set_same_compute_capability(trt: ModuleType, config: Any) -> None:
@@ -247,11 +252,10 @@ def _make_monitor(trt: ModuleType, progress: _Progress) -> Any:
 
 
 @contextmanager
-def _timing_cache(config: Any, file: str | None) -> Iterator[list[str]]:
+def _timing_cache(config: Any, file: str | None, notes: list[str]) -> Iterator[None]:
     """Kernel timings of earlier builds in, and this build's added to them after it. ``None`` leaves it alone."""
-    notes: list[str] = []
     if file is None:
-        yield notes
+        yield
         return
     path = Path(file)
     timing_cache = config.create_timing_cache(path.read_bytes() if path.exists() else b"")
@@ -259,7 +263,7 @@ def _timing_cache(config: Any, file: str | None) -> Iterator[list[str]]:
         notes.append("the timing cache was of another GPU, driver or version and was begun anew")
         timing_cache = config.create_timing_cache(b"")
         config.set_timing_cache(timing_cache, ignore_mismatch=False)
-    yield notes
+    yield
     with _alone(path.with_suffix(".lock")):
         if path.exists():  # another build may have added to it meanwhile
             _add_timings(config, path.read_bytes())
@@ -283,17 +287,6 @@ def _alone(path: Path) -> Iterator[None]:
         yield
     finally:
         os.close(descriptor)
-
-
-def _inspect(trt: ModuleType, log: LibraryLog, plan: Any) -> str | None:
-    """The engine inspector's JSON. Needs a GPU, since only a loaded engine can be inspected."""
-    runtime = trt.Runtime(log.logger)
-    engine = runtime.deserialize_cuda_engine(plan)
-    if engine is None:
-        return None
-    inspector = engine.create_engine_inspector()
-    text: str = inspector.get_engine_information(trt.LayerInformationFormat.JSON)
-    return text
 
 
 if __name__ == "__main__":

@@ -127,6 +127,48 @@ class EngineCache:
             raise
         return folder, False
 
+    def supplement(
+        self, key: str, name: str, make: Callable[[], str | None], tell: Callable[[str], None]
+    ) -> str | None:
+        """The text of file ``name`` in the entry of ``key``; where it is not there, what ``make`` gives, kept there.
+
+        Args:
+            key: of an entry. One that was pruned or damaged meanwhile keeps nothing.
+            name: of the file.
+            make: gives the text, or ``None``, which is not kept: the next one who asks tries again.
+            tell: as for ``fetch``.
+
+        Raises:
+            UntrustedError, ResourceError: as ``fetch``.
+        """
+        self._prepare()
+        try:
+            with self._lock(key, tell):
+                folder = self.root / key
+                whole = self._check(folder, key) is None
+                if whole and (folder / name).exists():
+                    return (folder / name).read_text("utf-8")
+                text = make()
+                if whole and text is not None:
+                    self._add_file(folder, name, text)
+                return text
+        except (BlockingIOError, ConnectionError):
+            raise  # of who listens, not of the disk
+        except OSError as error:
+            raise self._unwritable(error) from error
+
+    def _add_file(self, folder: Path, name: str, text: str) -> None:
+        """Add a file to a whole entry. Who dies between the two steps leaves a damaged one, which is built again."""
+        (folder / name).write_text(text, "utf-8")
+        document = json.loads((folder / _ABOUT).read_text("utf-8"))
+        document["files"][name] = hash_file(folder / name)[0]
+        beside = self.root / f".{folder.name}"
+        _remove(beside)
+        beside.mkdir(mode=0o700)
+        (beside / _ABOUT).write_text(json.dumps(document, sort_keys=True), "utf-8")
+        (beside / _ABOUT).replace(folder / _ABOUT)
+        beside.rmdir()
+
     def about(self, key: str) -> Mapping[str, Any]:
         """What ``build`` returned when the entry was made."""
         return self.read_about(self.root / key)

@@ -10,11 +10,12 @@ import signal
 from collections.abc import Mapping
 from typing import Any
 
+from edgekiln.export.engines.library_objects import DRIVER_HINT
 from edgekiln.export.engines.options import BuildOptions
 from edgekiln.runtime.cuda.driver import DeviceProperties
 from edgekiln.runtime.errors import BuildError, EnvironmentProblem, ResourceError
 
-__all__ = ["explain_death", "explain_failure"]
+__all__ = ["describe_end", "explain_death", "explain_failure"]
 
 _OPTION_FAILURES = {
     "hardware-compatibility": "This TensorRT has no hardware compatibility of that level.",
@@ -43,30 +44,43 @@ _CAUSES: tuple[tuple[re.Pattern[str], str, str], ...] = (
     (
         re.compile(r"driver|cudaError ?35|CUDA initialization failure", re.I),
         "driver",
-        "The NVIDIA driver is missing or too old for this library; `nvidia-smi` tells its version.",
+        DRIVER_HINT,
     ),
 )
 _NODE = re.compile(r"(?:node |ForeignNode\[|operation )['\"\[]?([\w./:+-]+)")
 
 
-def explain_death(code: int, complaints: str) -> Exception:
-    """The error for a child that ended without a result.
+def describe_end(code: int, complaints: str) -> str:
+    """How a child ended, and its last words: "was ended by SIGSEGV: ...". What comes after the name of the child.
 
     Args:
         code: its exit code, negative for a signal.
         complaints: the end of what it wrote to stderr.
     """
-    last = complaints.strip().splitlines()[-1] if complaints.strip() else ""
+    last = _last_line(complaints)
+    how = f"was ended by {_signal_name(-code)}" if code < 0 else f"ended with exit code {code}"
+    return f"{how}: {last}" if last else how
+
+
+def _signal_name(number: int) -> str:
+    return signal.Signals(number).name if number in signal.valid_signals() else f"signal {number}"
+
+
+def _last_line(complaints: str) -> str:
+    return complaints.strip().splitlines()[-1] if complaints.strip() else ""
+
+
+def explain_death(code: int, complaints: str) -> Exception:
+    """The error for a child that ended without a result; arguments as for ``describe_end``."""
+    last = _last_line(complaints)
     if code == -signal.SIGKILL:
         return ResourceError(
             "The process that builds the engine was killed, which is what the system does when memory runs out.",
             hint="Lower build.workspace_mib (--workspace), the largest batch or the optimization level.",
         )
     if code < 0:
-        known = -code in signal.valid_signals()
-        name = signal.Signals(-code).name if known else f"signal {-code}"
         return BuildError(
-            f"The engine library crashed while building ({name}). {last}".rstrip(),
+            f"The engine library crashed while building ({_signal_name(-code)}). {last}".rstrip(),
             hint="Build again with --debug; a newer driver or library usually mends it.",
         )
     return EnvironmentProblem(f"The engine builder ended with exit code {code}: {last or 'no message'}")
@@ -77,6 +91,8 @@ def explain_failure(
 ) -> BaseException:
     """The error for a result without an engine: BuildError with the library's words, or KeyboardInterrupt.
 
+    A library that did not even start is an EnvironmentProblem: the graph was not tried, and no other one would do.
+
     Args:
         result: what the child told.
         options: what was asked for.
@@ -85,6 +101,8 @@ def explain_failure(
     log = tuple((severity, text) for severity, text in result["log"])
     if result["failure"] == "cancelled":
         return KeyboardInterrupt()
+    if result["failure"] == "start":
+        return EnvironmentProblem(result["problem"], hint=DRIVER_HINT)
     errors = [text.strip() for severity, text in log if severity in {"ERROR", "INTERNAL_ERROR"}]
     words = " | ".join(dict.fromkeys(errors)) or _OPTION_FAILURES.get(result["failure"], "it gave no reason.")
     node = result["node"] or next((match[1] for text in errors if (match := _NODE.search(text))), None)
@@ -95,7 +113,7 @@ def explain_failure(
     where = f"for {device.name}" if device is not None and options.flavour == "tensorrt" else "without a GPU"
     return BuildError(
         f"{options.flavour} could not build the {options.precision.value} engine {where} "
-        f"({cause}{f', node {node}' if node else ''}): {words}",
+        f"({cause}{f', node {node}' if node else ''}): {' '.join((words, *result.get('notes', ())))}",
         hint=hint,
         node=node,
         log=log,

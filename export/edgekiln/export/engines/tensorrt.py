@@ -1,9 +1,9 @@
 """Builds TensorRT and TensorRT-RTX engines from ONNX files, on the machine that will run them or, for RTX, on any.
 
 One code path for TensorRT 10.3 to 11 and TensorRT-RTX: precision is in the graph, networks are strongly typed, and
-what a release lacks is asked for by name in the process that builds (``build_worker.py``, started and watched by
-``worker_process.py``). This module takes from the cache what was built before. It needs neither torch nor onnx: it
-works on a Jetson that has numpy, Pillow and TensorRT only.
+what a release lacks is asked for by name in the processes that build and inspect (``build_worker.py`` and
+``inspect_worker.py``, started and watched by ``worker_process.py``). This module takes from the cache what was built or
+told before. It needs neither torch nor onnx: it works on a Jetson that has numpy, Pillow and TensorRT only.
 """
 
 from __future__ import annotations
@@ -22,14 +22,24 @@ from typing import Any
 
 from edgekiln.export.engines.cache import EngineCache, engine_key
 from edgekiln.export.engines.options import BuildOptions
-from edgekiln.export.engines.worker_process import ENGINE_NAME, LAYERS_NAME, RESULT_NAME, Advance, run_worker
+from edgekiln.export.engines.power_mode import read_power_mode
+from edgekiln.export.engines.worker_process import (
+    ENGINE_NAME,
+    RESULT_NAME,
+    Advance,
+    Inspection,
+    inspect_in_child,
+    run_worker,
+)
 from edgekiln.runtime.backends.engine_header import Flavour
 from edgekiln.runtime.backends.tensorrt_library import find_version, import_tensorrt
 from edgekiln.runtime.cuda.driver import DeviceProperties, probe_driver, require_device
 from edgekiln.runtime.errors import ResourceError
 from edgekiln.runtime.onnx_files.scan import check_onnx
 
-__all__ = ["BuiltEngine", "build_engine", "library_version"]
+__all__ = ["BuiltEngine", "build_engine", "inspect_engine", "library_version"]
+
+_LAYERS_NAME = "layers.json"
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +52,6 @@ class BuiltEngine:
         version: of the library that built it.
         gpu: name of the GPU that it was built on; ``None`` where none was needed.
         declared: datatype that the network declares, by ONNX node.
-        layers: the engine inspector's JSON; ``None`` where there is no GPU to load the engine on.
         log: everything that the library said, as (severity, text).
         cached: whether it had been built before.
     """
@@ -54,14 +63,13 @@ class BuiltEngine:
     gpu: str | None
     options: BuildOptions
     declared: Mapping[str, str]
-    layers: str | None
     log: tuple[tuple[str, str], ...]
     notes: tuple[str, ...]
     seconds: float
     cached: bool
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON values for a manifest: everything but the log's small talk and the layers."""
+        """JSON values for a manifest: everything but the log's small talk."""
         options = asdict(self.options) | {"precision": self.options.precision.value}
         return {
             "version": self.version,
@@ -97,11 +105,12 @@ def build_engine(
         options: how.
         cache: where engines are kept.
         advance: told of (steps done, steps in all, phase).
-        tell: told once of what a person should know: a damaged entry, another builder.
+        tell: told once of what a person should know: a damaged entry, another builder, little memory.
 
     Raises:
         MissingExtraError: the library is not installed.
         DeviceError: TensorRT needs a GPU to build, and there is none.
+        EnvironmentProblem: the library does not start, for the driver is missing or too old.
         BuildError: the library refused; its words, the node and the likely cause are in the message.
         ResourceError: memory ran out.
         EngineError: the bytes are nothing that the library may be shown; see ``runtime.onnx_files.scan``.
@@ -115,11 +124,40 @@ def build_engine(
     def build(folder: Path) -> Mapping[str, Any]:
         started = time.monotonic()
         result = _build_into(folder, model, options, device, cache, advance)
+        for note in result["notes"]:
+            tell(note)
         return {**identity, "version": result["version"], "seconds": time.monotonic() - started}
 
     read: dict[str, Any] = {}
     folder, cached = cache.fetch(key, build, tell, lambda entry: read.update(_read_entry(entry)))
     return _describe_built(folder / ENGINE_NAME, read, options, device, cached=cached)
+
+
+def inspect_engine(
+    built: BuiltEngine, cache: EngineCache, *, tell: Callable[[str], None] = lambda text: None
+) -> Inspection:
+    """Ask the library of an engine's layers, in a child process, or take from the cache what it told before.
+
+    What failed, and what was told of less than all, is not kept: the next request asks again.
+
+    Args:
+        built: of ``build_engine``, here: without a GPU nothing can be asked, and nothing is.
+        cache: that it is in.
+        tell: told once of what a person should know.
+
+    Raises:
+        UntrustedError, ResourceError: the cache cannot be used.
+    """
+    if built.gpu is None:
+        return Inspection(None, None)
+    inspected: list[Inspection] = []
+
+    def inspect() -> str | None:
+        inspected.append(inspect_in_child(built.data, built.options.flavour))
+        return inspected[0].layers if inspected[0].note is None else None
+
+    kept = cache.supplement(built.path.parent.name, _LAYERS_NAME, inspect, tell)
+    return inspected[0] if inspected else Inspection(kept, None)
 
 
 def _build_into(
@@ -146,11 +184,22 @@ def _build_into(
 
 
 def _timing_cache(options: BuildOptions, device: DeviceProperties | None, root: Path) -> str | None:
-    """TensorRT's file of kernel times for this GPU and version. RTX is documented to do nothing but ask for a GPU."""
+    """TensorRT's file of kernel times for this GPU, its power mode and version.
+
+    RTX is documented to do nothing with one but ask for a GPU.
+    """
     if options.flavour != "tensorrt" or device is None:
         return None
-    name = re.sub(r"[^A-Za-z0-9]+", "-", f"{device.name}-{library_version('tensorrt')}")
+    mode = _power_mode()
+    known = [device.name, *([f"mode {mode}"] if mode else []), library_version("tensorrt")]
+    name = re.sub(r"[^A-Za-z0-9]+", "-", "-".join(known))
     return str((root / f"timing-{name}.cache").resolve())
+
+
+def _power_mode() -> str | None:
+    """``2 15W``: number and name of a Jetson's power mode. Kernels that are best at 15 W may not be at full power."""
+    mode = read_power_mode()
+    return None if mode is None else " ".join(filter(None, mode))
 
 
 def _describe_built(
@@ -171,7 +220,6 @@ def _describe_built(
         gpu=None if device is None else device.name,
         options=options,
         declared=result["declared"],
-        layers=read["layers"],
         log=tuple((severity, text) for severity, text in result["log"]),
         notes=tuple(result["notes"]),
         seconds=read["seconds"],
@@ -181,11 +229,9 @@ def _describe_built(
 
 def _read_entry(folder: Path) -> dict[str, Any]:
     """All of a cache entry, read at once: a moment later it may be pruned."""
-    layers = folder / LAYERS_NAME
     return {
         "data": (folder / ENGINE_NAME).read_bytes(),
         "result": json.loads((folder / RESULT_NAME).read_text("utf-8")),
-        "layers": layers.read_text("utf-8") if layers.exists() else None,
         "seconds": EngineCache.read_about(folder)["seconds"],
     }
 
@@ -202,12 +248,10 @@ def _identity(options: BuildOptions, installed: str, device: DeviceProperties | 
     """Everything besides the model that determines an engine."""
     gpu: Any = None
     if device is not None and options.flavour == "tensorrt":
-        gpu = [device.name, list(device.compute_capability), device.multiprocessors]
+        gpu = [device.name, list(device.compute_capability), device.multiprocessors, _power_mode()]
     return {
         "library": [options.flavour, installed],
         "platform": [sys.platform, os.uname().machine],
         "gpu": gpu,
-        # An engine is the same with and without a GPU here, but only with one are its layers known.
-        "inspected": device is not None,
         "options": asdict(options) | {"precision": options.precision.value},
     }

@@ -1,6 +1,7 @@
-"""The process that builds (``build_worker.py``), seen from its parent: started, listened to, stopped, never outlived.
+"""The processes that build and inspect, seen from their parent: started, listened to, stopped, never outlived.
 
-What it is told and what it tells are files in a folder, and lines of JSON for the progress. Knows no cache.
+They are ``build_worker.py`` and ``inspect_worker.py``. What they are told and what they tell are files in a folder, and
+lines of JSON for the progress. Knows no cache.
 """
 
 from __future__ import annotations
@@ -11,22 +12,37 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from edgekiln.export.engines.failures import explain_death, explain_failure
+from edgekiln.export.engines.failures import describe_end, explain_death, explain_failure
 from edgekiln.export.engines.options import BuildOptions
+from edgekiln.runtime.backends.engine_header import Flavour
 from edgekiln.runtime.cuda.driver import DeviceProperties
 
-__all__ = ["ENGINE_NAME", "LAYERS_NAME", "RESULT_NAME", "Advance", "run_worker"]
+__all__ = ["ENGINE_NAME", "RESULT_NAME", "Advance", "Inspection", "inspect_in_child", "run_worker"]
 
 Advance = Callable[[int, int, str], None]
 """Told of (steps done, steps in all, phase)."""
 
-ENGINE_NAME, LAYERS_NAME, RESULT_NAME = "engine", "layers.json", "result.json"
+ENGINE_NAME, RESULT_NAME = "engine", "result.json"
 _STOP_SECONDS = 10.0
 _WORKER = "edgekiln.export.engines.build_worker"
+_INSPECTOR = "edgekiln.export.engines.inspect_worker"
+
+
+@dataclass(frozen=True, slots=True)
+class Inspection:
+    """What the library's inspector told of an engine.
+
+    Attributes:
+        layers: its JSON; ``None`` where it told nothing.
+        note: why it told nothing or less than it could; ``None`` where all is told.
+    """
+
+    layers: str | None
+    note: str | None
 
 
 def run_worker(
@@ -42,31 +58,28 @@ def run_worker(
     Args:
         model: bytes of an ONNX file.
         options: how.
-        device: the GPU that is here; ``None`` leaves the engine uninspected.
-        target: folder for ``ENGINE_NAME``, and for ``LAYERS_NAME`` where the engine was inspected.
+        device: the GPU that is here.
+        target: folder for ``ENGINE_NAME``.
         timing_cache: file that the library keeps the times of kernels in; ``None`` for none.
         advance: told of the progress. What it raises stops the child.
 
     Raises:
         BuildError: the library refused or crashed.
         ResourceError: the child was killed, which is what the system does when memory runs out.
-        EnvironmentProblem: the child could not start.
+        EnvironmentProblem: the child could not start, or its library did not.
         OSError: a file could not be written.
     """
     with tempfile.TemporaryDirectory(prefix="edgekiln-build-") as name:
         folder = Path(name)
         (folder / "model.onnx").write_bytes(model)
         (folder / "request.json").write_text(json.dumps(_request(options, device, timing_cache)), "utf-8")
-        exit_code, complaints = _watch(folder, advance)
+        exit_code, complaints = _watch(_WORKER, folder, advance)
         result_file = folder / RESULT_NAME
         if not result_file.exists():
             raise explain_death(exit_code, complaints)
         result: dict[str, Any] = json.loads(result_file.read_text("utf-8"))
         if not result["engine"]:
             raise explain_failure(result, options, device)
-        layers = result.pop("layers")
-        if layers is not None:
-            (target / LAYERS_NAME).write_text(layers, "utf-8")
         (target / ENGINE_NAME).write_bytes((folder / ENGINE_NAME).read_bytes())
         return result
 
@@ -78,16 +91,33 @@ def _request(
         **asdict(options),
         "precision": options.precision.value,
         "timing_cache": timing_cache,
-        "inspect": device is not None,
+        "integrated": device is not None and device.integrated,
     }
 
 
-def _watch(folder: Path, advance: Advance) -> tuple[int, str]:
+def inspect_in_child(engine: bytes, flavour: Flavour) -> Inspection:
+    """Ask the library of an engine's layers, in a child. Needs a GPU that loads it; whatever fails is in the note."""
+    try:
+        with tempfile.TemporaryDirectory(prefix="edgekiln-inspect-") as name:
+            folder = Path(name)
+            (folder / ENGINE_NAME).write_bytes(engine)
+            (folder / "request.json").write_text(json.dumps({"flavour": flavour}), "utf-8")
+            exit_code, complaints = _watch(_INSPECTOR, folder, lambda done, total, phase: None)
+            result_file = folder / RESULT_NAME
+            if not result_file.exists():
+                return Inspection(None, f"the process that inspects {describe_end(exit_code, complaints)}")
+            result: dict[str, Any] = json.loads(result_file.read_text("utf-8"))
+    except OSError as error:
+        return Inspection(None, f"{error.filename or tempfile.gettempdir()}: {error.strerror}")
+    return Inspection(result["layers"], result["problem"] or result["note"])
+
+
+def _watch(module: str, folder: Path, advance: Advance) -> tuple[int, str]:
     """Run the child to its end; returns its exit code and the end of what it wrote to stderr."""
     paths = [str(Path(path).absolute()) for path in sys.path]  # the child works elsewhere; "" means here
     with (folder / "stderr").open("wb") as stderr:
         child = subprocess.Popen(
-            [sys.executable, "-m", _WORKER, str(folder)],
+            [sys.executable, "-m", module, str(folder)],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=stderr,

@@ -15,7 +15,7 @@ from edgekiln.export.audits.engine_layers.verdict import audit_engine
 from edgekiln.export.audits.tensorrt import audit_declared, audit_rtx_plan
 from edgekiln.export.engines.cache import EngineCache
 from edgekiln.export.engines.options import BatchProfile, BuildOptions
-from edgekiln.export.engines.tensorrt import BuiltEngine, build_engine
+from edgekiln.export.engines.tensorrt import BuiltEngine, build_engine, inspect_engine
 from edgekiln.pipeline.workspace.progress import Progress
 from edgekiln.runtime.backends.engine_header import Flavour
 from edgekiln.runtime.errors import PrecisionError
@@ -34,6 +34,7 @@ class EngineRequest:
         settings: the ``build`` section of a variant, as JSON values; what is absent has its default.
         products: MACs by ONNX node, for the audit.
         minimum_share: of the MACs, that must run in ``precision``.
+        kept_share: of the MACs, that the graph of INT8 has in float on purpose, 0 to 1: what the search reported.
     """
 
     name: str
@@ -43,6 +44,13 @@ class EngineRequest:
     settings: Mapping[str, Any]
     products: Mapping[str, int]
     minimum_share: float
+    kept_share: float = 0.0
+
+    @property
+    def asked_share(self) -> float:
+        """Of the MACs, that the audit asks for: of an INT8 graph, nothing of what was left in float on purpose."""
+        kept = self.kept_share if self.precision is Precision.INT8 else 0.0
+        return self.minimum_share * (1 - kept)
 
 
 def plan_builds(request: EngineRequest) -> dict[str, BuildOptions]:
@@ -76,62 +84,93 @@ def build_engines(request: EngineRequest, folder: Path, progress: Progress) -> d
     """Build all engines of a request into ``folder``, and audit them.
 
     Returns:
-        JSON values: ``files``, ``builds``, ``precision``, ``audit``, ``notices``, and ``failure``, which tells where
-        they compute with too little of the precision that was asked for.
+        JSON values: ``files``, ``builds``, ``precision``, ``audit``, ``notices``; ``failure``, which tells where they
+        compute with too little of the precision that was asked for; and ``uninspected``, which tells why the library
+        could not be asked for all that they compute with, where that was needed.
 
     Raises:
         MissingExtraError, DeviceError: it cannot be tried here.
         BuildError, ResourceError: it was tried, and failed.
     """
-    builds, cache = plan_builds(request), EngineCache()
-    engines: list[BuiltEngine] = []
-    for name, options in builds.items():
-        engine = build_engine(
+    cache = EngineCache()
+    engines = _build_all(request, cache, folder, progress)
+    # Static engines are of one graph and one set of options: the first tells for all.
+    first = next(iter(engines.values()))
+    audit, failure, uninspected = _audit(first, request, cache, progress)
+    return {
+        "files": list(engines),
+        "builds": {name: engine.to_dict() for name, engine in engines.items()},
+        "precision": request.precision.value,
+        "audit": audit,
+        "failure": failure,
+        "uninspected": uninspected,
+        "notices": _notices(request, first, audit, uninspected),
+    }
+
+
+def _build_all(
+    request: EngineRequest, cache: EngineCache, folder: Path, progress: Progress
+) -> dict[str, BuiltEngine]:
+    """The engines by file name, each written into ``folder``."""
+    engines: dict[str, BuiltEngine] = {}
+    for name, options in plan_builds(request).items():
+        engines[name] = build_engine(
             request.model.read_bytes(),
             options,
             cache,
             advance=progress.advance,
             tell=lambda text: progress.message(f"  {text}"),
         )
-        (folder / name).write_bytes(engine.data)
-        engines.append(engine)
-    audit: dict[str, Any] | None = None
-    failure = None
+        (folder / name).write_bytes(engines[name].data)
+    return engines
+
+
+def _audit(
+    engine: BuiltEngine, request: EngineRequest, cache: EngineCache, progress: Progress
+) -> tuple[dict[str, Any] | None, str | None, str | None]:
+    """What the engine computes with, by the strongest evidence at hand.
+
+    TensorRT-RTX's plans tell of themselves, which was proven on real ones; the inspector is asked where a plan does
+    not. What a network declares is the weakest evidence and is asked last: it may not refuse what a stronger one
+    confirms.
+
+    Returns:
+        The audit, or its failure; and why the library could not be asked for all of it, where it had to be.
+    """
+    judged = (request.products, request.precision, request.asked_share)
+    uninspected = None
     try:
-        # Static engines are of one graph and one set of options: the first tells for all.
-        audit = _audit(engines[0], request)
+        if request.flavour == "tensorrt-rtx":
+            achieved = audit_rtx_plan(engine.data, *judged)
+            if achieved.evidence != "none":
+                return achieved.to_dict(), None, None
+        inspection = inspect_engine(engine, cache, tell=lambda text: progress.message(f"  {text}"))
+        uninspected = inspection.note
+        if uninspected:
+            progress.message(f"  {request.name}: the engine was not inspected fully: {uninspected}")
+        if inspection.layers is not None:
+            audit = audit_engine(parse_inspector(inspection.layers), *judged)
+        else:
+            audit = audit_declared(engine.declared, *judged)
+        return audit.to_dict(), None, uninspected
     except PrecisionError as error:
-        failure = str(error)  # the engines are kept for a look
-    return {
-        "files": list(builds),
-        "builds": {name: engine.to_dict() for name, engine in zip(builds, engines, strict=True)},
-        "precision": request.precision.value,
-        "audit": audit,
-        "failure": failure,
-        "notices": _notices(request, engines[0], audit),
-    }
+        why = f" The engine was not inspected fully: {uninspected}." if uninspected else ""
+        return None, f"{error}{why}", uninspected  # the engines are kept for a look
 
 
-def _audit(engine: BuiltEngine, request: EngineRequest) -> dict[str, Any]:
-    """What the engine computes with, by the best evidence at hand; raises PrecisionError where it is too little."""
-    judged = (request.products, request.precision, request.minimum_share)
-    declared = audit_declared(engine.declared, *judged)
-    if engine.layers is not None:
-        return audit_engine(parse_inspector(engine.layers), *judged).to_dict()
-    if request.flavour == "tensorrt-rtx":
-        achieved = audit_rtx_plan(engine.data, *judged)
-        if achieved.evidence != "none":
-            return achieved.to_dict()
-    return declared.to_dict()
-
-
-def _notices(request: EngineRequest, engine: BuiltEngine, audit: Mapping[str, Any] | None) -> list[str]:
+def _notices(
+    request: EngineRequest, engine: BuiltEngine, audit: Mapping[str, Any] | None, uninspected: str | None
+) -> list[str]:
     """What the first line of a report must say."""
     warnings = [note for note in (audit or {}).get("notes", ()) if note.startswith("Warning")]
     if request.flavour == "tensorrt-rtx" and request.precision is Precision.INT8 and not warnings:
-        # With a GPU the inspector is asked, and the plan's text, which tells of it, is not.
+        # A plan without text does not tell of it.
         warnings = ["Warning: TensorRT-RTX has no fused INT8 convolutions: FP16 is likely faster; measure."]
     notices = [f"{request.name}: {warning}" for warning in warnings]
+    if uninspected:
+        notices.append(
+            f"{request.name} was not inspected fully, and the audit may know too little: {uninspected}"
+        )
     if engine.options.typing == "weak":
         notices.append(
             f"{request.name} is weakly typed: the library was free to compute in FP32; the audit says what it chose."

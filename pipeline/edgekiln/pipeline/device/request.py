@@ -72,9 +72,11 @@ def graph_precision(variant: VariantRecord) -> Precision:
 
 def inherited_figures(variant: VariantRecord) -> dict[str, Any]:
     """What the figures of a variant say of its graph, not of an engine: another build may begin from it."""
+    kept = variant.figures.get("kept_share")
     return {
         "products": variant.figures.get("products") or {},
         "asked_precision": graph_precision(variant).value,
+        **({} if kept is None else {"kept_share": kept}),
     }
 
 
@@ -87,14 +89,16 @@ def read_wishes(
     try:
         wish = _wish(parent, variant.name)
         share = wish.get("min_precision_share")
+        inherited = inherited_figures(variant)
         build = EngineRequest(
             name=variant.name,
             model=folder / variant.source,
             flavour=flavour,
             precision=graph_precision(variant),
             settings=_merge_settings(flavour, wish.get("build") or {}, request.settings or {}),
-            products={str(k): int(v) for k, v in inherited_figures(variant)["products"].items()},
+            products={str(k): int(v) for k, v in inherited["products"].items()},
             minimum_share=_DEFAULT_SHARE if share is None else float(share),
+            kept_share=_share(inherited.get("kept_share", 0.0)),
         )
         plan_builds(build)
         gate = {**_DEFAULT_GATE, **(parent.manifest.get("gate") or {})}
@@ -106,6 +110,14 @@ def read_wishes(
             f"{parent.path / 'manifest.json'}: the settings of {variant.name!r} cannot be used: {error}.",
             path=parent.path,
         ) from error
+
+
+def _share(value: Any) -> float:
+    """A share of a manifest; raises ValueError where it is none, since a larger one would ask for nothing."""
+    share = float(value)
+    if not 0 <= share <= 1:
+        raise ValueError(f"{value} is no share from 0 to 1")
+    return share
 
 
 def _wish(parent: Bundle, name: str) -> Mapping[str, Any]:

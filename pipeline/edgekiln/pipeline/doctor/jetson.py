@@ -10,9 +10,10 @@ import re
 import sys
 from pathlib import Path
 
+from edgekiln.export.engines.power_mode import read_power_mode
 from edgekiln.pipeline.doctor.row import Row, fail, ok, warn
 
-__all__ = ["check_jetson", "read_jetpack", "read_power_mode"]
+__all__ = ["check_jetson", "read_jetpack"]
 
 # L4T release to JetPack (table of the jetson_stats project; NVIDIA's release pages).
 _JETPACKS = {
@@ -52,19 +53,6 @@ def _check_release(l4t: str, jetpack: str | None) -> Row:
     if jetpack is None:
         return ok("jetpack", f"L4T {l4t}, not in edgekiln's table")
     return ok("jetpack", f"{jetpack} (L4T {l4t})")
-
-
-def read_power_mode(root: Path) -> tuple[str, str | None] | None:
-    """(number, name) of the power mode that nvpmodel set; name from its configuration."""
-    status = re.search(r"pmode:\s*(\d+)", _read(root / "var/lib/nvpmodel/status") or "")
-    config = _read(root / "etc/nvpmodel.conf") or ""
-    default = re.search(r"PM_CONFIG\s+DEFAULT=(\d+)", config)
-    chosen = status or default
-    if chosen is None:
-        return None
-    number = str(int(chosen[1]))
-    names = {str(int(i)): name for i, name in re.findall(r"POWER_MODEL\s+ID=(\d+)\s+NAME=(\S+)", config)}
-    return number, names.get(number)
 
 
 def _check_power_mode(root: Path) -> Row:

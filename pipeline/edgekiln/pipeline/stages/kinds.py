@@ -153,6 +153,7 @@ KINDS: tuple[StageKind, ...] = (
         subjects=_built_variants,
         settings=settings_of_engine,
         tools=_use(*ENGINE_LIBRARIES),
+        revision=2,
     ),
     StageKind(
         f"evaluate.{BASELINE}",

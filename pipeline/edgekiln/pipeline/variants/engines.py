@@ -98,12 +98,14 @@ def _build_or_fall_back(
         graph, request = FALLBACK_NAME, _request(variant, made / FALLBACK_NAME, Precision.FP16)
         built = build_engines(request, context.folder, context.progress)
     record |= {**built, "graph": graph, "notices": [*notices, *built["notices"]]}
+    if built[
+        "uninspected"
+    ]:  # a full memory or an old driver: the engine is in the cache, and is only asked again
+        (context.folder / RETRY_NAME).write_text(built["uninspected"], "utf-8")
 
 
 def _request(variant: VariantSettings, model: Path, precision: Precision) -> EngineRequest:
     about = read_json(model.parent / ABOUT_NAME)
-    # What the search left in float on purpose, and reported, is not asked for in INT8.
-    kept = about.get("kept_share", 0.0) if precision is Precision.INT8 else 0.0
     flavour: Any = variant.backend  # a variant that builds engines has one of the two flavours
     return EngineRequest(
         name=variant.name,
@@ -112,7 +114,8 @@ def _request(variant: VariantSettings, model: Path, precision: Precision) -> Eng
         precision=precision,
         settings=variant.build.model_dump(mode="json"),
         products=about["products"],
-        minimum_share=variant.precision_share * (1 - kept),
+        minimum_share=variant.precision_share,
+        kept_share=about.get("kept_share", 0.0),
     )
 
 

@@ -1,0 +1,57 @@
+"""What the engine inspector is asked, and with which context. The library is a fake; only a GPU has the real one."""
+
+import json
+
+import fake_tensorrt_builder as trt
+import pytest
+
+from edgekiln.export.audits.engine_layers.inspector import parse_inspector
+from edgekiln.export.engines.inspect_worker import inspect_plan
+from edgekiln.runtime.backends.tensorrt_library import LibraryLog
+from edgekiln.runtime.errors import EngineError, EnvironmentProblem
+
+DYNAMIC, STATIC = ([[n, 32, 32, 3] for n in batch] for batch in ((1, 8, 32), (4, 4, 4)))
+
+
+def inspect(shapes, monkeypatch, faults=""):
+    monkeypatch.setenv("FAKE_TENSORRT_FAULTS", faults)
+    return inspect_plan(trt, LibraryLog(trt), json.dumps(shapes).encode())
+
+
+def input_types(found):
+    return {kind for layer in parse_inspector(found["layers"]) for kind in layer.inputs}
+
+
+@pytest.mark.parametrize("shapes", [DYNAMIC, STATIC], ids=["dynamic", "static"])
+def test_formats_are_told_of_every_engine(shapes, monkeypatch):
+    found = inspect(shapes, monkeypatch)
+    assert found["note"] is None
+    assert "fp16" in input_types(found)
+    assert "unknown" not in input_types(found)
+
+
+@pytest.mark.parametrize(
+    ("faults", "note"),
+    [
+        ("context", "no execution context could be made (Requested amount of GPU memory"),
+        ("shape", "the context refused the shape (8, 32, 32, 3) ("),
+    ],
+)
+def test_without_a_context_it_is_inspected_all_the_same_and_said(monkeypatch, faults, note):
+    found = inspect(DYNAMIC, monkeypatch, faults)
+    assert found["note"].startswith(note)
+    assert "unknown" in input_types(found)
+
+
+@pytest.mark.parametrize(
+    ("faults", "error", "words"),
+    [
+        ("Runtime", EnvironmentProblem, "does not start: .*error: 35"),
+        ("engine", EngineError, "does not load its own engine: the plan is of another device"),
+        ("inspector", EngineError, "the engine gives no inspector"),
+        ("text", EngineError, "the inspector lists no layers"),
+    ],
+)
+def test_what_fails_is_told(monkeypatch, faults, error, words):
+    with pytest.raises(error, match=words):
+        inspect(STATIC, monkeypatch, faults)
