@@ -55,9 +55,9 @@ class Net:
         statistics = [self.constant(f"{name}_{i}", np.ones(CHANNELS)) for i in range(4)]
         return self.add("BatchNormalization", name, data, *statistics)
 
-    def graph(self, *outputs, source=TensorProto.FLOAT):
+    def graph(self, *outputs, source=None):
         kind = helper.np_dtype_to_tensor_dtype(np.dtype(self.dtype))
-        image = helper.make_tensor_value_info("image", source, [None] * 4)
+        image = helper.make_tensor_value_info("image", source or kind, [None] * 4)
         answers = [helper.make_tensor_value_info(name, kind, [None] * 2) for name in outputs]
         return helper.make_graph(self.nodes, "net", [image], answers, self.constants)
 
@@ -131,7 +131,7 @@ def test_weights_quantized_in_the_graph_are_read_through_casts_and_transposes():
 
 def test_scales_may_be_constant_nodes_behind_casts():
     net = Net()
-    graph = net.graph(net.conv("conv", "image"))
+    graph = net.graph(net.conv("conv", "image"), source=TensorProto.FLOAT16)
     scale = next(t for t in graph.initializer if t.name == "conv_x_scale")
     graph.initializer.remove(scale)
     value = helper.make_node("Constant", [], ["raw"], value_float=-1.0)
@@ -168,6 +168,12 @@ def quantized_conv(**pair):
     return net.graph(net.add("Conv", "conv", net.pair("x", "image", **pair), net.weight("w")))
 
 
+def quantized_conv_of(source):
+    """A network in FP32 whose input is of another type."""
+    net = Net()
+    return net.graph(net.conv("conv", "image"), source=source)
+
+
 def conv_then(step):
     net = Net()
     return net.graph(step(net, net.conv("conv", "image")))
@@ -187,6 +193,7 @@ BREAKS = {
     "unquantized-product": lambda: (net := Net()).graph(net.add("Conv", "conv", "image", net.weight("w"))),
     "quantized-output": lambda: conv_then(lambda net, x: net.pair("logits", x)),
     "nonpositive-scale": lambda: quantized_conv(scale=0.0),
+    "scale-type": lambda: quantized_conv_of(TensorProto.FLOAT16),
     "dangling-quantize": lambda: (net := Net()).graph(net.quantize("x", "image")),
 }
 """A row for each rule: a graph that breaks it and nothing else."""
@@ -229,8 +236,9 @@ def test_qdq_between_convolution_and_normalization():
 def test_qdq_behind_a_cast_is_still_inside():
     net = Net()
     convolved = net.add("Cast", "cast", net.conv("conv", "image"), to=10)
+    net.dtype = np.float16  # of the pair between the two Casts
     activated = net.add("Relu", "act", net.add("Cast", "back", net.pair("inside", convolved), to=1))
-    assert found(net.graph(activated))[:2] == (
+    assert found(net.graph(activated, source=TensorProto.FLOAT))[:2] == (
         "qdq-inside-conv-chain",
         ("conv", "inside_q", "inside_dq", "act"),
     )
@@ -318,6 +326,8 @@ def test_concat_of_one_scale_in_two_precisions():
     net = Net()
     joined(net, 0.1, 0.1)
     net.constants[0].CopyFrom(numpy_helper.from_array(np.array(0.1, np.float16), net.constants[0].name))
+    quantize = next(node for node in net.nodes if node.name == "part0_q")
+    quantize.input[0] = net.add("Cast", "cast", "relu0_out", to=TensorProto.FLOAT16)
     assert lint_qdq(net.graph("concat_out")) == ()
 
 
@@ -416,6 +426,42 @@ def test_a_scale_is_too_small_in_its_own_precision_only():
         weight = net.weight("w", scale=[0.01, 2.0**-21, 0.01, 0.01])  # FP16 holds multiples of 2**-24
         faulty = [(f.rule, f.nodes) for f in lint_qdq(net.graph(net.conv("conv", "image", weight)))]
         assert faulty == [("nonpositive-scale", ("w_dq",))] * findings
+
+
+def test_the_scale_of_another_type_than_its_tensor_names_both():
+    graph = quantized_conv_of(TensorProto.FLOAT16)
+    assert found(graph) == ("scale-type", ("conv_x_q",), "error")
+    assert "(FLOAT for FLOAT16)" in only(graph).message
+
+
+@pytest.mark.parametrize("between", ["Relu", "Reshape", "Add", "MaxPool", "BatchNormalization"])
+def test_the_type_is_followed_through_what_keeps_it(between):
+    net = Net()
+    more = {
+        "Add": [net.constant("one", 1)],
+        "BatchNormalization": [net.constant(f"n{i}", [1]) for i in range(4)],
+    }
+    kept = net.add(between, "between", "image", *more.get(between, []))
+    assert found(net.graph(net.conv("conv", kept), source=TensorProto.FLOAT16))[0] == "scale-type"
+    cast = net.add("Cast", "cast", "between_out", to=TensorProto.FLOAT)
+    next(node for node in net.nodes if node.name == "conv_x_q").input[0] = cast
+    assert lint_qdq(net.graph("conv_out", source=TensorProto.FLOAT16)) == ()
+
+
+def test_a_dequantize_may_not_give_another_type_than_its_scale_has():
+    net = Net()
+    graph = net.graph(net.conv("conv", "image"))
+    dequantize = next(node for node in graph.node if node.name == "conv_x_dq")
+    dequantize.attribute.append(helper.make_attribute("output_dtype", TensorProto.FLOAT))
+    assert lint_qdq(graph) == ()
+    dequantize.attribute[-1].i = TensorProto.FLOAT16
+    assert found(graph) == ("scale-type", ("conv_x_dq",), "error")
+
+
+def test_the_type_behind_an_operator_that_is_not_known_is_not_judged():
+    net = Net()
+    graph = net.graph(net.conv("conv", net.add("Bogus", "bogus", "image")), source=TensorProto.FLOAT16)
+    assert lint_qdq(graph) == ()
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float16])

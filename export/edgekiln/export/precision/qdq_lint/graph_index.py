@@ -11,7 +11,15 @@ from numpy.typing import NDArray
 
 from edgekiln.export.precision.qdq_lint.constants import cast_array, find_constants, read_array
 from edgekiln.export.precision.qdq_lint.nodes import Node, attribute, input_name, label, output_name
-from edgekiln.export.precision.qdq_lint.operators import COMMUTING, DEQUANTIZE, MOVING, PLAIN, QDQ, QUANTIZE
+from edgekiln.export.precision.qdq_lint.operators import (
+    COMMUTING,
+    DEQUANTIZE,
+    MOVING,
+    PLAIN,
+    QDQ,
+    QUANTIZE,
+    TYPE_KEEPING,
+)
 
 __all__ = ["GraphIndex"]
 
@@ -81,6 +89,32 @@ class GraphIndex:
         """How many scales a Q or DQ has: 1, or one per channel; 0 where that cannot be told."""
         scale = self.scale(node)
         return 0 if scale is None else int(scale.size)
+
+    def element_type(self, name: str) -> int:
+        """Type of a tensor's elements, as ONNX numbers it; 0 where it cannot be told.
+
+        Read from constants, graph inputs, Casts and DQs alone: the types that a graph notes beside its nodes may be
+        those before a conversion.
+        """
+        seen: set[str] = set()
+        while name not in seen:
+            seen.add(name)
+            if name in self.constants:
+                return int(getattr(self.constants[name], "data_type", 0))
+            if name in self.inputs:
+                return int(self.inputs[name].type.tensor_type.elem_type)
+            node = self.producer(name)
+            if node is None:
+                return 0
+            told = {"Cast": "to", DEQUANTIZE: "output_dtype"}.get(node.op_type)
+            if told is not None and (kind := int(attribute(node, told, 0))):
+                return kind
+            if node.op_type != DEQUANTIZE and node.op_type not in TYPE_KEEPING:
+                return 0
+            name = input_name(
+                node, 1 if node.op_type == DEQUANTIZE else 0
+            )  # a DQ gives the type of its scale
+        return 0
 
     def dequantizer(self, name: str, through: frozenset[str] = COMMUTING) -> Node:
         """The DequantizeLinear that a tensor comes from, or None."""

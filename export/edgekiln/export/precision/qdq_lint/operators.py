@@ -17,6 +17,7 @@ __all__ = [
     "QDQ",
     "QUANTIZE",
     "RESHAPING",
+    "TYPE_KEEPING",
 ]
 
 QUANTIZE, DEQUANTIZE = "QuantizeLinear", "DequantizeLinear"
@@ -38,3 +39,10 @@ ARITHMETIC = frozenset({"Mul", "Add", "Sub", "Div"})
 LAYOUT = PLAIN | {"Transpose"}
 ANSWER = PLAIN | RESHAPING | {"Softmax", "LogSoftmax"}
 """What may stand between the logits and the graph's output."""
+TYPE_KEEPING = (
+    (MOVING - {"Cast"}) | PRODUCTS | ACTIVATIONS | ARITHMETIC | ANSWER - {"Cast"}
+    | {"BatchNormalization", "LayerNormalization", "InstanceNormalization", "GroupNormalization", "ConvTranspose"}
+    | {"MaxPool", "AveragePool", "GlobalAveragePool", "GlobalMaxPool", "Concat", "Split", "Slice", "Gather", "Pad"}
+    | {"ReduceMean", "ReduceSum", "ReduceMax", "Resize", "Expand", "Dropout", "Pow", "Sqrt", "Exp", "Erf", "Neg"}
+)  # fmt: skip
+"""Their output has the type of their first input. It is not all of ONNX's: of the others nothing is claimed."""

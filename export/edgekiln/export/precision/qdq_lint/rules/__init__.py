@@ -10,6 +10,7 @@ from edgekiln.export.precision.qdq_lint.rules.conv_chains import QdqInsideConvCh
 from edgekiln.export.precision.qdq_lint.rules.pairing import DanglingQuantize
 from edgekiln.export.precision.qdq_lint.rules.products import UnquantizedProduct
 from edgekiln.export.precision.qdq_lint.rules.residual_adds import BothAddInputsQuantized, UnquantizedSkip
+from edgekiln.export.precision.qdq_lint.rules.scale_types import ScaleType
 from edgekiln.export.precision.qdq_lint.rules.scales import NonpositiveScale, PerChannelActivation
 from edgekiln.export.precision.qdq_lint.rules.weights import PerTensorWeight, WeightAxis
 from edgekiln.export.precision.qdq_lint.rules.zero_points import NonzeroZeroPoint
@@ -30,5 +31,6 @@ RULES: tuple[Rule, ...] = (
     UnquantizedProduct(),
     QuantizedOutput(),
     NonpositiveScale(),
+    ScaleType(),
     DanglingQuantize(),
 )

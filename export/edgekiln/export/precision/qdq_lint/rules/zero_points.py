@@ -44,12 +44,4 @@ def _is_symmetric_int8(graph: GraphIndex, node: Node) -> bool:
         return True  # it is no constant: nothing to judge
     if node.op_type == QUANTIZE:  # ONNX's default is uint8; TensorRT would read int8, other engines not
         return bool(attribute(node, "output_dtype", 0) not in {0, onnx.TensorProto.UINT8})
-    return bool(_element_type(graph, input_name(node, 0)) != onnx.TensorProto.UINT8)
-
-
-def _element_type(graph: GraphIndex, name: str) -> int:
-    """Type of a constant or a graph input, as ONNX numbers it; 0 where unknown."""
-    tensor = graph.constants.get(name)
-    if tensor is not None:
-        return int(tensor.data_type)
-    return int(graph.inputs[name].type.tensor_type.elem_type) if name in graph.inputs else 0
+    return bool(graph.element_type(input_name(node, 0)) != onnx.TensorProto.UINT8)
