@@ -2,6 +2,7 @@
 
 import pytest
 from fake_tensorrt import make_header
+from gpu_support import is_for_another_gpu
 
 from edgekiln.runtime.backends.engine_header import read_engine_header
 from edgekiln.runtime.backends.tensorrt_errors import OLD_DRIVER, REBUILD, convert_refusal, refuse_foreign
@@ -40,3 +41,17 @@ def test_an_engine_of_another_release_is_refused_by_its_header():
     refuse_foreign(header, "tensorrt", "11.4.0", (8, 9))
     with pytest.raises(DeviceError, match=r"will not load here, because .*edgekiln build BUNDLE"):
         refuse_foreign(header, "tensorrt", "10.3.0", (8, 9))
+
+
+def test_gpu_that_an_engine_does_not_run_on_is_told_from_other_refusals():
+    """The tests on GPUs skip for it alone: on a 7.5 by the header, on a 9.0 by TensorRT-RTX 1.7.1 itself."""
+    with pytest.raises(DeviceError) as by_header:
+        refuse_foreign(read_engine_header(make_header("rtx")), "tensorrt-rtx", "1.7.1.116", (7, 5))
+    words = "The engine cannot run on this GPU, which has compute capability 9.0."
+    assert is_for_another_gpu(by_header.value)
+    assert is_for_another_gpu(convert_refusal("tensorrt_rtx refused this engine", words))
+    with pytest.raises(DeviceError) as by_version:
+        refuse_foreign(read_engine_header(make_header("rtx")), "tensorrt-rtx", "1.6.0", (8, 6))
+    for words in ("CUDA error 700", "The engine plan file is not compatible with this version of TensorRT"):
+        assert not is_for_another_gpu(convert_refusal("tensorrt_rtx refused this engine", words))
+    assert not is_for_another_gpu(by_version.value)
