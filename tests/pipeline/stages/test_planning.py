@@ -55,6 +55,21 @@ def test_an_engine_is_read_where_one_is_built(tensorrt_run):
     assert inputs["evaluate.rtx-fp16"] == ("data", "variant.rtx-fp16", "engine.rtx-fp16")
 
 
+def test_engines_and_times_of_one_power_mode_are_not_those_of_another(tensorrt_run, monkeypatch):
+    from edgekiln.benchmarks import environment
+
+    def settings(mode):
+        jetson = None if mode is None else {"power_mode": mode}
+        monkeypatch.setattr(environment, "read_jetson", lambda: jetson)
+        return {stage.name: stage.settings for stage in plan_stages(load_recipe(tensorrt_run[0]))}
+
+    desktop, low, full = settings(None), settings("15W"), settings("MAXN")
+    differing = {name for name in low if low[name] != full[name]}
+    assert {name.partition(".")[0] for name in differing} <= {"engine", "benchmark"}
+    assert "engine.rtx-fp16" in differing
+    assert {name for name in low if low[name] != desktop[name]} == differing
+
+
 def test_finished_stages_hold_what_the_table_says(tiny_run, tensorrt_run):
     checked = set()
     for _, _, result in (tiny_run, tensorrt_run):

@@ -160,12 +160,13 @@ def _own_tools(variant: VariantSettings) -> tuple[str, ...]:
 
 
 def settings_of_engine(_: Wish, variant: VariantSettings) -> dict[str, Any]:
-    """How it is built, and the GPUs that are there."""
+    """How it is built, and the GPUs that are there: kernels are chosen by their times."""
     return {
         "backend": variant.backend,
         "build": variant.build.model_dump(mode="json"),
         "precision_share": variant.precision_share,
         "devices": _visible_devices(),
+        **_power_mode(),
     }
 
 
@@ -175,6 +176,14 @@ def _visible_devices() -> list[Any]:
 
     state = probe_driver()
     return [state.version, *([d.name, d.compute_capability, d.multiprocessors] for d in state.devices)]
+
+
+def _power_mode() -> dict[str, str]:
+    """A Jetson's, which decides how fast everything is; nothing on other machines."""
+    from edgekiln.benchmarks.environment import read_jetson
+
+    jetson = read_jetson()
+    return {"power_mode": jetson["power_mode"]} if jetson and jetson["power_mode"] else {}
 
 
 def settings_of_evaluate(_: Wish, variant: VariantSettings) -> dict[str, Any]:
@@ -200,6 +209,7 @@ def settings_of_benchmark(wish: Wish, _: None) -> dict[str, Any]:
         "backbone": wish.recipe.backbone.model_dump(mode="json"),
         "variants": [v.name for v in wish.recipe.variants],
         "machine": {key: machine[key] for key in ("cpu", "cores", "avx2", "vnni", "gpus")},
+        **_power_mode(),
     }
 
 
