@@ -21,9 +21,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from edgekiln.export.engines.library_objects import create_object
-from edgekiln.export.engines.workspace import available_memory, limit_workspace
-from edgekiln.runtime.backends.tensorrt_library import LibraryLog, import_tensorrt, library_log
+from edgekiln.export.engines.workspace import limit_workspace
+from edgekiln.runtime.backends.tensorrt_library import LibraryLog, import_tensorrt, library_log, start_library
 from edgekiln.runtime.errors import EnvironmentProblem
 
 __all__ = ["main"]
@@ -101,7 +100,7 @@ def _build(
         EnvironmentProblem: the library does not start.
     """
     progress = _Progress()
-    builder = create_object(trt, log, lambda: trt.Builder(log.logger))
+    builder = start_library(trt, log, lambda: trt.Builder(log.logger))
     network = builder.create_network(_network_flags(trt, request["typing"]))
     declared = _parse(trt, network, log, (folder / "model.onnx").read_bytes())
     config = builder.create_builder_config()
@@ -131,7 +130,7 @@ def _network_flags(trt: ModuleType, typing: str) -> int:
 
 def _parse(trt: ModuleType, network: Any, log: LibraryLog, model: bytes) -> dict[str, str]:
     """Read the graph into the network; returns the type that each ONNX node's layer takes in."""
-    parser = create_object(trt, log, lambda: trt.OnnxParser(network, log.logger))
+    parser = start_library(trt, log, lambda: trt.OnnxParser(network, log.logger))
     if not parser.parse(model):
         node = None
         for index in range(parser.num_errors):
@@ -171,9 +170,7 @@ def _set_options(trt: ModuleType, config: Any, request: dict[str, Any], notes: l
     config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED  # else the inspector tells names only
     if not request["tf32"]:
         config.clear_flag(trt.BuilderFlag.TF32)
-    limit, note = limit_workspace(
-        request["workspace_bytes"], request["flavour"], lambda: _available_memory(request["integrated"])
-    )
+    limit, note = limit_workspace(request["workspace_bytes"], request["flavour"], _available_memory)
     notes.extend([note] if note else [])
     if limit is not None:
         config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, limit)
@@ -192,10 +189,10 @@ def _set_options(trt: ModuleType, config: Any, request: dict[str, Any], notes: l
         _set_weak_precision(trt, config, request["precision"])
 
 
-def _available_memory(integrated: bool) -> int:
+def _available_memory() -> int:
     from edgekiln.runtime.cuda.driver import free_memory
 
-    return available_memory(free_memory(), integrated=integrated)
+    return free_memory()
 
 
 def _set_same_compute_capability(trt: ModuleType, config: Any) -> None:

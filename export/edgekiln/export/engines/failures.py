@@ -10,10 +10,11 @@ import signal
 from collections.abc import Mapping
 from typing import Any
 
-from edgekiln.export.engines.library_objects import DRIVER_HINT
 from edgekiln.export.engines.options import BuildOptions
 from edgekiln.runtime.cuda.driver import DeviceProperties
 from edgekiln.runtime.errors import BuildError, EnvironmentProblem, ResourceError
+
+DRIVER_HINT = "The NVIDIA driver is missing or too old for this library; `nvidia-smi` tells its version."
 
 __all__ = ["describe_end", "explain_death", "explain_failure"]
 

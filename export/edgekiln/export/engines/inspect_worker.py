@@ -13,8 +13,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from edgekiln.export.engines.library_objects import create_object
-from edgekiln.runtime.backends.tensorrt_library import LibraryLog, import_tensorrt, library_log
+from edgekiln.runtime.backends.tensorrt_library import LibraryLog, import_tensorrt, library_log, start_library
 from edgekiln.runtime.errors import EdgekilnError, EngineError
 
 __all__ = ["inspect_plan", "main"]
@@ -41,7 +40,7 @@ def inspect_plan(trt: ModuleType, log: LibraryLog, plan: bytes) -> dict[str, Any
         EnvironmentProblem: the library does not start.
         EngineError: it does not load the engine, or tells nothing of it.
     """
-    runtime = create_object(trt, log, lambda: trt.Runtime(log.logger))
+    runtime = start_library(trt, log, lambda: trt.Runtime(log.logger))
     mark = log.mark()
     engine = runtime.deserialize_cuda_engine(plan)
     if engine is None:

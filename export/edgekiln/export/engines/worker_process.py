@@ -91,7 +91,6 @@ def _request(
         **asdict(options),
         "precision": options.precision.value,
         "timing_cache": timing_cache,
-        "integrated": device is not None and device.integrated,
     }
 
 

@@ -3,33 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import Path
 
-__all__ = ["SMALLEST_BYTES", "available_memory", "limit_workspace"]
+__all__ = ["SMALLEST_BYTES", "limit_workspace"]
 
 _SHARE_OF_FREE_MEMORY = 0.8  # the rest is for the tensors of the kernels being timed
 SMALLEST_BYTES = 512 * 2**20
 """Below it many kernels find no room, and a build is slow, poor or fails."""
-_MEMORY_INFO = Path("/proc/meminfo")
-
-
-def available_memory(free: int, *, integrated: bool, memory_info: Path = _MEMORY_INFO) -> int:
-    """Bytes that a program can get of the GPU's memory.
-
-    Args:
-        free: what the driver says. Where the GPU shares the host's memory, that counts the page cache as used, which
-            the system gives up at once for who asks.
-        integrated: whether it does, as on Jetson.
-        memory_info: the system's account of its memory; where it says nothing, the driver's word stands.
-    """
-    if not integrated:
-        return free
-    try:
-        lines = memory_info.read_text("ascii").splitlines()
-        [kibibytes] = [int(line.split()[1]) for line in lines if line.startswith("MemAvailable:")]
-    except (OSError, ValueError, IndexError):
-        return free
-    return max(free, kibibytes * 1024)
 
 
 def limit_workspace(

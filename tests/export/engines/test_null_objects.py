@@ -10,13 +10,12 @@ from tests_support import ROOT
 # As a product would: an object is made, refused, and everything is dropped again, also at the end of the process.
 CODE = """
 import fake_tensorrt_builder as trt
-from edgekiln.export.engines.library_objects import create_object
-from edgekiln.runtime.backends.tensorrt_library import library_log
+from edgekiln.runtime.backends.tensorrt_library import library_log, start_library
 from edgekiln.runtime.errors import EnvironmentProblem
 log = library_log(trt)
 def make():
     try:
-        return create_object(trt, log, lambda: trt.{name}(log.logger))
+        return start_library(trt, log, lambda: trt.{name}(log.logger))
     except EnvironmentProblem as error:
         print(error)
 print(make() is None)
@@ -42,7 +41,7 @@ def test_object_around_a_null_pointer_is_refused_and_never_dropped(name):
     done = run(name, name)
     assert (done.returncode, done.stderr) == (0, "")
     assert "fake_tensorrt_builder 10.16.1.11 does not start: createInfer: Error Code 6" in done.stdout
-    assert "The NVIDIA driver is missing or too old" in done.stdout
+    assert "update the driver, or install the library for that CUDA" in done.stdout
     assert done.stdout.endswith("True\n")
 
 
