@@ -1,11 +1,12 @@
 """The fake driver library, compiled; and a driver on it that writes down its calls and fails where it is told to."""
 
 import ctypes
+import functools
 import shutil
-import subprocess
 from pathlib import Path
 
 import pytest
+from null_driver import NullDriver, build_driver
 
 from edgekiln.runtime.cuda.driver import Driver, require_device
 from edgekiln.runtime.cuda.libcuda import LibcudaApi
@@ -22,17 +23,12 @@ _MAKES = {
 
 @pytest.fixture(scope="session")
 def fake_libcuda(tmp_path_factory):
-    """Compiles the fake driver library with the macros given; gives its path."""
-    compiler = shutil.which("cc")
-    if compiler is None:
-        pytest.skip("There is no C compiler.")
-    source = Path(__file__).parent / "fake_libcuda.c"
+    """Compiles the fake driver library with the macros given, once; gives the path of a copy with its own state."""
+    # The copies stay to the end: the loader takes a new file with the inode of a deleted one for the library of that.
+    compile_once = functools.cache(lambda *macros: build_driver(tmp_path_factory.mktemp("libcuda"), *macros))
 
     def build(*macros):
-        path = tmp_path_factory.mktemp("libcuda") / "libcuda.so.1"
-        options = ["-shared", "-fPIC", "-Wall", "-Wextra", "-Werror", *(f"-D{macro}" for macro in macros)]
-        subprocess.run([compiler, *options, "-o", str(path), str(source)], check=True)
-        return str(path)
+        return str(shutil.copy(compile_once(*macros), tmp_path_factory.mktemp("libcuda")))
 
     return build
 
@@ -41,6 +37,20 @@ def fake_libcuda(tmp_path_factory):
 def fake_driver_path(fake_libcuda):
     """The fake driver library without macros."""
     return fake_libcuda()
+
+
+@pytest.fixture(scope="session")
+def null_driver(fake_driver_path, tmp_path_factory) -> NullDriver:
+    """The fake driver library in the place of the system's, for processes of their own."""
+    return NullDriver(Path(fake_driver_path), tmp_path_factory.mktemp("null_driver"))
+
+
+@pytest.fixture(scope="session")
+def model_file(mean_model, tmp_path_factory) -> str:
+    """The ONNX model whose logits are the means of a picture's channels."""
+    path = tmp_path_factory.mktemp("model") / "mean.onnx"
+    path.write_bytes(mean_model)
+    return str(path)
 
 
 class WatchedDriver(Driver):
@@ -84,9 +94,9 @@ class WatchedDriver(Driver):
 
 
 @pytest.fixture
-def watched_driver(fake_driver_path, tmp_path):
+def watched_driver(fake_libcuda):
     """A ``WatchedDriver`` on a copy of the fake driver library: what a test breaks in it stays there."""
-    driver = WatchedDriver(shutil.copy(fake_driver_path, tmp_path / "libcuda_watched.so.1"))
+    driver = WatchedDriver(fake_libcuda())
     driver.initialize()
     return driver
 

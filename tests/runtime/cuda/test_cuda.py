@@ -1,7 +1,6 @@
 """The driver's probe, the choice of a CUDA package, and forks; on a machine with or without a GPU."""
 
 import ast
-import ctypes
 import dataclasses
 import importlib
 import json
@@ -160,7 +159,9 @@ def test_a_card_has_the_memory_that_cuda_counts(fake_libcuda, tmp_path, monkeypa
     card = dataclasses.replace(FAKE_DEVICE, integrated=False)
     monkeypatch.setattr(cuda_driver, "require_device", lambda index, library: card)
     (tmp_path / "meminfo").write_text("MemAvailable: 6291456 kB\n")
-    assert free_memory(0, fake_libcuda(), tmp_path / "meminfo") == 4 << 30
+    library = fake_libcuda()
+    load_driver(library).initialize()
+    assert free_memory(0, library, tmp_path / "meminfo") == 4 << 30
 
 
 @pytest.mark.parametrize(
@@ -184,6 +185,7 @@ def test_what_the_driver_refuses_is_told(fake_libcuda, monkeypatch, macros, visi
 
 def test_a_failed_call_tells_call_code_and_description(fake_libcuda):
     driver = load_driver(fake_libcuda())
+    driver.initialize()
     with pytest.raises(DeviceError) as caught:
         driver.pop_context()
     assert caught.value.message == "cuCtxPopCurrent_v2 failed: CUDA_ERROR_FAKE (error 201, a fake error)."
@@ -252,15 +254,14 @@ def test_a_driver_without_a_function_is_too_old(fake_libcuda, monkeypatch):
 
 def test_a_graph_goes_through_the_driver_by_handle(fake_libcuda):
     path = fake_libcuda()
-    driver, library = load_driver(path), ctypes.CDLL(path)
+    driver = load_driver(path)
+    driver.initialize()
     driver.push_context(driver.retain_primary_context(0))
-    handle = ctypes.c_void_p()
-    assert library.cuStreamCreate(ctypes.byref(handle), 1) == 0
-    stream = handle.value
+    stream, memory = driver.handle("cuStreamCreate", 1), driver.handle("cuMemAlloc_v2", 8)
     source, target = np.arange(8, dtype=np.uint8), np.zeros(8, np.uint8)
     driver.begin_capture(stream)
-    pointers = (ctypes.c_void_p(array.ctypes.data) for array in (target, source))
-    assert library.cuMemcpyHtoDAsync_v2(*pointers, ctypes.c_size_t(8), handle) == 0
+    driver.call("cuMemcpyHtoDAsync_v2", memory, source.ctypes.data, 8, stream)
+    driver.call("cuMemcpyDtoHAsync_v2", target.ctypes.data, memory, 8, stream)
     graph = driver.end_capture(stream)
     executable = driver.instantiate_graph(graph)
     driver.destroy_graph(graph)
@@ -269,6 +270,7 @@ def test_a_graph_goes_through_the_driver_by_handle(fake_libcuda):
     for step in (1, 2):
         source += step
         driver.launch_graph(executable, stream)
+        driver.call("cuStreamSynchronize", stream)
         np.testing.assert_array_equal(target, source)
     driver.destroy_executable(executable)
     with pytest.raises(DeviceError, match="cuStreamEndCapture failed"):
