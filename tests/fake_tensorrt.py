@@ -1,8 +1,8 @@
 """A fake TensorRT run-time on ``FakeCuda``, for tests on machines without a GPU: onnxruntime computes its answers.
 
-It offers the part of the API that edgekiln's session uses, in three flavours: ``10.3`` (no runtime configuration),
-``11.4`` and ``rtx``. Its engines are a plan's header and an ONNX model. Where the real library would crash or answer
-wrongly, it raises ``FakeTensorRTFault``, which nothing in edgekiln catches.
+It offers the part of the API that edgekiln's session uses, in four flavours: ``10.3`` (no runtime configuration),
+``11.4``, ``lean`` (11.4 that only runs) and ``rtx``. Its engines are a plan's header and an ONNX model. Where the real
+library would crash or answer wrongly, it raises ``FakeTensorRTFault``, which nothing in edgekiln catches.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from trt_surface import FLAVOURS
 __all__ = ["FakeTensorRT", "FakeTensorRTFault", "make_engine", "make_header"]
 
 VERSIONS = {flavour.name: flavour.version for flavour in FLAVOURS}
-MAGICS = {"10.3": b"ftrt", "11.4": b"ftrt", "rtx": b"vtrt"}
+MAGICS = {"10.3": b"ftrt", "11.4": b"ftrt", "lean": b"ftrt", "rtx": b"vtrt"}
 DEFAULT_MASK = 0x3E  # of TensorRT-RTX: every compute capability but Turing's
 WORKSPACE = 512
 HEADER = 64
@@ -159,7 +159,7 @@ class FakeTensorRT:
         }
         for kind in (ILogger, TensorIOMode, DataType, ExecutionContextAllocationStrategy):
             classes[kind.__name__] = kind
-        if self.flavour == "11.4":
+        if self.flavour in ("11.4", "lean"):
             classes["IRuntimeConfig"] = IRuntimeConfig
         if self.flavour == "rtx":
             classes["IRuntimeConfig"] = RtxRuntimeConfig
@@ -494,7 +494,9 @@ class IExecutionContext(Native):
             return False
         if handle == 0:
             raise FakeTensorRTFault("the default stream is slow and cannot be captured")
-        library.cuda.enqueue(handle, _Run(self, handle))
+        if library.cuda.enqueue(handle, _Run(self, handle)) is False:  # a driver that was made to fail
+            library.error("enqueueV3: Cuda Runtime (unknown error)")
+            return False
         return True
 
     def _missing(self) -> str:
