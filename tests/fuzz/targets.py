@@ -76,7 +76,8 @@ def _load_damaged_bundle(path: Path, bundle: Path) -> None:
     with _copy(bundle, path) as copy:
         files = sorted(entry for entry in copy.iterdir())
         damaged = path.read_bytes()
-        shutil.copyfile(path, files[sum(damaged) % len(files)])
+        total = int(np.frombuffer(damaged, np.uint8).sum(dtype=np.int64))
+        shutil.copyfile(path, files[total % len(files)])
         load(copy, threads=1).close()
 
 
