@@ -466,9 +466,13 @@ def test_inspect_of_garbage_exits_4(edgekiln, tmp_path, name):
 
 
 @pytest.mark.slow
-def test_bench_measures_a_recipe_and_the_runtime(tiny_run, edgekiln, tmp_path):
+def test_bench_measures_a_recipe_and_the_runtime(tiny_run, edgekiln, tmp_path, monkeypatch):
+    from edgekiln.benchmarks.costs import runtime_cost
+
+    monkeypatch.setattr(runtime_cost, "_PROCESSES", 2)  # of each kind, where it takes seven
     path, runs, result = tiny_run[0], shutil.copytree(tiny_run[1], tmp_path / "runs"), tiny_run[2]
-    quick = [f"benchmark.{k}" for k in ("enabled=true", "processes=2", "blocks=2", "block_seconds=0.05")]
+    brief = ("enabled=true", "processes=2", "blocks=2", "block_seconds=0.02", "side_blocks=1")
+    quick = [f"benchmark.{k}" for k in brief]
     options = [part for value in quick for part in ("--set", value)]
     code, out, _ = edgekiln("bench", path, "--runs", runs, "--json", "-q", *options)
     document = json.loads(out)
