@@ -1,16 +1,13 @@
 import hashlib
 import json
-import os
 import shutil
 import signal
-import subprocess
-import sys
 import time
 
 import numpy as np
 import pytest
 from PIL import Image
-from tests_support import HEED_INTERRUPTS, write_pictures
+from tests_support import write_pictures
 
 from edgekiln.benchmarks.judging.stored_answers import digest_split
 from edgekiln.benchmarks.report import render_page
@@ -291,38 +288,28 @@ QUICK = (
 )
 
 
-def start_bench(recipe, runs, log):
-    """``edgekiln bench`` as a terminal starts it: a process group of its own."""
-    options = [part for value in QUICK for part in ("--set", f"benchmark.{value}")]
-    main = HEED_INTERRUPTS + "from edgekiln.pipeline.cli import main; main()"
-    command = [sys.executable, "-c", main, "bench", str(recipe), "--runs", str(runs), "--json", *options]
-    with log.open("w") as file:
-        return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=file, start_new_session=True)
-
-
 @pytest.mark.slow
-def test_bench_that_is_interrupted_goes_on_with_the_same_command(tiny_run, tmp_path):
+def test_bench_that_is_interrupted_goes_on_with_the_same_command(tiny_run, launcher, tmp_path):
     runs = shutil.copytree(tiny_run[1], tmp_path / "runs", symlinks=True)
-    log = tmp_path / "log"
-    process = start_bench(tiny_run[0], runs, log)
+    options = [part for value in QUICK for part in ("--set", f"benchmark.{value}")]
+    arguments = ("bench", tiny_run[0], "--runs", runs, "--json", *options)
+    process = launcher.start(*arguments, folder=tmp_path)
     end = time.monotonic() + 120
     while not (kept := sorted((runs / "tiny" / "stages").glob("benchmark/.partial-*/bench-round-1.json"))):
-        assert process.poll() is None, log.read_text()
+        assert process.poll() is None, process.log.read_text()
         assert time.monotonic() < end
         time.sleep(0.02)
     before, started = kept[0].read_bytes(), time.monotonic()
-    os.killpg(process.pid, signal.SIGINT)
-    out, _ = process.communicate(timeout=20)
+    process.send(signal.SIGINT)
+    assert process.wait(20) == 130
     assert time.monotonic() - started < 5
-    assert process.returncode == 130
-    assert json.loads(out)["error"]["code"] == "interrupted"
+    assert json.loads(process.out.read_text())["error"]["code"] == "interrupted"
     assert kept[0].read_bytes() == before
     rounds = sorted(path.name for path in kept[0].parent.glob("bench-round-*.json"))
 
-    process = start_bench(tiny_run[0], runs, log)
-    out, _ = process.communicate(timeout=200)
-    assert process.returncode == 0
-    assert f"goes on after round {len(rounds)} of 3" in log.read_text()
+    process = launcher.start(*arguments, folder=tmp_path)
+    assert process.wait(200) == 0
+    assert f"goes on after round {len(rounds)} of 3" in process.log.read_text()
     report = json.loads((runs / "tiny" / "bundle" / "report.json").read_text())
     benchmark = report["benchmark"]
     kept_times = json.loads(before)["values"]["blocks"][0]

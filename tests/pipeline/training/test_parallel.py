@@ -101,19 +101,11 @@ def steps_of(root):
 
 
 @pytest.mark.slow
-def test_two_processes_have_the_loss_curve_of_one(tmp_path):
+def test_two_processes_have_the_loss_curve_of_one(edgekiln, tmp_path):
     write_stripes(tmp_path / "other")
     for name, accumulate in (("one", 1), ("two", 2)):
         (tmp_path / f"{name}.toml").write_text(RECIPE.format(accumulate=accumulate))
-    command = [sys.executable, "-m", "edgekiln.pipeline", "train"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    subprocess.run(
-        [*command, "one.toml", "--runs", "one"],
-        cwd=tmp_path,
-        env=environment,
-        check=True,
-        capture_output=True,
-    )
+    assert edgekiln("train", tmp_path / "one.toml", "--runs", tmp_path / "one", "-q")[0] == 0
     done = torchrun(["-m", "edgekiln.pipeline", "train", "two.toml", "--runs", "two"], tmp_path)
     assert done.returncode == 0, done.stderr
     assert len(re.findall(r"^finetune ", done.stdout, re.MULTILINE)) == 1, "one process tells of the result"
