@@ -62,8 +62,9 @@ gpu-test:
 	PYTHONPATH=pipeline:export:runtime:benchmarks $(if $(wildcard $(PY)),$(PY),$(PYTHON)) \
 	  -m edgekiln.pipeline.gpu_suite --out '$(OUT)' $(GPU_FLAGS)
 
-# Each process computes with one thread: more would wait for one another.
-PYTEST := OMP_NUM_THREADS=1 $(PY) -m pytest -n $(WORKERS) --dist loadfile
+# Each process computes with one thread: more would wait for one another. Files are taken in the order of collection,
+# which tests/conftest.py chooses, and not by how many tests they have.
+PYTEST := OMP_NUM_THREADS=1 $(PY) -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 
 test: $(VENV)/.dev
 	$(PYTEST)

@@ -12,6 +12,12 @@ from edgekiln.runtime.telemetry import refuse_telemetry
 refuse_telemetry()  # before any test module loads onnxruntime
 
 
+def pytest_collection_modifyitems(items):
+    """Files with slow tests come first: those at the end are short, and no worker waits long for the last one."""
+    slow = {item.path for item in items if item.get_closest_marker("slow")}
+    items.sort(key=lambda item: item.path not in slow)
+
+
 @pytest.fixture(scope="session", autouse=True)
 def engine_cache(tmp_path_factory):
     """No test reads or writes the user's own engine cache: one for each worker."""
