@@ -68,7 +68,7 @@ class Bridge:
     @property
     def active(self) -> bool:
         """Whether a context is current in this thread."""
-        return driver.fake_depth() > 0
+        return bool(driver.fake_depth())
 
     def enqueue(self, handle: int, work: Callable[[], None]) -> bool:
         """Put a run on a stream; ``False`` where the driver fails."""
@@ -80,7 +80,7 @@ class Bridge:
                 self.faults.append(error)
 
         _kept.append(_HOST_FUNCTION(call))
-        return driver.cuLaunchHostFunc(handle, _kept[-1], None) == 0
+        return not int(driver.cuLaunchHostFunc(handle, _kept[-1], None))
 
     def is_capturing(self, handle: int) -> bool:
         """Whether the stream records."""
