@@ -44,10 +44,9 @@ def load(  # noqa: PLR0913 # a product's one door: each option is asked for by n
             ``False`` never. See ``pictures/fast_decode.py``.
         allow_operators: operators of other domains than ONNX's that an ONNX file may hold, as
             ``com.microsoft::Gelu``; without a name here they are refused before a library sees the file.
-        slots: calls of a TensorRT engine that may run at once; ``None`` is 2. Each costs memory of the GPU. A variant
-            of another backend that is named by ``variant`` refuses it; one that is chosen leaves it unused.
-        wait: how a call of a TensorRT engine waits for the GPU: ``spin`` (the default) has the lowest latency and keeps
-            a core busy, ``blocking`` leaves the core to others. Refused and left unused as ``slots``.
+        slots: calls of a TensorRT engine that may run at once, 2 where ``None``; each costs memory of the GPU.
+        wait: how such a call waits: ``spin`` (the default) is fastest and keeps a core busy, ``blocking`` leaves it to
+            others. Variants of other backends refuse both where they are asked for by name, else leave them unused.
 
     Raises:
         UsageError: no such folder or variant, one that did not pass, or no record of fast decoding.
@@ -56,6 +55,7 @@ def load(  # noqa: PLR0913 # a product's one door: each option is asked for by n
         BundleError: the bundle was altered.
         EnvironmentProblem: nothing that passed can run here.
     """
-    asked = (variant, device, threads, allow_unverified, trusted_keys, fast_decode)
-    options = LoadOptions(*asked, allow_operators, slots, wait)
+    options = LoadOptions(
+        variant, device, threads, allow_unverified, trusted_keys, fast_decode, allow_operators, slots, wait
+    )
     return serve_model(load_model(path, options), options)
