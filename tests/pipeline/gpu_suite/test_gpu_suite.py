@@ -13,17 +13,29 @@ import pytest
 from tests_support import ROOT
 
 from edgekiln.pipeline.gpu_suite import bench as bench_module
-from edgekiln.pipeline.gpu_suite import machine
+from edgekiln.pipeline.gpu_suite import contenders, machine, reference
 from edgekiln.pipeline.gpu_suite.__main__ import main
-from edgekiln.pipeline.gpu_suite.bench import BASELINE, COMPILED, GRAPHED, bench
+from edgekiln.pipeline.gpu_suite.bench import bench
+from edgekiln.pipeline.gpu_suite.contenders import BASELINE, COMPILED, GRAPHED
+from edgekiln.pipeline.gpu_suite.context import SuiteOptions
+from edgekiln.pipeline.gpu_suite.document import names_of
 from edgekiln.pipeline.gpu_suite.engines import EngineFile, ask_engine
 from edgekiln.pipeline.gpu_suite.goals import judge_goals
 from edgekiln.pipeline.gpu_suite.gpu_tests import parse_junit
 from edgekiln.pipeline.gpu_suite.isolation import SkippedPart, run_isolated
+from edgekiln.pipeline.gpu_suite.layers import list_layers
 from edgekiln.pipeline.gpu_suite.machine import query_smi
-from edgekiln.pipeline.gpu_suite.models import make_frames, make_network
-from edgekiln.pipeline.gpu_suite.reference import compare_answers, reference_logits
-from edgekiln.pipeline.gpu_suite.suite import SuiteOptions, bench_with_reruns, names_of, run_suite
+from edgekiln.pipeline.gpu_suite.networks import make_frames, make_network
+from edgekiln.pipeline.gpu_suite.reference import (
+    MAX_DIFFERENCE,
+    RightAnswers,
+    compare_answers,
+    find_answers,
+    reference_logits,
+    write_answers,
+)
+from edgekiln.pipeline.gpu_suite.reruns import bench_with_reruns
+from edgekiln.pipeline.gpu_suite.suite import run_suite
 from edgekiln.pipeline.gpu_suite.table import render
 from edgekiln.pipeline.gpu_suite.timing import Contender, TimingPlan, summarize, time_in_turns
 from edgekiln.pipeline.shipping.privacy import remove_private
@@ -112,7 +124,7 @@ def test_without_a_gpu_every_part_says_why(tmp_path):
     assert "GPU: none" in done.stdout
     document = json.loads(out.read_text())
     assert document["exit_code"] == 5
-    assert len(document["parts"]) == 10
+    assert len(document["parts"]) == 26 + len(list_layers())
     for part in document["parts"].values():
         assert part["state"] == "skipped"
         assert part["reason"] == f"no GPU: {document['problem']}"
@@ -133,7 +145,7 @@ def test_make_gpu_test_is_that_command(tmp_path):
         check=False,
     )
     assert "Error 5" in done.stderr
-    assert json.loads(out.read_text())["schema"] == "edgekiln.gpu-suite/1"
+    assert json.loads(out.read_text())["schema"] == "edgekiln.gpu-suite/2"
 
 
 @pytest.mark.slow
@@ -142,16 +154,22 @@ def test_with_a_gpu_whose_libraries_are_missing_all_is_skipped(monkeypatch):
     """The driver is pretended, so every part runs, in its child, up to where it asks for the real one."""
     monkeypatch.setattr(sys, "path", [*LAYERS, *sys.path])
     said = []
-    options = SuiteOptions(models=("tiny",), batches=(1,), families=("torch", "tensorrt"))
+    options = SuiteOptions(models=("tiny",), batches=(1,), families=("torch", "tensorrt", "layers", "soak"))
     driver = DriverState(None, (13, 0), (GPU,))
     document, code = run_suite(options, say=said.append, driver=driver)
     told = {name: (part["state"], part["reason"]) for name, part in document["parts"].items()}
     assert told["machine"] == ("done", None)
     assert document["parts"]["machine"]["result"]["gpu"]["sm"] == 90
     assert told["tests"] == told["rtx-engines"] == ("skipped", "left out by --only")
-    assert told["models"][0] == "done"
-    assert told["engines.tensorrt"][0] == "skipped"
+    assert told["graphs.tiny"][0] == "done"
+    assert told["engines.tensorrt.tiny"][0] == "skipped"
     assert "finds no GPU" in told["bench.tiny.b1"][1]
+    layers = [told[f"layers.{name}"] for name in list_layers()]
+    assert layers
+    assert {state for state, _ in layers} == {"skipped"}
+    assert all("libcuda" in reason for _, reason in layers)
+    assert told["soak"][0] == "skipped"
+    assert [row["part"] for row in document["plan"]] == [name for name in told if name != "machine"]
     assert code == document["exit_code"] == 0
     assert "not to be told" not in json.dumps(document)
     assert "bench.tiny.b1" in render(document)
@@ -257,8 +275,11 @@ def test_it_runs_without_what_may_be_missing(lean, tmp_path):
 def test_its_parts_run_without_what_may_be_missing(lean, tmp_path):
     code = f"""
 import importlib.util, json, sys
+from pathlib import Path
+from fake_cuda import FakeCuda
 from edgekiln.pipeline.proof import torch_callers
-from edgekiln.pipeline.gpu_suite import engines, gpu_tests, models, suite, table
+from edgekiln.pipeline.gpu_suite import dynamic, engines, graphs, gpu_tests, inputs, layers, networks
+from edgekiln.pipeline.gpu_suite import packing, preparation, soak, suite, table
 from edgekiln.pipeline.gpu_suite.bench import bench
 from edgekiln.pipeline.gpu_suite.isolation import SkippedPart
 told = {{}}
@@ -271,23 +292,45 @@ for name, call in {{
         told[name] = call()
     except Exception as error:
         told[name] = f"{{type(error).__name__}}: {{error}}"
-told["files"] = models.export_models({{"models": ["tiny"], "work": {str(tmp_path)!r}}}, lambda e: None)
-lite0 = models.make_network("lite0")
+told["files"] = graphs.export_models({{"models": ["tiny"], "work": {str(tmp_path)!r}}}, lambda e: None)
+lite0 = networks.make_network("lite0")
 told["modules"] = len(list(lite0.modules()))
 told["torchvision"] = "torchvision" in sys.modules
 result = bench({{"model": "tiny", "batch": 1, "device": "cpu", "folders": [{str(tmp_path)!r}], "exclude": {{}},
     "families": ["onnxruntime"], "rounds": 5, "block_seconds": 0.01}}, lambda e: None)
+try:
+    dynamic.try_dynamic({{"flavour": "tensorrt"}}, print)
+except Exception as error:
+    told["dynamic"] = f"{{type(error).__name__}}: {{error}}"
+told["layer"] = layers.check_all(FakeCuda(), lambda e: None)["failures"]
+graph = Path({str(tmp_path)!r}) / "tiny.onnx"
+packing.pack_parts([packing.Packed(graph)], Path({str(tmp_path)!r}), {{}})
+told["inputs"] = inputs.gather_inputs({{"given": {str(tmp_path)!r}, "target": {str(tmp_path / "target")!r},
+    "site": {str(tmp_path / "site")!r}}}, lambda e: None)["counts"]
+soaked = soak.soak({{"model": "tiny", "batch": 1, "device": "cpu", "folders": [{str(tmp_path)!r}],
+    "families": ["onnxruntime"], "seconds": 0.2}}, lambda e: None)
+told["soaked"] = soaked["soaked"], soaked["failures"]
+told["loaded"] = sorted({set(LEAN)!r} & set(sys.modules))
 told["states"] = {{name: entry["state"] for name, entry in result["contenders"].items()}}
 print(json.dumps(told))
 """
-    done = run_python("-c", code, path=[lean])
+    done = run_python("-c", code, path=[lean, ROOT / "tests"])
     assert done.returncode == 0, done.stderr
     told = json.loads(done.stdout.splitlines()[-1])
     assert told["tests"] == "SkippedPart: pytest is not installed"
     assert {entry["state"] for entry in told["rtx"].values()} == {"skipped"}
     assert "TorchScript" in told["files"]["tiny.onnx"]["made_by"]
     assert told["files"]["tiny.fp16.onnx"]["made_by"] == "onnxconverter-common"
+    assert told["files"]["tiny.int8.onnx"] == {
+        "state": "skipped",
+        "reason": "nvidia-modelopt is not installed",
+    }
     assert told["modules"] > 100
+    assert told["soaked"] == ["onnxruntime-cpu-fp32", []]
+    assert told["loaded"] == []
+    assert told["dynamic"].startswith("MissingExtraError: ")
+    assert told["layer"] == []
+    assert told["inputs"] == {"done": 1, "skipped": 0, "failed": 0}
     assert not told["torchvision"]
     assert told["states"] == {
         BASELINE: "done",
@@ -462,19 +505,18 @@ def test_networks_and_pictures_are_the_same_each_time_and_worth_comparing():
     assert not make_network("tiny").training
 
 
-def bench_tiny(monkeypatch, extra=()):
+def bench_arguments(**changes):
+    arguments = {"model": "tiny", "batch": 3, "device": "cpu", "folders": [], "exclude": {}}
+    arguments |= {"families": ["torch", "onnxruntime"], "rounds": 5, "block_seconds": 0.01}
+    return {**arguments, **changes}
+
+
+def bench_tiny(monkeypatch, extra=(), **changes):
     listed = bench_module.list_contenders
     monkeypatch.setattr(bench_module, "list_contenders", lambda a: [*listed(a), *extra])
-    arguments = {
-        "model": "tiny",
-        "batch": 3,
-        "device": "cpu",
-        "folders": [],
-        "families": ["torch", "onnxruntime"],
-    }
-    arguments |= {"exclude": {"pytorch-eager-tf32": {"state": "failed", "reason": "it crashed"}}}
+    crashed = {"pytorch-eager-tf32": {"state": "failed", "reason": "it crashed"}}
     told = []
-    return bench({**arguments, "rounds": 5, "block_seconds": 0.01}, told.append), told
+    return bench(bench_arguments(exclude=crashed, **changes), told.append), told
 
 
 def test_only_contenders_that_answer_rightly_are_timed(monkeypatch):
@@ -493,7 +535,7 @@ def test_only_contenders_that_answer_rightly_are_timed(monkeypatch):
     states = {name: (entry["state"], entry.get("reason")) for name, entry in result["contenders"].items()}
     assert states[BASELINE] == states["pytorch-channels-last-fp16"] == ("done", None)
     assert states["pytorch-eager-tf32"] == ("failed", "it crashed")
-    assert states["onnxruntime-cpu-fp32"] == ("skipped", "there is no tiny.onnx; part 'models' says why")
+    assert states["onnxruntime-cpu-fp32"] == ("skipped", "there is no tiny.onnx; part 'graphs.tiny' says why")
     assert "it answers wrongly, so it is not timed" in states["wrong"][1]
     assert states["explodes"] == ("failed", "RuntimeError: no engine for you")
     assert "p50_ms" not in result["contenders"]["wrong"]
@@ -509,7 +551,64 @@ def test_without_a_gpu_there_is_no_baseline():
     if torch.cuda.is_available():
         pytest.skip("There is a GPU here.")
     with pytest.raises(SkippedPart, match="finds no GPU"):
-        bench({"device": "cuda"}, lambda event: None)
+        bench(bench_arguments(device="cuda"), lambda event: None)
+
+
+def test_without_a_baseline_the_figures_are_absolute_and_the_result_says_so(monkeypatch):
+    """As on a Jetson without PyTorch: an engine is timed, and what is right was prepared elsewhere."""
+    right = find_answers("tiny", [])
+    monkeypatch.setattr(contenders, "explain_no_torch", lambda device: "torch is not installed")
+    monkeypatch.setattr(bench_module, "explain_no_torch", lambda device: "torch is not installed")
+    monkeypatch.setattr(bench_module, "find_answers", lambda model, folders: right)
+
+    class Right(Sleeper):
+        def run(self, frames):
+            return reference_logits("tiny", frames)
+
+        def device_ms(self, frames, calls):
+            return [1.5] * calls
+
+    extra = [Contender("tensorrt-fp16", "tensorrt", {}, lambda: Right("right", 0, []))]
+    result, _ = bench_tiny(monkeypatch, extra)
+    assert result["baseline"] is None
+    assert (
+        "the figures are absolute and there is no ratio to PyTorch: torch is not installed"
+        in (result["baseline_problem"])
+    )
+    assert result["contenders"][BASELINE] == {
+        "family": "torch",
+        "config": {"dtype": "float32", "tf32": False},
+        "state": "skipped",
+        "reason": "torch is not installed",
+    }
+    entry = result["contenders"]["tensorrt-fp16"]
+    assert entry["state"] == "done"
+    assert entry["device_p50_ms"] == 1.5
+    assert entry["p50_ms"] > 0
+    assert entry["images_per_second"] > 0
+    assert entry["times_faster_than"] == {}
+    assert result["fastest_edgekiln"] == "tensorrt-fp16"
+    text = render({"parts": {"bench.tiny.b3": {"state": "done", "reason": None, "result": result}}})
+    assert "there is no ratio to PyTorch: torch is not installed" in text
+
+
+def test_an_answer_is_compared_where_what_is_right_is_known(tmp_path, monkeypatch):
+    write_answers("tiny", [], tmp_path / "tiny.answers.npz")
+    prepared = find_answers("tiny", [str(tmp_path)])
+    assert prepared.source == "prepared file"
+    np.testing.assert_array_equal(prepared.logits, find_answers("tiny", []).logits)
+    assert prepared.allowed("fp16") == MAX_DIFFERENCE
+    assert RightAnswers(None, "", int8_difference=0.02).allowed("int8") == pytest.approx(
+        0.02 + MAX_DIFFERENCE
+    )
+    # Other pictures, for example of another Pillow, would make right answers look wrong.
+    with (tmp_path / "tiny.answers.npz").open("wb") as file:
+        np.savez(file, logits=prepared.logits, frames_sha256="of others")
+    assert find_answers("tiny", [str(tmp_path)]).source == "PyTorch on this machine's CPU"
+    monkeypatch.setattr(reference, "make_network", lambda *a: (_ for _ in ()).throw(SkippedPart("no torch")))
+    unknown = find_answers("tiny", [str(tmp_path)])
+    assert unknown.logits is None
+    assert unknown.source == "no torch, and the prepared file is of other pictures"
 
 
 def test_engine_names_tell_all():
@@ -518,36 +617,13 @@ def test_engine_names_tell_all():
     assert EngineFile("lite0", "fp32", 1, "tensorrt").name == "lite0.fp32.b1.trt.engine"
 
 
-@pytest.mark.slow
-def test_prepare_writes_what_the_suite_takes(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(sys, "path", [*LAYERS, *sys.path])
-    folder = tmp_path / "prepared"
-    assert main(["--prepare", str(folder), "--model", "tiny"]) == 0
-    prepared = json.loads((folder / "prepared.json").read_text())
-    assert str(tmp_path) not in json.dumps(prepared)
-    files = prepared["parts"]["models"]["result"]
-    assert {name: entry["state"] for name, entry in files.items()} == {
-        "tiny.onnx": "done",
-        "tiny.fp16.onnx": "done",
-    }
-    assert "models" in capsys.readouterr().out
-    engines = prepared["parts"]["engines.tensorrt-rtx"]
-    if engines["state"] == "done":
-        assert set(engines["result"]) >= {"tiny.fp16.b1.rtx-default.engine", "tiny.fp16.b1.rtx-sm80.engine"}
-    arguments = {"model": "tiny", "batch": 2, "device": "cpu", "folders": [str(folder)], "exclude": {}}
-    arguments |= {"families": ["onnxruntime"], "rounds": 5, "block_seconds": 0.01}
-    contenders = bench(arguments, lambda event: None)["contenders"]
-    # 2e-3 of the range: FP16 keeps 11 bits, and the network is five layers deep.
-    assert contenders["onnxruntime-cpu-fp32"]["answers"]["max_difference_of_logit_range"] < 1e-5
-    assert contenders["onnxruntime-cpu-fp16"]["answers"]["max_difference_of_logit_range"] < 2e-3
-
-
 @no_gpu
 def test_an_rtx_engine_is_not_asked_without_a_driver(tmp_path, monkeypatch):
     monkeypatch.setattr(sys, "path", [*LAYERS, *sys.path])
     engine = tmp_path / "tiny.fp16.b1.rtx-default.engine"
     engine.write_bytes(b"vtrt" + bytes(60))
     arguments = {"path": str(engine), "model": "tiny", "batch": 1, "flavour": "tensorrt-rtx"}
+    arguments |= {"precision": "fp16", "folders": []}
     outcome = run_isolated(f"{ask_engine.__module__}:ask_engine", arguments, limit_s=60)
     assert outcome.state == "skipped"
     assert "libcuda" in outcome.reason

@@ -1,19 +1,22 @@
-"""One model at one batch size: opens every contender, checks its answers, and times those that answer rightly."""
+"""One model at one batch size: opens every contender, checks its answers, and times those that answer rightly.
+
+Ratios are to PyTorch. Where PyTorch is not here, the absolute figures are measured all the same, and the result says
+so.
+"""
 
 from __future__ import annotations
 
-import os
-import shutil
-from collections.abc import Callable, Mapping, Sequence
+import time
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from edgekiln.pipeline.gpu_suite.engines import EngineFile, find_file
+from edgekiln.pipeline.gpu_suite.contenders import BASELINE, GRAPHED, explain_no_torch, list_contenders
 from edgekiln.pipeline.gpu_suite.isolation import SkippedPart, Tell
 from edgekiln.pipeline.gpu_suite.machine import is_installed, query_smi
-from edgekiln.pipeline.gpu_suite.models import MODELS, make_frames, make_network, onnx_name
-from edgekiln.pipeline.gpu_suite.reference import MAX_DIFFERENCE, compare_answers, reference_logits
+from edgekiln.pipeline.gpu_suite.networks import MODELS, make_frames, name_weights
+from edgekiln.pipeline.gpu_suite.reference import POOL, RightAnswers, compare_answers, find_answers
 from edgekiln.pipeline.gpu_suite.timing import (
     Caller,
     Contender,
@@ -22,143 +25,16 @@ from edgekiln.pipeline.gpu_suite.timing import (
     summarize,
     time_in_turns,
 )
-from edgekiln.runtime.backends import Backend, open_session
 from edgekiln.runtime.errors import EnvironmentProblem, UsageError
-from edgekiln.runtime.session import Session
 from edgekiln.runtime.spec import Frames, Logits
 
-__all__ = ["BASELINE", "BOUNDARY", "COMPILED", "GRAPHED", "bench", "list_contenders"]
+__all__ = ["BOUNDARY", "bench"]
 
-BASELINE = "pytorch-eager-fp32-strict"
-GRAPHED = "pytorch-cuda-graph-fp16"
-COMPILED = "pytorch-compile-fp16"
 BOUNDARY = (
     "call: from uint8 (N, H, W, 3) in host memory to float32 logits in host memory; both copies and the wait for "
     "the GPU included"
 )
-_POOL = 32
 _BATCHES = 16
-
-
-class SessionCaller:
-    """One of edgekiln's own sessions."""
-
-    def __init__(self, session: Session) -> None:
-        self._session = session
-        self.run = session.run
-
-    def begin(self) -> None:
-        """Nothing of it is global."""
-
-    def device_ms(self, frames: Frames, calls: int) -> list[float] | None:
-        """See ``Caller``."""
-        measure = getattr(self._session, "measure_device_ms", None)
-        return None if measure is None else list(measure(frames, calls))
-
-    def close(self) -> None:
-        """See ``Caller``."""
-        self._session.close()
-
-
-# --------------------------------------------------------------------------------------------------------------
-# Who takes part
-
-
-def list_contenders(arguments: Mapping[str, Any]) -> list[Contender]:
-    """The baseline first, then PyTorch's other ways, then edgekiln's backends."""
-    torch_ones = _torch_contenders(arguments)
-    wanted = [torch_ones[0]]  # without it there is no ratio to anything
-    wanted += [c for c in torch_ones[1:] if "torch" in arguments["families"] or c.name == GRAPHED]
-    wanted += [c for c in _session_contenders(arguments) if c.family in arguments["families"]]
-    return wanted
-
-
-def _torch_contenders(arguments: Mapping[str, Any]) -> list[Contender]:
-    device, mode = arguments["device"], arguments.get("compile_mode", "default")
-    ways: list[tuple[str, dict[str, Any]]] = [
-        (BASELINE, {"dtype": "float32", "tf32": False}),
-        ("pytorch-eager-tf32", {"dtype": "float32", "tf32": True}),
-        ("pytorch-channels-last-fp16", {"dtype": "float16", "channels_last": True, "search": True}),
-        (COMPILED, {"dtype": "float16", "channels_last": True, "search": True, "compile_mode": mode}),
-        (GRAPHED, {"dtype": "float16", "channels_last": True, "search": True, "graph": True}),
-    ]
-    if device != "cuda":
-        ways = ways[:3]  # the others are about launches on a GPU
-    return [
-        Contender(
-            name, "torch", config, _torch_opener(arguments["model"], arguments["batch"], device, config)
-        )
-        for name, config in ways
-    ]
-
-
-def _torch_opener(model: str, batch: int, device: str, config: Mapping[str, Any]) -> Callable[[], Caller]:
-    def open_torch() -> Caller:
-        import torch
-
-        from edgekiln.pipeline.proof.torch_callers import (
-            GraphCaller,
-            PixelNetwork,
-            TorchCaller,
-            compile_network,
-        )
-
-        if "compile_mode" in config:
-            _require_compiler()
-        dtype, size = getattr(torch, config["dtype"]), MODELS[model].size
-        channels_last = config.get("channels_last", False)
-        network = PixelNetwork(make_network(model), dtype, channels_last=channels_last).eval().to(device)
-        if config.get("graph"):
-            return GraphCaller(network, (batch, size, size))
-        module = compile_network(network, config["compile_mode"]) if "compile_mode" in config else network
-        tf32, search = config.get("tf32", False), config.get("search", False)
-        return TorchCaller(module, (batch, size, size), device=device, tf32=tf32, search=search)
-
-    return open_torch
-
-
-def _require_compiler() -> None:
-    if not is_installed("triton"):
-        raise SkippedPart("triton, which torch.compile generates for, is not installed")
-    if not any(shutil.which(name) for name in (os.environ.get("CC") or "cc", "gcc", "clang")):
-        raise SkippedPart("there is no C compiler, which triton needs")
-
-
-def _session_contenders(arguments: Mapping[str, Any]) -> list[Contender]:
-    model, batch, device = arguments["model"], arguments["batch"], arguments["device"]
-    files = {
-        (f"onnxruntime-{device}", p): (onnx_name(model, p), "models") for p in ("fp32", "fp16")
-    }  # file and the part that makes it
-    files |= {
-        ("tensorrt", p): (EngineFile(model, p, batch, "tensorrt").name, "engines.tensorrt")
-        for p in ("fp32", "fp16")
-    }
-    rtx = EngineFile(model, "fp16", batch, "tensorrt-rtx").name
-    files[("tensorrt-rtx", "fp16")] = (rtx, "engines.tensorrt-rtx")
-    return [
-        Contender(
-            f"{backend}-{precision}",
-            backend.removesuffix(f"-{device}"),
-            {"file": name, "precision": precision},
-            _session_opener(backend, name, part, arguments),
-        )
-        for (backend, precision), (name, part) in files.items()
-    ]
-
-
-def _session_opener(backend: Any, name: str, part: str, arguments: Mapping[str, Any]) -> Callable[[], Caller]:
-    def open_it() -> Caller:
-        path = find_file(name, arguments["folders"])
-        if path is None:
-            raise SkippedPart(f"there is no {name}; part {part!r} says why")
-        chosen: Backend = backend
-        return SessionCaller(open_session(chosen, path.read_bytes()))
-
-    return open_it
-
-
-# --------------------------------------------------------------------------------------------------------------
-# The measurement
 
 
 def bench(arguments: Mapping[str, Any], tell: Tell) -> dict[str, Any]:
@@ -171,12 +47,11 @@ def bench(arguments: Mapping[str, Any], tell: Tell) -> dict[str, Any]:
         tell: told which contender is being opened or timed, so that a crash is known by its contender.
 
     Raises:
-        SkippedPart: PyTorch or its GPU is not here: there is no baseline.
+        SkippedPart: no contender could be opened.
     """
-    _require_torch(arguments["device"])
     model, batch = arguments["model"], arguments["batch"]
-    pool = make_frames(_POOL, MODELS[model].size)
-    right = reference_logits(model, pool)
+    pool = make_frames(POOL, MODELS[model].size)
+    answers = find_answers(model, arguments["folders"])
     entries: dict[str, dict[str, Any]] = {}
     callers: dict[str, Caller] = {}
     for contender in list_contenders(arguments):
@@ -186,46 +61,60 @@ def bench(arguments: Mapping[str, Any], tell: Tell) -> dict[str, Any]:
             entries[name] |= arguments["exclude"][name]
             continue
         tell({"contender": name, "doing": "open"})
-        entry, caller = _open(contender, pool, right, batch)
+        entry, caller = _open(contender, pool, answers, batch)
         entries[name] |= entry
         if caller is not None:
             callers[name] = caller
-    if BASELINE not in callers:
-        reason = entries[BASELINE]["reason"]
-        raise RuntimeError(f"the baseline cannot be measured, so nothing can be compared with it: {reason}")
-    return _measure(arguments, entries, callers, pool, tell)
+    if not callers:
+        _refuse_nothing(entries)
+    result = _measure(arguments, entries, callers, pool, tell)
+    return {**result, "right_answers": answers.source}
 
 
-def _require_torch(device: str) -> None:
-    if not is_installed("torch"):
-        raise SkippedPart("torch is not installed: there is no baseline")
-    import torch
-
-    if device == "cuda" and not torch.cuda.is_available():
-        raise SkippedPart(f"torch {torch.__version__} finds no GPU: there is no baseline")
+def _refuse_nothing(entries: Mapping[str, Mapping[str, Any]]) -> None:
+    reasons = "; ".join(dict.fromkeys(f"{name}: {entry['reason']}" for name, entry in entries.items()))
+    if any(entry["state"] == "failed" for entry in entries.values()):
+        raise RuntimeError(f"no contender could be measured: {reasons}")
+    raise SkippedPart(f"no contender is here: {reasons}")
 
 
 def _open(
-    contender: Contender, pool: Frames, right: Logits, batch: int
+    contender: Contender, pool: Frames, answers: RightAnswers, batch: int
 ) -> tuple[dict[str, Any], Caller | None]:
-    """What is known of a contender before it is timed, and the contender where it answers rightly."""
-    from edgekiln.pipeline.proof.torch_callers import time_opening
-
+    """What is known of a contender before it is timed, and the contender where it does not answer wrongly."""
     try:
-        caller, seconds = time_opening(contender.open)
+        began = time.perf_counter()
+        caller = contender.open()
+        entry: dict[str, Any] = {"seconds_to_open": round(time.perf_counter() - began, 3)}
         caller.begin()
         got = np.concatenate([caller.run(frames)[: len(pool) - i] for i, frames in _whole_pool(pool, batch)])
     except (SkippedPart, EnvironmentProblem, UsageError) as error:
         return {"state": "skipped", "reason": str(error)}, None
     except Exception as error:  # libraries raise anything; the other contenders go on
         return {"state": "failed", "reason": f"{type(error).__name__}: {error}"[:2000]}, None
-    agreement = compare_answers(got, right)
-    entry = {"seconds_to_open": seconds, "answers": agreement.to_dict()}
-    if not agreement.right:
+    wrong = _explain_wrong(contender, got, answers, entry)
+    if wrong is not None:
         caller.close()
-        told = f"a logit differs by {agreement.max_difference:.3g} of the logits' range, allowed {MAX_DIFFERENCE}"
-        return {**entry, "state": "failed", "reason": f"it answers wrongly, so it is not timed: {told}"}, None
+        return {
+            **entry,
+            "state": "failed",
+            "reason": f"it answers wrongly, so it is not timed: {wrong}",
+        }, None
     return {**entry, "state": "done", "reason": None}, caller
+
+
+def _explain_wrong(
+    contender: Contender, got: Logits, answers: RightAnswers, entry: dict[str, Any]
+) -> str | None:
+    """What is wrong with the answers, or ``None``; what was compared goes into ``entry``."""
+    if answers.logits is None:
+        entry["answers"] = None
+        return None if np.isfinite(got).all() else "a logit is not finite"
+    allowed = answers.allowed(contender.config.get("precision", ""))
+    agreement = compare_answers(got, answers.logits, allowed)
+    entry["answers"] = agreement.to_dict()
+    told = f"a logit differs by {agreement.max_difference:.3g} of the logits' range, allowed {allowed:.3g}"
+    return None if agreement.right else told
 
 
 def _whole_pool(pool: Frames, batch: int) -> list[tuple[int, Frames]]:
@@ -262,8 +151,11 @@ def _measure(
         "batch": batch,
         "size_px": MODELS[arguments["model"]].size,
         "boundary": BOUNDARY,
-        "baseline": BASELINE,
-        "inputs": f"{_BATCHES} batches of {_POOL} distinct pictures, in rotation",
+        "baseline": BASELINE if BASELINE in callers else None,
+        "baseline_problem": None if BASELINE in callers else _explain_no_baseline(arguments, entries),
+        "compared_with_itself": next(iter(callers)),
+        "weights": name_weights(arguments["model"], arguments["folders"]),
+        "inputs": f"{_BATCHES} batches of {POOL} distinct pictures, in rotation",
         "rounds": plan.rounds,
         "block_seconds": plan.block_seconds,
         "foreign_load_cores": foreign,
@@ -276,7 +168,14 @@ def _measure(
     }
 
 
+def _explain_no_baseline(arguments: Mapping[str, Any], entries: Mapping[str, Mapping[str, Any]]) -> str:
+    why = explain_no_torch(arguments["device"]) or entries[BASELINE]["reason"]
+    return f"{BASELINE} was not measured, so the figures are absolute and there is no ratio to PyTorch: {why}"
+
+
 def _torch_libraries() -> dict[str, Any]:
+    if not is_installed("torch"):
+        return {}
     import torch
 
     cudnn = torch.backends.cudnn.version()  # type: ignore[no-untyped-call] # torch's own

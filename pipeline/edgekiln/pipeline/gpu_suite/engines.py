@@ -14,15 +14,16 @@ from edgekiln.export.engines.cache import EngineCache
 from edgekiln.export.engines.options import BatchProfile, BuildOptions
 from edgekiln.export.engines.tensorrt import build_engine, library_version
 from edgekiln.pipeline.gpu_suite.isolation import Tell
-from edgekiln.pipeline.gpu_suite.models import MODELS, make_frames, onnx_name
-from edgekiln.pipeline.gpu_suite.reference import compare_answers, reference_logits
+from edgekiln.pipeline.gpu_suite.networks import MODELS, find_file, make_frames, onnx_name
+from edgekiln.pipeline.gpu_suite.reference import POOL, compare_answers, find_answers
 from edgekiln.runtime.backends.engine_header import HEADER_BYTES, Flavour, read_engine_header
 from edgekiln.runtime.errors import EdgekilnError, EnvironmentProblem
-from edgekiln.runtime.spec import Precision
+from edgekiln.runtime.spec import Logits, Precision
 
-__all__ = ["EngineFile", "ask_engine", "build_all", "find_file", "list_engines"]
+__all__ = ["CAPABILITIES", "EngineFile", "ask_engine", "build_all", "build_file", "list_engines"]
 
-_QUESTION_FRAMES = 4
+CAPABILITIES = (80, 86, 89, 120)
+"""Of GPUs that TensorRT-RTX builds for by name and that are likely where somebody measures."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,25 +51,27 @@ class EngineFile:
         return f"{self.model}.{self.precision}.b{self.batch}.{kind}.engine"
 
 
-def list_engines(models: Sequence[str], batches: Sequence[int], flavour: Flavour) -> list[EngineFile]:
-    """Engines of one library: all that are timed and, for RTX, those of the question about compute capabilities."""
+def list_engines(
+    models: Sequence[str], batches: Sequence[int], flavour: Flavour, capabilities: Sequence[int] = ()
+) -> list[EngineFile]:
+    """Engines of one library: all that are timed and, for RTX, one of the first model for each of ``capabilities``.
+
+    Those answer what the library runs on this GPU, which is no question about networks: one of them is enough.
+    """
     if flavour == "tensorrt":
-        return [EngineFile(m, p, b, flavour) for m in models for b in batches for p in ("fp16", "fp32")]
-    default = [EngineFile(m, "fp16", b, flavour) for m in models for b in batches]
-    return default + [EngineFile(m, "fp16", min(batches), flavour, (80,)) for m in models]
-
-
-def find_file(name: str, folders: Sequence[str | None]) -> Path | None:
-    """The first of the folders' files of that name."""
-    paths = (Path(folder) / name for folder in folders if folder)
-    return next((path for path in paths if path.is_file()), None)
+        return [
+            EngineFile(m, p, b, flavour) for m in models for b in batches for p in ("fp16", "int8", "fp32")
+        ]
+    default = [EngineFile(m, p, b, flavour) for m in models for b in batches for p in ("fp16", "int8")]
+    return default + [EngineFile(models[0], "fp16", min(batches), flavour, (c,)) for c in capabilities]
 
 
 def build_all(arguments: Mapping[str, Any], tell: Tell) -> dict[str, Any]:
     """Build what is not there.
 
     Args:
-        arguments: ``models``, ``batches``, ``flavour``, ``given`` (folder or ``None``) and ``work`` (folder).
+        arguments: ``models``, ``batches``, ``flavour``, ``capabilities`` (of RTX engines besides the default set),
+            ``given`` (folder or ``None``) and ``work`` (folder).
         tell: told of each engine.
 
     Returns:
@@ -78,7 +81,9 @@ def build_all(arguments: Mapping[str, Any], tell: Tell) -> dict[str, Any]:
         MissingExtraError, DeviceError: nothing can be built here, and something would have to be.
     """
     folders = (arguments.get("given"), arguments["work"])
-    wanted = list_engines(arguments["models"], arguments["batches"], arguments["flavour"])
+    wanted = list_engines(
+        arguments["models"], arguments["batches"], arguments["flavour"], arguments.get("capabilities", ())
+    )
     absent = [engine for engine in wanted if find_file(engine.name, folders) is None]
     if len(absent) == len(wanted):
         library_version(arguments["flavour"])  # says once, and not for each file, that it is not here
@@ -86,13 +91,14 @@ def build_all(arguments: Mapping[str, Any], tell: Tell) -> dict[str, Any]:
     for engine in wanted:
         tell({"engine": engine.name})
         if engine in absent:
-            built[engine.name] = _build(engine, folders, Path(arguments["work"]))
+            built[engine.name] = build_file(engine, folders, Path(arguments["work"]))
         else:
             built[engine.name] = {"state": "done", "reason": None, "made_by": "given"}
     return built
 
 
-def _build(file: EngineFile, folders: Sequence[str | None], work: Path) -> dict[str, Any]:
+def build_file(file: EngineFile, folders: Sequence[str | None], work: Path) -> dict[str, Any]:
+    """Build one engine into ``work``; ``state``, ``reason`` and how it was made."""
     source = find_file(onnx_name(file.model, file.precision), folders)
     if source is None:
         return {"state": "skipped", "reason": f"there is no {onnx_name(file.model, file.precision)}"}
@@ -132,7 +138,7 @@ def ask_engine(arguments: Mapping[str, Any], tell: Tell) -> dict[str, Any]:
     """Load one engine, run it, compare its answers with PyTorch's; what the library says, word for word.
 
     Args:
-        arguments: ``path``, ``model``, ``batch`` and ``flavour``.
+        arguments: ``path``, ``model``, ``precision``, ``batch``, ``flavour`` and ``folders`` of files.
         tell: told of each step before it is tried, so that a crash is known by its step.
 
     Raises:
@@ -162,12 +168,19 @@ def ask_engine(arguments: Mapping[str, Any], tell: Tell) -> dict[str, Any]:
         session = TensorRTSession([data], flavour=arguments["flavour"], slots=1, cuda=cuda, trt=trt)
         found |= {"loads": True, "runs": False}
         tell({"step": "run", **found})
-        frames = make_frames(max(batch, _QUESTION_FRAMES), MODELS[arguments["model"]].size)
+        frames = make_frames(POOL, MODELS[arguments["model"]].size)
         logits = np.concatenate([session.run(frames[i : i + batch]) for i in range(0, len(frames), batch)])
         found["runs"] = True
         tell({"step": "compare", **found})
-        found |= compare_answers(logits, reference_logits(arguments["model"], frames)).to_dict()
+        found |= _compare(logits, arguments)
     except EdgekilnError as error:
         found["message"] = str(error)
     found["library_log"] = [list(line) for line in log.since(0)][-60:]
     return found
+
+
+def _compare(logits: Logits, arguments: Mapping[str, Any]) -> dict[str, Any]:
+    answers = find_answers(arguments["model"], arguments["folders"])
+    if answers.logits is None:
+        return {"message": f"what is right is not known: {answers.source}"}
+    return compare_answers(logits, answers.logits, answers.allowed(arguments["precision"])).to_dict()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from edgekiln.pipeline.gpu_suite.bench import BASELINE, GRAPHED
+from edgekiln.pipeline.gpu_suite.contenders import BASELINE, GRAPHED
 
 __all__ = ["MODEL", "judge_goals"]
 
@@ -22,7 +22,8 @@ def judge_goals(parts: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]]:
     Args:
         parts: the document's ``parts``.
     """
-    part = parts.get(f"bench.{MODEL}.b{BATCH}", {})
+    name = f"bench.{MODEL}.b{BATCH}"
+    part = parts.get(name, {"reason": f"{name} was not run: --model {MODEL}"})
     result = part.get("result") or {}
     fastest = result.get("fastest_edgekiln")
     missing = None

@@ -5,14 +5,16 @@ from __future__ import annotations
 import re
 import shutil
 import subprocess
+from collections.abc import Mapping
 from importlib.util import find_spec
 from typing import Any
 
 from edgekiln.benchmarks.environment import describe_machine, tool_versions
-from edgekiln.runtime.cuda import DriverState
+from edgekiln.pipeline.gpu_suite.isolation import Tell
+from edgekiln.runtime.cuda import DriverState, probe_driver
 from edgekiln.runtime.cuda.driver import gpu_uuids
 
-__all__ = ["describe_gpu", "is_installed", "query_smi", "report_machine"]
+__all__ = ["describe_gpu", "is_installed", "probe_machine", "query_smi", "report_machine"]
 
 _TOOLS = (
     "triton",
@@ -51,6 +53,18 @@ def is_installed(module: str) -> bool:
         return find_spec(module) is not None
     except (ImportError, ValueError):
         return False
+
+
+def probe_machine(arguments: Mapping[str, Any], tell: Tell) -> dict[str, Any]:
+    """Ask the driver, in a process of its own: a broken one may hang or crash.
+
+    Returns:
+        ``problem``: why there is no GPU, or ``None``; and the ``report`` of ``report_machine``.
+    """
+    tell({"step": "ask the driver"})
+    driver = probe_driver()
+    tell({"step": "describe the machine"})
+    return {"problem": driver.problem, "report": report_machine(driver)}
 
 
 def report_machine(driver: DriverState) -> dict[str, Any]:
