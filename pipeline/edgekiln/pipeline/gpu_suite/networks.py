@@ -15,11 +15,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
+from numpy.typing import NDArray
 
 from edgekiln.pipeline.gpu_suite.isolation import SkippedPart
 from edgekiln.pipeline.gpu_suite.machine import is_installed
-from edgekiln.pipeline.gpu_suite.stand_ins import without_torchvision
+from edgekiln.pipeline.gpu_suite.stand_ins import stand_ins_for_timm
 from edgekiln.runtime.spec import Frames
 
 __all__ = [
@@ -91,13 +91,24 @@ def make_frames(count: int, size: int, seed: int = 0) -> Frames:
 def _make_frame(generator: np.random.Generator, size: int) -> Frames:
     picture = np.zeros((size, size, 3))
     for cells, weight in ((3, 0.6), (12, 0.3), (size, 0.1)):
-        noise = Image.fromarray(generator.integers(0, 256, (cells, cells, 3), np.uint8))
-        picture += weight * np.asarray(noise.resize((size, size), Image.Resampling.BICUBIC), np.float64)
+        noise = generator.integers(0, 256, (cells, cells, 3), np.uint8).astype(np.float64)
+        picture += weight * _stretch(_stretch(noise, size).swapaxes(0, 1), size).swapaxes(0, 1)
     top, left = generator.integers(0, size // 2, 2)
     picture[top : top + size // 3, left : left + size // 3] = generator.integers(0, 256, 3)
     low, high = picture.min(), picture.max()
     frame: Frames = ((picture - low) / (high - low) * 255).astype(np.uint8)
     return frame
+
+
+def _stretch(values: NDArray[np.float64], size: int) -> NDArray[np.float64]:
+    """Linear interpolation along the first axis; by numpy, since a machine for measuring may lack Pillow."""
+    places = np.linspace(0, len(values) - 1, size)
+    lower = np.minimum(places.astype(int), max(len(values) - 2, 0))
+    share = (places - lower)[:, None, None]
+    stretched: NDArray[np.float64] = (
+        values[lower] * (1 - share) + values[np.minimum(lower + 1, len(values) - 1)] * share
+    )
+    return stretched
 
 
 # --------------------------------------------------------------------------------------------------------------
@@ -168,7 +179,7 @@ def _load_packaged(network: Any, package: str) -> None:
 
 
 def _make_timm(architecture: str) -> Any:
-    with without_torchvision():
+    with stand_ins_for_timm():
         import timm
     return timm.create_model(architecture, pretrained=False, num_classes=CLASSES)
 

@@ -38,6 +38,8 @@ __all__ = ["make_model", "prepare"]
 SCHEMA = "edgekiln.gpu-prepared/1"
 _PACKAGE = "edgekiln.pipeline.gpu_suite"
 _MADE = "made.json"
+MOST_ENGINE_BYTES = PART_BYTES // 2
+"""TensorRT-RTX needs no GPU to build, and seconds: it wrote 500 MB for an INT8 graph of 10 MB at batch 64."""
 _LIMIT_S = 7200.0
 _TOOLS = ("edgekiln", "torch", "timm", "onnx", "onnxruntime", "nvidia-modelopt", "tensorrt-rtx", "numpy")
 
@@ -76,6 +78,9 @@ def prepare(
         *_list_wheels(wheels),
         *_list_files(others, files, parts),
     ]
+    for name, entry in ((n, e) for part in parts.values() for n, e in (part["result"] or {}).items()):
+        if "stays_here" in entry:
+            say(f"{name} stays here: {entry['stays_here']}")
     manifest = pack_parts(packed, folder, {"tools": tool_versions(_TOOLS)}, part_bytes)
     for number, held in enumerate(manifest["part_bytes"], 1):
         say(f"part-{number}: {held / 2**20:.1f} MiB")
@@ -216,14 +221,22 @@ def _build_engine(file: EngineFile, folder: Path, path: Path) -> str:
 
 
 def _list_files(models: Sequence[str], files: Path, parts: Mapping[str, Any]) -> list[Packed]:
-    """The files that were made, model by model: the first parts are enough for the first one, wheels and all."""
+    """The files that were made, model by model: the first parts are enough for the first one, wheels and all.
+
+    What is told to stay here is marked so in ``parts``.
+    """
     made = [parts[f"make.{model}"]["result"] or {} for model in models]
-    return [
-        Packed(files / name, {"kind": "file", "made_by": entry["made_by"]})
-        for entries in made
-        for name, entry in entries.items()
-        if entry["state"] == "done"
-    ]
+    packed = []
+    for name, entry in (item for entries in made for item in entries.items()):
+        if entry["state"] != "done":
+            continue
+        if name.endswith(".engine") and entry["bytes"] > MOST_ENGINE_BYTES:
+            entry["stays_here"] = (
+                f"{entry['bytes'] / 2**20:.0f} MiB: it is built over there in less time than it takes"
+            )
+        else:
+            packed.append(Packed(files / name, {"kind": "file", "made_by": entry["made_by"]}))
+    return packed
 
 
 def _list_wheels(folder: Path | None) -> list[Packed]:
