@@ -1,10 +1,14 @@
 """What a run of the suite plans, leaves out and keeps, without a GPU: the parts are pretended."""
 
 import json
+import os
+import subprocess
+import sys
 import time
 from itertools import pairwise
 
 import pytest
+from tests_support import ROOT
 
 from edgekiln.pipeline.gpu_suite import suite
 from edgekiln.pipeline.gpu_suite.__main__ import main
@@ -198,3 +202,51 @@ def test_a_budget_is_seconds(text, capsys):
     with pytest.raises(SystemExit):
         main(["--out", "x.json", "--budget", text])
     assert "wanted seconds, 1 or more" in capsys.readouterr().err
+
+
+ENDED = """
+import os, signal, sys, threading
+from edgekiln.pipeline.gpu_suite import suite
+from edgekiln.pipeline.gpu_suite.__main__ import main
+from edgekiln.pipeline.gpu_suite.isolation import Outcome, run_isolated
+from edgekiln.pipeline.gpu_suite.plan import Part
+
+def hangs(limit_s):
+    # Ended from outside once the child has said that it is there.
+    return run_isolated("ended_part:hangs", {}, limit_s=60, tell=lambda e: os.kill(os.getpid(), signal.SIGTERM))
+
+suite.list_parts = lambda run: [
+    Part("a", 1, 60, None, lambda limit_s: Outcome("done")), Part("b", 1, 60, None, hangs)
+]
+suite._look_at_machine = lambda run, driver: None
+sys.exit(main(["--out", sys.argv[1]]))
+"""
+HANGS = """
+import os, time
+def hangs(arguments, tell):
+    open(os.environ["CHILD_PID"], "w").write(str(os.getpid()))
+    tell({"step": "hanging"})
+    time.sleep(60)
+"""
+
+
+def test_a_machine_that_is_taken_away_leaves_a_result_and_no_process(tmp_path):
+    (tmp_path / "ended_part.py").write_text(HANGS)
+    out, pid = tmp_path / "gpu.json", tmp_path / "pid"
+    path = os.pathsep.join(
+        [str(tmp_path), *(str(ROOT / n) for n in ("pipeline", "export", "runtime", "benchmarks"))]
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", ENDED, str(out)],
+        env={**os.environ, "PYTHONPATH": path, "CHILD_PID": str(pid)},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=50,
+    )
+    assert done.returncode == 130, done.stderr
+    assert f"what was measured is in {out}" in done.stderr
+    parts = json.loads(out.read_text())["parts"]
+    assert {name: part["state"] for name, part in parts.items()} == {"a": "done", "b": "failed"}
+    with pytest.raises(ProcessLookupError):
+        os.kill(int(pid.read_text()), 0)
