@@ -72,16 +72,11 @@ def prepare(
         parts[f"make.{model}"] = outcome.to_dict()
         reason = f": {outcome.reason.splitlines()[0][:200]}" if outcome.reason else ""
         say(f"make.{model}: {outcome.state}{reason} ({outcome.seconds:.0f} s)")
-    first, others = options.models[:1], options.models[1:]
-    packed = [
-        *_list_files(first, files, parts),
-        *_list_wheels(wheels),
-        *_list_files(others, files, parts),
-    ]
+    packed = _choose_packed(options.models, files, parts, wheels)
+    manifest = pack_parts(packed, folder, {"tools": tool_versions(_TOOLS)}, part_bytes)
     for name, entry in ((n, e) for part in parts.values() for n, e in (part["result"] or {}).items()):
         if "stays_here" in entry:
             say(f"{name} stays here: {entry['stays_here']}")
-    manifest = pack_parts(packed, folder, {"tools": tool_versions(_TOOLS)}, part_bytes)
     for number, held in enumerate(manifest["part_bytes"], 1):
         say(f"part-{number}: {held / 2**20:.1f} MiB")
     code = ExitCode.GATE_FAILED if any(map(is_bad, parts.values())) else ExitCode.OK
@@ -220,11 +215,16 @@ def _build_engine(file: EngineFile, folder: Path, path: Path) -> str:
 # What is packed, in the order of its value
 
 
-def _list_files(models: Sequence[str], files: Path, parts: Mapping[str, Any]) -> list[Packed]:
-    """The files that were made, model by model: the first parts are enough for the first one, wheels and all.
+def _choose_packed(
+    models: Sequence[str], files: Path, parts: Mapping[str, Any], wheels: Path | None
+) -> list[Packed]:
+    """The first model, the wheels, the other models: the first parts are enough to measure the first model."""
+    first, others = models[:1], models[1:]
+    return [*_list_files(first, files, parts), *_list_wheels(wheels), *_list_files(others, files, parts)]
 
-    What is told to stay here is marked so in ``parts``.
-    """
+
+def _list_files(models: Sequence[str], files: Path, parts: Mapping[str, Any]) -> list[Packed]:
+    """The files that were made, model by model; what stays here is marked so in ``parts``."""
     made = [parts[f"make.{model}"]["result"] or {} for model in models]
     packed = []
     for name, entry in (item for entries in made for item in entries.items()):
