@@ -3,7 +3,6 @@
 import importlib.util
 import itertools
 import json
-import time
 from dataclasses import replace
 from types import SimpleNamespace
 

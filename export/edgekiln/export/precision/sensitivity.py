@@ -185,12 +185,14 @@ class _Search:
     known: dict[str, Candidate]
     remember: Callable[[Mapping[str, Candidate]], None]
     advance: Callable[[int, int, str], None]
-    started: float = field(default_factory=lambda: time.monotonic())  # the clock that is asked later, too
     curve: dict[tuple[Block, ...], Candidate] = field(default_factory=dict)
     ranked: list[tuple[Block, Candidate]] = field(default_factory=list)
     best: tuple[Block, ...] | None = None
     judged: set[str] = field(default_factory=set)
     expected: int = 1
+
+    def __post_init__(self) -> None:
+        self.started = time.monotonic()
 
     def run(self) -> SearchResult:
         blocks = self.problem.blocks
