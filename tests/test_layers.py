@@ -36,6 +36,26 @@ def test_the_table_names_every_wing_and_no_other():
     assert set(allowed()) - named == set(ROOTS)
 
 
+GROUND = {"runtime": "errors", "export": "to_onnx", "benchmarks": "environment", "pipeline": "capacity"}
+
+
+def test_in_the_picture_of_the_wings_every_arrow_leads_down():
+    picture = (ROOT / "ARCHITECTURE.md").read_text("utf-8").split("```")[1]
+    line_of = {word: number for number, line in enumerate(picture.splitlines()) for word in line.split()}
+    place = {
+        row: line_of[GROUND.get(row, row.rpartition("/")[2])]
+        for row in allowed()
+        if row != "runtime/__init__"
+    }
+    arrows_up = [
+        (wing, other)
+        for wing, others in allowed().items()
+        for other in others
+        if wing in place and other in place and place[wing] >= place[other]
+    ]
+    assert arrows_up == []
+
+
 @pytest.mark.parametrize("wing", sorted(allowed()))
 def test_a_wing_imports_what_the_table_allows(wing):
     rows = allowed()
