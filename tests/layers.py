@@ -64,15 +64,20 @@ def wing_of(module: str, rows: Iterable[str]) -> str:
 
 
 @cache
-def allowed() -> dict[str, set[str]]:
-    """The table of ARCHITECTURE.md: each wing, and those that it may import; ``runtime*`` is all of the runtime."""
-    rows = {
+def written() -> dict[str, list[str]]:
+    """The table of ARCHITECTURE.md as it stands there: each wing, and what it may import."""
+    return {
         cells[0].strip("`"): re.findall(r"`([^`]+)`", cells[2])
         for cells in table(ROOT / "ARCHITECTURE.md", "wing", "who lives there", "may import")
     }
+
+
+@cache
+def allowed() -> dict[str, set[str]]:
+    """Each wing, and those that it may import; ``runtime*`` in the table is all of the runtime."""
     return {
-        wing: {name for name in rows if name != wing and any(fnmatchcase(name, p) for p in patterns)}
-        for wing, patterns in rows.items()
+        wing: {name for name in written() if name != wing and any(fnmatchcase(name, p) for p in patterns)}
+        for wing, patterns in written().items()
     }
 
 

@@ -9,7 +9,7 @@ from importlib.metadata import version
 
 import pytest
 from documents import DOCUMENTS
-from layers import ROOTS, allowed, arrows, circles, imported_names, modules, wing_of
+from layers import ROOTS, allowed, arrows, circles, imported_names, modules, wing_of, written
 from tests_support import ROOT
 
 ENGINE_LIBRARIES = {"onnxruntime", "tensorrt", "tensorrt_rtx", "tensorrt_lean", "pycuda", "cuda", "openvino"}
@@ -36,10 +36,14 @@ def test_the_table_names_every_wing_and_no_other():
     assert set(allowed()) - named == set(ROOTS)
 
 
+def test_the_map_stays_a_map():
+    assert (ROOT / "ARCHITECTURE.md").read_text("utf-8").count("\n") <= 150
+
+
 GROUND = {"runtime": "errors", "export": "to_onnx", "benchmarks": "environment", "pipeline": "capacity"}
 
 
-def test_in_the_picture_of_the_wings_every_arrow_leads_down():
+def test_in_the_picture_a_wing_imports_only_wings_on_lower_lines():
     picture = (ROOT / "ARCHITECTURE.md").read_text("utf-8").split("```")[1]
     line_of = {word: number for number, line in enumerate(picture.splitlines()) for word in line.split()}
     place = {
@@ -90,6 +94,15 @@ def test_an_import_is_seen_wherever_it_stands(tmp_path, code, found):
 def test_circles_are_found():
     assert circles({"a": {"b"}, "b": {"c"}, "c": {"a"}, "d": {"a"}}) == [["a", "b", "c"]]
     assert circles({"a": {"b"}, "b": {"c"}}) == []
+
+
+@pytest.mark.parametrize("wing", sorted(row for row in allowed() if "/" in row))
+def test_a_wings_docstring_says_what_the_table_says(wing):
+    root, name = wing.split("/")
+    path = ROOT / root / "edgekiln" / root / name / "__init__.py"
+    if path.exists():
+        told = (ast.get_docstring(ast.parse(path.read_text("utf-8"))) or "").partition("May import: ")[2]
+        assert re.findall(r"``([^`]+)``", told) == written()[wing]
 
 
 def test_a_root_has_few_entries_at_its_own_level():

@@ -47,7 +47,6 @@ TOOLS = (
     "nvidia-modelopt",
     "pycuda",
     "mlcommons-loadgen",
-    "openvino",
 )
 
 

@@ -15,9 +15,17 @@ from pathlib import Path
 
 from edgekiln.runtime.errors import ResourceError
 
-__all__ = ["available_memory_bytes", "describe_bytes", "explain_writing", "free_disk_bytes", "require_room"]
+__all__ = [
+    "FULL_ERRORS",
+    "available_memory_bytes",
+    "describe_bytes",
+    "explain_writing",
+    "free_disk_bytes",
+    "require_room",
+]
 
-_FULL = {errno.ENOSPC, errno.EDQUOT}
+FULL_ERRORS = frozenset({errno.ENOSPC, errno.EDQUOT})
+"""Of a disk or a quota that is full. A limit of file sizes is another thing."""
 _REFUSED = {errno.EROFS, errno.EACCES, errno.EPERM}
 _SHORT_WRITE = re.compile(r"\d+ requested and \d+ written")  # numpy's, which has no errno
 
@@ -112,7 +120,7 @@ def explain_writing(root: Path, usual_bytes: Callable[[], int | None] = lambda: 
         yield
     except OSError as error:
         path = Path(os.fsdecode(error.filename)) if isinstance(error.filename, str | bytes) else root
-        if error.errno in _FULL or _SHORT_WRITE.search(str(error)):
+        if error.errno in FULL_ERRORS or _SHORT_WRITE.search(str(error)):
             raise _explain_full(path, error, usual_bytes()) from error
         if error.errno == errno.EFBIG:
             raise ResourceError(

@@ -1,4 +1,6 @@
 """What changed between two reports or bundles, where the two can be compared at all.
 
-May import the runtime, ``judging`` and what reads a ``report``. Measures nothing.
+Measures nothing.
+
+May import: ``runtime``, ``runtime/bundles``, ``benchmarks/judging``, ``benchmarks/report``.
 """

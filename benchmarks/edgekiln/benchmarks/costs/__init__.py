@@ -1,4 +1,7 @@
 """What an engine costs besides time: memory, energy, disk, the runtime's own share, the batcher's.
 
-May import the runtime, ``timing`` and the ground. Judges nothing.
+Judges nothing.
+
+May import: ``runtime``, ``runtime/cuda``, ``runtime/pictures``, ``runtime/bundles``, ``runtime/serving``,
+``benchmarks``, ``benchmarks/timing``.
 """

@@ -1,4 +1,7 @@
-"""Renders a report, a plain JSON document, as text, an HTML page, a summary and a model card. Measures nothing."""
+"""Renders a report, a plain JSON document, as text, an HTML page, a summary and a model card. Measures nothing.
+
+May import: ``runtime``, ``runtime/bundles``, ``benchmarks/judging``.
+"""
 
 from edgekiln.benchmarks.report.page import render_card, render_page, render_summary
 from edgekiln.benchmarks.report.reading import REPORT_NAME, read_bundled_report, read_report

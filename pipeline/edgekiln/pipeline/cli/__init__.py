@@ -2,6 +2,10 @@
 
 stdout carries the result, stderr everything else; ``--json`` gives one document, also on failure. A command stands in
 the module of its name or of its family; ``commands.py`` lists them.
+
+May import: ``runtime*``, ``export*``, ``benchmarks*``, ``pipeline/recipe``, ``pipeline/workspace``,
+``pipeline/shipping``, ``pipeline/data``, ``pipeline/training``, ``pipeline/device``, ``pipeline/proof``,
+``pipeline/run``, ``pipeline/study``, ``pipeline/doctor``.
 """
 
 from __future__ import annotations

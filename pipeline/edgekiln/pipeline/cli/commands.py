@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from edgekiln.pipeline.cli.bench import bench
-from edgekiln.pipeline.cli.comparing import compare
+from edgekiln.pipeline.cli.compare import compare
 from edgekiln.pipeline.cli.completion import completion
 from edgekiln.pipeline.cli.demo import demo
 from edgekiln.pipeline.cli.doctor import doctor
@@ -13,7 +13,7 @@ from edgekiln.pipeline.cli.inspect import inspect
 from edgekiln.pipeline.cli.pack import pack
 from edgekiln.pipeline.cli.predict import predict
 from edgekiln.pipeline.cli.recipe import recipe
-from edgekiln.pipeline.cli.reporting import report
+from edgekiln.pipeline.cli.report import report
 from edgekiln.pipeline.cli.run import run
 from edgekiln.pipeline.cli.signing import SIGNING_COMMANDS
 from edgekiln.pipeline.cli.soak import soak

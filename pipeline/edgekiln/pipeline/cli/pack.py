@@ -1,4 +1,4 @@
-"""``pack``: a recipe's bundle, or a bundle's engine in the form that a model server loads (``pipeline.triton``)."""
+"""``pack``: a recipe's bundle, or a bundle's engine in the form that a model server loads (``shipping/triton``)."""
 
 from __future__ import annotations
 

@@ -14,13 +14,14 @@ from pathlib import Path
 from typing import BinaryIO, TypeAlias
 
 from edgekiln.runtime.errors import ImageError, UsageError
+from edgekiln.runtime.pictures.encoded import SUFFIXES
 from edgekiln.runtime.pictures.limits import MAX_BYTES
 
 __all__ = ["STANDARD_INPUT", "PictureSearch", "name_picture"]
 
 STANDARD_INPUT = "-"
 _PEEKED = 4096  # bytes of a list that are looked at first: a picture has a NUL among them
-_SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".webp")  # those that runtime.image decodes
+_SUFFIXES = tuple(sorted(SUFFIXES))
 _ENDINGS = f"Wanted files that end in {', '.join(_SUFFIXES)}, at any depth."
 
 _Found: TypeAlias = "Path | ImageError"

@@ -11,6 +11,7 @@ import click
 
 from edgekiln.pipeline.cli.options import json_option, print_document
 from edgekiln.runtime.errors import GateError, UsageError
+from edgekiln.runtime.pictures.encoded import SUFFIXES
 
 if TYPE_CHECKING:
     from edgekiln.benchmarks.endurance.soak_result import Minute, SoakResult
@@ -21,7 +22,6 @@ _HEADINGS = ("minute", "answered", "refused", "p50 ms", "p99 ms", "RSS MB", "ope
 _HINT = (
     "Run it for longer, on a machine that does nothing else: a leak goes on growing, a reserve levels off."
 )
-_ENDINGS = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp"})
 
 
 @click.command()
@@ -77,9 +77,9 @@ def soak(
 def _list_pictures(folder: Path) -> list[Path]:
     if not folder.is_dir():
         raise UsageError(f"There is no folder {folder}.", path=folder)
-    found = sorted(path for path in folder.rglob("*") if path.suffix.lower() in _ENDINGS)
+    found = sorted(path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES)
     if not found:
-        raise UsageError(f"{folder} holds no pictures ({', '.join(sorted(_ENDINGS))}).", path=folder)
+        raise UsageError(f"{folder} holds no pictures ({', '.join(sorted(SUFFIXES))}).", path=folder)
     return found
 
 

@@ -1,11 +1,13 @@
 """Labelled pictures: sources, splits, what is kept of each picture, and what a folder looks like before a recipe is.
 
-The door: other wings, and a recipe's own source, import from here. May import ``recipe``, the ground's ``capacity``,
-the runtime and a few figures of the benchmarks. Knows no network.
+The door: other wings, and a recipe's own source, import from here. Knows no network.
 
 ``labelled`` says what a labelled picture is and cuts splits; ``listing`` lists a source, with ``folders`` and
 ``sources``; ``prepared`` makes splits ready, as ``arrays`` on disk or as ``picture_frames`` that are decoded when they
 are read; ``loading`` runs ahead in threads.
+
+May import: ``runtime``, ``runtime/pictures``, ``benchmarks``, ``benchmarks/judging``, ``benchmarks/costs``,
+``pipeline``, ``pipeline/recipe``, ``pipeline/workspace``.
 """
 
 from edgekiln.pipeline.data.folders import PICTURE_SUFFIXES

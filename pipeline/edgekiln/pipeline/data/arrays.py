@@ -6,7 +6,6 @@ A file is complete or absent: what is interrupted, by a full disk too, is taken 
 from __future__ import annotations
 
 import contextlib
-import errno
 import io
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,7 +13,12 @@ from types import TracebackType
 
 import numpy as np
 
-from edgekiln.pipeline.capacity import available_memory_bytes, describe_bytes, free_disk_bytes
+from edgekiln.pipeline.capacity import (
+    FULL_ERRORS,
+    available_memory_bytes,
+    describe_bytes,
+    free_disk_bytes,
+)
 from edgekiln.runtime.contract import Contract
 from edgekiln.runtime.errors import ResourceError
 from edgekiln.runtime.pictures.image import Frame
@@ -23,7 +27,6 @@ from edgekiln.runtime.spec import Frames
 __all__ = ["ArrayWriter", "array_bytes", "fits_memory", "map_array", "no_space", "read_array"]
 
 _MEMORY_SHARE = 0.8  # of what is free: training itself needs the rest
-_NO_SPACE = {errno.ENOSPC, errno.EDQUOT}  # a limit of file sizes is told by whoever runs the stage
 
 
 def array_bytes(pictures: int, contract: Contract) -> int:
@@ -82,7 +85,7 @@ class ArrayWriter:
         try:
             yield
         except OSError as error:
-            if error.errno not in _NO_SPACE:
+            if error.errno not in FULL_ERRORS:
                 raise
             need = array_bytes(self._capacity, self._contract)
             raise no_space(self._path.parent, need, self._capacity) from error

@@ -8,10 +8,11 @@ from pathlib import Path
 
 from edgekiln.pipeline.data.labelled import LabelledImages, Sample
 from edgekiln.runtime.errors import DataError
+from edgekiln.runtime.pictures.encoded import SUFFIXES
 
 __all__ = ["PICTURE_SUFFIXES", "read_class_folders", "read_imagefolder"]
 
-PICTURE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp"})
+PICTURE_SUFFIXES = SUFFIXES
 _SPLIT_FOLDERS = {"train": None, "val": "val", "valid": "val", "validation": "val", "test": "test"}
 _SPLIT_WORDS = frozenset({*_SPLIT_FOLDERS, "training", "testing", "dev", "eval"})
 

@@ -1,4 +1,7 @@
 """The machine that will run an engine: building there, and judging what was built.
 
-May import the runtime, the export's ``engines``, the benchmarks and ``workspace``. Needs no torch and no recipe.
+Needs no torch and no recipe.
+
+May import: ``runtime``, ``runtime/pictures``, ``runtime/backends``, ``runtime/bundles``, ``benchmarks``,
+``benchmarks/judging``, ``export/engines``, ``export/audits``, ``pipeline/workspace``, ``pipeline/shipping``.
 """

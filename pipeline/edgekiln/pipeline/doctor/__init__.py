@@ -2,6 +2,9 @@
 
 Needs numpy, Pillow, click and rich alone, like the runtime. Each check is one function from nothing, or from files
 below a root, to rows; whatever can crash runs in a child process. Nothing is changed, fetched or sent.
+
+May import: ``runtime``, ``runtime/cuda``, ``runtime/backends``, ``runtime/bundles``, ``runtime/serving``,
+``benchmarks``, ``export/engines``, ``pipeline``, ``pipeline/shipping``.
 """
 
 from __future__ import annotations

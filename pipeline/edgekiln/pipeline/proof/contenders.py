@@ -25,8 +25,8 @@ from edgekiln.benchmarks.timing.contender import (
 )
 from edgekiln.pipeline.recipe import VariantSettings
 from edgekiln.pipeline.training.checkpoint import CHECKPOINT_NAME
-from edgekiln.pipeline.variants.engines import built_files
-from edgekiln.pipeline.workspace.stage_files import BASELINE, LOGITS_NAME, StageContext, read_logits
+from edgekiln.pipeline.variants.engines import built_files, is_judged
+from edgekiln.pipeline.workspace.stage_files import BASELINE, StageContext, read_logits
 from edgekiln.runtime.backends import CPU_BACKENDS
 from edgekiln.runtime.spec import Precision
 
@@ -56,7 +56,7 @@ class ChosenContenders:
 
 def choose_contenders(context: StageContext, chosen: Chosen) -> ChosenContenders:
     """The contenders of a recipe whose engines are evaluated, on the ``chosen`` test images."""
-    variants = [v for v in context.recipe.variants if _was_evaluated(context, v)]
+    variants = [v for v in context.recipe.variants if is_judged(context, v)]
     on_cpu = [v for v in variants if v.backend in CPU_BACKENDS]
     gpu = len(on_cpu) < len(variants) and _torch_sees_gpu()
     found = [_torch_gpu(context, BASELINE, "fp32", chosen) if gpu else _torch_cpu(context, BASELINE, chosen)]
@@ -76,10 +76,6 @@ def choose_contenders(context: StageContext, chosen: Chosen) -> ChosenContenders
             peers[contender.name] = precision
     found += [_engine(context, variant, chosen) for variant in variants]
     return ChosenContenders(tuple(found), peers, absent)
-
-
-def _was_evaluated(context: StageContext, variant: VariantSettings) -> bool:
-    return (context.inputs[f"evaluate.{variant.name}"] / LOGITS_NAME).exists()
 
 
 def _engine(context: StageContext, variant: VariantSettings, chosen: Chosen) -> Contender:

@@ -14,9 +14,9 @@ from edgekiln.benchmarks.report import render_card, render_page
 from edgekiln.pipeline.data import load_split
 from edgekiln.pipeline.proof.packed_files import packed_files, packed_graphs
 from edgekiln.pipeline.proof.report_document import build_report
-from edgekiln.pipeline.proof.variant_rows import is_judged
 from edgekiln.pipeline.shipping.privacy import machine_folders, strip_folders
 from edgekiln.pipeline.shipping.sbom import write_sbom
+from edgekiln.pipeline.variants.engines import is_judged
 from edgekiln.pipeline.workspace.stage_files import BASELINE, StageContext, read_logits
 from edgekiln.runtime.bundles.manifest import write_manifest
 

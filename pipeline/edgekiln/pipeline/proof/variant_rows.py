@@ -11,13 +11,13 @@ from edgekiln.pipeline.data import load_split, read_classes
 from edgekiln.pipeline.proof.packed_files import graph_file, packed_files, packed_graphs
 from edgekiln.pipeline.proof.timings import latency_of
 from edgekiln.pipeline.recipe import VariantSettings
+from edgekiln.pipeline.variants.engines import is_judged
 from edgekiln.pipeline.variants.fast_frames import FAST_RECORD_NAME
 from edgekiln.pipeline.workspace.stage_files import (
     ABOUT_NAME,
     BASELINE,
     BUILD_NAME,
     FAILURE_NAME,
-    LOGITS_NAME,
     NOT_RUN_NAME,
     SIMULATED_NAME,
     StageContext,
@@ -26,7 +26,7 @@ from edgekiln.pipeline.workspace.stage_files import (
 )
 from edgekiln.runtime.bundles.source import hash_file
 
-__all__ = ["is_judged", "judge_evaluated", "judge_variant"]
+__all__ = ["judge_evaluated", "judge_variant"]
 
 
 def judge_evaluated(context: StageContext, variants: Sequence[VariantSettings]) -> dict[str, Any]:
@@ -124,8 +124,3 @@ def _read_making(context: StageContext, variant: VariantSettings) -> dict[str, A
         values["asked_precision"] = variant.precision.value
     values["notices"] = [*about.get("notices", ()), *built.get("notices", ())]
     return {**values, "failure": about["failure"] or built["failure"]}
-
-
-def is_judged(context: StageContext, variant: VariantSettings) -> bool:
-    """Whether the engine was made and could run here."""
-    return (context.inputs[f"evaluate.{variant.name}"] / LOGITS_NAME).exists()

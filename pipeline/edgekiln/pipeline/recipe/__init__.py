@@ -1,6 +1,12 @@
 """The recipe: the user's whole wish, one TOML file, as frozen sections of pydantic; how it is read, shown and written.
 
-The door: other wings import from here. May import the runtime. Knows no stage and nothing of how a key is used.
+The door: other wings import from here. Knows no stage and nothing of how a key is used.
+
+Where a section stands: ``data`` and ``backbone`` in ``data.py``; ``finetune``, ``source_task`` and ``teacher`` in
+``training.py``; ``variants`` with ``build`` and ``qat``, and ``export``, in ``variants.py``; ``gate``, ``benchmark``
+and ``report`` in ``judging.py``.
+
+May import: ``runtime``, ``runtime/backends``, ``runtime/bundles``.
 """
 
 from edgekiln.pipeline.recipe.data import BackboneSettings, DataSettings

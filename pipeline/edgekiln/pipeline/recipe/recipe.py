@@ -1,7 +1,8 @@
 """The recipe: the user's whole wish, one TOML file, validated before anything is touched.
 
 Unknown keys are errors that name the nearest right one. Its parts stand in the modules beside this one; a key of theirs
-knows nothing of how a stage works: `stages.py` reads the parts that it needs.
+knows nothing of how a stage works: ``pipeline/stages/settings.py`` says which stage
+depends on which part.
 """
 
 from __future__ import annotations

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from edgekiln.pipeline.recipe.recipe import Recipe, read_values
+from edgekiln.pipeline.recipe.toml import is_tables
 
 __all__ = ["Origin", "render_recipe", "toml_string", "trace_origins"]
 
@@ -40,7 +41,7 @@ def _leaves(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, 
     for key, value in values.items():
         if isinstance(value, Mapping):
             yield from _leaves(value, f"{prefix}{key}.")
-        elif _is_tables(value):
+        elif is_tables(value):
             for item in value:
                 yield from _leaves(item, f"{prefix}{key}.{item['name']}.")
         else:
@@ -70,7 +71,7 @@ def _rows(
     """(line, origin) of one section and those below it; ``title`` is its name in TOML, ``key`` that in origins."""
     of_variants = title.partition(".")[0] == "variants"
     for name, value in values.items():
-        if not isinstance(value, Mapping) and not _is_tables(value):
+        if not isinstance(value, Mapping) and not is_tables(value):
             origin = origins[f"{key}{name}"]
             mark = "# " if value is None or (title.startswith("variants.") and origin == "default") else ""
             yield f"{mark}{name} = {'' if value is None else _value(value)}".rstrip(), origin
@@ -80,14 +81,10 @@ def _rows(
             unsaid = all(origins[leaf] == "default" for leaf, _ in _leaves(value, f"{key}{name}."))
             yield from (("", None), (f"{'# ' if unsaid and of_variants else ''}[{below}]", None))
             yield from _rows(value, below, f"{key}{name}.", origins)
-        elif _is_tables(value):
+        elif is_tables(value):
             for item in value:
                 yield from (("", None), (f"[[{below}]]", None))
                 yield from _rows(item, below, f"{key}{name}.{item['name']}.", origins)
-
-
-def _is_tables(value: Any) -> bool:
-    return isinstance(value, list) and bool(value) and all(isinstance(item, Mapping) for item in value)
 
 
 def _value(value: Any) -> str:

@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-__all__ = ["write_toml"]
+__all__ = ["is_tables", "write_toml"]
 
 _BARE_KEY = re.compile(r"[A-Za-z0-9_-]+")
 
@@ -22,16 +22,17 @@ def write_toml(values: Mapping[str, Any]) -> str:
 
 def _lines(values: Mapping[str, Any]) -> Iterator[str]:
     for key, value in values.items():
-        if not isinstance(value, Mapping) and not _is_tables(value) and value is not None:
+        if not isinstance(value, Mapping) and not is_tables(value) and value is not None:
             yield f"{_key(key)} = {_value(value)}"
     for key, value in values.items():
-        tables = [value] if isinstance(value, Mapping) else value if _is_tables(value) else []
+        tables = [value] if isinstance(value, Mapping) else value if is_tables(value) else []
         for table in tables:
             yield f"[{_key(key)}]" if isinstance(value, Mapping) else f"[[{_key(key)}]]"
             yield from (f"{_key(k)} = {_value(v)}" for k, v in table.items() if v is not None)
 
 
-def _is_tables(value: Any) -> bool:
+def is_tables(value: Any) -> bool:
+    """Whether a value is written as an array of tables."""
     return isinstance(value, list) and bool(value) and all(isinstance(item, Mapping) for item in value)
 
 

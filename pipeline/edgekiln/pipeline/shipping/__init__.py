@@ -1,4 +1,6 @@
 """What leaves the machine: what is taken out of it, the list of its parts, and the layouts of other servers.
 
-May import the runtime. Knows no run and no recipe.
+Knows no run and no recipe.
+
+May import: ``runtime``, ``runtime/pictures``, ``runtime/backends``, ``runtime/bundles``.
 """

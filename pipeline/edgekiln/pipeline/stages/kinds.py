@@ -71,13 +71,11 @@ def _always(_: Any) -> bool:
     return True
 
 
-_PREPARED = ("index.json", "train.npy", "val.npy", "test.npy")
-
 _DATA = StageKind(
     "data",
-    purpose="lists the pictures, cuts splits, prepares every picture once",
+    purpose="lists the pictures, cuts splits; keeps arrays of them, or where their files lie",
     reads=(),
-    makes=_PREPARED,
+    makes=("index.json",),
     calls="edgekiln.pipeline.data.preparing:prepare_data",
     subjects=_target_data,
     settings=settings_of_data,

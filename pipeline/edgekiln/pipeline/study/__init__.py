@@ -1,4 +1,8 @@
 """What transfer learning buys: cells of one recipe by method, size and seed, run through the store, and their result.
 
-May import everything of the pipeline but the command line. Changes no recipe's meaning.
+Changes no recipe's meaning.
+
+May import: ``runtime``, ``benchmarks``, ``benchmarks/judging``, ``benchmarks/report``, ``pipeline/recipe``,
+``pipeline/workspace``, ``pipeline/data``, ``pipeline/training``, ``pipeline/proof``, ``pipeline/stages``,
+``pipeline/run``.
 """

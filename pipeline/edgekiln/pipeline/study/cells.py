@@ -2,7 +2,7 @@
 
 A cell is one method at one size with one seed. Its stages lie in the recipe's own store, so a study that was killed
 goes on where it stopped, and what a run or another cell made already is not made again. All cells are judged on the
-same test images. The statistics are ``benchmarks.transfer``'s.
+same test images. The statistics are those of ``benchmarks/judging/transfer.py``.
 """
 
 from __future__ import annotations

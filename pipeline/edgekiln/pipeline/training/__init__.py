@@ -1,4 +1,7 @@
 """From a backbone and prepared pictures to a checkpoint: weights, heads, steps, rates, and how a training is resumed.
 
-May import ``recipe``, ``data``, the ground's ``capacity`` and the export's model. Knows no engine and no stage.
+Knows no engine. ``stages`` does the work of two stages; no other module knows of stages.
+
+May import: ``runtime``, ``benchmarks``, ``export``, ``export/qat``, ``pipeline``, ``pipeline/recipe``,
+``pipeline/workspace``, ``pipeline/data``.
 """

@@ -5,19 +5,24 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from edgekiln.pipeline.training.log import LOG_NAME
-from edgekiln.pipeline.training.state import TrainingState
 from edgekiln.pipeline.training.tensorboard import EventFiles, event_folder
 
 __all__ = ["LogWriter"]
 
 
+class Counted(Protocol):
+    """The state of a training, as far as a log knows it."""
+
+    step: int
+
+
 class LogWriter:
     """The log of one training. Without a folder, as in every process but the leader, nothing is written."""
 
-    def __init__(self, folder: Path | None, state: TrainingState, *, tensorboard: bool) -> None:
+    def __init__(self, folder: Path | None, state: Counted, *, tensorboard: bool = False) -> None:
         self._folder, self._state, self._tensorboard = folder, state, tensorboard
         self._events: EventFiles | None = None
 

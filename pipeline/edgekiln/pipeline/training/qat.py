@@ -1,6 +1,6 @@
 """Quantization-aware training: a fine-tuned network learns to answer in INT8, over a few epochs.
 
-The network is fake-quantized (``export.fake_quantization``) and trained on as it was fine-tuned: the same batches,
+The network is fake-quantized (``export/qat``) and trained on as it was fine-tuned: the same batches,
 augmentation and loss, at a tenth of the rate and in float32 throughout, since a rounding must fall as it will in the
 engine. Ranges are calibrated before the first step and stay. The best epoch on val is kept; epoch 0 is the calibrated
 network, so that training never makes it worse there.
@@ -37,7 +37,7 @@ from edgekiln.pipeline.training.backbones import build_backbone
 from edgekiln.pipeline.training.batches import Batches, Feed, step_seed
 from edgekiln.pipeline.training.checkpoint import load_checkpoint, load_tensors, save_tensors
 from edgekiln.pipeline.training.job import FinetuneJob
-from edgekiln.pipeline.training.log import LOG_NAME
+from edgekiln.pipeline.training.log_writer import LogWriter
 from edgekiln.pipeline.training.loss import weigh_classes
 from edgekiln.pipeline.training.optimization import learning_rate_factor
 from edgekiln.pipeline.training.probe import evaluate_model
@@ -144,6 +144,7 @@ class _Trainer:
         weights = weigh_classes(tuning) if self.tuning.class_balance else None
         self.class_weights = None if weights is None else torch.from_numpy(weights).to(self.device)
         self.state = _State(threads=self.tuning.threads or usable_cores())
+        self.log = LogWriter(folder, self.state)
 
     def _make_optimizer(self) -> torch.optim.Optimizer:
         parameters, rate = list(self.network.parameters()), self.job.learning_rate
@@ -173,8 +174,8 @@ class _Trainer:
     # -- before the first step
 
     def _start(self) -> None:
-        (self.folder / LOG_NAME).write_text("")
-        self._log("start", device=str(self.device), threads=self.state.threads, torch=torch.__version__)
+        self.log.begin()
+        self.log.write("start", device=str(self.device), threads=self.state.threads, torch=torch.__version__)
         self.job.finetune.advance(0, self.total_steps, "calibrating")
         shared = self.job.finetune.contract.normalization == SHARED_NORMALIZATION
         calibrate(
@@ -191,7 +192,7 @@ class _Trainer:
             self.state.ranges = "largest"
             load_quantized_state(self.network, before)
         self.state.calibrated_top1 = max(largest[0], fitted[0])
-        self._log(
+        self.log.write(
             "calibrated",
             float_top1=round(self.state.float_top1, 6),
             largest_top1=round(largest[0], 6),
@@ -226,7 +227,7 @@ class _Trainer:
         loss.backward()  # type: ignore[no-untyped-call] # torch
         self.optimizer.step()
         self.state.step = step + 1
-        self._log("step", loss=round(loss.item(), 6))
+        self.log.write("step", loss=round(loss.item(), 6))
 
     def _draw(self, step: int) -> tuple[Tensor, Tensor]:
         """Pictures of a step, augmented and normalized, float32 (B, 3, H, W); and labels, int64 (B,) or mixed."""
@@ -258,12 +259,7 @@ class _Trainer:
             state.best_top1, state.best_loss, state.best_step = top1, loss, state.step
             state.best = {k: v.detach().cpu().clone() for k, v in self.network.state_dict().items()}
         epoch = state.step // self.batches.per_epoch
-        self._log("epoch", epoch=epoch, val_top1=round(top1, 6), val_loss=round(loss, 6))
-
-    def _log(self, event: str, **values: object) -> None:
-        line = json.dumps({"event": event, "step": self.state.step, **values})
-        with (self.folder / LOG_NAME).open("a", encoding="utf-8") as file:
-            file.write(line + "\n")
+        self.log.write("epoch", epoch=epoch, val_top1=round(top1, 6), val_loss=round(loss, 6))
 
     # -- persistence
 
@@ -291,19 +287,14 @@ class _Trainer:
         groups = self.optimizer.state_dict()["param_groups"]
         self.optimizer.load_state_dict({"state": slots, "param_groups": groups})
         self.state = _State(**json.loads(metadata["state"]), best=parts["best"])
-        self._forget_lines_after(self.state.step)
+        self.log = LogWriter(self.folder, self.state)
+        self.log.go_on()
         return True
-
-    def _forget_lines_after(self, step: int) -> None:
-        """Steps after the last save are trained again; their lines would stand twice."""
-        lines = (self.folder / LOG_NAME).read_text("utf-8").splitlines()
-        kept = [line for line in lines if line.endswith("}") and json.loads(line)["step"] <= step]
-        (self.folder / LOG_NAME).write_text("".join(f"{line}\n" for line in kept), "utf-8")
 
     def _finish(self) -> dict[str, Any]:
         job, state = self.job, self.state
         best_epoch = state.best_step // self.batches.per_epoch
-        self._log("done", best_epoch=best_epoch, best_val_top1=round(state.best_top1, 6))
+        self.log.write("done", best_epoch=best_epoch, best_val_top1=round(state.best_top1, 6))
         metadata = {
             "contract": job.finetune.contract.to_json(),
             "backbone": job.finetune.backbone.model,

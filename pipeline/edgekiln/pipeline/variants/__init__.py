@@ -1,4 +1,8 @@
 """From a checkpoint's ONNX file to the variants that a recipe asks for: graphs, closed loop, engines, fast frames.
 
-May import ``training``, ``data``, ``device`` (which builds) and the export. Judges nothing for shipping.
+Judges nothing for shipping.
+
+May import: ``runtime``, ``runtime/backends``, ``runtime/serving``, ``benchmarks``, ``benchmarks/judging``, ``export``,
+``export/precision``, ``export/qat``, ``export/audits``, ``pipeline/recipe``, ``pipeline/workspace``, ``pipeline/data``,
+``pipeline/training``, ``pipeline/device``.
 """

@@ -20,6 +20,7 @@ from edgekiln.pipeline.workspace.stage_files import (
     BUILD_NAME,
     FAILURE_NAME,
     FALLBACK_NAME,
+    LOGITS_NAME,
     MODEL_NAME,
     NOT_RUN_NAME,
     RETRY_NAME,
@@ -42,7 +43,7 @@ from edgekiln.runtime.errors import (
 )
 from edgekiln.runtime.spec import Frames, Logits, Precision
 
-__all__ = ["build_variant", "built_files", "evaluate_variant"]
+__all__ = ["build_variant", "built_files", "evaluate_variant", "is_judged"]
 
 _BATCH = 64
 
@@ -117,6 +118,11 @@ def _request(variant: VariantSettings, model: Path, precision: Precision) -> Eng
         minimum_share=variant.precision_share,
         kept_share=about.get("kept_share", 0.0),
     )
+
+
+def is_judged(context: StageContext, variant: VariantSettings) -> bool:
+    """Whether the engine was made and could run here."""
+    return (context.inputs[f"evaluate.{variant.name}"] / LOGITS_NAME).exists()
 
 
 def built_files(context: StageContext, variant: VariantSettings) -> list[Path]:

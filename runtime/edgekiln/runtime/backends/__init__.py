@@ -1,4 +1,7 @@
-"""Opens an engine's bytes with the library that runs them. Each library is imported in its module alone."""
+"""Opens an engine's bytes with the library that runs them. Each library is imported in its module alone.
+
+May import: ``runtime``, ``runtime/cuda``, ``runtime/onnx_files``.
+"""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """Where the bytes of a bundle come from: a folder, or an archive that was read into memory.
 
 A source knows names and bytes; what should be there, and whether the bytes are right, is the manifest's matter
-(bundle.py) and the signature's (signing.py).
+(bundle.py) and the signature's (signature.py).
 """
 
 from __future__ import annotations

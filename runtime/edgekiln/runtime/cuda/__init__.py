@@ -1,6 +1,8 @@
 """CUDA memory, streams and graphs behind one small protocol, with the driver's own library or PyCUDA doing the work.
 
 Importing this loads no CUDA package and asks no driver; ``open_cuda`` does both. It knows nothing of engines.
+
+May import: ``runtime``.
 """
 
 from __future__ import annotations

@@ -18,11 +18,13 @@ from edgekiln.runtime.pictures.refusals import SCALE_DOWN, name_picture, told_as
 if TYPE_CHECKING:
     from PIL import Image
 
-__all__ = ["FORMATS", "Encoded", "as_path", "open_encoded", "read_encoded"]
+__all__ = ["FORMATS", "SUFFIXES", "Encoded", "as_path", "open_encoded", "read_encoded"]
 
 Encoded: TypeAlias = "str | os.PathLike[str] | bytes | bytearray | memoryview"
 
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP")
+SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp"})
+"""Endings of files of these formats, in lower case. What a file holds is told by its bytes alone."""
 
 
 def read_encoded(picture: Encoded) -> bytes:
