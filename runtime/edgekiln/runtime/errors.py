@@ -18,6 +18,7 @@ __all__ = [
     "DataError",
     "DeadlineError",
     "DeviceError",
+    "DeviceLostError",
     "EdgekilnError",
     "EngineError",
     "EnvironmentProblem",

@@ -22,10 +22,10 @@ def place(tmp_path, monkeypatch):
 
 
 def test_tensorrt_names_its_cuda_in_its_parts(place):
-    place("tensorrt-lean", "tensorrt_lean_cu12==1.0")
-    place("tensorrt_lean_cu12")
-    assert needed_cuda("tensorrt-lean") == (12, 0)
-    assert needed_cuda("tensorrt_lean") == (12, 0)  # the name of its module
+    place("tensorrt-fake", "tensorrt_fake_cu12==1.0")
+    place("tensorrt_fake_cu12")
+    assert needed_cuda("tensorrt-fake") == (12, 0)
+    assert needed_cuda("tensorrt_fake") == (12, 0)  # the name of its module
 
 
 def test_a_library_that_does_not_tell_or_is_not_here_needs_nothing(place):
