@@ -1,28 +1,18 @@
 """Fixed buffers and buckets of the CUDA path, run on the CPU's own memory: the same API, the same arithmetic."""
 
+import gc
+import os
+import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import onnxruntime
 import pytest
-from fake_cuda import FakeCuda
+from fake_onnxruntime import HostCuda
 
 from edgekiln.runtime.backends.onnxruntime_cuda import MAX_BUCKET, BoundRunner, cuda_options
-from edgekiln.runtime.errors import DeviceError, DeviceLostError
-
-
-class HostCuda(FakeCuda):
-    """Its device memory has the addresses of the host's own: onnxruntime computes on it as it would on a GPU's."""
-
-    def _allocate_device(self, nbytes):
-        token, _ = super()._allocate_device(nbytes)
-        array = self._arrays[token]
-        self._arrays[array.ctypes.data] = array
-        return token, array.ctypes.data
-
-    def _free_device(self, token):
-        del self._arrays[self._arrays[token].ctypes.data]
-        super()._free_device(token)
+from edgekiln.runtime.errors import DeviceError, DeviceLostError, ForkedError, ResourceError, UsageError
 
 
 @pytest.fixture
@@ -54,9 +44,11 @@ class Session:
         self.io_binding = self.real.io_binding
         self.failures = []
         self.graphs = []
+        self.callers = []
 
     def run_with_iobinding(self, binding, options):
         self.graphs.append(options.get_run_config_entry("gpu_graph_id"))
+        self.callers.append((threading.get_ident(), gc.isenabled()))
         if self.failures:
             raise RuntimeError(self.failures.pop(0))
         self.real.run_with_iobinding(binding, options)
@@ -135,6 +127,116 @@ def test_a_capture_that_fails_runs_without_a_graph_and_says_so_once(mean_model, 
     session.failures = ["capture, of a run that ran before"]
     with pytest.raises(RuntimeError, match="that ran before"):
         runner.run(random_frames(1))
+    runner.close()
+
+
+def test_one_thread_makes_all_calls_of_the_library_and_ends_with_the_runner(mean_model, cuda, random_frames):
+    # onnxruntime keeps graphs and handles for each thread that calls it, and captures again in a new one.
+    session, before = Session(mean_model), set(threading.enumerate())
+    runner = make_runner(mean_model, cuda, session)
+    assert set(threading.enumerate()) == before  # it starts with the first call
+    for _ in range(3):
+        caller = threading.Thread(target=runner.run, args=(random_frames(2),))
+        caller.start()
+        caller.join()
+    runner.run(random_frames(2))
+    (worker,) = {thread for thread, _ in session.callers}
+    assert worker not in {thread.ident for thread in before}
+    runner.close()
+    assert set(threading.enumerate()) == before
+
+
+def test_the_collector_is_held_off_while_a_size_first_runs(mean_model, cuda, random_frames):
+    session = Session(mean_model)
+    runner = make_runner(mean_model, cuda, session)
+    for count in (2, 2, 1):
+        runner.run(random_frames(count))
+    assert [enabled for _, enabled in session.callers] == [False, True, False]
+    runner.close()
+
+
+def test_a_call_whose_turn_comes_after_the_end_is_told(runner, random_frames):
+    runner.run(random_frames(2))
+    runner._close()
+    with pytest.raises(UsageError, match="This session is closed"):
+        runner.run(random_frames(2))
+    runner.close()
+    with pytest.raises(UsageError, match="This session is closed"):
+        runner.run(random_frames(2))
+
+
+def test_close_waits_for_the_calls_that_came_before(mean_model, cuda, random_frames, monkeypatch):
+    session, entered, gate = Session(mean_model), threading.Event(), threading.Event()
+    runner = make_runner(mean_model, cuda, session)
+    run = session.run_with_iobinding
+
+    def wait_and_run(*arguments):
+        entered.set()
+        assert gate.wait(20)
+        run(*arguments)
+
+    monkeypatch.setattr(session, "run_with_iobinding", wait_and_run)
+    frames = [random_frames(2), random_frames(3)]
+    with ThreadPoolExecutor(3) as pool:
+        calls = [pool.submit(runner.run, frames[0])]
+        assert entered.wait(20)
+        calls.append(pool.submit(runner.run, frames[1]))
+        end = time.monotonic() + 20
+        while runner._worker._work_queue.qsize() < 1:
+            assert time.monotonic() < end
+            time.sleep(0.001)
+        closing = pool.submit(runner.close)
+        gate.set()
+        for call, batch in zip(calls, frames, strict=True):
+            np.testing.assert_array_equal(call.result(20), exact(batch))
+        closing.result(20)
+    assert cuda.live == {}
+
+
+def test_a_thread_that_cannot_start_is_told_and_nothing_stays(mean_model, cuda, random_frames, monkeypatch):
+    runner = make_runner(mean_model, cuda)
+
+    def refuse(self):
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(threading.Thread, "start", refuse)
+    with pytest.raises(
+        ResourceError, match="edgekiln-onnxruntime-cuda cannot be started: can't start new thread"
+    ):
+        runner.run(random_frames(1))
+    runner.close()
+    assert cuda.live == {}
+
+
+# Python 3.12 and later warn of any fork where threads are; the child here only raises and leaves.
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+def test_a_fork_is_told_at_once(runner, random_frames):
+    frames = random_frames(1)
+    runner.run(frames)
+    child = os.fork()
+    if child == 0:
+        try:
+            runner.run(frames)
+        except ForkedError:
+            os._exit(7)
+        os._exit(1)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 7
+
+
+def test_buffers_that_cannot_be_bound_leave_nothing(mean_model, cuda, random_frames, monkeypatch):
+    session = Session(mean_model)
+    runner = make_runner(mean_model, cuda, session)
+
+    def refuse():
+        raise RuntimeError("no binding")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(session, "io_binding", refuse)
+        for _ in range(2):
+            with pytest.raises(RuntimeError, match="no binding"):
+                runner.run(random_frames(3))
+            assert {type(resource).__name__ for resource in cuda.live} == {"Stream", "Event"}
+    np.testing.assert_array_equal(runner.run(random_frames(3)), exact(random_frames(3)))
     runner.close()
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 from collections.abc import Callable, Collection
@@ -13,10 +14,18 @@ from typing import Any
 import numpy as np
 
 from edgekiln.runtime.arguments import check_threads
-from edgekiln.runtime.backends.cuda_words import OLD_DRIVER, tells_of_driver, tells_of_memory
+from edgekiln.runtime.backends.cuda_needs import needed_cuda
+from edgekiln.runtime.backends.cuda_words import (
+    OLD_DRIVER,
+    tells_of_cuda,
+    tells_of_driver,
+    tells_of_memory,
+    tells_of_old_driver,
+)
 from edgekiln.runtime.backends.onnxruntime_cuda import BoundRunner, cuda_options
-from edgekiln.runtime.backends.session_base import HomeSession, SessionFacts
-from edgekiln.runtime.cuda import open_cuda
+from edgekiln.runtime.backends.session_base import HomeSession, SessionFacts, closed_error
+from edgekiln.runtime.cuda import CudaApi, open_cuda
+from edgekiln.runtime.cuda.driver import explain_old_driver, supported_cuda
 from edgekiln.runtime.errors import (
     DeviceError,
     EdgekilnError,
@@ -37,12 +46,14 @@ MAX_CHUNK = 256
 
 _PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 _log = logging.getLogger("edgekiln.runtime")
+_GPU_DISTRIBUTION = "onnxruntime-gpu"
+_WRONG_ENDS = "Take a model that edgekiln exported: the pixels go in as they are, and the logits come out."
 _ERRORS_ONLY = 3  # onnxruntime's log severity: 2 would print graph-optimizer chatter to stderr
 
 
 def import_onnxruntime(device: str) -> ModuleType:
     """Import onnxruntime, after making sure that the environment holds exactly one of its distributions."""
-    installed = [name for name in ("onnxruntime", "onnxruntime-gpu") if _is_installed(name)]
+    installed = [name for name in ("onnxruntime", _GPU_DISTRIBUTION) if _is_installed(name)]
     if len(installed) == 2:
         raise EnvironmentProblem(
             "onnxruntime and onnxruntime-gpu are both installed; they overwrite each other's files.",
@@ -74,54 +85,76 @@ class OnnxRuntimeSession(HomeSession):
         device_id: int = 0,
     ) -> None:
         if device not in _PROVIDERS:
-            raise UsageError(f"Unknown device {device!r}; known: {', '.join(_PROVIDERS)}.")
+            known = ", ".join(_PROVIDERS)
+            raise UsageError(f"Unknown device {device!r}; known: {known}.", hint="Ask for one of these.")
         check_threads(threads)
         ort = import_onnxruntime(device)
         check_onnx(model, allow_operators=allow_operators)
-        self._session: Any = _create(ort, model, device, threads, device_id)
-        keep_in_forks(self._session)
-        self._input, frame_shape = _read_input(self._session)
-        self._outputs, num_classes = _read_output(self._session)
-        where = "cpu" if device == "cpu" else f"cuda:{device_id}"
-        super().__init__(SessionFacts(f"onnxruntime-{device}", where, threads, frame_shape, num_classes))
-        self._bound: BoundRunner | None = None
-        if device == "cuda":
-            self._bound = BoundRunner(
-                ort,
-                self._session,
-                open_cuda(device=device_id),
-                names=(self._input, self._outputs[0]),
-                frame_shape=frame_shape,
-                classes=num_classes,
-            )
-            keep_in_forks(self._bound)
+        _require_provider(ort, device)
+        with contextlib.ExitStack() as unfinished:
+            cuda: CudaApi | None = None
+            if device == "cuda":  # the driver is asked first: it tells best what it lacks
+                cuda = open_cuda("libcuda", device=device_id)
+                unfinished.callback(cuda.close)
+            self._session: Any = _create(ort, model, device, threads, device_id)
+            keep_in_forks(self._session)
+            self._input, frame_shape = _read_input(self._session)
+            self._outputs, num_classes = _read_output(self._session)
+            where = "cpu" if device == "cpu" else f"cuda:{device_id}"
+            super().__init__(SessionFacts(f"onnxruntime-{device}", where, threads, frame_shape, num_classes))
+            self._bound: BoundRunner | None = None
+            if cuda is not None:
+                self._bound = self._bind(ort, cuda)
+                keep_in_forks(self._bound)
+            unfinished.pop_all()
+
+    def _bind(self, ort: ModuleType, cuda: CudaApi) -> BoundRunner:
+        return BoundRunner(
+            ort,
+            self._session,
+            cuda,
+            names=(self._input, self._outputs[0]),
+            frame_shape=self.frame_shape,
+            classes=self.num_classes,
+        )
 
     def run(self, frames: Frames) -> Logits:
-        session = self._admit(self._session, frames)
+        call = self._caller(self._admit(self._session, frames))
         if 0 < len(frames) <= MAX_CHUNK:
-            logits = self._call(session, frames)
+            logits = call(frames)
         else:
-            chunks = [
-                self._call(session, frames[i : i + MAX_CHUNK]) for i in range(0, len(frames), MAX_CHUNK)
-            ]
+            chunks = [call(frames[i : i + MAX_CHUNK]) for i in range(0, len(frames), MAX_CHUNK)]
             logits = np.concatenate(chunks) if chunks else np.zeros((0, self.num_classes), np.float32)
         check_finite(logits, self.backend)
         return logits
 
-    def _call(self, session: Any, frames: Frames) -> Logits:
-        try:
-            if self._bound is not None:
-                return self._bound.run(frames)
-            logits: Logits = session.run(self._outputs, {self._input: np.ascontiguousarray(frames)})[0]
-        except EdgekilnError:  # of our own copies
-            raise
-        except Exception as error:  # the library's errors share no base class
-            raise _convert("onnxruntime failed while running", error) from error
+    def _caller(self, session: Any) -> Callable[[Frames], Logits]:
+        """What answers the chunks of one call. All is read here, once: ``close`` in another thread takes it away."""
+        bound = self._bound
+        if bound is not None:
+            return partial(_converted, bound.run, "cuda")
+        if self.backend == "onnxruntime-cuda":  # closed since the session was read
+            raise closed_error()
+        return partial(_converted, partial(self._run_plainly, session), "cpu")
+
+    def _run_plainly(self, session: Any, frames: Frames) -> Logits:
+        logits: Logits = session.run(self._outputs, {self._input: np.ascontiguousarray(frames)})[0]
         return logits
 
     def bare_call(self, frames: Frames) -> Callable[[], object]:
-        """The library's call alone: what a benchmark's boundary ``engine`` times."""
-        return partial(self._session.run, self._outputs, {self._input: frames})
+        """The library's call alone: what a benchmark's boundary ``engine`` times.
+
+        On CUDA it is the call on fixed buffers, since graphs need them: it includes the copies to and from the GPU and
+        the way to the thread that makes the library's calls.
+        """
+        session, bound = self._session, self._bound
+        if session is None:
+            raise closed_error()
+        if self.backend == "onnxruntime-cuda":
+            if bound is None:  # closed since the session was read
+                raise closed_error()
+            return partial(bound.run, frames)
+        return partial(session.run, self._outputs, {self._input: frames})
 
     def close(self) -> None:
         bound, self._session, self._bound = self._bound, None, None
@@ -129,23 +162,54 @@ class OnnxRuntimeSession(HomeSession):
             bound.close()
 
 
-def _convert(told: str, error: Exception) -> EdgekilnError:
+def _converted(call: Callable[[Frames], Logits], device: str, frames: Frames) -> Logits:
+    try:
+        return call(frames)
+    except EdgekilnError:  # of our own copies
+        raise
+    except Exception as error:  # the library's errors share no base class
+        raise _convert("onnxruntime failed while running", error, device) from error
+
+
+def _convert(told: str, error: Exception, device: str = "cpu") -> EdgekilnError:
     """The error for what the library raised; what it is about is only in its words."""
     words = f"{told}: {error}"
     if tells_of_memory(words):
         return ResourceError(words, hint="Smaller batches, or a GPU that others use less, need less memory.")
+    if tells_of_old_driver(words) and (has := supported_cuda()) is not None:
+        old = explain_old_driver(_GPU_DISTRIBUTION, needed_cuda(_GPU_DISTRIBUTION), has)
+        return DeviceError(f"{old.message} It says: {words}", hint=old.hint)
     if tells_of_driver(words):
         return DeviceError(words, hint=OLD_DRIVER)
-    return EngineError(words)
+    if device == "cuda" and tells_of_cuda(words):  # the file may be right: `load` may try the next variant
+        return DeviceError(
+            words, hint="`edgekiln doctor` tells whether driver, CUDA and cuDNN fit; start the process again."
+        )
+    return EngineError(words, hint="Where the file is whole, another release of onnxruntime may take it.")
 
 
-def _create(ort: ModuleType, model: bytes, device: str, threads: int | None, device_id: int) -> Any:
+def _require_provider(ort: ModuleType, device: str) -> None:
     provider = _PROVIDERS[device]
     if provider not in ort.get_available_providers():
         raise DeviceError(
             f"onnxruntime {ort.__version__} has no {provider} here.",
             hint="Run: pip uninstall -y onnxruntime && pip install 'edgekiln[gpu]'",
         )
+
+
+def _refuse_fallback(wanted: str, got: str) -> DeviceError:
+    """The error for another provider than was asked for, which the library takes where CUDA does not start."""
+    needs, has = needed_cuda(_GPU_DISTRIBUTION), supported_cuda()
+    if needs is not None and has is not None and has < needs:
+        return explain_old_driver(_GPU_DISTRIBUTION, needs, has)
+    return DeviceError(
+        f"{wanted} was asked for and {got} was given.",
+        hint="The GPU, its driver, CUDA 13 or cuDNN 9 is missing; `nvidia-smi` tells which.",
+    )
+
+
+def _create(ort: ModuleType, model: bytes, device: str, threads: int | None, device_id: int) -> Any:
+    provider = _PROVIDERS[device]
     if device == "cuda" and hasattr(ort, "preload_dlls"):
         ort.preload_dlls()  # CUDA and cuDNN from their Python packages
     options = ort.SessionOptions()
@@ -162,13 +226,10 @@ def _create(ort: ModuleType, model: bytes, device: str, threads: int | None, dev
             _log.warning("no CUDA graph, as onnxruntime says: %s", error)  # slower, not wrong
             session = _create_without_graphs(ort, model, options, provider, device_id)
         else:
-            raise _convert(f"onnxruntime {ort.__version__} cannot load this model", error) from error
+            raise _convert(f"onnxruntime {ort.__version__} cannot load this model", error, device) from error
     got = session.get_providers()[0]
     if got != provider:
-        raise DeviceError(
-            f"{provider} was asked for and {got} was given.",
-            hint="The GPU, its driver, CUDA 13 or cuDNN 9 is missing; `nvidia-smi` tells which.",
-        )
+        raise _refuse_fallback(provider, got)
     return session
 
 
@@ -178,7 +239,7 @@ def _create_without_graphs(ort: ModuleType, model: bytes, options: Any, provider
     try:
         return ort.InferenceSession(model, options, providers=[(provider, settings)])
     except Exception as error:  # the library's errors share no base class
-        raise _convert(f"onnxruntime {ort.__version__} cannot load this model", error) from error
+        raise _convert(f"onnxruntime {ort.__version__} cannot load this model", error, "cuda") from error
 
 
 def _read_input(session: Any) -> tuple[str, tuple[int, int]]:
@@ -194,7 +255,8 @@ def _read_input(session: Any) -> tuple[str, tuple[int, int]]:
             return inputs[0].name, (height, width)
     got = ", ".join(f"{i.name}: {i.type} {i.shape}" for i in inputs)
     raise EngineError(
-        f"The model's inputs are [{got}], wanted one tensor(uint8) [N, H, W, 3] with a dynamic N."
+        f"The model's inputs are [{got}], wanted one tensor(uint8) [N, H, W, 3] with a dynamic N.",
+        hint=_WRONG_ENDS,
     )
 
 
@@ -205,4 +267,6 @@ def _read_output(session: Any) -> tuple[list[str], int]:
         if isinstance(classes, int):
             return [outputs[0].name], classes
     got = ", ".join(f"{o.name}: {o.type} {o.shape}" for o in outputs)
-    raise EngineError(f"The model's outputs are [{got}], wanted one tensor(float) [N, classes].")
+    raise EngineError(
+        f"The model's outputs are [{got}], wanted one tensor(float) [N, classes].", hint=_WRONG_ENDS
+    )

@@ -3,25 +3,31 @@
 Each batch size (a power of two) has its input and output on the device, bound once by their addresses, and page-locked
 memory of the host to copy from and to; onnxruntime's own ``update_inplace`` and ``numpy`` copy from and to whatever
 memory there is. onnxruntime captures a CUDA graph on the first run of a size and replays it afterwards ("Using CUDA
-Graphs" in the CUDA provider's documentation). Such runs of one session must not overlap, so a lock orders them.
+Graphs" in the CUDA provider's documentation). Such runs of one session must not overlap. It also keeps a set of
+graphs, a cuBLAS and a cuDNN handle for each thread that calls it, and captures in a mode that other threads disturb.
+So one thread makes all of its calls, in the order in which they came.
 """
 
 from __future__ import annotations
 
 import contextlib
 import logging
-import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from types import ModuleType
 from typing import Any
 
 import numpy as np
 
+from edgekiln.runtime.backends.session_base import closed_error
 from edgekiln.runtime.backends.settling import again, settled
 from edgekiln.runtime.cuda import CudaApi, DeviceMemory, PinnedMemory
+from edgekiln.runtime.cuda.collector import collector_held_off
 from edgekiln.runtime.errors import DeviceError, DeviceLostError
+from edgekiln.runtime.forking import HomeProcess
 from edgekiln.runtime.spec import Frames, Logits
+from edgekiln.runtime.threads import explain_no_thread
 
 __all__ = ["MAX_BUCKET", "BoundRunner", "cuda_options"]
 
@@ -32,6 +38,7 @@ MAX_BUCKET = 64
 _UNGRAPHED = "-1"
 """The ``gpu_graph_id`` of a run that is neither captured nor replayed (the provider's documentation)."""
 
+_THREAD = "edgekiln-onnxruntime-cuda"
 _log = logging.getLogger("edgekiln.runtime")
 
 
@@ -89,14 +96,34 @@ class BoundRunner:
         self._input, self._output = names
         self._frame_shape, self._classes = frame_shape, classes
         self._buckets: dict[int, _Bucket] = {}
-        self._lock = threading.Lock()
+        self._home = HomeProcess()
+        self._worker = ThreadPoolExecutor(1, _THREAD)  # its thread starts with the first call
         self._stream = cuda.create_stream()
         self._lost: DeviceLostError | None = None
 
     def run(self, frames: Frames) -> Logits:
-        """float32 (N, C) for uint8 (N, H, W, 3), N from 1 on."""
+        """float32 (N, C) for uint8 (N, H, W, 3), N from 1 on.
+
+        Raises:
+            DeviceError: CUDA failed; DeviceLostError where it will fail for good.
+            ForkedError: this is a fork.
+            ResourceError: memory ran out, or no thread can be started.
+            UsageError: it is closed.
+        """
+        self._home.check()  # a fork has no worker: it would wait for ever
+        try:
+            turn = self._worker.submit(self._run, frames)
+        except RuntimeError as error:  # closed, or no thread: the interpreter ends, or there are too many
+            if self._session is None:
+                raise closed_error() from None
+            raise explain_no_thread(_THREAD, error) from error
+        return turn.result()
+
+    def _run(self, frames: Frames) -> Logits:
+        if self._session is None:  # closed while this call waited for its turn
+            raise closed_error()
         logits = np.empty((len(frames), self._classes), np.float32)
-        with self._lock, self._watched():
+        with self._watched():
             for start in range(0, len(frames), MAX_BUCKET):
                 part = frames[start : start + MAX_BUCKET]
                 self._run_bucket(part, logits[start : start + len(part)])
@@ -131,15 +158,22 @@ class BoundRunner:
 
     def _run_session(self, bucket: _Bucket, size: int) -> None:
         """Run what is bound; a graph that cannot be captured is only slower without."""
+        if bucket.warm:
+            self._session.run_with_iobinding(bucket.binding, bucket.options)
+            return
+        with collector_held_off:  # the first run captures: nobody may free CUDA's memory meanwhile
+            self._run_first(bucket, size)
+        bucket.warm = True
+
+    def _run_first(self, bucket: _Bucket, size: int) -> None:
         try:
             self._session.run_with_iobinding(bucket.binding, bucket.options)
         except Exception as error:  # the library's errors share no base class
-            if bucket.warm or "captur" not in str(error).lower():
+            if "captur" not in str(error).lower():
                 raise
             _log.warning("no CUDA graph for batch size %d, as onnxruntime says: %s", size, error)
             bucket.options = self._make_options(_UNGRAPHED)
             self._session.run_with_iobinding(bucket.binding, bucket.options)
-        bucket.warm = True
 
     def _make_bucket(self, size: int) -> _Bucket:
         cuda, frame, row = self._cuda, (size, *self._frame_shape, 3), (size, self._classes)
@@ -152,22 +186,23 @@ class BoundRunner:
                 for nbytes in (in_bytes, out_bytes):
                     memory.append(allocate(nbytes))
                     unfinished.callback(memory[-1].free)
+            staging, answers, given, wanted = memory
+            binding = self._session.io_binding()
+            binding.bind_input(self._input, self._device, cuda.device, np.uint8, frame, given.address)
+            binding.bind_output(self._output, self._device, cuda.device, np.float32, row, wanted.address)
+            staging.array[:] = 0
+            bucket = _Bucket(
+                staging,
+                answers,
+                given,
+                wanted,
+                staging.array.reshape(frame),
+                answers.array.view(np.float32).reshape(row),
+                binding,
+                self._make_options(str(size)),  # one captured graph for each size
+            )
             unfinished.pop_all()
-        staging, answers, given, wanted = memory
-        binding = self._session.io_binding()
-        binding.bind_input(self._input, self._device, cuda.device, np.uint8, frame, given.address)
-        binding.bind_output(self._output, self._device, cuda.device, np.float32, row, wanted.address)
-        staging.array[:] = 0
-        return _Bucket(
-            staging,
-            answers,
-            given,
-            wanted,
-            staging.array.reshape(frame),
-            answers.array.view(np.float32).reshape(row),
-            binding,
-            self._make_options(str(size)),  # one captured graph for each size
-        )
+        return bucket
 
     def _make_options(self, graph: str) -> Any:
         options = self._ort.RunOptions()
@@ -175,12 +210,21 @@ class BoundRunner:
         return options
 
     def close(self) -> None:
-        """Free the buffers, after the call under way. Later calls are refused by their closed memory."""
-        with self._lock:
-            self._buckets.clear()
-            self._session = None
-            try:
-                self._cuda.close()
-            except DeviceError:
-                if self._lost is None:
-                    raise
+        """Free the buffers, after the calls that came before. Later calls are refused."""
+        try:
+            done = self._worker.submit(self._close)
+        except RuntimeError:  # no thread, or no longer one: at the end of the interpreter, or closed before
+            self._close()
+        else:
+            done.result()
+        finally:
+            self._worker.shutdown()
+
+    def _close(self) -> None:
+        self._buckets.clear()
+        self._session = None
+        try:
+            self._cuda.close()
+        except DeviceError:
+            if self._lost is None:
+                raise
