@@ -108,7 +108,7 @@ OPENING = {
         Machine("10.3", cuda_fails={"allocate_pinned": 1}),
         DeviceError,
         "fake allocate_pinned failed",
-        None,
+        "start the process again",
     ),
     "an engine of a newer version": (
         Machine("10.3", engine={"header": make_header("10.3", (10, 16, 0, 0))}),

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
+import fake_tensorrt
 import numpy as np
 import pytest
 from fake_cuda import FAKE_DEVICE, FakeCuda
@@ -192,7 +193,7 @@ def test_the_narrower_of_two_engines_serves_a_size(open_fake, build_model, mean_
 
 def test_engines_of_different_models_are_refused(open_fake, build_model, mean_model):
     other = make_engine(build_model(height=8), "10.3", (1, 1))
-    with pytest.raises(EngineError, match="differ in their input or output: they are not of one model"):
+    with pytest.raises(EngineError, match=r"they are not of one model\. Give the engines of one"):
         open_fake("10.3", make_engine(mean_model, "10.3"), other)
 
 
@@ -205,14 +206,14 @@ def test_engines_of_different_models_are_refused(open_fake, build_model, mean_mo
     ],
 )
 def test_an_engine_with_other_ends_is_refused(open_fake, build_model, changes, told):
-    with pytest.raises(EngineError, match=f"{told}.*wanted one uint8"):
+    with pytest.raises(EngineError, match=f"{told}.*wanted one uint8.*Build it here"):
         open_fake("11.4", make_engine(build_model(**changes), "11.4"))
 
 
 def test_no_engine_and_no_slot_are_refused(open_fake, mean_model):
-    with pytest.raises(UsageError, match="at least one engine, got none"):
+    with pytest.raises(UsageError, match=r"at least one engine, got none\. Give"):
         TensorRTSession([], flavour="tensorrt", cuda=FakeCuda())
-    with pytest.raises(UsageError, match="slots must be at least 1, got 0"):
+    with pytest.raises(UsageError, match=r"slots must be at least 1, got 0\. One slot"):
         open_fake("10.3", slots=0)
 
 
@@ -526,6 +527,63 @@ def test_graphs_go_before_contexts_and_contexts_before_their_memory(open_fake, m
     assert order == [("graph", 3), ("graph", 2), ("graph", 1), *[("memory", 0)] * 3]
 
 
+@pytest.mark.parametrize("ordinal", [1, 2, 3])
+def test_a_close_that_is_interrupted_leaves_a_session_that_runs_and_closes(open_fake, monkeypatch, ordinal):
+    session, _, library = open_fake("10.3", slots=3)
+    get, calls = session._idle.get, []
+
+    def interrupt():
+        calls.append(None)
+        if len(calls) == ordinal:
+            raise KeyboardInterrupt
+        return get()
+
+    with monkeypatch.context() as patch:
+        patch.setattr(session._idle, "get", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            session.close()
+    frames = [frames_of(seed, 2) for seed in range(3)]
+    answers = in_threads(*(lambda batch=batch: session.run(batch) for batch in frames))
+    for answer, batch in zip(answers, frames, strict=True):
+        np.testing.assert_array_equal(answer, exact(batch))
+    session.close()
+    assert_nothing_is_left(library)
+
+
+def test_a_close_that_is_interrupted_while_it_frees_is_ended_by_the_next_one(open_fake, monkeypatch):
+    session, _, library = open_fake("10.3")
+
+    def interrupt(error=None):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(session, "_release", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            session.close()
+    assert library.cuda.live
+    session._closed = False  # as for who had found it open
+    (told,) = in_threads(lambda: _told_closed(session))
+    assert told
+    session.close()
+    assert_nothing_is_left(library)
+
+
+def _told_closed(session):
+    session._idle.put(session._idle.get(timeout=SECONDS))  # a call that waited for a slot is woken
+    session._closed = True
+    with pytest.raises(UsageError, match="session is closed"):
+        session.run(frames_of(0, 1))
+    return True
+
+
+def test_graphs_are_told_of_a_closed_session_as_of_an_open_one(open_fake):
+    session, _, _ = open_fake("11.4", cuda=FakeCuda(properties=DISCRETE, fail_at={"capture": 2}))
+    before = session.graphs
+    session.close()
+    assert session.graphs == before
+    assert list(before.refused) == [2]
+
+
 def test_a_failure_while_closing_is_told_and_stops_nothing(open_fake):
     session, cuda, library = open_fake("10.3", slots=2)
     cuda.fail_at = {"close_graph": 2}
@@ -595,6 +653,23 @@ def test_a_forked_child_is_told_and_touches_nothing(open_fake):
         _, status = os.waitpid(child, 0)
     assert os.waitstatus_to_exitcode(status) == 7
     np.testing.assert_array_equal(session.run(frames_of(1, 4)), exact(frames_of(1, 4)))
+
+
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+def test_a_fork_that_lets_a_session_go_destroys_nothing_of_the_library(mean_model):
+    library = FakeTensorRT(FakeCuda(properties=DISCRETE), "10.3")
+    session = TensorRTSession(
+        [make_engine(mean_model, "10.3")], flavour="tensorrt", cuda=library.cuda, trt=library.module
+    )
+    before = library.alive.copy()
+    child = os.fork()
+    if child == 0:
+        del session
+        gc.collect()
+        os._exit(7 if library.alive == before and not library.destroyed_unprotected else 1)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 7
+    session.close()
+    assert_nothing_is_left(library)
 
 
 # ---------------------------------------------------------------------------------------------- failures
@@ -886,6 +961,20 @@ def test_a_cache_that_the_library_does_not_give_is_only_logged(
     assert caplog.messages == [message]
     assert not cache_folder.exists()
     np.testing.assert_array_equal(session.run(frames_of(0, 3)), exact(frames_of(0, 3)))
+
+
+def test_a_hollow_cache_is_never_used(open_fake, caplog, cache_folder, monkeypatch):
+    hollow, refused = object(), []
+
+    def refuse(made):
+        refused.append(made)
+        return None if made is hollow else made
+
+    monkeypatch.setattr(fake_tensorrt.RtxRuntimeConfig, "create_runtime_cache", lambda self: hollow)
+    monkeypatch.setattr(kernel_cache, "refuse_hollow", refuse)
+    open_fake("rtx")
+    assert refused == [hollow]
+    assert caplog.messages == ["the library made no cache for compiled kernels"]
 
 
 def test_each_engine_gpu_and_driver_has_a_file_of_its_own(monkeypatch):

@@ -4,9 +4,15 @@ import pytest
 from fake_tensorrt import make_header
 from gpu_support import is_for_another_gpu
 
+from edgekiln.runtime.backends.cuda_words import OLD_DRIVER
 from edgekiln.runtime.backends.engine_header import read_engine_header
-from edgekiln.runtime.backends.tensorrt_errors import OLD_DRIVER, REBUILD, convert_refusal, refuse_foreign
-from edgekiln.runtime.errors import DeviceError, EngineError, ResourceError
+from edgekiln.runtime.backends.tensorrt_errors import (
+    REBUILD,
+    convert_no_start,
+    convert_refusal,
+    refuse_foreign,
+)
+from edgekiln.runtime.errors import DeviceError, EngineError, EnvironmentProblem, ResourceError
 
 
 @pytest.mark.parametrize(
@@ -33,6 +39,27 @@ def test_words_decide_the_error(words, kind, hint):
     error = convert_refusal("The engine refused to run", words, "the caller's hint")
     assert type(error) is kind
     assert error.message == f"The engine refused to run: {words}"
+    assert error.hint.startswith(hint)
+
+
+@pytest.mark.parametrize(
+    ("words", "kind", "hint"),
+    [
+        ("CUDA initialization failure with error: 2. Please check", ResourceError, "Stop other programs"),
+        ("Cuda Runtime (out of memory)", ResourceError, "Stop other programs"),
+        ("CUDA initialization failure with error: 35", DeviceError, OLD_DRIVER),
+        (
+            "CUDA initialization failure with error: 209",
+            EnvironmentProblem,
+            "`edgekiln doctor` tells whether",
+        ),
+        ("the library gave no reason", EnvironmentProblem, "`edgekiln doctor` tells whether"),
+    ],
+)
+def test_words_decide_the_error_of_a_library_that_does_not_start(words, kind, hint):
+    error = convert_no_start("tensorrt 11.4.0", words)
+    assert type(error) is kind
+    assert error.message == f"tensorrt 11.4.0 does not start: {words}"
     assert error.hint.startswith(hint)
 
 

@@ -181,6 +181,33 @@ def test_threads_lose_no_line(trt):
     assert log.mark() == len(log.since(0)) == 2000
 
 
+def test_a_destructor_that_logs_while_a_line_is_kept_or_read_does_not_hang(trt):
+    class Lines(list):  # the collector may run at any allocation, and with it a destructor of the library's
+        def append(self, line):
+            if len(self) < 2:
+                super().append(line)
+                log.logger.log(Severity.ERROR, "from a destructor")
+
+        def copy(self):
+            log.logger.log(Severity.ERROR, "from a destructor")
+            return super().copy()
+
+    log = LibraryLog(trt)
+    log._lines = Lines()
+
+    def use():
+        log.logger.log(Severity.INFO, "a line")
+        found.extend(log.since(0))
+        found.append(log.has_own_errors(0))
+
+    found = []
+    thread = threading.Thread(target=use, daemon=True)
+    thread.start()
+    thread.join(20)
+    assert not thread.is_alive()
+    assert found == [("INFO", "a line"), ("ERROR", "from a destructor"), True]
+
+
 def test_a_library_has_one_log_however_many_threads_ask(trt, monkeypatch):
     barrier, together, found, made = threading.Barrier(8), threading.Barrier(2), [], []
     original = LibraryLog.__init__

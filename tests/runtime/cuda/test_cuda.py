@@ -196,6 +196,10 @@ def test_the_supported_cuda_version_is_told_without_starting_cuda(fake_libcuda):
     assert supported_cuda("libcuda_absent.so.1") is None
 
 
+def test_a_call_of_cuda_that_fails_has_a_remedy():
+    assert "nvidia-smi" in cuda_driver.cuda_failure("cuLaunchKernel", "CUDA_ERROR_X", "error 1").hint
+
+
 @pytest.mark.parametrize(
     ("needs", "has", "message", "hint"),
     [

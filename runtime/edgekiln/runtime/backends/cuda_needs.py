@@ -25,12 +25,11 @@ def needed_cuda(library: str) -> tuple[int, int] | None:
         library: name of its distribution or of its module, one of ``LIBRARIES``.
     """
     name = library.replace("_", "-")
-    try:
-        if name == "onnxruntime-gpu":
+    if name == "onnxruntime-gpu":
+        try:
             return _needed_by(requires(name) or [])
-        version(name)
-    except PackageNotFoundError:
-        pass  # only the part for one CUDA may be there, without the distribution that chooses it
+        except PackageNotFoundError:
+            return None
     for major in _MAJORS:
         try:
             version(f"{name}-cu{major}")

@@ -15,6 +15,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+from edgekiln.runtime.backends.tensorrt_library import refuse_hollow
 from edgekiln.runtime.cuda import probe_driver
 
 __all__ = ["KernelCache", "kernel_cache_folder"]
@@ -45,7 +46,7 @@ class KernelCache:
         """Let the contexts of this configuration use the cache, where the library has one; returns itself."""
         if not hasattr(runtime_config, "create_runtime_cache"):
             return self
-        runtime_cache = runtime_config.create_runtime_cache()
+        runtime_cache = refuse_hollow(runtime_config.create_runtime_cache())
         if runtime_cache is None:
             _log.warning("the library made no cache for compiled kernels")
             return self

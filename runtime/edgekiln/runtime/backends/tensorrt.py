@@ -30,6 +30,7 @@ from edgekiln.runtime.backends.tensorrt_library import import_tensorrt, library_
 from edgekiln.runtime.backends.tensorrt_slot import Slot
 from edgekiln.runtime.cuda import CudaApi, Wait, open_cuda
 from edgekiln.runtime.errors import DeviceError, DeviceLostError, EdgekilnError, EngineError, UsageError
+from edgekiln.runtime.forking import keep_in_forks
 from edgekiln.runtime.spec import Frames, Logits, check_finite, check_frames
 
 __all__ = ["GraphUse", "TensorRTSession"]
@@ -59,6 +60,7 @@ class TensorRTSession(DescribedSession):
     """Engines of one model, for one or several batch sizes. See ``Session``; safe from any number of threads."""
 
     _runtime: Any = None
+    _closed = _released = False  # closed: calls are refused; released: nothing is left to free
     _lost: DeviceLostError | None = None  # what a call told; every later one tells the same at once
 
     def __init__(
@@ -97,8 +99,8 @@ class TensorRTSession(DescribedSession):
         self._idle: queue.LifoQueue[Slot | None] = queue.LifoQueue()  # None: the session is closed
         self._all_slots: list[Slot] = []
         self._models: list[LoadedEngine] = []
-        self._closed, self._closing = False, threading.Lock()
-        self._flavour = flavour
+        self._flavour, self._closing = flavour, threading.Lock()
+        keep_in_forks(self)  # and with it all objects of the library, whose destructors would ask CUDA there
         try:
             self._trt = import_tensorrt(flavour, to_build=False) if trt is None else trt
             self._open(engines, headers, slots, wait)
@@ -124,7 +126,10 @@ class TensorRTSession(DescribedSession):
                 self._models.append(LoadedEngine(self._trt, log, self._runtime, data))
             interface = self._models[0].interface
             if any(other.interface != interface for other in self._models):
-                raise EngineError("These engines differ in their input or output: they are not of one model.")
+                raise EngineError(
+                    "These engines differ in their input or output: they are not of one model.",
+                    hint="Give the engines of one variant of one bundle.",
+                )
             self._facts = SessionFacts(
                 backend=self._flavour,
                 device=f"cuda:{self._cuda.device}",
@@ -147,7 +152,8 @@ class TensorRTSession(DescribedSession):
                 self._idle.put(slot)
             for cache in caches:
                 cache.save()
-        refused = self.graphs.refused
+        self._graphs = self._read_graphs()
+        refused = self._graphs.refused
         if refused:
             sizes, reason = ", ".join(map(str, refused)), next(iter(refused.values()))
             _log.warning("no CUDA graph for batch size %s, which runs call by call: %s", sizes, reason)
@@ -160,6 +166,9 @@ class TensorRTSession(DescribedSession):
     @property
     def graphs(self) -> GraphUse:
         """Which batch sizes run as a CUDA graph, and why the others do not."""
+        return self._graphs
+
+    def _read_graphs(self) -> GraphUse:
         if self._by_library:
             return GraphUse((), True, MappingProxyType({}))
         refused: dict[int, str] = {}
@@ -185,7 +194,10 @@ class TensorRTSession(DescribedSession):
         """
         check_frames(frames, *self.frame_shape)
         if not 1 <= len(frames) <= self._buckets[-1]:
-            raise UsageError(f"One batch has 1 to {self._buckets[-1]} frames, got {len(frames)}.")
+            raise UsageError(
+                f"One batch has 1 to {self._buckets[-1]} frames, got {len(frames)}.",
+                hint="Time more of them batch by batch.",
+            )
         with self._borrow() as slot:
             return [slot.measure_ms(frames) for _ in range(calls)]
 
@@ -225,20 +237,33 @@ class TensorRTSession(DescribedSession):
         Where the GPU is lost, which a call has told, nothing can be freed on it and nothing more is told.
         """
         with self._closing:
-            if self._closed:
+            if self._released:
                 return
             try:
-                with self._cuda.activate():  # as in `_borrow`
-                    self._closed = True
-                    for _ in self._all_slots:
-                        self._idle.get()
-                self._idle.put(None)
+                if not self._closed:
+                    self._take_slots()
                 self._release()
             except DeviceError:
                 if self._lost is None:
                     raise
+                self._closed = self._released = True
+            finally:
+                if self._closed:
+                    self._idle.put(None)  # wakes who waits for a slot
+
+    def _take_slots(self) -> None:
+        """Take all slots as their calls end, and refuse new calls; where that is interrupted, all is as before."""
+        taken: list[Slot | None] = []
+        try:
+            with self._cuda.activate():  # as in `_borrow`
                 self._closed = True
-                self._idle.put(None)
+                for _ in self._all_slots:
+                    taken.append(self._idle.get())
+        except BaseException:
+            self._closed = False
+            for slot in taken:
+                self._idle.put(slot)
+            raise
 
     def _release(self, error: BaseException | None = None) -> None:
         """Free the slots, then the engines, then what they ran on; a failure stops none of it.
@@ -248,6 +273,7 @@ class TensorRTSession(DescribedSession):
                 and not whenever the caller lets go of the error.
         """
         with contextlib.ExitStack() as last_first:
+            last_first.callback(setattr, self, "_released", True)
             if self._owns_cuda:
                 last_first.callback(self._cuda.close)
             last_first.enter_context(self._cuda.activate())
@@ -273,7 +299,11 @@ def _read_headers(engines: Sequence[bytes], slots: int) -> list[EngineHeader]:
     """The header of each engine; refuses a session without an engine or without a slot."""
     headers = [read_engine_header(data[:HEADER_BYTES]) for data in engines]
     if not headers:
-        raise UsageError("A session needs at least one engine, got none.")
+        raise UsageError(
+            "A session needs at least one engine, got none.", hint="Give the engines of a variant."
+        )
     if slots < 1:
-        raise UsageError(f"slots must be at least 1, got {slots}.")
+        raise UsageError(
+            f"slots must be at least 1, got {slots}.", hint="One slot serves one call at a time."
+        )
     return headers

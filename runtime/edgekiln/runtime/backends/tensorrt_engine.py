@@ -17,6 +17,10 @@ from edgekiln.runtime.errors import EdgekilnError, EngineError
 
 __all__ = ["EngineInterface", "LoadedEngine", "create_runtime"]
 
+_OTHER_RELEASE = (
+    "The words after the colon are the library's own; another release of it, or an engine built anew, may do."
+)
+
 
 @dataclass(frozen=True, slots=True)
 class EngineInterface:
@@ -78,7 +82,8 @@ class LoadedEngine:
             f"{n}: {engine.get_tensor_dtype(n)} {tuple(engine.get_tensor_shape(n))}" for n in names
         )
         raise EngineError(
-            f"The engine has [{told}], wanted one uint8 (N, H, W, 3) input and one float32 (N, C) output."
+            f"The engine has [{told}], wanted one uint8 (N, H, W, 3) input and one float32 (N, C) output.",
+            hint=REBUILD,
         )
 
     def _read_batches(self) -> tuple[int, int]:
@@ -152,7 +157,7 @@ class LoadedEngine:
         if not granted:
             raise self._refusal(f"The engine refused {what}", mark)
 
-    def _refusal(self, told: str, mark: int, hint: str | None = None) -> EdgekilnError:
+    def _refusal(self, told: str, mark: int, hint: str = _OTHER_RELEASE) -> EdgekilnError:
         """The error for what the library said since ``mark``."""
         return convert_refusal(told, self._log.errors_since(mark), hint)
 

@@ -17,17 +17,14 @@ from edgekiln.runtime.errors import (
     ResourceError,
 )
 
-__all__ = [
-    "OLD_DRIVER",
-    "REBUILD",
-    "convert_no_start",
-    "convert_refusal",
-    "refuse_foreign",
-    "tells_of_driver",
-]
+__all__ = ["REBUILD", "convert_no_start", "convert_refusal", "refuse_foreign"]
 
 REBUILD = "Build it here from the bundle's ONNX file: edgekiln build BUNDLE --data FOLDER --out DIR"
 """The hint for an engine that this machine does not run."""
+
+_INSTALL_AGAIN = (
+    "`edgekiln doctor` tells whether driver and library fit; where they do, install the library again."
+)
 
 # What TensorRT says of an engine of another version or GPU (texts of its plan reader, 10.x to 11.x and RTX).
 _FOREIGN = re.compile(
@@ -35,15 +32,21 @@ _FOREIGN = re.compile(
 )
 
 
-def convert_no_start(library: str, words: str) -> EnvironmentProblem:
-    """The error for a library that does not start.
+def convert_no_start(library: str, words: str) -> EdgekilnError:
+    """The error for a library that does not start: for lack of memory, for the driver, or for a reason of its own.
 
     Args:
         library: its name and version.
         words: what it said.
     """
-    kind = DeviceError if tells_of_driver(words) else EnvironmentProblem
-    return kind(f"{library} does not start: {words}", hint=OLD_DRIVER)
+    told = f"{library} does not start: {words}"
+    if tells_of_memory(words):
+        return ResourceError(
+            told, hint="Stop other programs that use the GPU: the library needs memory to start."
+        )
+    if tells_of_driver(words):
+        return DeviceError(told, hint=OLD_DRIVER)
+    return EnvironmentProblem(told, hint=_INSTALL_AGAIN)
 
 
 def refuse_foreign(header: EngineHeader, flavour: Flavour, version: str, capability: tuple[int, int]) -> None:

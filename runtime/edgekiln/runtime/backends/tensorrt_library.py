@@ -24,7 +24,7 @@ from edgekiln.runtime.backends.cuda_words import tells_of_old_driver
 from edgekiln.runtime.backends.engine_header import Flavour
 from edgekiln.runtime.backends.tensorrt_errors import convert_no_start
 from edgekiln.runtime.cuda.driver import explain_old_driver, supported_cuda
-from edgekiln.runtime.errors import DeviceError, EnvironmentProblem, MissingExtraError
+from edgekiln.runtime.errors import DeviceError, EdgekilnError, EnvironmentProblem, MissingExtraError
 
 __all__ = ["LibraryLog", "find_version", "import_tensorrt", "library_log", "refuse_hollow", "start_library"]
 
@@ -96,7 +96,8 @@ class LibraryLog:
     def __init__(self, trt: ModuleType) -> None:
         self._lines: deque[tuple[int, int, str, str]] = deque(maxlen=_KEPT_LINES)
         self._count = 0
-        self._lock = threading.Lock()
+        # The collector may run while it is held, and a destructor of the library's may log in this thread.
+        self._lock = threading.RLock()
         self._name = trt.__name__
         self._tells = False
         self._told: set[str] = set()
@@ -129,7 +130,8 @@ class LibraryLog:
     def since(self, mark: int) -> list[tuple[str, str]]:
         """(severity, text) of everything after a mark; severity is ERROR, WARNING, INFO and so on."""
         with self._lock:
-            return [(severity, text) for number, _, severity, text in self._lines if number > mark]
+            lines = self._lines.copy()  # in one step: see the lock
+        return [(severity, text) for number, _, severity, text in lines if number > mark]
 
     def errors_since(self, mark: int) -> str:
         """The errors after a mark in one line, for a message; a fixed text where there were none."""
@@ -140,10 +142,10 @@ class LibraryLog:
         """Whether the library said an error in this thread after a mark; another thread's are not meant."""
         me = threading.get_ident()
         with self._lock:
-            return any(
-                number > mark and thread == me and severity in _ERRORS
-                for number, thread, severity, _ in self._lines
-            )
+            lines = self._lines.copy()
+        return any(
+            number > mark and thread == me and severity in _ERRORS for number, thread, severity, _ in lines
+        )
 
 
 def _make_logger(trt: ModuleType, add: Callable[[str, str], None]) -> Any:
@@ -184,6 +186,7 @@ def start_library(trt: ModuleType, log: LibraryLog, make: Callable[[], Any]) -> 
     Raises:
         DeviceError: CUDA does not start: no driver, one that is too old, or no device.
         EnvironmentProblem: the library does not start.
+        ResourceError: memory of the GPU ran out.
     """
     mark = log.mark()
     try:
@@ -196,7 +199,7 @@ def start_library(trt: ModuleType, log: LibraryLog, make: Callable[[], Any]) -> 
     return made
 
 
-def _no_start(trt: ModuleType, words: str) -> EnvironmentProblem:
+def _no_start(trt: ModuleType, words: str) -> EdgekilnError:
     """A driver that is too old is told with both versions, where it tells its own."""
     name, has = f"{trt.__name__} {trt.__version__}", supported_cuda()
     if has is None or not tells_of_old_driver(words):

@@ -54,6 +54,7 @@ _SCHEDULING_MASK = 7
 _SCHEDULING_AUTO = 0
 _SCHEDULING_BLOCKING = 4
 _NAME_BYTES = 256
+_AFTER_FAILURE = "`nvidia-smi` and `dmesg | grep -i xid` tell what the driver saw; start the process again."
 
 
 @dataclass(frozen=True)
@@ -93,7 +94,7 @@ def cuda_failure(call: str, name: str, description: str, *, out_of_memory: bool 
     message = f"{call} failed: {name} ({description})."
     if out_of_memory:
         return ResourceError(message, hint="Use a smaller batch, or free memory of the device.")
-    return DeviceError(message)
+    return DeviceError(message, hint=_AFTER_FAILURE)
 
 
 def explain_old_driver(
