@@ -6,7 +6,13 @@ import pytest
 
 from edgekiln.export.engines.failures import explain_death, explain_failure
 from edgekiln.export.engines.options import BuildOptions
-from edgekiln.runtime.errors import BuildError, EnvironmentProblem, ResourceError
+from edgekiln.runtime.errors import (
+    BuildError,
+    DeviceError,
+    DeviceLostError,
+    EnvironmentProblem,
+    ResourceError,
+)
 from edgekiln.runtime.spec import Precision
 
 OPTIONS = BuildOptions("tensorrt-rtx", Precision.INT8)
@@ -46,3 +52,22 @@ def test_the_librarys_words_give_the_likely_cause(words, cause):
 def test_a_cancelled_build_is_an_interrupt():
     told = {"failure": "cancelled", "node": None, "log": []}
     assert isinstance(explain_failure(told, OPTIONS, None), KeyboardInterrupt)
+
+
+@pytest.mark.parametrize("kind", [DeviceError, DeviceLostError, EnvironmentProblem, ResourceError])
+def test_a_library_that_did_not_start_is_the_error_that_it_was_in_the_child(kind):
+    told = {
+        "failure": "start",
+        "problem": "no start",
+        "hint": "do this",
+        "code": kind.code,
+        "node": None,
+        "log": [],
+    }
+    failure = explain_failure(told, OPTIONS, None)
+    assert type(failure) is kind
+    assert (failure.message, failure.hint) == ("no start", "do this")
+
+
+def test_a_builder_that_ended_without_a_word_has_a_remedy():
+    assert "--debug" in explain_death(3, "").hint

@@ -6,6 +6,7 @@ import fake_tensorrt_builder as trt
 import pytest
 
 from edgekiln.export.audits.engine_layers.inspector import parse_inspector
+from edgekiln.export.engines import inspect_worker
 from edgekiln.export.engines.inspect_worker import inspect_plan
 from edgekiln.runtime.backends.tensorrt_library import LibraryLog
 from edgekiln.runtime.errors import EngineError, EnvironmentProblem
@@ -55,3 +56,22 @@ def test_without_a_context_it_is_inspected_all_the_same_and_said(monkeypatch, fa
 def test_what_fails_is_told(monkeypatch, faults, error, words):
     with pytest.raises(error, match=words):
         inspect(STATIC, monkeypatch, faults)
+
+
+@pytest.mark.parametrize(
+    ("kind", "words"),
+    [
+        (trt.Engine, "does not load its own engine"),
+        (trt.Inspector, "the engine gives no inspector"),
+        (trt.Context, None),
+    ],
+)
+def test_an_object_around_no_object_is_never_used(monkeypatch, kind, words):
+    monkeypatch.setattr(
+        inspect_worker, "refuse_hollow", lambda made: None if isinstance(made, kind) else made
+    )
+    if words is None:
+        assert inspect(DYNAMIC, monkeypatch)["note"].startswith("no execution context could be made")
+        return
+    with pytest.raises(EngineError, match=words):
+        inspect(DYNAMIC, monkeypatch)

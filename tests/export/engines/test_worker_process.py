@@ -4,12 +4,13 @@ import pytest
 from onnx import TensorProto, helper
 from tests_support import ROOT
 
-from edgekiln.export.engines import power_mode, tensorrt
+from edgekiln.export.engines import power_mode, tensorrt, worker_process
 from edgekiln.export.engines.cache import EngineCache
 from edgekiln.export.engines.options import BatchProfile, BuildOptions
 from edgekiln.export.engines.tensorrt import build_engine, inspect_engine
+from edgekiln.runtime.backends.cuda_words import OLD_DRIVER
 from edgekiln.runtime.cuda.driver import DeviceProperties
-from edgekiln.runtime.errors import BuildError, EnvironmentProblem
+from edgekiln.runtime.errors import BuildError, DeviceError, EnvironmentProblem, ResourceError
 from edgekiln.runtime.spec import Precision
 
 ORIN = DeviceProperties("Orin", (8, 7), 8, 8 << 30, integrated=True, can_map_host_memory=True)
@@ -21,7 +22,11 @@ from fake_tensorrt_builder import *
 from fake_tensorrt_builder import __version__
 from edgekiln.export.engines import build_worker
 from edgekiln.runtime.cuda import driver
-driver.free_memory = lambda: int(os.environ["FREE_BYTES"])
+def free_memory():
+    if os.environ["FREE_BYTES"] == "none":
+        raise driver.cuda_failure("cuMemGetInfo", "CUDA_ERROR_OUT_OF_MEMORY", "error 2", out_of_memory=True)
+    return int(os.environ["FREE_BYTES"])
+driver.free_memory = free_memory
 """
 
 
@@ -61,13 +66,25 @@ def build(cache, **more):
     return build_engine(make_model(), OPTIONS, cache, **more)
 
 
-@pytest.mark.parametrize("fault", ["Builder", "OnnxParser", "Builder:type-error"])
-def test_library_that_does_not_start_names_the_driver(fake, cache, fault):
+@pytest.mark.parametrize(
+    ("fault", "kind", "hint"),
+    [
+        ("Builder", DeviceError, OLD_DRIVER),
+        ("OnnxParser", DeviceError, OLD_DRIVER),
+        (
+            "Builder:type-error",
+            EnvironmentProblem,
+            "`edgekiln doctor` tells whether driver and library fit",
+        ),
+    ],
+)
+def test_library_that_does_not_start_names_the_driver(fake, cache, fault, kind, hint):
     fake(fault)
     with pytest.raises(EnvironmentProblem, match=r"tensorrt 10\.16\.1\.11 does not start") as caught:
         build(cache)
     assert not isinstance(caught.value, BuildError)  # no other graph would do: nothing falls back
-    assert "The NVIDIA driver is missing or too old" in str(caught.value)
+    assert type(caught.value) is kind
+    assert caught.value.hint.startswith(hint)
     assert cache.entries() == []
 
 
@@ -140,6 +157,27 @@ def test_little_memory_is_told_by_a_build_and_by_its_failure(fake, cache, monkey
     fake("build")
     with pytest.raises(BuildError, match=r"\(memory, node /a/Conv\.?\): .* Only 205 MiB of memory are left"):
         build_engine(make_model(), BuildOptions("tensorrt", Precision.FP32), cache)
+
+
+def test_memory_that_is_gone_before_the_build_is_a_resource_error(fake, cache, monkeypatch):
+    monkeypatch.setenv("FREE_BYTES", "none")
+    with pytest.raises(ResourceError, match=r"cuMemGetInfo failed: .*free memory of the device") as caught:
+        build(cache)
+    assert caught.value.hint
+
+
+@pytest.mark.parametrize("left", ["", '{"engine": tr', "[\udcff"])
+def test_a_result_that_ends_in_the_middle_is_the_end_of_its_process(tmp_path, monkeypatch, left):
+    def end(module, folder, advance):
+        (folder / worker_process.RESULT_NAME).write_bytes(left.encode("utf-8", "surrogateescape"))
+        return 1, "OSError: [Errno 28] No space left on device"
+
+    monkeypatch.setattr(worker_process, "_watch", end)
+    with pytest.raises(EnvironmentProblem, match=r"exit code 1: OSError: .*No space left"):
+        worker_process.run_worker(b"", OPTIONS, ORIN, tmp_path, None, lambda *_: None)
+    found = worker_process.inspect_in_child(b"", "tensorrt")
+    assert found.layers is None
+    assert found.note.startswith("the process that inspects ended with exit code 1: OSError: ")
 
 
 def test_timings_and_engines_of_one_power_mode_are_not_used_in_another(monkeypatch, tmp_path):

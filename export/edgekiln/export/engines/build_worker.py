@@ -23,7 +23,7 @@ from typing import Any
 
 from edgekiln.export.engines.workspace import limit_workspace
 from edgekiln.runtime.backends.tensorrt_library import LibraryLog, import_tensorrt, library_log, start_library
-from edgekiln.runtime.errors import EnvironmentProblem
+from edgekiln.runtime.errors import EdgekilnError
 
 __all__ = ["main"]
 
@@ -75,18 +75,19 @@ def main(arguments: list[str]) -> int:
     """Entry point of the process; returns 0 when ``result.json`` tells of an engine, 1 when of a failure."""
     folder = Path(arguments[0])
     request = json.loads((folder / "request.json").read_text("utf-8"))
-    trt = import_tensorrt(request["flavour"], to_build=True)
-    log = library_log(trt)
     result: dict[str, Any] = {"engine": False, "failure": None, "node": None, "notes": []}
+    log: LibraryLog | None = None
     try:
+        trt = import_tensorrt(request["flavour"], to_build=True)
+        log = library_log(trt)
         result |= _build(trt, log, request, folder, result["notes"])
     except _Cancelled:
         result["failure"] = "cancelled"
-    except EnvironmentProblem as problem:
-        result |= {"failure": "start", "problem": problem.message}
+    except EdgekilnError as error:  # the graph was not tried: the library, the driver or memory is missing
+        result |= {"failure": "start", "problem": error.message, "hint": error.hint, "code": error.code}
     except _Failure as failure:
         result |= {"failure": failure.stage, "node": failure.node}
-    result["log"] = log.since(0)
+    result["log"] = [] if log is None else log.since(0)
     (folder / "result.json").write_text(json.dumps(result), "utf-8")
     return 0 if result["engine"] else 1
 
@@ -97,7 +98,8 @@ def _build(
     """Write the engine; returns what is known of it. What a person should know, also of a failure, goes to ``notes``.
 
     Raises:
-        EnvironmentProblem: the library does not start.
+        EnvironmentProblem: the library does not start, or its driver tells nothing.
+        ResourceError: there is no memory to start with.
     """
     progress = _Progress()
     builder = start_library(trt, log, lambda: trt.Builder(log.logger))

@@ -11,10 +11,17 @@ from collections.abc import Mapping
 from typing import Any
 
 from edgekiln.export.engines.options import BuildOptions
+from edgekiln.runtime.backends.cuda_words import OLD_DRIVER
 from edgekiln.runtime.cuda.driver import DeviceProperties
-from edgekiln.runtime.errors import BuildError, EnvironmentProblem, ResourceError
-
-DRIVER_HINT = "The NVIDIA driver is missing or too old for this library; `nvidia-smi` tells its version."
+from edgekiln.runtime.errors import (
+    BuildError,
+    DeviceError,
+    DeviceLostError,
+    EdgekilnError,
+    EnvironmentProblem,
+    MissingExtraError,
+    ResourceError,
+)
 
 __all__ = ["describe_end", "explain_death", "explain_failure"]
 
@@ -45,9 +52,12 @@ _CAUSES: tuple[tuple[re.Pattern[str], str, str], ...] = (
     (
         re.compile(r"driver|cudaError ?35|CUDA initialization failure", re.I),
         "driver",
-        DRIVER_HINT,
+        OLD_DRIVER,
     ),
 )
+_NOT_STARTED: dict[str, type[EdgekilnError]] = {
+    kind.code: kind for kind in (DeviceError, DeviceLostError, MissingExtraError, ResourceError)
+}
 _NODE = re.compile(r"(?:node |ForeignNode\[|operation )['\"\[]?([\w./:+-]+)")
 
 
@@ -84,7 +94,10 @@ def explain_death(code: int, complaints: str) -> Exception:
             f"The engine library crashed while building ({_signal_name(-code)}). {last}".rstrip(),
             hint="Build again with --debug; a newer driver or library usually mends it.",
         )
-    return EnvironmentProblem(f"The engine builder ended with exit code {code}: {last or 'no message'}")
+    return EnvironmentProblem(
+        f"The engine builder ended with exit code {code}: {last or 'no message'}",
+        hint="Build again with --debug, which tells more; `edgekiln doctor` tells what this machine lacks.",
+    )
 
 
 def explain_failure(
@@ -92,7 +105,8 @@ def explain_failure(
 ) -> BaseException:
     """The error for a result without an engine: BuildError with the library's words, or KeyboardInterrupt.
 
-    A library that did not even start is an EnvironmentProblem: the graph was not tried, and no other one would do.
+    A library that did not even start is the error that it was in the child, an EnvironmentProblem or a ResourceError:
+    the graph was not tried, and no other one would do.
 
     Args:
         result: what the child told.
@@ -103,7 +117,8 @@ def explain_failure(
     if result["failure"] == "cancelled":
         return KeyboardInterrupt()
     if result["failure"] == "start":
-        return EnvironmentProblem(result["problem"], hint=DRIVER_HINT)
+        kind = _NOT_STARTED.get(result["code"], EnvironmentProblem)
+        return kind(result["problem"], hint=result["hint"])
     errors = [text.strip() for severity, text in log if severity in {"ERROR", "INTERNAL_ERROR"}]
     words = " | ".join(dict.fromkeys(errors)) or _OPTION_FAILURES.get(result["failure"], "it gave no reason.")
     node = result["node"] or next((match[1] for text in errors if (match := _NODE.search(text))), None)

@@ -13,7 +13,13 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from edgekiln.runtime.backends.tensorrt_library import LibraryLog, import_tensorrt, library_log, start_library
+from edgekiln.runtime.backends.tensorrt_library import (
+    LibraryLog,
+    import_tensorrt,
+    library_log,
+    refuse_hollow,
+    start_library,
+)
 from edgekiln.runtime.errors import EdgekilnError, EngineError
 
 __all__ = ["inspect_plan", "main"]
@@ -37,16 +43,16 @@ def inspect_plan(trt: ModuleType, log: LibraryLog, plan: bytes) -> dict[str, Any
     """The engine inspector's JSON as ``layers``, and what it lacks as ``note``.
 
     Raises:
-        EnvironmentProblem: the library does not start.
+        EnvironmentProblem: the library does not start; ResourceError where that is for lack of memory.
         EngineError: it does not load the engine, or tells nothing of it.
     """
     runtime = start_library(trt, log, lambda: trt.Runtime(log.logger))
     mark = log.mark()
-    engine = runtime.deserialize_cuda_engine(plan)
+    engine = refuse_hollow(runtime.deserialize_cuda_engine(plan))
     if engine is None:
         raise EngineError(f"the library does not load its own engine: {log.errors_since(mark)}")
     context, note = _shaped_context(trt, log, engine)
-    inspector = engine.create_engine_inspector()
+    inspector = refuse_hollow(engine.create_engine_inspector())
     if inspector is None:
         raise EngineError(f"the engine gives no inspector: {log.errors_since(mark)}")
     if context is not None:
@@ -62,7 +68,7 @@ def _shaped_context(trt: ModuleType, log: LibraryLog, engine: Any) -> tuple[Any,
     tells no formats. ``None`` and why, where it cannot be made, for lack of memory above all.
     """
     mark = log.mark()
-    context = engine.create_execution_context()
+    context = refuse_hollow(engine.create_execution_context())
     if context is None:
         return None, f"no execution context could be made ({log.errors_since(mark)})"
     for index in range(engine.num_io_tensors):

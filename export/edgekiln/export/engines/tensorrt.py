@@ -110,7 +110,7 @@ def build_engine(
     Raises:
         MissingExtraError: the library is not installed.
         DeviceError: TensorRT needs a GPU to build, and there is none.
-        EnvironmentProblem: the library does not start, for the driver is missing or too old.
+        EnvironmentProblem: the library does not start; a DeviceError where the driver is missing or too old.
         BuildError: the library refused; its words, the node and the likely cause are in the message.
         ResourceError: memory ran out.
         EngineError: the bytes are nothing that the library may be shown; see ``runtime.onnx_files.scan``.

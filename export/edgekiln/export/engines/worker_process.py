@@ -72,21 +72,18 @@ def run_worker(
     with tempfile.TemporaryDirectory(prefix="edgekiln-build-") as name:
         folder = Path(name)
         (folder / "model.onnx").write_bytes(model)
-        (folder / "request.json").write_text(json.dumps(_request(options, device, timing_cache)), "utf-8")
+        (folder / "request.json").write_text(json.dumps(_request(options, timing_cache)), "utf-8")
         exit_code, complaints = _watch(_WORKER, folder, advance)
-        result_file = folder / RESULT_NAME
-        if not result_file.exists():
+        result = _read_result(folder)
+        if result is None:
             raise explain_death(exit_code, complaints)
-        result: dict[str, Any] = json.loads(result_file.read_text("utf-8"))
         if not result["engine"]:
             raise explain_failure(result, options, device)
         (target / ENGINE_NAME).write_bytes((folder / ENGINE_NAME).read_bytes())
         return result
 
 
-def _request(
-    options: BuildOptions, device: DeviceProperties | None, timing_cache: str | None
-) -> dict[str, Any]:
+def _request(options: BuildOptions, timing_cache: str | None) -> dict[str, Any]:
     return {
         **asdict(options),
         "precision": options.precision.value,
@@ -102,13 +99,21 @@ def inspect_in_child(engine: bytes, flavour: Flavour) -> Inspection:
             (folder / ENGINE_NAME).write_bytes(engine)
             (folder / "request.json").write_text(json.dumps({"flavour": flavour}), "utf-8")
             exit_code, complaints = _watch(_INSPECTOR, folder, lambda done, total, phase: None)
-            result_file = folder / RESULT_NAME
-            if not result_file.exists():
+            result = _read_result(folder)
+            if result is None:
                 return Inspection(None, f"the process that inspects {describe_end(exit_code, complaints)}")
-            result: dict[str, Any] = json.loads(result_file.read_text("utf-8"))
     except OSError as error:
         return Inspection(None, f"{error.filename or tempfile.gettempdir()}: {error.strerror}")
     return Inspection(result["layers"], result["problem"] or result["note"])
+
+
+def _read_result(folder: Path) -> dict[str, Any] | None:
+    """What a child told; ``None`` where it ended before it had, or in the middle of it."""
+    try:
+        result: dict[str, Any] = json.loads((folder / RESULT_NAME).read_text("utf-8"))
+    except (FileNotFoundError, ValueError):  # ValueError: no JSON, or no UTF-8
+        return None
+    return result
 
 
 def _watch(module: str, folder: Path, advance: Advance) -> tuple[int, str]:
