@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from edgekiln.pipeline.gpu_suite.contenders import BASELINE, GRAPHED, explain_no_torch, list_contenders
-from edgekiln.pipeline.gpu_suite.isolation import SkippedPart, Tell
+from edgekiln.pipeline.gpu_suite.isolation import SkippedPart, Tell, state_after
 from edgekiln.pipeline.gpu_suite.machine import is_installed, query_smi
 from edgekiln.pipeline.gpu_suite.networks import MODELS, make_frames, name_weights
 from edgekiln.pipeline.gpu_suite.reference import POOL, RightAnswers, compare_answers, find_answers
@@ -25,7 +25,7 @@ from edgekiln.pipeline.gpu_suite.timing import (
     summarize,
     time_in_turns,
 )
-from edgekiln.runtime.errors import EnvironmentProblem, UsageError
+from edgekiln.runtime.errors import UsageError
 from edgekiln.runtime.spec import Frames, Logits
 
 __all__ = ["BOUNDARY", "bench"]
@@ -88,9 +88,9 @@ def _open(
         entry: dict[str, Any] = {"seconds_to_open": round(time.perf_counter() - began, 3)}
         caller.begin()
         got = np.concatenate([caller.run(frames)[: len(pool) - i] for i, frames in _whole_pool(pool, batch)])
-    except (SkippedPart, EnvironmentProblem, UsageError) as error:
-        return {"state": "skipped", "reason": str(error)}, None
     except Exception as error:  # libraries raise anything; the other contenders go on
+        if isinstance(error, UsageError) or state_after(error) == "skipped":
+            return {"state": "skipped", "reason": str(error)}, None
         return {"state": "failed", "reason": f"{type(error).__name__}: {error}"[:2000]}, None
     wrong = _explain_wrong(contender, got, answers, entry)
     if wrong is not None:

@@ -12,12 +12,12 @@ import numpy as np
 from edgekiln.export.engines.tensorrt import library_version
 from edgekiln.pipeline.device.building import EngineRequest, build_engines
 from edgekiln.pipeline.gpu_suite.graphs import count_products
-from edgekiln.pipeline.gpu_suite.isolation import SkippedPart, Tell
+from edgekiln.pipeline.gpu_suite.isolation import SkippedPart, Tell, state_after
 from edgekiln.pipeline.gpu_suite.networks import MODELS, find_file, make_frames, onnx_name
 from edgekiln.pipeline.gpu_suite.reference import POOL, compare_answers, find_answers
 from edgekiln.pipeline.workspace.progress import SilentProgress
 from edgekiln.runtime.backends import open_session
-from edgekiln.runtime.errors import EdgekilnError, EnvironmentProblem
+from edgekiln.runtime.errors import EdgekilnError
 from edgekiln.runtime.session import Session
 from edgekiln.runtime.spec import Precision
 
@@ -53,9 +53,7 @@ def try_dynamic(arguments: Mapping[str, Any], tell: Tell) -> dict[str, Any]:
         except SkippedPart as error:
             row |= {"state": "skipped", "reason": str(error)}
         except EdgekilnError as error:
-            # A BuildError is an EnvironmentProblem too, and yet something that was tried and failed.
-            untried = isinstance(error, EnvironmentProblem) and error.code != "build"
-            row |= {"state": "skipped" if untried else "failed", "reason": str(error)}
+            row |= {"state": state_after(error), "reason": str(error)}
         rows[precision.value] = row
     return rows
 

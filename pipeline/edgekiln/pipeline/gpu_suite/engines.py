@@ -13,11 +13,11 @@ import numpy as np
 from edgekiln.export.engines.cache import EngineCache
 from edgekiln.export.engines.options import BatchProfile, BuildOptions
 from edgekiln.export.engines.tensorrt import build_engine, library_version
-from edgekiln.pipeline.gpu_suite.isolation import Tell
+from edgekiln.pipeline.gpu_suite.isolation import Tell, state_after
 from edgekiln.pipeline.gpu_suite.networks import MODELS, find_file, make_frames, onnx_name
 from edgekiln.pipeline.gpu_suite.reference import POOL, compare_answers, find_answers
 from edgekiln.runtime.backends.engine_header import HEADER_BYTES, Flavour, read_engine_header
-from edgekiln.runtime.errors import EdgekilnError, EnvironmentProblem
+from edgekiln.runtime.errors import EdgekilnError
 from edgekiln.runtime.spec import Logits, Precision
 
 __all__ = ["CAPABILITIES", "EngineFile", "ask_engine", "build_all", "build_file", "list_engines"]
@@ -111,9 +111,7 @@ def build_file(file: EngineFile, folders: Sequence[str | None], work: Path) -> d
     try:
         built = build_engine(source.read_bytes(), options, EngineCache())
     except EdgekilnError as error:
-        # A BuildError is an EnvironmentProblem too, and yet something that was tried and failed.
-        untried = isinstance(error, EnvironmentProblem) and error.code != "build"
-        return {"state": "skipped" if untried else "failed", "reason": str(error)}
+        return {"state": state_after(error), "reason": str(error)}
     data = built.data
     partial = work / f"{file.name}.partial"
     partial.write_bytes(data)

@@ -10,6 +10,7 @@ import contextlib
 import importlib
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -21,9 +22,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from edgekiln.runtime.errors import EnvironmentProblem
+from edgekiln.runtime.errors import BuildError, DeviceLostError, EnvironmentProblem
 
-__all__ = ["Outcome", "SkippedPart", "State", "Tell", "run_isolated", "skip"]
+__all__ = ["Outcome", "SkippedPart", "State", "Tell", "run_isolated", "skip", "state_after"]
+
+_CUDA_FAILED = re.compile(r"\b(?:CUDA|CUDNN|CUBLAS)\w* (?:failure|error)", re.IGNORECASE)
+"""What libraries say of a call that failed; a library that is missing is told in other words."""
 
 State = Literal["done", "skipped", "failed"]
 Tell = Callable[[Mapping[str, Any]], None]
@@ -179,13 +183,23 @@ def _serve(folder: Path) -> None:
     partial.replace(folder / "answer.json")
 
 
+def state_after(error: Exception) -> State:
+    """``skipped`` where something is missing here, ``failed`` where something was tried and went wrong.
+
+    A build that failed and a failure of CUDA itself are problems of the environment too, and no reasons to skip.
+    """
+    tried = isinstance(error, BuildError | DeviceLostError) or _CUDA_FAILED.search(str(error))
+    missing = isinstance(error, SkippedPart) or (isinstance(error, EnvironmentProblem) and not tried)
+    return "skipped" if missing else "failed"
+
+
 def _call(request: Mapping[str, Any], tell: Tell) -> dict[str, Any]:
     module, _, name = request["function"].partition(":")
     try:
         result = getattr(importlib.import_module(module), name)(request["arguments"], tell)
-    except (SkippedPart, EnvironmentProblem) as error:
-        return {"state": "skipped", "reason": str(error), "result": None}
     except Exception as error:  # a part may fail in any way; the others go on
+        if state_after(error) == "skipped":
+            return {"state": "skipped", "reason": str(error), "result": None}
         where = traceback.extract_tb(error.__traceback__)[-1]
         place = f"{Path(where.filename).name}:{where.lineno}"
         return {"state": "failed", "reason": f"{type(error).__name__}: {error} ({place})", "result": None}
