@@ -131,14 +131,14 @@ class Reached(list):
 @pytest.fixture(scope="module")
 def served(tiny_run):
     """The tiny run's bundle, loaded, whose engine writes down what it is given."""
-    reached, call = Reached(), OnnxRuntimeSession._call
+    reached, call = Reached(), OnnxRuntimeSession._run_plainly
 
     def record(self, session, frames):
         reached.extend(np.array(frames))
         return call(self, session, frames)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(OnnxRuntimeSession, "_call", record)
+        patch.setattr(OnnxRuntimeSession, "_run_plainly", record)
         with load(tiny_run[2].bundle, threads=1) as classifier:
             yield tiny_run[2].bundle, classifier, reached
 
