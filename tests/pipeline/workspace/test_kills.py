@@ -133,9 +133,8 @@ def test_a_run_killed_in_every_stage_ends_as_one_that_nobody_disturbed(study):
     result = study.result
     assert result.problems == []
     assert result.finished == 1
-    assert (
-        result.hits.total() >= len(study.seconds) - 2
-    )  # a stage of milliseconds may end before its kill comes
+    # A stage of milliseconds may end before each of its kills comes.
+    assert len(set(study.seconds) - set(result.hits)) <= 2
     assert {"data", "finetune", "export", "variant.int8"} <= set(result.hits)
 
 
