@@ -33,6 +33,7 @@ if (
     from edgekiln.runtime.errors import NonFiniteError as NonFiniteError
     from edgekiln.runtime.errors import OverloadedError as OverloadedError
     from edgekiln.runtime.errors import ResourceError as ResourceError
+    from edgekiln.runtime.errors import SelfTestError as SelfTestError
     from edgekiln.runtime.errors import SignatureError as SignatureError
     from edgekiln.runtime.errors import UntrustedError as UntrustedError
     from edgekiln.runtime.errors import UsageError as UsageError
@@ -69,6 +70,7 @@ _PUBLIC = {
         "NonFiniteError",
         "OverloadedError",
         "ResourceError",
+        "SelfTestError",
         "SignatureError",
         "UntrustedError",
         "UsageError",

@@ -34,6 +34,7 @@ __all__ = [
     "PrecisionError",
     "RecipeError",
     "ResourceError",
+    "SelfTestError",
     "SignatureError",
     "UntrustedError",
     "UsageError",
@@ -238,6 +239,12 @@ class DeviceLostError(DeviceError):
     """The GPU failed in a way that stays: this process cannot use it again."""
 
     code = "device_lost"
+
+
+class SelfTestError(EnvironmentProblem):
+    """An engine runs here and answers otherwise than where it was judged: a kernel of its library is wrong."""
+
+    code = "self_test"
 
 
 class BuildError(EnvironmentProblem):

@@ -42,7 +42,7 @@ _IMPORT = "import time; t = time.perf_counter(); {}; print(time.perf_counter() -
 _FIRST = """
 import sys
 import edgekiln.runtime as runtime
-with runtime.load(sys.argv[1]) as classifier:
+with runtime.load(sys.argv[1], self_test=False) as classifier:
     classifier.predict(sys.argv[2])
 from edgekiln.benchmarks.costs.memory import read_peak_rss_mb
 print(read_peak_rss_mb())

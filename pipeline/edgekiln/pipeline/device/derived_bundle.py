@@ -50,6 +50,7 @@ def write_derived(parent: Bundle, rows: list[dict[str, Any]], folder: Path) -> d
         "parent": {"digest": parent.digest, "name": parent.name, "machine": parent.manifest.get("machine")},
         "baseline": parent.manifest.get("baseline"),
         "gate": parent.manifest.get("gate"),
+        "canary_reference": parent.manifest.get("canary_reference"),
         "logits": parent.manifest["logits"],
         # What libraries said on this machine names its folders.
         "variants": [

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from edgekiln.pipeline.device.building import EngineRequest, build_engines
+from edgekiln.pipeline.device.canary_records import CanaryReference, read_reference
 from edgekiln.pipeline.device.derived_bundle import write_derived
 from edgekiln.pipeline.device.judging import judge_engines
 from edgekiln.pipeline.device.pictures import KnownPictures, find_pictures
@@ -114,8 +115,10 @@ def _make_variant(
         built = _build_or_fall_back(build, variant, folder, progress)
         progress.message(f"{variant.name}: {_tell_build(built)}")
         engines = [folder / file for file in built["files"]]
-        judged, logits = judge_engines(build.flavour, engines, pictures, gate, built["failure"])
-    figures = {key: value for key, value in judged.items() if key not in {"verdict", "reason", "flips"}}
+        reference = CanaryReference(read_reference(parent), Precision(built["precision"]))
+        judged, logits = judge_engines(build.flavour, engines, pictures, gate, built["failure"], reference)
+    apart = {"verdict", "reason", "flips", "canaries"}
+    figures = {key: value for key, value in judged.items() if key not in apart}
     return {
         **_identity(variant, request),
         "precision": built["precision"],
@@ -123,6 +126,7 @@ def _make_variant(
         "files": built["files"],
         "verdict": judged["verdict"],
         "reason": judged["reason"],
+        "canaries": judged.get("canaries"),
         "figures": {**figures, **inherited_figures(variant), "build": built, "audit": built["audit"]},
         "logits": logits,
     }

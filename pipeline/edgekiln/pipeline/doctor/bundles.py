@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import functools
 import os
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 from edgekiln.pipeline.doctor.child import Answer, ask_child
 from edgekiln.pipeline.doctor.row import Row, fail, ok, warn
 from edgekiln.runtime.bundles.bundle import open_bundle
 from edgekiln.runtime.bundles.manifest import VariantRecord
-from edgekiln.runtime.errors import UntrustedError
+from edgekiln.runtime.errors import SelfTestError, UntrustedError
 
 __all__ = ["check_bundle"]
 
@@ -54,15 +56,33 @@ def _describe_variant(variant: VariantRecord, answer: Answer | None) -> Row:
         return warn(
             name, f"{told}: never built: {variant.reason}", "Run `edgekiln build` where its library is."
         )
+    if answer.problem is None:
+        told += f": loads and runs here, {_tell_canaries(answer.values.get('canaries'))}"
     if answer.problem is None and (notice := answer.values.get("notice")):
         return warn(
             name,
-            f"{told}: loads and runs here, {notice}",
+            f"{told}; {notice}",
             "Install the version that it was judged with, or judge it here: predict on pictures whose class you know.",
         )
     if answer.problem is None:
-        return ok(name, f"{told}: loads and runs here")
+        return ok(name, told)
+    if answer.values.get("code") == SelfTestError.code:
+        return fail(
+            name, f"{told}: answers wrongly here: {answer.problem}", "Take another variant on this machine."
+        )
     found = f"{told}: does not load here: {answer.problem}"
     if answer.values.get("code") in _ENVIRONMENT_CODES:
         return warn(name, found, "Mend what the message names, or take another variant on this machine.")
     return fail(name, found, "Make its engine again on this machine: edgekiln build BUNDLE --out FOLDER")
+
+
+def _tell_canaries(result: Mapping[str, Any] | None) -> str:
+    """What came of asking a variant its made pictures."""
+    if result is None:
+        return "answers not checked: the bundle records none to made pictures"
+    if result["unasked"]:
+        return f"answers not checked: {result['unasked']}"
+    return (
+        f"answers {result['pictures']} made pictures as where it was judged "
+        f"({result['worst']:.0%} of what may differ, {result['calls']} calls)"
+    )

@@ -84,21 +84,24 @@ def _open_session(backend: Any) -> dict[str, Any]:
 
 
 def _load_variant(bundle: str, name: str) -> dict[str, Any]:
-    """Load one engine of a bundle, whatever its verdict, and hand it one black frame."""
+    """Load one engine of a bundle, whatever its verdict, ask it all its canaries, and hand it one black frame."""
     import numpy as np
 
     from edgekiln.runtime.errors import EdgekilnError
-    from edgekiln.runtime.serving.loading import load
+    from edgekiln.runtime.serving.selecting import LoadOptions, load_model
 
     try:
-        with load(bundle, variant=name, allow_unverified=True) as classifier:
-            contract = classifier.contract
-            frame = np.zeros((contract.height, contract.width, 3), np.uint8)
-            classifier.predict(frame)
-            notice = classifier.variant.notice
+        model = load_model(bundle, LoadOptions(name, allow_unverified=True), thorough=True)
+        model.predict_frames([np.zeros((model.contract.height, model.contract.width, 3), np.uint8)])
+        model.retire()
     except EdgekilnError as error:
         return {"problem": _shorten(str(error)), "code": error.code}
-    return {"code": None, "notice": notice}
+    result = model.self_test
+    return {
+        "code": None,
+        "notice": model.variant.notice,
+        "canaries": None if result is None else dataclasses.asdict(result),
+    }
 
 
 TASKS: Mapping[str, Callable[..., dict[str, Any]]] = {

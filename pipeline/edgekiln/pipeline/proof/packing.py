@@ -17,7 +17,16 @@ from edgekiln.pipeline.proof.report_document import build_report
 from edgekiln.pipeline.shipping.privacy import machine_folders, strip_folders
 from edgekiln.pipeline.shipping.sbom import write_sbom
 from edgekiln.pipeline.variants.engines import is_judged
-from edgekiln.pipeline.workspace.stage_files import BASELINE, StageContext, read_logits
+from edgekiln.pipeline.workspace.stage_files import (
+    BASELINE,
+    CANARIES_NAME,
+    CANARY_LOGITS_NAME,
+    StageContext,
+    read_json,
+    read_logits,
+)
+from edgekiln.runtime.bundles.canaries import encode_logits
+from edgekiln.runtime.bundles.canary_inputs import CANARY_RECIPE
 from edgekiln.runtime.bundles.manifest import write_manifest
 
 __all__ = ["LOGITS_FILE", "REPORT_NAME", "pack_bundle"]
@@ -47,7 +56,7 @@ def pack_bundle(context: StageContext) -> None:
     (folder / "report.html").write_text(render_page(stored), "utf-8")
     (folder / "MODEL_CARD.md").write_text(render_card(stored), "utf-8")
     write_sbom(folder, report)
-    write_manifest(folder, _manifest(report))
+    write_manifest(folder, _manifest(report, context))
 
 
 _TOP_LEVEL = (
@@ -63,7 +72,7 @@ _TOP_LEVEL = (
 )
 
 
-def _manifest(report: Mapping[str, Any]) -> dict[str, Any]:
+def _manifest(report: Mapping[str, Any], context: StageContext) -> dict[str, Any]:
     left_out = {*_TOP_LEVEL, "flips"}
     return {
         "name": report["name"],
@@ -74,10 +83,15 @@ def _manifest(report: Mapping[str, Any]) -> dict[str, Any]:
             {
                 **{key: v[key] for key in _TOP_LEVEL},
                 "file": v["files"][0] if v["files"] else None,
+                "canaries": _read_canaries(context, v["name"]),
                 "figures": {key: value for key, value in v.items() if key not in left_out},
             }
             for v in report["variants"]
         ],
+        "canary_reference": {
+            "recipe": CANARY_RECIPE,
+            "logits": encode_logits(read_logits(context.inputs["export"], CANARY_LOGITS_NAME)),
+        },
         "gate": report["recipe"]["gate"],
         "logits": LOGITS_FILE,
         "provenance": {
@@ -87,6 +101,12 @@ def _manifest(report: Mapping[str, Any]) -> dict[str, Any]:
         },
         "machine": report["machine"],
     }
+
+
+def _read_canaries(context: StageContext, name: str) -> dict[str, Any] | None:
+    """What a variant answered to the made pictures; ``None`` for one that did not run here, or failed."""
+    path = context.inputs[f"evaluate.{name}"] / CANARIES_NAME
+    return read_json(path) if path.exists() else None
 
 
 def _save_logits(context: StageContext, path: Path) -> None:

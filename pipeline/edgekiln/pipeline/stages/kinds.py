@@ -112,11 +112,12 @@ KINDS: tuple[StageKind, ...] = (
         "export",
         purpose="writes one ONNX file that computes what PyTorch does on real pictures",
         reads=("data", "finetune"),
-        makes=("model.onnx", "parity.json"),
+        makes=("model.onnx", "parity.json", "canary_logits.npz"),
         calls="edgekiln.pipeline.variants.exporting:export_network",
         subjects=_once,
         settings=settings_of_export,
         tools=_use("torch", "onnx", "onnxscript", "onnxruntime", "onnxruntime-gpu"),
+        revision=2,
     ),
     StageKind(
         "qat",
@@ -166,13 +167,13 @@ KINDS: tuple[StageKind, ...] = (
     StageKind(
         "evaluate",
         purpose="keeps the engine's answers to the test split, or why it did not run here",
-        reads=("data", "variant", "engine"),
-        makes=("logits.npz",),
+        reads=("data", "export", "variant", "engine"),
+        makes=("logits.npz", "canaries.json"),
         calls="edgekiln.pipeline.variants.engines:evaluate_variant",
         subjects=_variants,
         settings=settings_of_evaluate,
         tools=tools_of_evaluate,
-        revision=3,
+        revision=4,
     ),
     StageKind(
         "benchmark",
@@ -207,7 +208,7 @@ KINDS: tuple[StageKind, ...] = (
         subjects=_once,
         settings=settings_of_bundle,
         tools=_use("jinja2", "matplotlib"),
-        revision=4,
+        revision=5,
     ),
 )
 """All kinds of stages, in the order in which they run."""

@@ -13,11 +13,14 @@ import numpy as np
 
 from edgekiln.pipeline.data import load_split
 from edgekiln.pipeline.device.building import EngineRequest, build_engines
+from edgekiln.pipeline.device.canary_records import CanaryReference, record_canaries
 from edgekiln.pipeline.recipe import VariantSettings
 from edgekiln.pipeline.variants.fast_frames import record_agreement
 from edgekiln.pipeline.workspace.stage_files import (
     ABOUT_NAME,
     BUILD_NAME,
+    CANARIES_NAME,
+    CANARY_LOGITS_NAME,
     FAILURE_NAME,
     FALLBACK_NAME,
     LOGITS_NAME,
@@ -27,6 +30,7 @@ from edgekiln.pipeline.workspace.stage_files import (
     SIMULATED_NAME,
     StageContext,
     read_json,
+    read_logits,
     save_logits,
     write_json,
 )
@@ -174,7 +178,8 @@ def _why_not_run(context: StageContext, variant: VariantSettings) -> str | None:
 
 def _run_engines(context: StageContext, variant: VariantSettings) -> None:
     test = load_split(context.inputs["data"], "test")
-    session = open_session(variant.backend, [path.read_bytes() for path in built_files(context, variant)])
+    engines = [path.read_bytes() for path in built_files(context, variant)]
+    session = open_session(variant.backend, engines)
     try:
         logits = []
         for start in range(0, len(test), _BATCH):
@@ -182,6 +187,13 @@ def _run_engines(context: StageContext, variant: VariantSettings) -> None:
             context.progress.advance(min(start + _BATCH, len(test)), len(test), "test images")
         answers = np.concatenate(logits)
         record_agreement(context.inputs["data"], context.folder, answers, session.run)
+        reference = CanaryReference(
+            read_logits(context.inputs["export"], CANARY_LOGITS_NAME), variant.precision
+        )
+        canaries = record_canaries(
+            session, lambda threads: open_session(variant.backend, engines, threads=threads), reference
+        )
+        write_json(context.folder / CANARIES_NAME, canaries)
     finally:
         session.close()
     save_logits(context.folder, answers)

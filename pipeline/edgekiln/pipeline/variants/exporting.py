@@ -10,9 +10,16 @@ import numpy as np
 from edgekiln.export.parity import check_parity
 from edgekiln.export.to_onnx import export_onnx
 from edgekiln.pipeline.data import load_split
+from edgekiln.pipeline.device.canary_records import answer_canaries
 from edgekiln.pipeline.training.checkpoint import CHECKPOINT_NAME, load_checkpoint
 from edgekiln.pipeline.training.probe import evaluate_model
-from edgekiln.pipeline.workspace.stage_files import MODEL_NAME, StageContext, write_json
+from edgekiln.pipeline.workspace.stage_files import (
+    CANARY_LOGITS_NAME,
+    MODEL_NAME,
+    StageContext,
+    save_logits,
+    write_json,
+)
 from edgekiln.runtime.backends import open_session
 
 __all__ = ["export_network"]
@@ -20,6 +27,8 @@ __all__ = ["export_network"]
 
 def export_network(context: StageContext) -> None:
     """Write ``model.onnx``, and ``parity.json`` once it computes what PyTorch does on real pictures.
+
+    Its answers to the made pictures are kept too: what engines of lower precision are held against wherever they run.
 
     Raises:
         ParityError: it computes something else.
@@ -35,6 +44,7 @@ def export_network(context: StageContext) -> None:
     parity = check_parity(
         evaluate_model(model, frames).numpy(), session.run(frames), keys, recipe.export.parity_tolerance
     )
+    save_logits(context.folder, answer_canaries(session), CANARY_LOGITS_NAME)
     write_json(
         context.folder / "parity.json",
         {

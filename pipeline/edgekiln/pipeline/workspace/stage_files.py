@@ -18,6 +18,8 @@ __all__ = [
     "ABOUT_NAME",
     "BASELINE",
     "BUILD_NAME",
+    "CANARIES_NAME",
+    "CANARY_LOGITS_NAME",
     "FAILURE_NAME",
     "FALLBACK_NAME",
     "LOGITS_NAME",
@@ -38,6 +40,8 @@ FALLBACK_NAME = "fallback.onnx"  # FP16, beside an INT8 graph whose recipe allow
 ABOUT_NAME = "about.json"  # of a variant stage: how its graph was made
 BUILD_NAME = "build.json"  # of an engine stage: what was built, or why nothing was
 LOGITS_NAME = "logits.npz"
+CANARY_LOGITS_NAME = "canary_logits.npz"  # of the export: FP32's answers to the made pictures
+CANARIES_NAME = "canaries.json"  # of an evaluate stage: the engine's answers to them, and what is allowed
 SIMULATED_NAME = (
     "simulated.npz"  # what onnxruntime on the CPU answers for a graph whose engine cannot run here
 )

@@ -2,13 +2,16 @@
 
 The library is never imported plainly (that would report to Intel), reads ONNX only and only what
 ``scan.py`` let pass, and writes no cache. A single image has a model of static shape to itself, which its CPU plugin
-plans memory and kernels for; other batches share one of dynamic shape, compiled when the first of them comes.
+plans memory and kernels for; other batches share one of dynamic shape, compiled when the first of them comes. On ARM
+an INT8 model has the static one alone, and answers batches picture by picture: OpenVINO 2026.4 gives wrong logits there
+for dynamic batches (its FullyConnected takes the first channel's weight scale for all).
 """
 
 from __future__ import annotations
 
 import contextlib
 import io
+import platform
 import sys
 import threading
 from collections.abc import Callable, Collection, Iterator
@@ -34,6 +37,7 @@ __all__ = ["OpenVinoSession", "RuntimeLayer", "import_openvino", "read_layers"]
 MAX_CHUNK = 64
 """Images per call of the library: bounds the memory of activations, whatever batch the caller hands in."""
 
+_ARM = frozenset({"aarch64", "arm64"})
 _TELEMETRY = "openvino_telemetry"
 _importing = threading.Lock()
 _T = TypeVar("_T")
@@ -170,6 +174,7 @@ class _Engine:
             single.reshape([1, *self.frame_shape, 3])
             self.num_classes = _read_output(single)
             self._single = self._core.compile_model(single, "CPU", _settings(threads))
+        self._one_by_one = platform.machine().lower() in _ARM and _is_quantized(self._graph)
         self._free_single: list[_Slot] = []
         self._dynamic: Any = None
         self._free_dynamic: list[Any] = []
@@ -181,11 +186,12 @@ class _Engine:
 
         Each call has a request to itself, so answers cannot mix; one that failed is not used again.
         """
-        if len(frames) == 1:
+        if len(frames) == 1 or self._one_by_one:
             slot = _take(self._free_single) or _Slot.of(self._single.create_infer_request())
-            slot.frames[:] = frames
-            slot.request.infer()
-            logits[:] = slot.logits
+            for frame, row in zip(frames, logits, strict=True):
+                slot.frames[:] = frame
+                slot.request.infer()
+                row[:] = slot.logits[0]
             self._free_single.append(slot)
         else:
             request = _take(self._free_dynamic) or self._dynamic_model().create_infer_request()
@@ -262,6 +268,11 @@ def _converted_errors(what: str) -> Iterator[None]:
 def _version() -> str:
     """Of the library that is loaded, as 2026.4.1."""
     return str(sys.modules["openvino"].__version__).partition("-")[0]
+
+
+def _is_quantized(graph: Any) -> bool:
+    """Whether it holds quantized values; the reader makes one such operation of each ``QuantizeLinear``."""
+    return any(operation.get_type_name() == "FakeQuantize" for operation in graph.get_ops())
 
 
 def _read_input(graph: Any) -> tuple[int, int]:

@@ -104,7 +104,8 @@ def _step(height: int, width: int) -> _Plane:
     """Left half black, right half white, and every eighth row the other way round."""
     rows, columns = _places(height, width)
     right = (columns >= width // 2) ^ (rows % np.int32(8) == 7)
-    return right.astype(np.int32) * np.int32(255) + np.zeros(3, np.int32)
+    step: _Plane = right.astype(np.int32) * np.int32(255) + np.zeros(3, np.int32)
+    return step
 
 
 def _rings(height: int, width: int) -> _Plane:
@@ -119,7 +120,8 @@ def _stripes(height: int, width: int) -> _Plane:
     """Columns of pure red, green and blue, twelve pixels wide."""
     rows, columns = _places(height, width)
     own = columns // np.int32(12) % np.int32(3) == np.arange(3, dtype=np.int32)
-    return own.astype(np.int32) * np.int32(255) + np.int32(0) * rows
+    stripes: _Plane = own.astype(np.int32) * np.int32(255) + np.int32(0) * rows
+    return stripes
 
 
 CANARIES: tuple[tuple[str, Callable[[int, int], _Plane]], ...] = (

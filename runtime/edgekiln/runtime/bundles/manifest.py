@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from edgekiln.runtime.backends import CPU_BACKENDS, Backend
+from edgekiln.runtime.bundles.canaries import CanaryRecord
 from edgekiln.runtime.bundles.source import FRESH_COPY, hash_file
 from edgekiln.runtime.contract import Contract
 from edgekiln.runtime.errors import BundleError, ContractError, EdgekilnError
@@ -41,7 +42,7 @@ __all__ = [
 Verdict = Literal["pass", "fail", "inconclusive", "not-run", "unverified"]
 
 MANIFEST_NAME = "manifest.json"
-SCHEMA_VERSION = "1.1"
+SCHEMA_VERSION = "1.2"
 MAX_MANIFEST_BYTES = 16 * 2**20
 SIGNATURE_NAME = "model.sig"
 MAX_SIGNATURE_BYTES = 4 * 2**20
@@ -114,6 +115,7 @@ class VariantRecord:
         verdict: of the gate; only ``pass`` is deployable.
         reason: the verdict in a sentence.
         figures: accuracy, difference to the baseline, latency, audit and machine, as in report.json.
+        canaries: what it answered to made pictures where it was judged; ``None`` where that was not recorded.
     """
 
     name: str
@@ -128,6 +130,7 @@ class VariantRecord:
     source: str | None = None
     fallback_source: str | None = None
     fast_decode: FastDecodeRecord = NOT_COMPARED
+    canaries: CanaryRecord | None = field(default=None, repr=False)
 
     @property
     def device(self) -> Literal["cpu", "cuda"]:
@@ -190,10 +193,11 @@ def parse_manifest(raw: bytes, path: Path) -> Manifest:
             _file_name(name): FileRecord(_hex(f["sha256"]), _size(f["size"]))
             for name, f in document["files"].items()
         }
-        variants = tuple(_parse_variant(v, files) for v in document["variants"])
+        contract = Contract.from_dict(document["contract"])
+        classes = len(contract.classes)
+        variants = tuple(_parse_variant(v, files, classes) for v in document["variants"])
         if len({v.name for v in variants}) != len(variants):
             raise ValueError("two variants have the same name")
-        contract = Contract.from_dict(document["contract"])
         if document.get("contract_digest", contract.digest) != contract.digest:
             raise ValueError("the contract was changed: its digest is another")
         _check_provenance(document.get("provenance"))
@@ -226,7 +230,7 @@ def _check_provenance(provenance: object) -> None:
             raise TypeError(f"its provenance holds {part!r}, wanted an object")
 
 
-def _parse_variant(values: Mapping[str, Any], files: Mapping[str, FileRecord]) -> VariantRecord:
+def _parse_variant(values: Mapping[str, Any], files: Mapping[str, FileRecord], classes: int) -> VariantRecord:
     name, backend, verdict, file = values["name"], values["backend"], values["verdict"], values["file"]
     precision = Precision(values["precision"])
     if (backend, precision) not in PREFERENCE:
@@ -244,6 +248,7 @@ def _parse_variant(values: Mapping[str, Any], files: Mapping[str, FileRecord]) -
         raise ValueError(f"variant {name!r} has file {file!r}, which is not the first of its files")
     if file is None and verdict != "not-run":
         raise ValueError(f"variant {name!r} has a verdict but no file")
+    canaries = values.get("canaries")
     return VariantRecord(
         name=_safe_name(name),
         backend=backend,
@@ -257,6 +262,7 @@ def _parse_variant(values: Mapping[str, Any], files: Mapping[str, FileRecord]) -
         source=source,
         fallback_source=fallback,
         fast_decode=_parse_fast_decode(values["figures"].get("fast_decode")),
+        canaries=None if canaries is None else CanaryRecord.from_dict(canaries, classes),
     )
 
 

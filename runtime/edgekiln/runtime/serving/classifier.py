@@ -129,7 +129,9 @@ class Classifier:
         """Serve another bundle from now on, loaded with the options that ``load`` was given. Calls go on meanwhile.
 
         Each answer comes wholly from the old model or wholly from the new one; the old engine is closed when its
-        last call has ended. Until then both are in memory. Where this raises, the old one goes on serving.
+        last call has ended. Until then both are in memory. Where this raises, the old one goes on serving. The new
+        engine is asked all of the bundle's made pictures first, alone and in batches, unless ``load`` was told
+        ``self_test=False``.
 
         Args:
             path: the new bundle.
@@ -140,7 +142,7 @@ class Classifier:
             EdgekilnError: whatever ``load`` raises, and what the new engine raises on a first run.
         """
         self._home.check()
-        other = serve_model(load_model(path, self._options), self._options)
+        other = serve_model(load_model(path, self._options, thorough=True), self._options)
         self.adopt(other, allow_new_classes=allow_new_classes)
 
     def adopt(self, other: Classifier, *, allow_new_classes: bool = False) -> None:

@@ -14,6 +14,7 @@ from typing import Protocol
 
 import numpy as np
 
+from edgekiln.runtime.bundles.canaries import CanaryResult
 from edgekiln.runtime.contract import Contract
 from edgekiln.runtime.errors import EngineError
 from edgekiln.runtime.pictures.image import ColorOrder, Frame, Picture, prepare
@@ -31,6 +32,7 @@ class LoadedModel:
 
     Attributes:
         fast_decode: JPEGs are decoded at a fraction of their size; see ``pictures/fast_decode.py``.
+        self_test: what came of asking it the variant's canaries; ``None`` where it was not asked.
     """
 
     def __init__(
@@ -41,6 +43,7 @@ class LoadedModel:
         self.contract = contract
         self.variant = variant
         self.fast_decode = fast_decode
+        self.self_test: CanaryResult | None = None
         self._users = 0
         self._retired = False
         self._lock = threading.Lock()

@@ -27,6 +27,7 @@ def load(  # noqa: PLR0913 # a product's one door: each option is asked for by n
     allow_operators: Collection[str] = (),
     slots: int | None = None,
     wait: Literal["spin", "blocking"] | None = None,
+    self_test: bool = True,
 ) -> Classifier:
     """Open a bundle and load one of its engines.
 
@@ -47,6 +48,9 @@ def load(  # noqa: PLR0913 # a product's one door: each option is asked for by n
         slots: calls of a TensorRT engine that may run at once, 2 where ``None``; each costs memory of the GPU.
         wait: how such a call waits: ``spin`` (the default) is fastest and keeps a core busy, ``blocking`` leaves it to
             others. Variants of other backends refuse both where they are asked for by name, else leave them unused.
+        self_test: whether the engine is first asked four made pictures, two alone and all four as one batch, and its
+            answers held against those that the bundle records: a library of another version, or on another processor,
+            may compute wrongly. ``False`` saves that time, about that of six calls.
 
     Raises:
         UsageError: no such folder or variant, one that did not pass, or no record of fast decoding.
@@ -54,8 +58,19 @@ def load(  # noqa: PLR0913 # a product's one door: each option is asked for by n
         SignatureError: no signature, a foreign one, or one over other content.
         BundleError: the bundle was altered.
         EnvironmentProblem: nothing that passed can run here.
+        SelfTestError: the variant, asked for by name, answers otherwise here than where it was judged. Without a name
+            another one is taken; ``classifier.variant.reason`` says so.
     """
     options = LoadOptions(
-        variant, device, threads, allow_unverified, trusted_keys, fast_decode, allow_operators, slots, wait
+        variant,
+        device,
+        threads,
+        allow_unverified,
+        trusted_keys,
+        fast_decode,
+        allow_operators,
+        slots,
+        wait,
+        self_test,
     )
     return serve_model(load_model(path, options), options)

@@ -21,6 +21,7 @@ from edgekiln.runtime.errors import BundleError, EnvironmentProblem, ResourceErr
 from edgekiln.runtime.onnx_files.metadata import CONTRACT_DIGEST_KEY, read_metadata
 from edgekiln.runtime.serving.loaded import LoadedModel
 from edgekiln.runtime.serving.prediction import Selection
+from edgekiln.runtime.serving.self_test import ask_canaries
 
 if TYPE_CHECKING:
     from edgekiln.runtime.bundles.keys import KeySource
@@ -54,6 +55,7 @@ class LoadOptions:
     allow_operators: Collection[str] = ()
     slots: int | None = None
     wait: Literal["spin", "blocking"] | None = None
+    self_test: bool = True
 
     def __post_init__(self) -> None:
         for name in ("trusted_keys", "allow_operators"):  # a generator would be empty for the reload
@@ -67,6 +69,8 @@ class LoadOptions:
             check_whole_number("slots", self.slots, at_most=MAX_SLOTS)
         if self.wait not in (None, "spin", "blocking"):
             raise UsageError(f"Unknown wait {self.wait!r}; known: spin, blocking.")
+        if not isinstance(self.self_test, bool):
+            raise UsageError(f"Unknown self_test {self.self_test!r}; known: True, False.")
         if not (self.fast_decode == "auto" or isinstance(self.fast_decode, bool)):
             raise UsageError(f"Unknown fast_decode {self.fast_decode!r}; known: 'auto', True, False.")
         if self.allow_unverified and self.variant is None:
@@ -86,8 +90,8 @@ class LoadOptions:
         return int((self.device or "").partition(":")[2] or 0)
 
 
-def load_model(path: str | os.PathLike[str], options: LoadOptions) -> LoadedModel:
-    """Open a bundle and one of its engines; raises what ``load`` raises."""
+def load_model(path: str | os.PathLike[str], options: LoadOptions, *, thorough: bool = False) -> LoadedModel:
+    """Open a bundle and one of its engines; ``thorough`` asks it all canaries. Raises what ``load`` raises."""
     bundle = open_bundle(path, trusted_keys=options.trusted_keys)
     if options.variant is not None:
         chosen = bundle.variant(options.variant)
@@ -97,8 +101,8 @@ def load_model(path: str | os.PathLike[str], options: LoadOptions) -> LoadedMode
                 f"Variant {chosen.name!r} runs on {chosen.backend}, which has no slots and no choice of waiting.",
                 hint="Leave slots and wait out, or take a variant of TensorRT.",
             )
-        return _open(bundle, chosen, "asked for by name", options)
-    return _load_preferred(bundle, options)
+        return _open(bundle, chosen, "asked for by name", options, thorough)
+    return _load_preferred(bundle, options, thorough)
 
 
 def _check_loadable(variant: VariantRecord, device: str | None, allow_unverified: bool) -> None:
@@ -119,7 +123,7 @@ def _check_loadable(variant: VariantRecord, device: str | None, allow_unverified
         )
 
 
-def _load_preferred(bundle: Bundle, options: LoadOptions) -> LoadedModel:
+def _load_preferred(bundle: Bundle, options: LoadOptions, thorough: bool) -> LoadedModel:
     device = options.device_kind
     passed = [v for v in bundle.variants if v.deployable and device in {None, v.device}]
     if not passed:
@@ -128,7 +132,7 @@ def _load_preferred(bundle: Bundle, options: LoadOptions) -> LoadedModel:
     for candidate in sorted(passed, key=lambda v: PREFERENCE.index((v.backend, v.precision))):
         reason = "; ".join(["first in the order of preference that passed and runs here", *skipped])
         try:
-            return _open(bundle, candidate, reason, options)
+            return _open(bundle, candidate, reason, options, thorough)
         except (EnvironmentProblem, ResourceError) as problem:
             _log.info("variant %s cannot run here: %s", candidate.name, problem)
             skipped.append(f"{candidate.name} cannot run here ({problem.message})")
@@ -161,7 +165,9 @@ def _nothing_passed(bundle: Bundle, device: str | None) -> UsageError:
     )
 
 
-def _open(bundle: Bundle, variant: VariantRecord, reason: str, options: LoadOptions) -> LoadedModel:
+def _open(
+    bundle: Bundle, variant: VariantRecord, reason: str, options: LoadOptions, thorough: bool
+) -> LoadedModel:
     fast = bool(options.fast_decode) and variant.fast_decode.allowed
     if options.fast_decode is True and not fast:
         raise UsageError(
@@ -186,7 +192,10 @@ def _open(bundle: Bundle, variant: VariantRecord, reason: str, options: LoadOpti
     if notice:
         _log.warning("variant %s was %s", variant.name, notice)
     selection = Selection(variant.name, variant.backend, variant.precision.value, reason, notice)
-    return LoadedModel(session, bundle.contract, selection, fast_decode=fast)
+    model = LoadedModel(session, bundle.contract, selection, fast_decode=fast)
+    if options.self_test:
+        ask_canaries(model, variant, thorough=thorough)
+    return model
 
 
 def _check_exported_for(contract: Contract, models: Sequence[bytes], path: Path) -> None:
