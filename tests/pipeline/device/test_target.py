@@ -10,6 +10,7 @@ import pytest
 from tests_support import ROOT
 
 from edgekiln.pipeline.device import judging
+from edgekiln.pipeline.device.canary_records import read_reference
 from edgekiln.pipeline.device.request import TargetRequest
 from edgekiln.pipeline.device.target import build_on_target
 from edgekiln.pipeline.workspace.progress import SilentProgress
@@ -50,8 +51,11 @@ def runs_here(parent, monkeypatch):
     shift = np.zeros(3, np.float32)
 
     class Shifted:
+        backend = "tensorrt-rtx"
+
         def __init__(self):
             self._session = OnnxRuntimeSession((parent / "fp32.onnx").read_bytes())
+            self.frame_shape = self._session.frame_shape
 
         def run(self, frames):
             return self._session.run(frames) + shift
@@ -130,6 +134,40 @@ def test_judged_against_the_parents_answers_by_image_hash(parent, pictures, tmp_
     assert judged["figures"]["judged_images"] == {"here": 30, "parent": 30}
     assert judged["figures"]["counts"]["agreeing"] == 30
     assert judged["figures"]["drop"]["value"] == 0
+    # What it answered to the made pictures is kept beside what the parent knows of them.
+    canaries = open_bundle(tmp_path / "out").variant("rtx-fp16").canaries
+    fp32 = read_reference(open_bundle(parent))
+    np.testing.assert_allclose(canaries.answers, fp32, atol=1e-3)
+    np.testing.assert_array_equal(read_reference(open_bundle(tmp_path / "out")), fp32)
+
+
+def test_an_engine_whose_batches_are_wrong_fails_whatever_its_accuracy(
+    parent, pictures, tmp_path, runs_here, monkeypatch
+):
+    true_run = OnnxRuntimeSession.run
+
+    def run(self, frames):
+        logits = true_run(self, frames)
+        return logits if len(frames) != 3 else logits[::-1]
+
+    monkeypatch.setattr(OnnxRuntimeSession, "run", run)
+    content = build(parent, tmp_path / "out", variants=("rtx-fp16",), data=pictures)
+    assert row(content, "rtx-fp16")["verdict"] == "fail"
+    assert "depend on the batch size" in row(content, "rtx-fp16")["reason"]
+    assert open_bundle(tmp_path / "out").variant("rtx-fp16").canaries is None
+
+
+def test_a_parent_without_canaries_or_with_later_ones_is_built_from(parent, tmp_path):
+    for name, reference in (("former", None), ("later", {"recipe": 2, "logits": "of another kind"})):
+        copy = shutil.copytree(parent, tmp_path / name)
+        manifest = json.loads((copy / "manifest.json").read_text())
+        (copy / "manifest.json").write_text(json.dumps({**manifest, "canary_reference": reference}))
+        assert read_reference(open_bundle(copy)) is None
+    (copy / "manifest.json").write_text(
+        json.dumps({**manifest, "canary_reference": {"recipe": 1, "logits": "x"}})
+    )
+    with pytest.raises(BundleError, match="canary_reference"):
+        read_reference(open_bundle(copy))
 
 
 def test_an_engine_that_answers_otherwise_fails(parent, pictures, tmp_path, runs_here):

@@ -6,7 +6,9 @@ import json
 import shutil
 import sys
 
+import numpy as np
 import pytest
+from canary_study import ask, conditions_here, describe_rows
 from tests_support import TINY_RECIPE
 
 from edgekiln.benchmarks.report.table import describe_audit
@@ -15,7 +17,8 @@ from edgekiln.pipeline.recipe import load_recipe
 from edgekiln.pipeline.run import check_gate, run_recipe
 from edgekiln.pipeline.stages.planning import plan_stages
 from edgekiln.pipeline.workspace.progress import SilentProgress
-from edgekiln.runtime.errors import GateError, RecipeError
+from edgekiln.runtime.bundles.canary_inputs import make_canaries
+from edgekiln.runtime.errors import GateError, RecipeError, SelfTestError
 from edgekiln.runtime.serving.loading import load
 
 VARIANTS = """
@@ -55,6 +58,42 @@ def run_beside(tiny_run, folder, *overrides):
 @pytest.fixture(scope="module")
 def finished(tiny_run, tmp_path_factory):
     return run_beside(tiny_run, tmp_path_factory.mktemp("openvino"))
+
+
+@needs_openvino
+def test_canaries_raise_no_false_alarm_however_the_library_computes(finished):
+    """Masked features of the processor take other kernels; each is asked in a process of its own."""
+    masks = [condition for condition in conditions_here("openvino") if condition.environment]
+    assert len(masks) == 3
+    for condition in masks:
+        found = ask(finished.bundle, condition)
+        assert {row.variant for row in found} == {"fp32-openvino", "int8-openvino"}
+        assert {row.threads for row in found} == {1, 2}
+        assert [row.problem for row in found] == [""] * 4, describe_rows(found)
+
+
+@needs_openvino
+def test_load_asks_the_batch_before_the_first_one_that_comes(finished, monkeypatch):
+    frames = list(make_canaries(32, 32, [0, 1]))
+    with load(finished.bundle, variant="int8-openvino") as classifier:
+        engine = classifier.session._engine
+        assert (classifier.hold().self_test.calls, engine._dynamic) == (2, None)
+        classifier.predict(frames[0])
+        assert engine._dynamic is None
+        true_run = classifier.session.run
+        monkeypatch.setattr(
+            classifier.session, "run", lambda x: true_run(x) * np.float32(1 if len(x) == 1 else 2)
+        )
+        for _ in range(2):
+            with pytest.raises(SelfTestError, match="in batches of 4"):
+                classifier.predict_batch(frames)
+        assert classifier.predict(frames[0]).logits.shape == (3,)
+        monkeypatch.undo()
+        batches = []
+        monkeypatch.setattr(classifier.session, "run", lambda x: (batches.append(len(x)), true_run(x))[1])
+        for _ in range(2):
+            assert len(classifier.predict_batch(frames)) == 2
+        assert batches == [4, 2, 2]
 
 
 def rows(result):

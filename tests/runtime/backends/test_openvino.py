@@ -1,6 +1,7 @@
 """OpenVINO, beyond what every session promises (test_cpu_sessions.py): silence, precision, what it is shown."""
 
 import os
+import platform
 import subprocess
 import sys
 
@@ -9,6 +10,7 @@ import pytest
 
 from edgekiln.runtime.backends import open_session
 from edgekiln.runtime.backends import openvino as backend
+from edgekiln.runtime.bundles.canary_inputs import make_canaries
 from edgekiln.runtime.errors import EngineError, ExitCode, MissingExtraError
 from edgekiln.runtime.serving.loading import load
 
@@ -146,6 +148,34 @@ def test_a_model_of_dynamic_shape_is_compiled_for_the_first_batch_only(mean_mode
     compiled = session._engine._dynamic
     session.run(random_frames(5))
     assert session._engine._dynamic is compiled
+
+
+@pytest.fixture(scope="module")
+def int8_model(tiny_run):
+    return (tiny_run[2].bundle / "int8.onnx").read_bytes()
+
+
+@pytest.mark.parametrize("machine", ["aarch64", "arm64"])
+def test_int8_on_arm_answers_batches_by_the_static_model(monkeypatch, int8_model, machine):
+    frames = make_canaries(32, 32)
+    expected = open_session("openvino", int8_model).run(frames)
+    monkeypatch.setattr(platform, "machine", lambda: machine)
+    session = open_session("openvino", int8_model)
+    np.testing.assert_allclose(session.run(frames), expected, atol=1e-3)
+    assert session._engine._dynamic is None
+    assert len(session._engine._free_single) == 1
+
+
+def test_fp32_on_arm_and_int8_elsewhere_keep_the_model_for_batches(
+    monkeypatch, int8_model, mean_model, random_frames
+):
+    session = open_session("openvino", int8_model)
+    session.run(make_canaries(32, 32, [0, 1]))
+    assert session._engine._dynamic is not None
+    monkeypatch.setattr(platform, "machine", lambda: "aarch64")
+    session = open_session("openvino", mean_model)
+    session.run(random_frames(2))
+    assert session._engine._dynamic is not None
 
 
 def test_requests_are_kept_and_used_again(mean_model, random_frames):

@@ -52,7 +52,7 @@ def test_a_difference_of_rounding_is_none():
     rng = np.random.default_rng(1)
 
     def rounded(logits):
-        return (logits + rng.uniform(-0.01, 0.01, logits.shape) * span).astype(np.float32)
+        return (logits + rng.uniform(-0.005, 0.005, logits.shape) * span).astype(np.float32)
 
     result = check_canaries(LinearSession(rounded), recorded())
     assert result.ok

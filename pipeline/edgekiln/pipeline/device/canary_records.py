@@ -31,7 +31,7 @@ from edgekiln.runtime.spec import Frames, Logits, Precision
 
 __all__ = ["CanaryReference", "answer_canaries", "find_tolerances", "read_reference", "record_canaries"]
 
-_FLOORS: Mapping[Precision, float] = {Precision.FP32: 1e-3, Precision.FP16: 1e-2, Precision.INT8: 2e-2}
+_FLOORS: Mapping[Precision, float] = {Precision.FP32: 1e-3, Precision.FP16: 5e-3, Precision.INT8: 1e-2}
 """Share of the range of FP32's answers. FP32: Winograd's convolutions and fused additions differ by up to some 1e-4.
 FP16 has 11 bits, and sums lose some. INT8: an 8-bit answer has steps of 1/255 of its range, and may be some off."""
 
@@ -94,7 +94,7 @@ def record_canaries(
 def _spread(session: Session, frames: Frames, answers: Logits) -> np.ndarray[Any, np.dtype[np.float64]]:
     """Largest |difference| of a logit from ``answers`` by picture, over single pictures and all batch sizes."""
     spread = np.zeros(len(frames))
-    for part in plan_calls(thorough=True):
+    for part in plan_calls():
         logits = session.run(frames[part]).astype(np.float64)
         spread[part] = np.maximum(spread[part], np.abs(logits - answers[part]).max(axis=1))
     return spread

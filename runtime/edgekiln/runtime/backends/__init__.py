@@ -14,7 +14,14 @@ from edgekiln.runtime.session import Session
 if TYPE_CHECKING:
     from edgekiln.runtime.cuda import Wait
 
-__all__ = ["CPU_BACKENDS", "ONNX_BACKENDS", "SLOT_BACKENDS", "Backend", "open_session"]
+__all__ = [
+    "CPU_BACKENDS",
+    "LATE_BATCH_BACKENDS",
+    "ONNX_BACKENDS",
+    "SLOT_BACKENDS",
+    "Backend",
+    "open_session",
+]
 
 Backend = Literal["onnxruntime-cpu", "openvino", "onnxruntime-cuda", "tensorrt", "tensorrt-rtx"]
 
@@ -23,6 +30,9 @@ CPU_BACKENDS: frozenset[Backend] = frozenset({"onnxruntime-cpu", "openvino"})
 
 ONNX_BACKENDS: frozenset[Backend] = CPU_BACKENDS | {"onnxruntime-cuda"}
 """Those that load ONNX files; all others load engines that were built from one."""
+
+LATE_BATCH_BACKENDS: frozenset[Backend] = frozenset({"openvino"})
+"""Those that compile a second model for batches when the first of them comes, which takes as long as loading."""
 
 SLOT_BACKENDS: frozenset[Backend] = frozenset({"tensorrt", "tensorrt-rtx"})
 """Those whose calls may run at once on the GPU, each in a slot of its own."""

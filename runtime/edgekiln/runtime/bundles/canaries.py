@@ -8,7 +8,7 @@ module holds answers against them. It knows no library.
 from __future__ import annotations
 
 import base64
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from time import perf_counter
 from typing import Any
@@ -21,9 +21,12 @@ from edgekiln.runtime.session import Session
 from edgekiln.runtime.spec import Logits
 
 __all__ = [
+    "ALONE",
+    "BATCH",
     "BATCH_SIZES",
     "CanaryRecord",
     "CanaryResult",
+    "check_calls",
     "check_canaries",
     "decode_logits",
     "encode_logits",
@@ -33,7 +36,9 @@ __all__ = [
 BATCH_SIZES = (1, 2, 3, 5, len(CANARIES))
 """In which a thorough check asks all pictures: one alone, an even, an odd, a prime one, and all at once."""
 
-_AT_LOAD = 4
+ALONE = (slice(0, 1), slice(1, 2))
+BATCH = slice(0, 4)
+"""What ``load`` asks: two pictures alone, and four as one batch."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,40 +140,42 @@ def check_canaries(session: Session, record: CanaryRecord, *, thorough: bool = T
         EdgekilnError: the engine cannot be asked: it is closed, or memory or the device is lost. What its library
             refuses to compute, and NaN, are wrong answers and raise nothing.
     """
+    return check_calls(session, record, plan_calls() if thorough else (*ALONE, BATCH))
+
+
+def plan_calls() -> Iterator[slice]:
+    """Which pictures go into which call of a thorough check."""
+    for size in BATCH_SIZES:
+        for start in range(0, len(CANARIES), size):
+            yield slice(start, min(start + size, len(CANARIES)))
+
+
+def check_calls(session: Session, record: CanaryRecord, calls: Iterable[slice]) -> CanaryResult:
+    """``check_canaries`` for these calls, each of the pictures of a slice."""
     start = perf_counter()
     if record.recipe != CANARY_RECIPE:
         unasked = f"its canaries are of recipe {record.recipe}, this edgekiln makes those of {CANARY_RECIPE}"
         return CanaryResult(0, 0, 0.0, 0.0, (), "", unasked, perf_counter() - start)
-    asked = len(CANARIES) if thorough else _AT_LOAD
+    planned = list(calls)
+    asked = max(part.stop for part in planned)
     frames = make_canaries(*session.frame_shape, range(asked))
-    if digest_frames(frames) != record.inputs[:asked]:
-        problem = (
+    if digest_frames(frames) == record.inputs[:asked]:
+        findings = [_ask(session, record, frames, part) for part in planned]
+    else:
+        other = (
             "the made pictures are not those that it was judged with: another size, or numpy computes wrongly"
         )
-        return CanaryResult(asked, 0, float("inf"), float("inf"), (), problem, "", perf_counter() - start)
-    findings = [_ask(session, record, frames, part) for part in plan_calls(thorough=thorough)]
+        findings = [_Finding(0, np.inf, np.inf, other)]
     worst = max(findings, key=lambda finding: finding.share)
-    wrong = sorted({finding.batch for finding in findings if finding.problem})
-    return CanaryResult(
-        asked,
-        len(findings),
-        worst.share,
-        max(finding.difference for finding in findings),
-        tuple(wrong),
-        _tell(worst, findings, wrong),
-        "",
-        perf_counter() - start,
-    )
-
-
-def plan_calls(*, thorough: bool) -> Iterator[slice]:
-    """Which pictures go into which call."""
-    if not thorough:
-        yield from (slice(0, 1), slice(1, 2), slice(0, _AT_LOAD))
-        return
-    for size in BATCH_SIZES:
-        for start in range(0, len(CANARIES), size):
-            yield slice(start, min(start + size, len(CANARIES)))
+    wrong = tuple(sorted({finding.batch for finding in findings if finding.problem} - {0}))
+    problem = worst.problem
+    if wrong:
+        count = sum(bool(finding.problem) for finding in findings)
+        sizes = ", ".join(map(str, wrong))
+        problem = f"{problem}; wrong in {count} of {len(findings)} calls, in batches of {sizes}"
+    furthest = max(finding.difference for finding in findings)
+    seconds = perf_counter() - start
+    return CanaryResult(asked, len(planned), worst.share, furthest, wrong, problem, "", seconds)
 
 
 @dataclass(frozen=True, slots=True)
@@ -202,11 +209,3 @@ def _ask(session: Session, record: CanaryRecord, frames: Any, part: slice) -> _F
             f"(allowed: {record.tolerances[part.start + int(row)]:.2g} apart)"
         )
     return _Finding(size, float(difference.max()), share, problem)
-
-
-def _tell(worst: _Finding, findings: list[_Finding], wrong: list[int]) -> str:
-    if not wrong:
-        return ""
-    count = sum(bool(finding.problem) for finding in findings)
-    sizes = ", ".join(map(str, wrong))
-    return f"{worst.problem}; wrong in {count} of {len(findings)} calls, in batches of {sizes}"

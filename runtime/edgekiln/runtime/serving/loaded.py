@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from types import TracebackType
 from typing import Protocol
 
@@ -33,6 +33,7 @@ class LoadedModel:
     Attributes:
         fast_decode: JPEGs are decoded at a fraction of their size; see ``pictures/fast_decode.py``.
         self_test: what came of asking it the variant's canaries; ``None`` where it was not asked.
+        before_batch: called before pictures run together; it raises where they may not, and takes itself away.
     """
 
     def __init__(
@@ -44,6 +45,7 @@ class LoadedModel:
         self.variant = variant
         self.fast_decode = fast_decode
         self.self_test: CanaryResult | None = None
+        self.before_batch: Callable[[], None] | None = None
         self._users = 0
         self._retired = False
         self._lock = threading.Lock()
@@ -93,7 +95,13 @@ class LoadedModel:
         return prepare(picture, self.contract, color_order=color_order)
 
     def predict_frames(self, frames: Sequence[Frame]) -> list[Prediction]:
-        """One call of the engine for frames that ``prepare`` made, at least one; the answers in their order."""
+        """One call of the engine for frames that ``prepare`` made, at least one; the answers in their order.
+
+        Raises:
+            SelfTestError: the engine's first batch, which is of made pictures, was answered wrongly.
+        """
+        if len(frames) > 1 and (ask := self.before_batch) is not None:
+            ask()
         return read_logits(self.session.run(np.stack(frames)), self.contract.classes)
 
     def __enter__(self) -> LoadedModel:

@@ -50,7 +50,8 @@ def load(  # noqa: PLR0913 # a product's one door: each option is asked for by n
             others. Variants of other backends refuse both where they are asked for by name, else leave them unused.
         self_test: whether the engine is first asked four made pictures, two alone and all four as one batch, and its
             answers held against those that the bundle records: a library of another version, or on another processor,
-            may compute wrongly. ``False`` saves that time, about that of six calls.
+            may compute wrongly. ``False`` saves that time, about that of six calls. OpenVINO is asked its batch before
+            the first one that comes, which compiles a model for batches; a wrong answer is raised there.
 
     Raises:
         UsageError: no such folder or variant, one that did not pass, or no record of fast decoding.
