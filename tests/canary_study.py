@@ -3,11 +3,12 @@
     PYTHONPATH=tests python -m canary_study [BUNDLE...] [--oldest-and-current] [--venvs FOLDER]
 
 Without a bundle it makes one first: the tests' tiny network with FP32 and INT8 variants of both libraries. For each
-other version of a library than the one that is installed here a virtual environment of its own is made (`pip` fetches it: the only part that needs the
-network), and the runtime of this checkout is asked there in a fresh process, with several numbers of threads. Where
-OpenVINO has a switch that masks features of the processor, that is turned; where `qemu-x86_64-static` is installed,
-older processors are emulated for the version that runs here. A canary that fails anywhere is a false alarm, or has
-found a wrong kernel: the command then exits 3. What could not be tried is a row that says why.
+other version of a library than the one that is installed here a virtual environment of its own is made (`pip` fetches
+it: the only part that needs the network), and the runtime of this checkout is asked there in a fresh process, with
+several numbers of threads. Where OpenVINO has a switch that masks features of the processor, that is turned; where
+`qemu-x86_64-static` is installed, older processors are emulated for the version that runs here. A canary that fails
+anywhere is a false alarm, or has found a wrong kernel: the command then exits 3. What could not be tried is a row
+that says why.
 """
 
 from __future__ import annotations

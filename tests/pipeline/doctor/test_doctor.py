@@ -96,7 +96,8 @@ def test_this_machine_passes_and_names_nobody(edgekiln, tiny_run):
     assert rows["provider CPU"]["found"] == "created, and computes a tiny model right"
     assert f"numpy {np.__version__}" in rows["core packages"]["found"]
     assert rows["bundle"]["found"] == "tiny, whole, 2 variants; passed and load here: fp32, int8"
-    assert rows["variant int8"]["found"] == "onnxruntime-cpu, verdict pass: loads and runs here"
+    told = "onnxruntime-cpu, verdict pass: loads and runs here, answers 16 made pictures as where it was judged ("
+    assert rows["variant int8"]["found"].startswith(told)
     private = {str(Path.home()), socket.gethostname(), getpass.getuser()} - {"root", "localhost"}
     assert [word for word in private if re.search(rf"(?<![\w.-]){re.escape(word)}(?![\w-])", out)] == []
 

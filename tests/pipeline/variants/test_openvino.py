@@ -77,7 +77,8 @@ def test_load_asks_the_batch_before_the_first_one_that_comes(finished, monkeypat
     frames = list(make_canaries(32, 32, [0, 1]))
     with load(finished.bundle, variant="int8-openvino") as classifier:
         engine = classifier.session._engine
-        assert (classifier.hold().self_test.calls, engine._dynamic) == (2, None)
+        with classifier.hold() as model:
+            assert (model.self_test.calls, engine._dynamic) == (2, None)
         classifier.predict(frames[0])
         assert engine._dynamic is None
         true_run = classifier.session.run

@@ -11,6 +11,7 @@ from tests_support import ROOT
 import edgekiln.runtime as ek
 from edgekiln.benchmarks.report import read_bundled_report
 from edgekiln.pipeline.cli import cli
+from edgekiln.pipeline.doctor.bundles import check_bundle
 from edgekiln.runtime.bundles.archive_writer import write_zip
 from edgekiln.runtime.bundles.bundle import open_bundle
 
@@ -45,6 +46,13 @@ def test_it_is_chosen_from_and_archived_as_any_other(tmp_path):
         with ek.load(place) as classifier:
             assert classifier.variant.name == "int8"
             assert classifier.contract.classes == ("blue", "green", "red")
+
+
+def test_it_has_no_canaries_and_doctor_says_so():
+    assert {variant.canaries for variant in open_bundle(BUNDLE).variants} == {None}
+    _, *rows = check_bundle(BUNDLE)
+    assert len(rows) == 2
+    assert all("answers not checked: the bundle records none" in row.found for row in rows)
 
 
 def test_its_report_is_read_and_the_command_line_shows_it():

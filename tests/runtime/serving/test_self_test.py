@@ -32,6 +32,11 @@ def canaries(build_model):
     return {scale: make(scale) for scale in (1.0, 2.0)}
 
 
+def self_test_of(classifier):
+    with classifier.hold() as model:
+        return model.self_test
+
+
 @pytest.fixture
 def right(make_bundle, variant, canaries):
     """Both engines answer as recorded."""
@@ -53,7 +58,7 @@ def wrong_int8(make_bundle, variant, canaries):
 def test_a_right_engine_loads_and_the_log_tells_the_time(right, caplog):
     with caplog.at_level(logging.INFO, "edgekiln.runtime"), load(right) as classifier:
         assert classifier.variant.name == "int8"
-        result = classifier.hold().self_test
+        result = self_test_of(classifier)
     assert (result.pictures, result.calls, result.ok) == (4, 3, True)
     told = [record.message for record in caplog.records if "canaries" in record.message]
     assert len(told) == 1
@@ -85,7 +90,7 @@ def test_self_test_false_looks_away_and_a_reload_does_too(wrong_int8, caplog):
     with caplog.at_level(logging.INFO, "edgekiln.runtime"), load(wrong_int8, self_test=False) as classifier:
         assert classifier.variant.name == "int8"
         classifier.reload(wrong_int8)
-        assert classifier.hold().self_test is None
+        assert self_test_of(classifier) is None
     assert not [record for record in caplog.records if "canaries" in record.message]
 
 
@@ -97,7 +102,7 @@ def test_self_test_is_true_or_false(right, value):
 
 def test_an_engine_without_canaries_loads_and_the_log_says_so(bundle_folder, caplog):
     with caplog.at_level(logging.INFO, "edgekiln.runtime"), load(bundle_folder) as classifier:
-        assert classifier.hold().self_test is None
+        assert self_test_of(classifier) is None
     assert "variant int8 has no canaries: its answers were not checked" in caplog.messages
 
 
@@ -107,7 +112,7 @@ def test_a_reload_asks_all_and_the_old_engine_goes_on_where_the_new_one_is_wrong
             classifier.reload(wrong_int8)
         assert classifier.predict(flat(10)).logits[0] == 20
         classifier.reload(right)
-        result = classifier.hold().self_test
+        result = self_test_of(classifier)
         assert (result.pictures, result.calls) == (16, 35)
 
 
