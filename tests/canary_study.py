@@ -185,21 +185,20 @@ def describe_rows(rows: Sequence[Row]) -> str:
 
 
 def study(bundle: Path, venvs: Path, *, oldest_and_current: bool) -> list[Row]:
-    """Every version, then every processor; prints what it is at on stderr."""
+    """Every version, then masks, then emulated processors, which are slow; tells rows on stderr as they come."""
     conditions: list[Condition] = []
     for library, versions in VERSIONS.items():
         chosen = (versions[0], versions[-1]) if oldest_and_current else versions
-        for version in chosen:
-            print(f"{library} {version or 'current'}", file=sys.stderr)
-            conditions.append(Condition(make_environment(venvs, library, version), library))
-        if not oldest_and_current:
-            conditions += [c for c in conditions_here(library) if c.setting != "as it is"]
+        conditions += [Condition(make_environment(venvs, library, version), library) for version in chosen]
+    if not oldest_and_current:
+        changed = [c for library in VERSIONS for c in conditions_here(library) if c.setting != "as it is"]
+        conditions += sorted(changed, key=lambda condition: bool(condition.before))
+        if not shutil.which(EMULATOR):
+            print(f"NOT TRIED: emulated processors, since {EMULATOR} is not installed", file=sys.stderr)
     rows: list[Row] = []
     for condition in conditions:
-        print(f"{bundle}: {condition.library}, {condition.setting}", file=sys.stderr)
-        rows += ask(bundle, condition)
-    if not oldest_and_current and not shutil.which(EMULATOR):
-        print(f"NOT TRIED: emulated processors, since {EMULATOR} is not installed", file=sys.stderr)
+        rows += (found := ask(bundle, condition))
+        print(describe_rows(found).partition("|\n|---")[2].partition("\n")[2], file=sys.stderr, flush=True)
     return rows
 
 

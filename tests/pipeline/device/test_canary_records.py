@@ -58,7 +58,8 @@ def test_answers_that_depend_on_the_batch_fail_where_they_are_judged():
         recorded(LinearSession(only_in_batches))
 
 
-def test_answers_that_depend_on_the_threads_fail_and_what_was_opened_is_closed():
+def test_answers_that_depend_on_the_threads_fail_and_what_was_opened_is_closed(monkeypatch):
+    monkeypatch.setattr("os.cpu_count", lambda: 8)
     opened = []
 
     def reopen(threads):

@@ -54,7 +54,7 @@ def write_derived(parent: Bundle, rows: list[dict[str, Any]], folder: Path) -> d
         "logits": parent.manifest["logits"],
         # What libraries said on this machine names its folders.
         "variants": [
-            *strip_folders(rows, machine_folders(folder, parent.path)),
+            *_strip_rows(rows, machine_folders(folder, parent.path)),
             *(_carry(entry, parent.manifest.get("machine")) for entry in carried),
         ],
         "provenance": parent.manifest.get("provenance"),
@@ -63,6 +63,12 @@ def write_derived(parent: Bundle, rows: list[dict[str, Any]], folder: Path) -> d
     write_sbom(folder, {**content, "recipe": (content["provenance"] or {}).get("recipe")})
     write_manifest(folder, content)
     return content
+
+
+def _strip_rows(rows: Sequence[Mapping[str, Any]], folders: Sequence[str]) -> list[dict[str, Any]]:
+    """Rows without this machine's folders. Canaries hold base64, in which a short folder's name may stand by chance."""
+    stripped = strip_folders([{**row, "canaries": None} for row in rows], folders)
+    return [{**new, "canaries": row.get("canaries")} for new, row in zip(stripped, rows, strict=True)]
 
 
 def _carry(entry: Mapping[str, Any], machine: object) -> dict[str, Any]:
