@@ -7,6 +7,7 @@ import re
 import shutil
 import sys
 import types
+from dataclasses import replace
 from wsgiref.util import setup_testing_defaults
 
 import click
@@ -18,15 +19,30 @@ from PIL import Image
 from tests_support import ROOT
 
 from edgekiln.pipeline.cli import cli
+from edgekiln.pipeline.device.canary_records import CanaryReference, record_canaries
+from edgekiln.runtime.backends import open_session
+from edgekiln.runtime.bundles.canaries import CanaryRecord
 from edgekiln.runtime.bundles.manifest import write_manifest
 from edgekiln.runtime.contract import Contract
 from edgekiln.runtime.pictures.image import MAX_BYTES
+from edgekiln.runtime.spec import Precision
 
 DOCUMENT = ROOT / "docs/embedding.md"
 TEXT = DOCUMENT.read_text("utf-8")
 EXAMPLES = dict(
     zip(
-        ("first", "camera", "stream", "threads", "batcher", "asyncio", "server", "reload", "jpegs"),
+        (
+            "first",
+            "canaries",
+            "camera",
+            "stream",
+            "threads",
+            "batcher",
+            "asyncio",
+            "server",
+            "reload",
+            "jpegs",
+        ),
         re.findall(r"^```python\n(.*?)^```$", TEXT, re.MULTILINE | re.DOTALL),
         strict=True,
     )
@@ -53,12 +69,12 @@ def mean_color_model():
     return model.SerializeToString()
 
 
-def write_bundle(folder):
+def write_bundle(folder, **about):
     folder.mkdir(parents=True)
     (folder / "model.onnx").write_bytes(mean_color_model())
     variant = {
         "name": "fp32", "backend": "onnxruntime-cpu", "precision": "fp32", "file": "model.onnx",
-        "verdict": "pass", "reason": "made by hand", "required": True, "figures": {},
+        "verdict": "pass", "reason": "made by hand", "required": True, "figures": {}, **about,
     }  # fmt: skip
     contract = Contract(height=SIZE, width=SIZE, classes=tuple(COLORS))
     write_manifest(folder, {"name": "colors", "contract": contract.to_dict(), "variants": [variant]})
@@ -86,9 +102,8 @@ def product(tmp_path_factory):
 
 @pytest.fixture
 def run(product, monkeypatch, capsys):
-    monkeypatch.chdir(product)
-
-    def run(name):
+    def run(name, folder=product):
+        monkeypatch.chdir(folder)
         names = {"__name__": "__main__"}
         exec(compile(EXAMPLES[name], f"{DOCUMENT.name}: {name}", "exec"), names)
         return names, capsys.readouterr().out.splitlines()
@@ -113,6 +128,25 @@ class Camera:
 
 def test_the_first_example(run):
     assert run("first")[1] == ["green"]
+
+
+@pytest.mark.parametrize("answers", ["right", "wrong"])
+def test_canaries(run, tmp_path, monkeypatch, answers):
+    session = open_session("onnxruntime-cpu", mean_color_model())
+    monkeypatch.setattr(session, "close", lambda: None)
+    made = record_canaries(session, lambda threads: session, CanaryReference(None, Precision.FP32))
+    record = CanaryRecord.from_dict(made, 3)
+    if answers == "wrong":  # as if this machine mixed up the classes
+        record = replace(record, answers=record.answers[:, ::-1])
+    write_bundle(tmp_path / "runs/traffic-lights/bundle", canaries=record.to_dict())
+    flat("green").save(tmp_path / "photo.jpg")
+    lines = run("canaries", tmp_path)[1]
+    assert len(lines) == 1
+    assert lines[0].startswith(
+        {"right": "green", "wrong": "Variant 'fp32' answers otherwise here than where it was judged: "}[
+            answers
+        ]
+    )
 
 
 def test_the_camera_loop(run, monkeypatch):
