@@ -15,7 +15,6 @@ from edgekiln.benchmarks.environment import (
     parse_power_mode,
     read_commit,
     read_cpu_mhz,
-    read_cpu_quota,
     read_gpu_state,
     read_jetson,
     read_work_commit,
@@ -162,24 +161,6 @@ def test_cpu_clock(tmp_path):
     core = tmp_path / f"cpu{min(os.sched_getaffinity(0))}" / "cpufreq"
     write(core / "scaling_cur_freq", 2944000)
     assert read_cpu_mhz(tmp_path) == {"current": 2944.0, "max": None}
-
-
-@pytest.mark.parametrize(
-    ("files", "cores"),
-    [
-        ({}, None),
-        ({"a/b/cpu.max": "max 100000", "cpu.max": "max 100000"}, None),
-        ({"a/b/cpu.max": "max 100000", "a/cpu.max": "150000 100000"}, 1.5),
-        ({"a/b/cpu.max": "50000 100000", "a/cpu.max": "150000 100000"}, 0.5),
-        ({"cpu/cpu.cfs_quota_us": "200000", "cpu/cpu.cfs_period_us": "100000"}, 2.0),
-        ({"cpu/cpu.cfs_quota_us": "-1", "cpu/cpu.cfs_period_us": "100000"}, None),
-    ],
-)
-def test_cpu_quota_is_the_least_of_the_groups_above(tmp_path, files, cores):
-    write(tmp_path / "own", "0::/a/b")
-    for name, text in files.items():
-        write(tmp_path / "cgroup" / name, text)
-    assert read_cpu_quota(tmp_path / "cgroup", tmp_path / "own") == cores
 
 
 def test_commit_of_a_working_tree_and_none_of_an_installed_package(tmp_path):

@@ -13,6 +13,8 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from edgekiln.runtime.bundles.machine import count_affinity, read_cpu_quota, read_processor
+
 __all__ = [
     "CpuTimes",
     "describe_machine",
@@ -21,7 +23,6 @@ __all__ = [
     "parse_power_mode",
     "read_commit",
     "read_cpu_mhz",
-    "read_cpu_quota",
     "read_cpu_times",
     "read_gpu_state",
     "read_jetson",
@@ -92,11 +93,12 @@ _THROTTLE_REASONS = {
 
 def describe_machine() -> dict[str, Any]:
     """Machine and load as plain JSON values; names no host, user or path."""
-    model, flags = _cpu_info()
+    processor = read_processor()
+    flags = processor.features
     gpus = _describe_gpus()
     return {
-        "cpu": model,
-        "cores": len(os.sched_getaffinity(0)),
+        "cpu": processor.model,
+        "cores": count_affinity(),
         "avx2": "avx2" in flags,
         "vnni": bool(flags & {"avx512_vnni", "avx_vnni"}),
         "cpu_flags": sorted(flags & _FLAGS),
@@ -203,28 +205,6 @@ def _megahertz(path: Path, per_mhz: float) -> float | None:
     return float(text) / per_mhz if text and text.isdigit() else None
 
 
-def read_cpu_quota(
-    cgroups: Path = Path("/sys/fs/cgroup"), own: Path = Path("/proc/self/cgroup")
-) -> float | None:
-    """Cores that the container's quota allows, or ``None`` without one. A quota stalls threads for part of a period.
-
-    cgroup v2: the least of cpu.max of this group and those above it; v1: cpu.cfs_quota_us.
-    """
-    lines = (_read(own) or "").splitlines()
-    group = next((line[3:].strip("/") for line in lines if line.startswith("0::")), "")
-    folders = [cgroups / group, *(cgroups / group).parents]
-    shares = [
-        text.split()
-        for folder in folders
-        if folder.is_relative_to(cgroups) and (text := _read(folder / "cpu.max"))
-    ]
-    v1 = [_read(cgroups / "cpu" / f"cpu.cfs_{name}_us") for name in ("quota", "period")]
-    if not shares and v1[0] and v1[1] and not v1[0].startswith("-"):
-        shares = [[v1[0], v1[1]]]
-    quotas = [int(quota) / int(period) for quota, period in shares if quota != "max"]
-    return round(min(quotas), 2) if quotas else None
-
-
 def read_commit(source: Path = Path(__file__)) -> str | None:
     """The git commit that this package runs from, ``-dirty`` where files differ; ``None`` where it is installed."""
     root = source.resolve().parents[3]
@@ -303,15 +283,6 @@ def measure_foreign_load(seconds: float = 1.0) -> float:
     time.sleep(seconds)
     passed = read_cpu_times() - before
     return (os.cpu_count() or 1) * (1 - passed.idle / passed.total) if passed.total > 0 else 0.0
-
-
-def _cpu_info() -> tuple[str, set[str]]:
-    fields: dict[str, str] = {}
-    for line in (_read("/proc/cpuinfo") or "").splitlines():
-        key, _, value = line.partition(":")
-        fields.setdefault(key.strip(), value.strip())
-    name = fields.get("model name") or platform.processor() or platform.machine()
-    return name, set((fields.get("flags") or fields.get("Features") or "").split())
 
 
 def _read(path: str | Path) -> str | None:

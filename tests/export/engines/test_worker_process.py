@@ -4,7 +4,7 @@ import pytest
 from onnx import TensorProto, helper
 from tests_support import ROOT
 
-from edgekiln.export.engines import power_mode, tensorrt, worker_process
+from edgekiln.export.engines import tensorrt, worker_process
 from edgekiln.export.engines.cache import EngineCache
 from edgekiln.export.engines.options import BatchProfile, BuildOptions
 from edgekiln.export.engines.tensorrt import build_engine, inspect_engine
@@ -192,8 +192,3 @@ def test_timings_and_engines_of_one_power_mode_are_not_used_in_another(monkeypat
     assert low[0].endswith("timing-Orin-mode-2-15W-10-3-0.cache")
     assert desktop[0].endswith("timing-Orin-10-3-0.cache")
     assert len({maxn[1], low[1], desktop[1]}) == 3
-
-
-def test_power_mode_of_this_machine_is_none_or_told():
-    mode = power_mode.read_power_mode()
-    assert mode is None or mode[0].isdigit()

@@ -22,7 +22,6 @@ from typing import Any
 
 from edgekiln.export.engines.cache import EngineCache, engine_key
 from edgekiln.export.engines.options import BuildOptions
-from edgekiln.export.engines.power_mode import read_power_mode
 from edgekiln.export.engines.worker_process import (
     ENGINE_NAME,
     RESULT_NAME,
@@ -33,6 +32,7 @@ from edgekiln.export.engines.worker_process import (
 )
 from edgekiln.runtime.backends.engine_header import Flavour
 from edgekiln.runtime.backends.tensorrt_library import find_version, import_tensorrt
+from edgekiln.runtime.bundles.machine import read_power_mode
 from edgekiln.runtime.cuda.driver import DeviceProperties, probe_driver, require_device
 from edgekiln.runtime.errors import ResourceError
 from edgekiln.runtime.onnx_files.scan import check_onnx

@@ -10,8 +10,8 @@ import re
 import sys
 from pathlib import Path
 
-from edgekiln.export.engines.power_mode import read_power_mode
 from edgekiln.pipeline.doctor.row import Row, fail, ok, warn
+from edgekiln.runtime.bundles.machine import read_power_mode
 
 __all__ = ["check_jetson", "read_jetpack"]
 

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import os
-import platform
 from pathlib import Path
 
-from edgekiln.benchmarks.environment import read_cpu_quota
 from edgekiln.pipeline.capacity import available_memory_bytes
 from edgekiln.pipeline.doctor.row import Row, fail, ok, warn
+from edgekiln.runtime.bundles.machine import count_affinity, read_cpu_quota, read_processor
 
 __all__ = ["check_cores", "check_governor", "check_int8", "check_memory", "check_processor"]
 
@@ -25,15 +24,17 @@ _LITTLE_MEMORY, _TOO_LITTLE_MEMORY = 2 * 2**30, 2**29  # bytes
 
 def check_processor(root: Path = Path("/")) -> Row:
     """Its name and the instruction sets that matter here."""
-    name, flags = _read_cpuinfo(root)
+    processor = read_processor(root)
     known = {**_X86_NAMES, **_ARM_NAMES}
-    sets = [title for flag, title in known.items() if flag in flags]
-    return ok("cpu", f"{name}; {', '.join(sets) or 'no vector instructions that edgekiln looks for'}")
+    sets = [title for flag, title in known.items() if flag in processor.features]
+    return ok(
+        "cpu", f"{processor.model}; {', '.join(sets) or 'no vector instructions that edgekiln looks for'}"
+    )
 
 
 def check_int8(root: Path = Path("/")) -> Row:
     """What INT8 is worth on this processor, and whether its products saturate."""
-    _, flags = _read_cpuinfo(root)
+    flags = read_processor(root).features
     if flags & {"avx512_vnni", "avx_vnni", "amx_int8"}:
         return ok("int8 on cpu", "VNNI: products of 8 bits are added in 32, nothing saturates")
     if "avx2" in flags:
@@ -49,15 +50,6 @@ def check_int8(root: Path = Path("/")) -> Row:
         "neither AVX2 nor NEON dotprod: INT8 runs without instructions of its own, and may be slower than FP32",
         "Compare the fp32 and the int8 variant with `edgekiln bench` on this machine.",
     )
-
-
-def _read_cpuinfo(root: Path) -> tuple[str, set[str]]:
-    fields: dict[str, str] = {}
-    for line in (_read(root / "proc/cpuinfo") or "").splitlines():
-        key, _, value = line.partition(":")
-        fields.setdefault(key.strip(), value.strip())
-    name = fields.get("model name") or fields.get("Model") or platform.machine()
-    return name, set((fields.get("flags") or fields.get("Features") or "").split())
 
 
 def check_governor(root: Path = Path("/")) -> Row:
@@ -76,7 +68,7 @@ def check_governor(root: Path = Path("/")) -> Row:
 
 def check_cores() -> Row:
     """Cores that this process may use, and the quota that a container sets on top."""
-    cores, quota = len(os.sched_getaffinity(0)), read_cpu_quota()
+    cores, quota = count_affinity(), read_cpu_quota()
     threads = os.environ.get("OMP_NUM_THREADS")
     setting = f", OMP_NUM_THREADS={threads}" if threads else ""
     found = f"{cores} of {os.cpu_count()} usable{setting}"
