@@ -69,4 +69,4 @@ def test_doctor_warns_and_counts_it_among_those_that_load(make_bundle, variant):
     assert "passed and load here: fp32" in bundle.found
     assert "loads and runs here" in row.found
     assert "judged with onnxruntime 1.1.0" in row.found
-    assert "Install the version" in row.fix
+    assert "edgekiln bench" in row.fix

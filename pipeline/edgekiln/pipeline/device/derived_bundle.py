@@ -16,11 +16,14 @@ from edgekiln.benchmarks.environment import describe_machine
 from edgekiln.pipeline.shipping.privacy import machine_folders, strip_folders
 from edgekiln.pipeline.shipping.sbom import write_sbom
 from edgekiln.runtime.bundles.bundle import Bundle
-from edgekiln.runtime.bundles.judged_with import JUDGED_ON
+from edgekiln.runtime.bundles.judged_with import JUDGED_ON, VERDICT_KIND
+from edgekiln.runtime.bundles.machine_kind import read_kind
 from edgekiln.runtime.bundles.manifest import write_manifest
 from edgekiln.runtime.spec import Logits
 
 __all__ = ["write_derived"]
+
+_JUDGED = frozenset({"pass", "fail", "inconclusive"})
 
 
 def write_derived(parent: Bundle, rows: list[dict[str, Any]], folder: Path) -> dict[str, Any]:
@@ -29,7 +32,7 @@ def write_derived(parent: Bundle, rows: list[dict[str, Any]], folder: Path) -> d
     Args:
         parent: the bundle that was built from.
         rows: an entry of the manifest for each variant that was to be built, with its ``logits`` (or ``None``), which
-            are taken out of it.
+            are taken out of it. Those that have a verdict were judged on this machine.
         folder: holds graphs and engines; everything else that is in it is removed.
     """
     built = {row["name"] for row in rows}
@@ -41,6 +44,9 @@ def write_derived(parent: Bundle, rows: list[dict[str, Any]], folder: Path) -> d
     for name in sorted({name for entry in carried for name in parent.variant(entry["name"]).files}):
         (folder / name).write_bytes(parent.read(name))
     answers = {f"logits.{row['name']}": row.pop("logits", None) for row in rows}
+    for row in rows:
+        if row["verdict"] in _JUDGED:
+            row["figures"] = {**row["figures"], VERDICT_KIND: read_kind(row["backend"]).verdict.to_dict()}
     _write_answers(parent, answers, {entry["name"] for entry in carried}, folder)
     _remove_leftovers(rows, carried, folder, parent.manifest["logits"])
     content = {

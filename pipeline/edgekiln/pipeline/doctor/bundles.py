@@ -12,6 +12,7 @@ from typing import Any
 from edgekiln.pipeline.doctor.child import Answer, ask_child
 from edgekiln.pipeline.doctor.row import Row, fail, ok, warn
 from edgekiln.runtime.bundles.bundle import open_bundle
+from edgekiln.runtime.bundles.judged_with import KIND_UNKNOWN
 from edgekiln.runtime.bundles.manifest import VariantRecord
 from edgekiln.runtime.errors import SelfTestError, UntrustedError
 
@@ -52,6 +53,8 @@ def _ask_for_variant(path: Path, variant: VariantRecord) -> Answer | None:
 def _describe_variant(variant: VariantRecord, answer: Answer | None) -> Row:
     name = f"variant {variant.name}"
     told = f"{variant.backend}, verdict {variant.verdict}"
+    if variant.deployable and variant.kind is None:
+        told += f", judged on: {KIND_UNKNOWN}"
     if answer is None:
         return warn(
             name, f"{told}: never built: {variant.reason}", "Run `edgekiln build` where its library is."
@@ -62,7 +65,7 @@ def _describe_variant(variant: VariantRecord, answer: Answer | None) -> Row:
         return warn(
             name,
             f"{told}; {notice}",
-            "Install the version that it was judged with, or judge it here: predict on pictures whose class you know.",
+            "Judge it here: edgekiln bench BUNDLE --data PICTURES --out FOLDER; or take what it was judged with.",
         )
     if answer.problem is None:
         return ok(name, told)

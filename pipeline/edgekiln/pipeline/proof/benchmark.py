@@ -12,6 +12,7 @@ import numpy as np
 from edgekiln.benchmarks.timing.inputs import choose_images, save_inputs
 from edgekiln.benchmarks.timing.journal import clear_journal
 from edgekiln.benchmarks.timing.latency import run_benchmark
+from edgekiln.benchmarks.timing.measured_times import measured_times
 from edgekiln.benchmarks.timing.plan import BenchmarkPlan
 from edgekiln.pipeline.data import load_split, read_source
 from edgekiln.pipeline.proof.contenders import choose_contenders
@@ -53,6 +54,7 @@ def benchmark_engines(context: StageContext) -> None:
         inputs,
         lambda done, note: advance(timings + done, timings + count, note),
     )
+    values["times"] = measured_times(result, {v.name: v.backend for v in context.recipe.variants})
     values["images"] = len(chosen)
     values["peers"] = [
         {"name": name, "precision": precision}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from edgekiln.benchmarks.judging.accuracy import measure_accuracy
@@ -18,13 +19,16 @@ from edgekiln.pipeline.workspace.stage_files import (
     BASELINE,
     BUILD_NAME,
     FAILURE_NAME,
+    KIND_NAME,
     NOT_RUN_NAME,
     SIMULATED_NAME,
     StageContext,
     read_json,
     read_logits,
 )
+from edgekiln.runtime.bundles.judged_with import VERDICT_KIND
 from edgekiln.runtime.bundles.source import hash_file
+from edgekiln.runtime.bundles.times import TIMES
 
 __all__ = ["judge_evaluated", "judge_variant"]
 
@@ -67,11 +71,18 @@ def judge_variant(
     return {
         **row,
         **judged,
+        **_tell_kinds(evaluated, benchmark, variant.name),
         "notices": [*row["notices"], *(f"{variant.name}: {warning}." for warning in judged["warnings"])],
         "fast_decode": read_json(evaluated / FAST_RECORD_NAME),
         "latency": latency_of(benchmark, variant.name),
         "speedup": None if benchmark is None else benchmark["ratios"].get(variant.name),
     }
+
+
+def _tell_kinds(evaluated: Path, benchmark: Mapping[str, Any] | None, name: str) -> dict[str, Any]:
+    """The kind of machine that the verdict holds for, and what a call took on the one that was timed, if one was."""
+    time = (benchmark or {}).get(TIMES, {}).get(name)
+    return {VERDICT_KIND: read_json(evaluated / KIND_NAME), **({TIMES: [time]} if time else {})}
 
 
 def _describe_variant(context: StageContext, variant: VariantSettings) -> dict[str, Any]:

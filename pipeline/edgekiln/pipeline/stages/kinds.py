@@ -185,7 +185,7 @@ KINDS: tuple[StageKind, ...] = (
         settings=settings_of_benchmark,
         tools=tools_of_benchmark,
         resumable=_always,
-        revision=6,
+        revision=7,
     ),
     StageKind(
         "mlperf",

@@ -2,7 +2,8 @@
 
 Judges nothing for shipping.
 
-May import: ``runtime``, ``runtime/backends``, ``runtime/serving``, ``benchmarks``, ``benchmarks/judging``, ``export``,
+May import: ``runtime``, ``runtime/backends``, ``runtime/bundles``,
+``runtime/serving``, ``benchmarks``, ``benchmarks/judging``, ``export``,
 ``export/precision``, ``export/qat``, ``export/audits``, ``pipeline/recipe``, ``pipeline/workspace``, ``pipeline/data``,
 ``pipeline/training``, ``pipeline/device``.
 """

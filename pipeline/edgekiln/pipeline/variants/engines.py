@@ -23,6 +23,7 @@ from edgekiln.pipeline.workspace.stage_files import (
     CANARY_LOGITS_NAME,
     FAILURE_NAME,
     FALLBACK_NAME,
+    KIND_NAME,
     LOGITS_NAME,
     MODEL_NAME,
     NOT_RUN_NAME,
@@ -35,6 +36,7 @@ from edgekiln.pipeline.workspace.stage_files import (
     write_json,
 )
 from edgekiln.runtime.backends import open_session
+from edgekiln.runtime.bundles.machine_kind import read_kind
 from edgekiln.runtime.errors import (
     BuildError,
     DeviceError,
@@ -194,6 +196,7 @@ def _run_engines(context: StageContext, variant: VariantSettings) -> None:
             session, lambda threads: open_session(variant.backend, engines, threads=threads), reference
         )
         write_json(context.folder / CANARIES_NAME, canaries)
+        write_json(context.folder / KIND_NAME, read_kind(variant.backend).verdict.to_dict())
     finally:
         session.close()
     save_logits(context.folder, answers)

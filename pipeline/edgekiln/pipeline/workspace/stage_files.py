@@ -22,6 +22,7 @@ __all__ = [
     "CANARY_LOGITS_NAME",
     "FAILURE_NAME",
     "FALLBACK_NAME",
+    "KIND_NAME",
     "LOGITS_NAME",
     "MODEL_NAME",
     "NOT_RUN_NAME",
@@ -47,6 +48,7 @@ SIMULATED_NAME = (
 )
 NOT_RUN_NAME = "not-run.json"
 FAILURE_NAME = "failure.json"  # of an evaluate stage: the engine ran, and failed
+KIND_NAME = "kind.json"  # of an evaluate stage: the kind of machine that its answers hold for
 RETRY_NAME = "retry"  # this stage met trouble that may pass (memory, disk): the next run does it again
 
 

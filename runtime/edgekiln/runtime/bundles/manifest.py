@@ -16,7 +16,10 @@ from typing import Any, Literal, get_args
 
 from edgekiln.runtime.backends import CPU_BACKENDS, Backend
 from edgekiln.runtime.bundles.canaries import CanaryRecord
+from edgekiln.runtime.bundles.judged_with import VERDICT_KIND
+from edgekiln.runtime.bundles.machine_kind import MachineKind
 from edgekiln.runtime.bundles.source import FRESH_COPY, hash_file
+from edgekiln.runtime.bundles.times import TIMES, MeasuredTime, parse_times
 from edgekiln.runtime.contract import Contract
 from edgekiln.runtime.errors import BundleError, ContractError, EdgekilnError
 from edgekiln.runtime.spec import Precision
@@ -65,8 +68,9 @@ PREFERENCE: tuple[tuple[Backend, Precision], ...] = (
     ("openvino", Precision.FP32),
     ("onnxruntime-cpu", Precision.FP16),
 )
-"""``load`` without a variant takes the first of these that passed its gate and can run here: GPU before CPU,
-then the precision that is fastest there (CPUs have no FP16 arithmetic, so it comes last on them)."""
+"""``load`` without a variant takes the first of these that passed its gate and can run here, where nothing was measured
+on this kind of machine (``times.py``): GPU before CPU, then the precision that is fastest there (CPUs have no FP16
+arithmetic, so it comes last on them)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,6 +116,8 @@ class VariantRecord:
         source: the ONNX file that ``edgekiln build`` makes its engine from, for TensorRT variants.
         fallback_source: the FP16 graph that may stand in for an INT8 one that does not build, where the recipe allows.
         fast_decode: what was found about decoding JPEGs at a fraction of their size; ``figures`` hold it too.
+        kind: of the machine that the verdict holds for; ``None`` where the bundle does not say.
+        times: what a call took, each on another kind of machine.
         verdict: of the gate; only ``pass`` is deployable.
         reason: the verdict in a sentence.
         figures: accuracy, difference to the baseline, latency, audit and machine, as in report.json.
@@ -131,6 +137,8 @@ class VariantRecord:
     fallback_source: str | None = None
     fast_decode: FastDecodeRecord = NOT_COMPARED
     canaries: CanaryRecord | None = field(default=None, repr=False)
+    kind: MachineKind | None = None
+    times: tuple[MeasuredTime, ...] = ()
 
     @property
     def device(self) -> Literal["cpu", "cuda"]:
@@ -263,6 +271,8 @@ def _parse_variant(values: Mapping[str, Any], files: Mapping[str, FileRecord], c
         fallback_source=fallback,
         fast_decode=_parse_fast_decode(values["figures"].get("fast_decode")),
         canaries=None if canaries is None else CanaryRecord.from_dict(canaries, classes),
+        kind=MachineKind.from_dict(kind) if (kind := values["figures"].get(VERDICT_KIND)) else None,
+        times=parse_times(values["figures"].get(TIMES) or ()),
     )
 
 

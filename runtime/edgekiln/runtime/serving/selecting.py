@@ -6,20 +6,22 @@ import logging
 import os
 import re
 from collections.abc import Collection, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from edgekiln.runtime.arguments import check_strings, check_threads, check_whole_number
 from edgekiln.runtime.backends import ONNX_BACKENDS, SLOT_BACKENDS, open_session
 from edgekiln.runtime.bundles.bundle import Bundle, open_bundle
-from edgekiln.runtime.bundles.judged_with import find_versions, tell_other_version
+from edgekiln.runtime.bundles.judged_with import find_versions, tell_other_kind, tell_other_version
+from edgekiln.runtime.bundles.machine_kind import read_kind
 from edgekiln.runtime.bundles.manifest import PREFERENCE, VariantRecord
 from edgekiln.runtime.bundles.source import FRESH_COPY
 from edgekiln.runtime.contract import Contract
 from edgekiln.runtime.errors import BundleError, EnvironmentProblem, ResourceError, UsageError
 from edgekiln.runtime.onnx_files.metadata import CONTRACT_DIGEST_KEY, read_metadata
 from edgekiln.runtime.serving.loaded import LoadedModel
+from edgekiln.runtime.serving.ordering import order_by_speed
 from edgekiln.runtime.serving.prediction import Selection
 from edgekiln.runtime.serving.self_test import ask_canaries
 
@@ -129,10 +131,16 @@ def _load_preferred(bundle: Bundle, options: LoadOptions, thorough: bool) -> Loa
     if not passed:
         raise _nothing_passed(bundle, device)
     skipped: list[str] = []
-    for candidate in sorted(passed, key=lambda v: PREFERENCE.index((v.backend, v.precision))):
-        reason = "; ".join(["first in the order of preference that passed and runs here", *skipped])
+    documented = sorted(passed, key=lambda v: PREFERENCE.index((v.backend, v.precision)))
+    for choice in order_by_speed(documented, options.device_number):
+        candidate, asked = choice.variant, options.threads
+        other = (
+            [] if choice.threads is None or asked in {None, choice.threads} else [f"{asked} were asked for"]
+        )
+        reason = "; ".join([choice.reason, *other, *skipped])
         try:
-            return _open(bundle, candidate, reason, options, thorough)
+            chosen = replace(options, threads=asked or choice.threads)
+            return _open(bundle, candidate, reason, chosen, thorough)
         except (EnvironmentProblem, ResourceError) as problem:
             _log.info("variant %s cannot run here: %s", candidate.name, problem)
             skipped.append(f"{candidate.name} cannot run here ({problem.message})")
@@ -188,7 +196,7 @@ def _open(
         slots=options.slots if in_slots else None,
         wait=options.wait if in_slots else None,
     )
-    notice = tell_other_version(variant.backend, find_versions(bundle.manifest, variant.figures))
+    notice = _tell_what_is_other(bundle, variant, options.device_number)
     if notice:
         _log.warning("variant %s was %s", variant.name, notice)
     selection = Selection(variant.name, variant.backend, variant.precision.value, reason, notice)
@@ -196,6 +204,13 @@ def _open(
     if options.self_test:
         ask_canaries(model, variant, thorough=thorough)
     return model
+
+
+def _tell_what_is_other(bundle: Bundle, variant: VariantRecord, device: int) -> str:
+    """What is other here than where an engine that is open now was judged; empty where nothing is."""
+    if variant.kind is None:
+        return tell_other_version(variant.backend, find_versions(bundle.manifest, variant.figures))
+    return tell_other_kind(variant.kind, read_kind(variant.backend, device))
 
 
 def _check_exported_for(contract: Contract, models: Sequence[bytes], path: Path) -> None:
