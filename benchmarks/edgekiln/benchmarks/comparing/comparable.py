@@ -16,8 +16,10 @@ from edgekiln.benchmarks.judging.accuracy import Labels
 from edgekiln.benchmarks.judging.stored_answers import digest_split
 from edgekiln.benchmarks.report.reading import REPORT_NAME, read_bundled_report, read_report
 from edgekiln.runtime.bundles.bundle import open_bundle
+from edgekiln.runtime.bundles.judged_with import VERDICT_KIND
+from edgekiln.runtime.bundles.machine_kind import MachineKind
 from edgekiln.runtime.bundles.manifest import MANIFEST_NAME
-from edgekiln.runtime.errors import BundleError, UsageError
+from edgekiln.runtime.errors import BundleError, UntrustedError, UsageError
 from edgekiln.runtime.spec import Logits
 
 __all__ = ["Answers", "Side", "Standing", "read_side"]
@@ -37,7 +39,7 @@ class Answers:
 
 @dataclass(frozen=True, slots=True)
 class Standing:
-    """What became of a variant: its verdict, the reason, and whether accuracy stands behind it.
+    """What became of a variant: its verdict, the reason, whether accuracy stands behind it, and on what it was judged.
 
     An engine that could not be built, or failed while running, has the verdict ``fail`` and was not judged.
     """
@@ -45,6 +47,7 @@ class Standing:
     verdict: str
     reason: str
     judged: bool
+    kind: MachineKind | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,7 +123,7 @@ def _read_bundle(path: Path) -> Side:
     return Side(
         path=path,
         contract=bundle.contract.to_dict(),
-        standings={v.name: _standing(v.verdict, v.reason, v.figures) for v in bundle.variants},
+        standings={v.name: _standing(v.verdict, v.reason, v.figures, v.kind) for v in bundle.variants},
         report=read_bundled_report(bundle) or {},
         answers=answers,
         test_digest=digest_split(answers.digests, answers.labels),
@@ -145,13 +148,25 @@ def _read_report(path: Path) -> Side:
     return Side(
         path=path,
         contract=report["contract"],
-        standings={row["name"]: _standing(row["verdict"], row["reason"], row) for row in report["variants"]},
+        standings={
+            row["name"]: _standing(row["verdict"], row["reason"], row, _read_kind(row, path))
+            for row in report["variants"]
+        },
         report=report,
         answers=None,
         test_digest=report["data"].get("test_digest"),
     )
 
 
-def _standing(verdict: str, reason: str, figures: Mapping[str, Any]) -> Standing:
+def _standing(verdict: str, reason: str, figures: Mapping[str, Any], kind: MachineKind | None) -> Standing:
     judged = verdict not in _NEVER_JUDGED and (verdict == "pass" or bool(figures.get("accuracy")))
-    return Standing(verdict, reason, judged)
+    return Standing(verdict, reason, judged, kind)
+
+
+def _read_kind(row: Mapping[str, Any], path: Path) -> MachineKind | None:
+    """Of a report, which nothing signs or hashes."""
+    kind = row.get(VERDICT_KIND)
+    try:
+        return None if kind is None else MachineKind.from_dict(kind)
+    except (KeyError, TypeError) as error:
+        raise UntrustedError(f"{path} is no report that can be read: {error!r}.", path=path) from error

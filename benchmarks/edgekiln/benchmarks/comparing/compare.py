@@ -21,6 +21,7 @@ import numpy as np
 from edgekiln.benchmarks.comparing.comparable import Answers, Side, read_side
 from edgekiln.benchmarks.judging.accuracy import pair_answers
 from edgekiln.benchmarks.judging.gate import newcombe_interval, tango_interval
+from edgekiln.runtime.bundles.judged_with import describe_kind
 from edgekiln.runtime.errors import NonFiniteError, UsageError
 
 __all__ = ["Change", "Comparison", "compare_bundles"]
@@ -121,7 +122,7 @@ def compare_bundles(
         tuple(changes),
         added=tuple(sorted({*new.names} - {*old.names})),
         removed=tuple(sorted({*old.names} - {*new.names})),
-        notes=tuple(_note(old, new, answers)),
+        notes=(*_note(old, new, answers), *_note_kinds(old, new)),
     )
 
 
@@ -218,6 +219,19 @@ def _note(old: Side, new: Side, answers: tuple[Answers, Answers] | None) -> list
         return []
     return [
         f"{shared} test pictures are in both; {first - shared} in the first only, {second - shared} in the second."
+    ]
+
+
+def _note_kinds(old: Side, new: Side) -> list[str]:
+    """A sentence for each pair of kinds of machines that differ, with the engines that were judged on them."""
+    apart: dict[tuple[str, str], list[str]] = {}
+    for name in (name for name in old.names if name in new.names):
+        before, after = old.standings[name].kind, new.standings[name].kind
+        if before is not None and after is not None and before != after:
+            apart.setdefault((describe_kind(before), describe_kind(after)), []).append(name)
+    return [
+        f"{', '.join(names)}: judged on another kind of machine: {before} before, {after} after."
+        for (before, after), names in apart.items()
     ]
 
 

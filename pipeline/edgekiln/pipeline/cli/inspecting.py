@@ -9,12 +9,13 @@ from pathlib import Path
 from typing import Any
 
 from edgekiln.runtime.bundles.bundle import Bundle, open_bundle
-from edgekiln.runtime.bundles.judged_with import find_versions
-from edgekiln.runtime.bundles.manifest import SIGNATURE_NAME
+from edgekiln.runtime.bundles.judged_with import describe_kind, find_versions
+from edgekiln.runtime.bundles.manifest import SIGNATURE_NAME, VariantRecord
 from edgekiln.runtime.contract import Contract
 from edgekiln.runtime.errors import ContractError, EngineError, UntrustedError, UsageError
 from edgekiln.runtime.extras import import_extra
 from edgekiln.runtime.onnx_files.scan import check_onnx
+from edgekiln.runtime.serving.ordering import find_time
 
 __all__ = ["describe"]
 
@@ -76,6 +77,8 @@ def _describe_bundle(path: Path, trusted_keys: Sequence[Path] | None) -> dict[st
                 "verdict": v.verdict,
                 "reason": v.reason,
                 "judged_with": _describe_versions(find_versions(bundle.manifest, v.figures)),
+                "judged_on": describe_kind(v.kind),
+                "measured": _describe_times(v),
             }
             for v in bundle.variants
         ],
@@ -86,6 +89,17 @@ def _describe_bundle(path: Path, trusted_keys: Sequence[Path] | None) -> dict[st
 def _describe_versions(versions: Mapping[str, Any]) -> str:
     """The libraries that ran the engine and the baseline when it was judged."""
     return ", ".join(f"{name} {versions[name]}" for name in _JUDGES if name in versions)
+
+
+def _describe_times(variant: VariantRecord) -> str:
+    """What a call took, by kind of machine, and whether this machine is of one of these kinds."""
+    here = find_time(variant)
+    told = [
+        f"{time} on {time.kind.gpu or time.kind.processor}, {time.kind.cores:g} cores"
+        + (" (this kind of machine)" if time is here else "")
+        for time in variant.times
+    ]
+    return "; ".join(told) or "not measured"
 
 
 def _describe_signature(bundle: Bundle) -> str:

@@ -43,6 +43,12 @@ class MeasuredTime:
     validity: Quality
     when: str
 
+    def __str__(self) -> str:
+        """``1.9 ms, 2 threads``."""
+        if self.threads is None:
+            return f"{self.p50_ms:.3g} ms"
+        return f"{self.p50_ms:.3g} ms, {self.threads} thread{'s' if self.threads > 1 else ''}"
+
     def to_dict(self) -> dict[str, Any]:
         """JSON values; they name the boundary and the batch size too."""
         return {**asdict(self), "kind": self.kind.to_dict(), "boundary": "engine", "batch": 1}

@@ -10,7 +10,7 @@ from edgekiln.runtime.bundles.machine_kind import read_host_kind, read_kind
 from edgekiln.runtime.bundles.manifest import VariantRecord
 from edgekiln.runtime.bundles.times import MeasuredTime
 
-__all__ = ["Choice", "order_by_speed"]
+__all__ = ["Choice", "find_time", "order_by_speed"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +33,7 @@ def order_by_speed(variants: Iterable[VariantRecord], device: int = 0) -> list[C
         device: number of the GPU that would be used.
     """
     waiting = list(variants)
-    here = {v.name: time for v in waiting if (time := _find_time(v, device)) is not None}
+    here = {v.name: time for v in waiting if (time := find_time(v, device)) is not None}
     measured = [v for v in waiting if v.name in here]
     others = [v for v in waiting if v.name not in here]
     choices = []
@@ -54,8 +54,7 @@ def _explain(
     others: Sequence[VariantRecord],
 ) -> str:
     time = here[first.name]
-    threads = "" if time.threads is None else f", {time.threads} thread{'s' if time.threads > 1 else ''}"
-    told = f"measured on this kind of machine: {time.p50_ms:.3g} ms{threads}"
+    told = f"measured on this kind of machine: {time}"
     if first is fastest:
         reason = f"fastest as {told}"
     else:
@@ -64,7 +63,7 @@ def _explain(
     return f"{reason} (not measured here: {names})" if names else reason
 
 
-def _find_time(variant: VariantRecord, device: int) -> MeasuredTime | None:
+def find_time(variant: VariantRecord, device: int = 0) -> MeasuredTime | None:
     """What it took on this kind of machine. A driver is asked only where all else is the same."""
     if not variant.times:
         return None
