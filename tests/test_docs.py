@@ -17,6 +17,7 @@ from edgekiln.export.precision.qdq_lint import RULES
 from edgekiln.pipeline.cli import cli
 from edgekiln.pipeline.recipe import BuildSettings, load_recipe
 from edgekiln.runtime.backends import CPU_BACKENDS, Backend
+from edgekiln.runtime.bundles.machine_kind import TIME_FIELDS, VERDICT_FEATURES, VERDICT_FIELDS
 from edgekiln.runtime.bundles.manifest import PREFERENCE
 from edgekiln.runtime.errors import ExitCode
 from edgekiln.runtime.spec import Precision
@@ -66,6 +67,18 @@ def test_the_order_of_preference_is_the_codes():
         (row[1].strip("`"), Precision(row[2].lower())) for row in table(BACKENDS, "", "backend", "precision")
     ]
     assert told == list(PREFERENCE)
+
+
+def test_what_a_verdict_and_a_time_hold_for_is_told():
+    told = [
+        (name, row[1] == "yes")
+        for row in table(BACKENDS, "field", "verdict", "time", "from")
+        for name in re.findall(r"`(\w+)`", row[0])
+    ]
+    assert dict(told) == {name: name in VERDICT_FIELDS for name in TIME_FIELDS}
+    assert {f"`{name}`" for name in VERDICT_FEATURES} <= set(
+        re.findall(r"`\w+`", BACKENDS.read_text("utf-8"))
+    )
 
 
 def test_every_backend_and_its_precisions_are_told():

@@ -3,14 +3,16 @@
 import json
 import re
 import shutil
+from importlib.metadata import version
 
 import numpy as np
 import pytest
 
 from edgekiln.benchmarks.comparing.compare import compare_bundles
+from edgekiln.runtime.bundles.judged_with import VERDICT_KIND
 from edgekiln.runtime.bundles.manifest import MANIFEST_NAME, write_manifest
 from edgekiln.runtime.contract import Contract
-from edgekiln.runtime.errors import BundleError, UsageError
+from edgekiln.runtime.errors import BundleError, UntrustedError, UsageError
 
 
 @pytest.fixture
@@ -403,6 +405,32 @@ def test_pictures_on_one_side_only_are_counted(bundles):
     assert compare_bundles(before, after).notes == (
         "18 test pictures are in both; 12 in the first only, 0 in the second.",
     )
+
+
+def test_verdicts_of_other_kinds_of_machines_are_told(bundles, tmp_path):
+    before, after, change = bundles
+    assert compare_bundles(before, after).notes == ()
+    document = json.loads((after / MANIFEST_NAME).read_text())
+    for variant in document["variants"]:
+        variant["figures"][VERDICT_KIND] |= {"architecture": "riscv64", "features": []}
+    change(manifest={"variants": document["variants"]})
+    (note,) = compare_bundles(before, after).notes
+    assert note.startswith("fp32, int8: judged on another kind of machine: ")
+    assert note.endswith(
+        "riscv64; onnxruntime " + ".".join(version("onnxruntime").split(".")[:2]) + " after."
+    )
+    for variant in document["variants"]:
+        del variant["figures"][VERDICT_KIND]
+    change(manifest={"variants": document["variants"]})
+    assert compare_bundles(before, after).notes == ()  # of what is unknown nothing is said
+
+
+def test_a_report_with_a_damaged_kind_is_one_line(bundles, tmp_path):
+    report = report_of(
+        bundles[0], tmp_path / "r.json", lambda r: r["variants"][0].update({VERDICT_KIND: [1]})
+    )
+    with pytest.raises(UntrustedError, match=r"r\.json is no report"):
+        compare_bundles(report, report)
 
 
 def test_command_exits_3_on_a_regression(bundles, capsys):

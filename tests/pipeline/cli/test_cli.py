@@ -7,6 +7,7 @@ import re
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from importlib.metadata import version
 
 import pytest
@@ -14,7 +15,10 @@ import torch
 from tests_support import ROOT, TINY_RECIPE
 
 from edgekiln.pipeline.cli import cli
+from edgekiln.runtime.bundles.judged_with import describe_kind
+from edgekiln.runtime.bundles.machine_kind import read_kind
 from edgekiln.runtime.bundles.manifest import MANIFEST_NAME
+from edgekiln.runtime.bundles.times import TIMES, MeasuredTime
 
 
 def all_commands(group=cli, path=()):
@@ -437,6 +441,24 @@ def test_inspect_tells_what_a_bundle_was_judged_with(tiny_run, edgekiln):
     document = json.loads(edgekiln("inspect", tiny_run[2].bundle, "--json")[1])
     for variant in document["variants"]:
         assert f"torch {version('torch')}, onnxruntime {version('onnxruntime')}" in variant["judged_with"]
+        assert variant["judged_on"] == describe_kind(read_kind("onnxruntime-cpu").verdict)
+        assert variant["measured"] == "not measured"
+
+
+def test_inspect_tells_times_and_which_are_of_this_kind_of_machine(tiny_run, tmp_path, edgekiln):
+    bundle = shutil.copytree(tiny_run[2].bundle, tmp_path / "bundle")
+    document = json.loads((bundle / MANIFEST_NAME).read_text())
+    here = MeasuredTime(read_kind("onnxruntime-cpu"), 1.9, 1.8, 2.0, 2, "valid", "2026-11-30T12:00:00+00:00")
+    elsewhere = replace(
+        here, kind=replace(here.kind, processor="Cortex-A76", cores=4.0), threads=4, p50_ms=1.85
+    )
+    document["variants"][0]["figures"][TIMES] = [elsewhere.to_dict(), here.to_dict()]
+    (bundle / MANIFEST_NAME).write_text(json.dumps(document))
+    told = json.loads(edgekiln("inspect", bundle, "--json")[1])["variants"][0]["measured"]
+    first, second = told.split("; ")
+    assert first == "1.85 ms, 4 threads on Cortex-A76, 4 cores"
+    assert second.startswith("1.9 ms, 2 threads on ")
+    assert second.endswith(" (this kind of machine)")
 
 
 def test_inspect_bundle_onnx_and_checkpoint(tiny_run, edgekiln):

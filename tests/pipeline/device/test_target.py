@@ -17,6 +17,7 @@ from edgekiln.pipeline.workspace.progress import SilentProgress
 from edgekiln.runtime import load
 from edgekiln.runtime.backends.onnxruntime import OnnxRuntimeSession
 from edgekiln.runtime.bundles.bundle import open_bundle
+from edgekiln.runtime.bundles.machine_kind import read_kind
 from edgekiln.runtime.cuda import probe_driver
 from edgekiln.runtime.errors import (
     BuildError,
@@ -94,6 +95,10 @@ def test_what_is_carried_says_on_which_machine_it_was_judged(parent, tmp_path):
     assert "judged_on" not in row(content, "rtx-fp16")["figures"]
     again = build(tmp_path / "out", tmp_path / "again", variants=("rtx-fp16",))
     assert row(again, "int8")["figures"]["judged_on"] == judged_on
+    kind = open_bundle(parent).variant("int8").kind
+    assert kind == read_kind("onnxruntime-cpu").verdict
+    assert {open_bundle(tmp_path / name).variant("int8").kind for name in ("out", "again")} == {kind}
+    assert open_bundle(tmp_path / "out").variant("rtx-fp16").kind is None  # not judged
 
 
 def test_derived_bundle_names_its_parent_and_keeps_what_runs_on_cpus(parent, tmp_path):
@@ -134,6 +139,7 @@ def test_judged_against_the_parents_answers_by_image_hash(parent, pictures, tmp_
     assert judged["figures"]["judged_images"] == {"here": 30, "parent": 30}
     assert judged["figures"]["counts"]["agreeing"] == 30
     assert judged["figures"]["drop"]["value"] == 0
+    assert open_bundle(tmp_path / "out").variant("rtx-fp16").kind == read_kind("tensorrt-rtx").verdict
     # What it answered to the made pictures is kept beside what the parent knows of them.
     canaries = open_bundle(tmp_path / "out").variant("rtx-fp16").canaries
     fp32 = read_reference(open_bundle(parent))

@@ -61,6 +61,14 @@ def test_its_report_is_read_and_the_command_line_shows_it():
     shown = CliRunner().invoke(cli, ["inspect", str(BUNDLE)])
     assert shown.exit_code == 0, shown.output
     assert "before-the-wings" in shown.output
+    assert shown.output.count("judged_on kind unknown, measured not measured") == 2
+
+
+def test_its_kind_is_unknown_and_loading_says_nothing_of_it(caplog):
+    assert {(variant.kind, variant.times) for variant in open_bundle(BUNDLE).variants} == {(None, ())}
+    with ek.load(BUNDLE) as classifier:
+        assert "kind" not in classifier.variant.notice
+        assert classifier.variant.reason.endswith("(nothing was measured on this kind of machine)")
 
 
 def test_an_altered_byte_is_still_seen(tmp_path):

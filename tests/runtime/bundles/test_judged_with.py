@@ -67,6 +67,6 @@ def test_doctor_warns_and_counts_it_among_those_that_load(make_bundle, variant):
     bundle, row = check_bundle(folder)
     assert (bundle.state, row.state) == ("OK", "WARN")
     assert "passed and load here: fp32" in bundle.found
-    assert "loads and runs here" in row.found
-    assert "judged with onnxruntime 1.1.0" in row.found
+    assert "; judged with onnxruntime 1.1.0" in row.found
+    assert "judged on: kind unknown: loads and runs here" in row.found
     assert "edgekiln bench" in row.fix

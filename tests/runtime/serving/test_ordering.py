@@ -188,6 +188,8 @@ def test_of_one_kind_the_newest_stays_but_noise_does_not_replace_what_is_valid()
     assert parse_times(add_time(entries, noisy)) == (elsewhere, valid)
     foreign = {**noisy.to_dict(), "boundary": "call"}
     assert foreign in add_time([foreign], valid)
+    with pytest.raises(ValueError, match="'invalid'"):
+        MeasuredTime.from_dict({**valid.to_dict(), "validity": "invalid"})
 
 
 @pytest.mark.parametrize(
