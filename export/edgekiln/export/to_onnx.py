@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from edgekiln.runtime.contract import Contract, Normalization
 from edgekiln.runtime.errors import ContractError, GateError
-from edgekiln.runtime.onnx_files.metadata import CONTRACT_DIGEST_KEY
+from edgekiln.runtime.onnx_files.metadata import CONTRACT_DIGEST_KEY, CONTRACT_KEY
 from edgekiln.runtime.spec import INPUT_NAME, OUTPUT_NAME
 
 __all__ = [
@@ -35,7 +35,6 @@ MAX_IR_VERSION = 10
 """The newest that TensorRT 10.3 (JetPack 6) reads."""
 SHAPE_OPERATORS = frozenset({"Shape", "Range", "Gather", "Size", "Slice", "NonZero", "If", "Loop"})
 """Shape arithmetic: a plain CNN has none, and where it appears an exporter has lost a static shape."""
-_CONTRACT_KEY = "edgekiln.contract"
 
 
 class PixelModel(nn.Module):
@@ -111,7 +110,7 @@ def _finish(proto: Any, contract: Contract, opset: int) -> None:
     del proto.graph.metadata_props[:]
     del proto.metadata_props[:]
     metadata = {
-        _CONTRACT_KEY: contract.to_json(),
+        CONTRACT_KEY: contract.to_json(),
         CONTRACT_DIGEST_KEY: contract.digest,
         "edgekiln.classes": "\n".join(contract.classes),
     }
@@ -172,7 +171,7 @@ def read_contract(proto: Any) -> Contract:
         ContractError: the file holds none.
     """
     for entry in proto.metadata_props:
-        if entry.key == _CONTRACT_KEY:
+        if entry.key == CONTRACT_KEY:
             return Contract.from_json(entry.value)
     raise ContractError(
         "This ONNX file holds no edgekiln contract in its metadata.",

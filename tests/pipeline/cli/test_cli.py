@@ -10,8 +10,11 @@ import sys
 from dataclasses import replace
 from importlib.metadata import version
 
+import numpy as np
+import onnx
 import pytest
 import torch
+from onnx import TensorProto, helper, numpy_helper
 from tests_support import ROOT, TINY_RECIPE
 
 from edgekiln.pipeline.cli import cli
@@ -476,6 +479,43 @@ def test_inspect_bundle_onnx_and_checkpoint(tiny_run, edgekiln):
     assert kinds["onnx"]["operators"]["Conv"] == 2
     assert kinds["checkpoint"]["backbone"] == "edgekiln/tiny-cnn"
     assert len({document["contract"] for document in kinds.values()}) == 1
+
+
+def test_inspect_needs_neither_torch_nor_onnx(tiny_run):
+    """A device that only runs engines has none of them."""
+    code = (
+        "import sys\n"
+        "for name in ('torch', 'onnx', 'onnxruntime', 'pydantic'): sys.modules[name] = None\n"
+        "from edgekiln.pipeline.cli import main\n"
+        "main(['inspect', sys.argv[1], '--json'])"
+    )
+    target = tiny_run[2].bundle / "int8.onnx"
+    done = subprocess.run([sys.executable, "-c", code, target], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+    document = json.loads(done.stdout)
+    assert document["classes"] == ["blue", "green", "red"]
+    assert document["warnings"] == []  # none of its weights is -128
+
+
+def test_inspect_of_somebody_elses_onnx_file_tells_what_can_be_told(edgekiln, tmp_path):
+    graph = helper.make_graph(
+        [
+            helper.make_node("DynamicQuantizeLinear", ["x"], ["q", "scale", "zero"]),
+            helper.make_node("MatMulInteger", ["q", "w"], ["y"]),
+        ],
+        "g",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n", 4])],
+        [helper.make_tensor_value_info("y", TensorProto.INT32, ["n", 4])],
+        [numpy_helper.from_array(np.full((4, 4), -128, np.int8), "w")],
+    )
+    onnx.save(helper.make_model(graph, ir_version=10), tmp_path / "foreign.onnx")
+    code, out, _ = edgekiln("inspect", tmp_path / "foreign.onnx")
+    assert code == 0
+    assert "contract: none: edgekiln did not export this file" in out
+    assert "16 of its INT8 weights are -128. ARM cores without dot product" in out
+    document = json.loads(edgekiln("inspect", tmp_path / "foreign.onnx", "--json")[1])
+    assert document["operators"] == {"DynamicQuantizeLinear": 1, "MatMulInteger": 1}
+    assert "classes" not in document
 
 
 @pytest.mark.parametrize("name", ["x.onnx", "x.safetensors"])

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 from PIL import Image
 from tests_support import ROOT, TINY_RECIPE, write_pictures
@@ -615,20 +616,23 @@ mistake(
 # -- single files
 
 
-@mistake(
-    "nobody's ONNX",
+def model_with_contract(text):
+    from edgekiln.pipeline.doctor.tiny_model import make_tiny_model
+    from edgekiln.runtime.onnx_files.metadata import CONTRACT_KEY
+
+    model = onnx.load_from_string(make_tiny_model())
+    onnx.helper.set_model_props(model, {CONTRACT_KEY: text})
+    return model.SerializeToString()
+
+
+mistake(
+    "a damaged contract",
     exit=4,
     code="contract",
-    says="o.onnx: This ONNX file holds no edgekiln contract",
-    hint="run",
+    says="o.onnx: The stored contract is not JSON",
+    hint="export it again",
     path="o.onnx",
-)
-def _(desk):
-    from edgekiln.pipeline.doctor.tiny_model import make_tiny_model
-
-    return ["inspect", desk.write("o.onnx", make_tiny_model())]
-
-
+)(lambda desk: ["inspect", desk.write("o.onnx", model_with_contract("{"))])
 mistake(
     "no ONNX", exit=4, code="untrusted", says="o.onnx is no ONNX file", hint="export it again", path="o.onnx"
 )(lambda desk: ["inspect", desk.write("o.onnx", "hello hello")])

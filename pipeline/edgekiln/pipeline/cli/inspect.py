@@ -33,6 +33,8 @@ def inspect(path: Path, trusted_keys: Sequence[Path], as_json: bool) -> None:
         return
     for key, value in values.items():
         if isinstance(value, list):
+            if not value:
+                continue
             click.echo(f"{key}:")
             for item in value:
                 click.echo(f"  {item if isinstance(item, str) else _one_line(item)}")

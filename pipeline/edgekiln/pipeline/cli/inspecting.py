@@ -13,12 +13,16 @@ from edgekiln.runtime.bundles.judged_with import describe_kind, find_versions
 from edgekiln.runtime.bundles.manifest import SIGNATURE_NAME, VariantRecord
 from edgekiln.runtime.contract import Contract
 from edgekiln.runtime.errors import ContractError, EngineError, UntrustedError, UsageError
-from edgekiln.runtime.extras import import_extra
+from edgekiln.runtime.onnx_files.metadata import CONTRACT_KEY, read_metadata
 from edgekiln.runtime.onnx_files.scan import check_onnx
+from edgekiln.runtime.onnx_files.summary import summarize_onnx
 from edgekiln.runtime.serving.ordering import find_time
 
 __all__ = ["describe"]
 
+_NO_CONTRACT = {
+    "contract": "none: edgekiln did not export this file, and does not know its input and its classes"
+}
 _ONNX_AGAIN = "Copy it again, or export it again."
 _INSPECTED = "It inspects bundles (folders, .zip), .onnx, .safetensors, .engine, .plan and .trt files."
 _JUDGES = ("torch", "onnxruntime", "onnxruntime-gpu", "openvino", "tensorrt", "tensorrt-lean", "tensorrt-rtx")
@@ -109,32 +113,26 @@ def _describe_signature(bundle: Bundle) -> str:
 
 
 def _describe_onnx(path: Path) -> dict[str, Any]:
-    onnx = import_extra("onnx", "build")
-    from edgekiln.export.to_onnx import read_contract
-
+    """Reads the bytes itself: an ONNX library is not needed, and a device that only runs engines has none."""
+    data = path.read_bytes()
     try:
-        data = path.read_bytes()
         check_onnx(data)
-        model = onnx.load_from_string(data)
+        summary, contract = summarize_onnx(data), read_metadata(data, CONTRACT_KEY)
     except EngineError as error:  # the scan sees bytes alone
         raise UntrustedError(
             f"{path} is no ONNX file that may be opened: {error.message}", hint=_ONNX_AGAIN, path=path
         ) from error
-    except Exception as error:  # protobuf's errors share no public base class
-        raise UntrustedError(f"{path} is no ONNX file: {error}.", hint=_ONNX_AGAIN, path=path) from error
     try:
-        contract = read_contract(model)
-    except ContractError as error:  # the library knows the model alone, not its file
-        raise ContractError(f"{path}: {error.message}", hint=error.hint, path=path) from error
-    operators: dict[str, int] = {}
-    for node in model.graph.node:
-        operators[node.op_type] = operators.get(node.op_type, 0) + 1
+        told = _describe_contract(Contract.from_json(contract)) if contract is not None else _NO_CONTRACT
+    except ContractError as error:  # it sees the text alone, not its file
+        raise ContractError(f"{path}: {error.message}", hint=_ONNX_AGAIN, path=path) from error
     return {
         "kind": "onnx",
-        "ir_version": model.ir_version,
-        "opset": {entry.domain or "ai.onnx": entry.version for entry in model.opset_import},
-        **_describe_contract(contract),
-        "operators": dict(sorted(operators.items())),
+        "ir_version": summary.ir_version,
+        "opset": summary.opset,
+        **told,
+        "operators": summary.operators,
+        "warnings": [summary.warning] if summary.warning else [],
     }
 
 
@@ -142,8 +140,9 @@ def _describe_checkpoint(path: Path) -> dict[str, Any]:
     """Reads the header only: eight bytes of length, then JSON (the safetensors format)."""
     with path.open("rb") as file:
         prefix = file.read(8)
-        length = struct.unpack("<Q", prefix)[0] if len(prefix) == 8 else _MAX_HEADER_BYTES + 1
-        raw = file.read(length) if length <= _MAX_HEADER_BYTES else b""
+        length = struct.unpack("<Q", prefix)[0] if len(prefix) == 8 else 0
+        # A damaged length reserves no memory: no more is asked for than the file holds.
+        raw = file.read(min(length, path.stat().st_size)) if length <= _MAX_HEADER_BYTES else b""
     try:
         header = json.loads(raw)
         metadata = json.loads(header.pop("__metadata__")["edgekiln"])

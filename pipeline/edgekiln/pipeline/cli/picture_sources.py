@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import BinaryIO, TypeAlias
 
 from edgekiln.runtime.errors import ImageError, UsageError
-from edgekiln.runtime.pictures.encoded import SUFFIXES
+from edgekiln.runtime.pictures.encoded import SUFFIXES, read_at_most
 from edgekiln.runtime.pictures.limits import MAX_BYTES
 
 __all__ = ["STANDARD_INPUT", "PictureSearch", "name_picture"]
@@ -53,10 +53,8 @@ class PictureSearch:
     def __iter__(self) -> Iterator[tuple[str, Path | bytes | ImageError]]:
         for argument in self._arguments:
             if argument == STANDARD_INPUT:
-                yield (
-                    STANDARD_INPUT,
-                    sys.stdin.buffer.read(MAX_BYTES + 1),
-                )  # one more shows that it is too long
+                # One byte more shows that it is too long.
+                yield STANDARD_INPUT, read_at_most(sys.stdin.buffer, MAX_BYTES + 1)
             else:
                 yield from _name(self._expand(argument))
         for name in self._lists:

@@ -3,15 +3,25 @@
 from __future__ import annotations
 
 import importlib.util
+import platform
 import re
+import sys
 from collections.abc import Sequence
 
 from edgekiln.benchmarks.environment import tool_versions
 from edgekiln.pipeline.doctor.child import Answer, ask_child
 from edgekiln.pipeline.doctor.row import Row, fail, ok, warn
 
-__all__ = ["check_onnxruntime", "check_openvino", "check_pycuda", "explain_import"]
+__all__ = ["check_onnxruntime", "check_openvino", "check_pycuda", "explain_import", "explain_wheels"]
 
+# The least glibc that the newest wheels ask for, from their names: onnxruntime 1.32.0 and openvino 2026.4.1. There are
+# none for musl, for 32 bits and for other processors.
+_LEAST_GLIBC = {
+    "onnxruntime": {"x86_64": (2, 28), "aarch64": (2, 28)},
+    "openvino": {"x86_64": (2, 28), "aarch64": (2, 35)},
+}
+
+_FIRST_WITH = {(2, 28): "Debian 10, Ubuntu 20.04, RHEL 8", (2, 35): "Debian 12, Ubuntu 22.04"}
 _NUMPY_ABI = re.compile(
     r"compiled (?:using|against) NumPy 1\.x|numpy\.dtype size changed|_ARRAY_API not found"
 )
@@ -27,7 +37,8 @@ def check_onnxruntime(gpu_here: bool) -> list[Row]:
             warn(
                 "onnxruntime",
                 "not installed",
-                "Run: pip install 'edgekiln[onnx]', or 'edgekiln[gpu]' for CUDA",
+                explain_wheels("onnxruntime")
+                or "Run: pip install 'edgekiln[onnx]', or 'edgekiln[gpu]' for CUDA",
             )
         ]
     listed = ask_child("providers")
@@ -78,7 +89,8 @@ def check_openvino() -> list[Row]:
     """OpenVINO, where it is installed, through edgekiln's own backend. Its telemetry is made absent before."""
     version = tool_versions(["openvino"]).get("openvino")
     if version is None:
-        return []
+        reason = explain_wheels("openvino")  # nobody needs it; who wants it is told why pip finds nothing
+        return [ok("openvino", f"not installed. {reason}")] if reason else []
     if importlib.util.find_spec("edgekiln.runtime.backends.openvino") is None:
         return [ok("openvino", f"{version} installed; this edgekiln has no backend for it")]
     answer = ask_child("session", "openvino")
@@ -86,6 +98,25 @@ def check_openvino() -> list[Row]:
         reason = explain_import(answer) if answer.problem else "it computes a tiny model wrong"
         return [fail("openvino", f"{version}: {reason}", "Run: pip install --force-reinstall openvino")]
     return [ok("openvino", f"{version}, computes a tiny model right")]
+
+
+def explain_wheels(library: str) -> str | None:
+    """Why pip finds no wheel of ``library`` for this system, or an old one alone, and what helps; else ``None``."""
+    machine, (libc, version) = platform.machine(), platform.libc_ver()
+    least = _LEAST_GLIBC[library].get(machine)
+    if sys.maxsize < 2**32:
+        return f"There are no wheels of {library} for a 32-bit Python: install a 64-bit system, as Raspberry Pi OS (64-bit)."
+    if libc != "glibc":
+        return f"There are no wheels of {library} for musl: use a system with glibc, as Debian's images in place of Alpine's."
+    if least is None:
+        return f"There are no wheels of {library} for {machine}: x86_64 and aarch64 alone have some."
+    if tuple(map(int, version.split(".")[:2])) >= least:
+        return None
+    wanted = ".".join(map(str, least))
+    return (
+        f"The newest wheels of {library} for {machine} need glibc {wanted}, this system has {version}: take a newer "
+        f"system ({_FIRST_WITH[least]}), or an older release if pip finds one."
+    )
 
 
 def check_pycuda(gpu_here: bool) -> list[Row]:

@@ -9,7 +9,7 @@ import io
 import os
 import stat
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, BinaryIO, TypeAlias
 
 from edgekiln.runtime.errors import ImageError
 from edgekiln.runtime.pictures.limits import MAX_BYTES, check_cost, check_structure
@@ -18,13 +18,14 @@ from edgekiln.runtime.pictures.refusals import SCALE_DOWN, name_picture, told_as
 if TYPE_CHECKING:
     from PIL import Image
 
-__all__ = ["FORMATS", "SUFFIXES", "Encoded", "as_path", "open_encoded", "read_encoded"]
+__all__ = ["FORMATS", "SUFFIXES", "Encoded", "as_path", "open_encoded", "read_at_most", "read_encoded"]
 
 Encoded: TypeAlias = "str | os.PathLike[str] | bytes | bytearray | memoryview"
 
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP")
 SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp"})
 """Endings of files of these formats, in lower case. What a file holds is told by its bytes alone."""
+_PIECE_BYTES = 2**20
 
 
 def read_encoded(picture: Encoded) -> bytes:
@@ -61,7 +62,10 @@ def _read_file(path: Path) -> bytes:
                 )
             if status.st_size > MAX_BYTES:
                 raise _too_many_bytes(str(path), status.st_size, path)
-            data = file.read(MAX_BYTES + 1)
+            # By its size: a read reserves as much memory as it is asked for, and MAX_BYTES are 64 MiB.
+            data = file.read(status.st_size + 1)
+            if len(data) > status.st_size:  # it has grown since, or its file system tells no sizes
+                data += read_at_most(file, MAX_BYTES + 1 - len(data))
     except FileNotFoundError as error:
         raise ImageError(
             f"There is no file {path}.", reason="missing", hint="Check the path.", path=path
@@ -80,9 +84,18 @@ def _read_file(path: Path) -> bytes:
             hint="Check the path and its permissions.",
             path=path,
         ) from error
-    if len(data) > MAX_BYTES:  # it has grown since
+    if len(data) > MAX_BYTES:
         raise _too_many_bytes(str(path), len(data), path)
     return data
+
+
+def read_at_most(file: BinaryIO, size: int) -> bytes:
+    """The first ``size`` bytes of a file or pipe whose length nobody knows, in pieces: memory follows what comes."""
+    pieces: list[bytes] = []
+    while size > 0 and (piece := file.read(min(size, _PIECE_BYTES))):
+        pieces.append(piece)
+        size -= len(piece)
+    return b"".join(pieces)
 
 
 def _open_without_waiting(name: str, flags: int) -> int:
