@@ -7,20 +7,23 @@ import os
 import platform
 import subprocess
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from edgekiln.runtime.bundles.machine import count_affinity, read_cpu_quota, read_processor
+from edgekiln.runtime.bundles.machine import count_affinity, read_board, read_cpu_quota, read_processor
 
 __all__ = [
+    "ClockPolicy",
     "CpuTimes",
+    "describe_governors",
     "describe_machine",
     "measure_foreign_load",
     "parse_gpu_state",
     "parse_power_mode",
+    "read_clock_policies",
     "read_commit",
     "read_cpu_mhz",
     "read_cpu_times",
@@ -98,11 +101,12 @@ def describe_machine() -> dict[str, Any]:
     gpus = _describe_gpus()
     return {
         "cpu": processor.model,
+        "board": read_board(),
         "cores": count_affinity(),
         "avx2": "avx2" in flags,
         "vnni": bool(flags & {"avx512_vnni", "avx_vnni"}),
         "cpu_flags": sorted(flags & _FLAGS),
-        "governor": _read("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor"),
+        "governor": describe_governors(read_clock_policies(cores=os.sched_getaffinity(0))),
         "cpu_mhz": read_cpu_mhz(),
         "cpu_quota_cores": read_cpu_quota(),
         "thread_settings": {key: os.environ[key] for key in _THREAD_VARIABLES if key in os.environ},
@@ -198,6 +202,60 @@ def read_cpu_mhz(folder: Path = Path("/sys/devices/system/cpu")) -> dict[str, fl
         "current": _megahertz(core / "scaling_cur_freq", 1e3),
         "max": _megahertz(core / "cpuinfo_max_freq", 1e3),
     }
+
+
+@dataclass(frozen=True, slots=True)
+class ClockPolicy:
+    """Who chooses the clock of some cores.
+
+    Attributes:
+        cores: numbers of the cores, ascending. Those of a big.LITTLE processor may have governors of their own.
+        governor: the kernel's name of the rule, as ``performance``.
+        driver: the kernel's name of what sets the clock, as ``intel_pstate`` or ``cpufreq-dt``.
+    """
+
+    cores: tuple[int, ...]
+    governor: str
+    driver: str | None
+
+    @property
+    def pins_lowest_clock(self) -> bool:
+        """``powersave`` does that, but where the processor itself chooses the clock: there it is the usual governor."""
+        return self.governor == "powersave" and self.driver not in _CLOCKED_BY_PROCESSOR
+
+
+_CLOCKED_BY_PROCESSOR = {"intel_pstate", "amd-pstate-epp", "amd_pstate_epp"}
+
+
+def read_clock_policies(root: Path = Path("/"), cores: Collection[int] | None = None) -> list[ClockPolicy]:
+    """The policies of all cores, or of ``cores``, by their first core; empty in most virtual machines."""
+    found: dict[tuple[str, str | None], list[int]] = {}
+    folder = root / "sys" / "devices" / "system" / "cpu"
+    numbers = sorted(int(path.name[3:]) for path in folder.glob("cpu[0-9]*") if path.name[3:].isdigit())
+    for number in numbers:
+        own = folder / f"cpu{number}" / "cpufreq"
+        governor = _read(own / "scaling_governor") if cores is None or number in cores else None
+        if governor:
+            found.setdefault((governor, _read(own / "scaling_driver")), []).append(number)
+    return [ClockPolicy(tuple(members), *rule) for rule, members in found.items()]
+
+
+def describe_governors(policies: Sequence[ClockPolicy]) -> str | None:
+    """``performance``, or where cores differ ``powersave (cores 0-3), performance (cores 4-7)``."""
+    if len({policy.governor for policy in policies}) < 2:
+        return policies[0].governor if policies else None
+    return ", ".join(f"{policy.governor} (cores {_spell(policy.cores)})" for policy in policies)
+
+
+def _spell(numbers: Sequence[int]) -> str:
+    """Ascending numbers as ``0-3,6``."""
+    runs: list[list[int]] = []
+    for number in numbers:
+        if runs and number == runs[-1][-1] + 1:
+            runs[-1].append(number)
+        else:
+            runs.append([number])
+    return ",".join(f"{run[0]}-{run[-1]}" if len(run) > 1 else str(run[0]) for run in runs)
 
 
 def _megahertz(path: Path, per_mhz: float) -> float | None:

@@ -37,14 +37,13 @@ def product(tensor, *, constant=False, integer=True):
             helper.make_node("MatMul", ["x", "f"], ["y"]),
         ]
     scale = [numpy_helper.from_array(np.float32(1), "s")]
-    graph = helper.make_graph(
+    return helper.make_graph(
         nodes,
         "g",
         [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n", 4])],
         [helper.make_tensor_value_info("y", TensorProto.INT32 if integer else TensorProto.FLOAT, ["n", "c"])],
         scale if constant else [tensor, *scale],
     )
-    return graph
 
 
 def model_of(graph):

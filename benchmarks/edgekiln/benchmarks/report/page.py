@@ -290,6 +290,7 @@ def _describe_environment(report: Mapping[str, Any]) -> list[str]:
     machine = report["machine"]
     clock = machine.get("cpu_mhz") or {}
     facts = {
+        "board": machine.get("board"),
         "instructions": ", ".join(machine.get("cpu_flags", ())),
         "governor": machine.get("governor"),
         "clock": f"{clock['current']:.0f} MHz" if clock.get("current") else None,

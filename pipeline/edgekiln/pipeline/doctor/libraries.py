@@ -105,9 +105,11 @@ def explain_wheels(library: str) -> str | None:
     machine, (libc, version) = platform.machine(), platform.libc_ver()
     least = _LEAST_GLIBC[library].get(machine)
     if sys.maxsize < 2**32:
-        return f"There are no wheels of {library} for a 32-bit Python: install a 64-bit system, as Raspberry Pi OS (64-bit)."
+        return (
+            f"There are no wheels of {library} for a 32-bit Python: install a 64-bit system and its Python."
+        )
     if libc != "glibc":
-        return f"There are no wheels of {library} for musl: use a system with glibc, as Debian's images in place of Alpine's."
+        return f"There are no wheels of {library} for musl (Alpine): use a system with glibc, as Debian or Ubuntu."
     if least is None:
         return f"There are no wheels of {library} for {machine}: x86_64 and aarch64 alone have some."
     if tuple(map(int, version.split(".")[:2])) >= least:

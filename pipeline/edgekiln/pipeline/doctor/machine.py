@@ -3,13 +3,22 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
+from edgekiln.benchmarks.environment import ClockPolicy, describe_governors, read_clock_policies
 from edgekiln.pipeline.capacity import available_memory_bytes
 from edgekiln.pipeline.doctor.row import Row, fail, ok, warn
-from edgekiln.runtime.bundles.machine import count_affinity, read_cpu_quota, read_processor
+from edgekiln.runtime.bundles.machine import count_affinity, read_board, read_cpu_quota, read_processor
 
-__all__ = ["check_cores", "check_governor", "check_int8", "check_memory", "check_processor"]
+__all__ = [
+    "adds_in_16_bits",
+    "check_cores",
+    "check_governor",
+    "check_int8",
+    "check_memory",
+    "check_processor",
+]
 
 _X86_NAMES = {
     "avx2": "AVX2",
@@ -18,18 +27,21 @@ _X86_NAMES = {
     "avx_vnni": "AVX-VNNI",
     "amx_int8": "AMX-INT8",
 }
-_ARM_NAMES = {"asimd": "NEON", "asimddp": "dotprod", "i8mm": "i8mm"}
+_COMPARE = "Compare the fp32 and the int8 variant with `edgekiln bench` on this machine."
+_ARM_NAMES = {"asimd": "NEON", "neon": "NEON", "asimddp": "dotprod", "i8mm": "i8mm"}
+_PC_DRIVERS = {
+    None, "intel_pstate", "intel_cpufreq", "acpi-cpufreq", "pcc-cpufreq", "amd-pstate", "amd-pstate-epp",
+}  # fmt: skip
 _LITTLE_MEMORY, _TOO_LITTLE_MEMORY = 2 * 2**30, 2**29  # bytes
 
 
 def check_processor(root: Path = Path("/")) -> Row:
     """Its name and the instruction sets that matter here."""
-    processor = read_processor(root)
+    processor, board = read_processor(root), read_board(root)
     known = {**_X86_NAMES, **_ARM_NAMES}
     sets = [title for flag, title in known.items() if flag in processor.features]
-    return ok(
-        "cpu", f"{processor.model}; {', '.join(sets) or 'no vector instructions that edgekiln looks for'}"
-    )
+    name = f"{processor.model} of {board}" if board else processor.model
+    return ok("cpu", f"{name}; {', '.join(sets) or 'no vector instructions that edgekiln looks for'}")
 
 
 def check_int8(root: Path = Path("/")) -> Row:
@@ -45,25 +57,42 @@ def check_int8(root: Path = Path("/")) -> Row:
         )
     if flags & {"asimddp", "i8mm"}:
         return ok("int8 on cpu", "dotprod or i8mm: products of 8 bits are added in 32, nothing saturates")
+    if flags & {"asimd", "neon"}:
+        return warn(
+            "int8 on cpu",
+            "NEON without dotprod: pairs of products are added in 16 bits. Files that edgekiln makes for CPUs cannot "
+            "overflow there; INT8 files from elsewhere can where weights are -128, which `edgekiln inspect` tells",
+            _COMPARE,
+        )
     return warn(
         "int8 on cpu",
         "neither AVX2 nor NEON dotprod: INT8 runs without instructions of its own, and may be slower than FP32",
-        "Compare the fp32 and the int8 variant with `edgekiln bench` on this machine.",
+        _COMPARE,
     )
 
 
 def check_governor(root: Path = Path("/")) -> Row:
-    """A governor that saves power lets clocks wander, and with them every figure."""
-    governor = _read(root / "sys/devices/system/cpu/cpu0/cpufreq/scaling_governor")
-    if governor is None:
+    """A governor that saves power lets clocks wander, or pins the lowest one, and so decides every figure."""
+    policies = read_clock_policies(root)
+    found = describe_governors(policies)
+    if found is None:
         return ok("cpu governor", "not told, as in most virtual machines")
-    if governor == "powersave":
-        return warn(
-            "cpu governor",
-            "powersave: clocks wander, and with them every figure",
-            "Before measuring: sudo cpupower frequency-set -g performance",
-        )
-    return ok("cpu governor", governor)
+    if any(policy.pins_lowest_clock for policy in policies):
+        found += ": powersave pins the lowest clock here, and every engine is slow"
+    elif any(policy.governor == "powersave" for policy in policies):
+        found += ": clocks wander, and with them every figure"
+    else:
+        return ok("cpu governor", found)
+    return warn("cpu governor", found, f"Before measuring: {_name_remedy(root, policies)}")
+
+
+def _name_remedy(root: Path, policies: Sequence[ClockPolicy]) -> str:
+    """The command for all cores. cpupower comes with kernels for PCs; boards have the kernel's files alone."""
+    if (root / "etc" / "nv_tegra_release").exists():
+        return "sudo jetson_clocks"
+    if {policy.driver for policy in policies} <= _PC_DRIVERS:
+        return "sudo cpupower frequency-set -g performance"
+    return "echo performance | sudo tee /sys/devices/system/cpu/cpu*/cpufreq/scaling_governor"
 
 
 def check_cores() -> Row:

@@ -6,6 +6,7 @@ A function is given the wish and the stage's subject, and returns JSON values, o
 from __future__ import annotations
 
 import importlib.util
+import platform
 from pathlib import Path
 from typing import Any
 
@@ -208,9 +209,16 @@ def settings_of_benchmark(wish: Wish, _: None) -> dict[str, Any]:
         "benchmark": wish.recipe.benchmark.model_dump(mode="json", exclude={"mlperf", "mlperf_seconds"}),
         "backbone": wish.recipe.backbone.model_dump(mode="json"),
         "variants": [v.name for v in wish.recipe.variants],
-        "machine": {key: machine[key] for key in ("cpu", "cores", "avx2", "vnni", "gpus")},
+        "machine": {key: machine[key] for key in _machine_keys()},
         **_power_mode(),
     }
+
+
+def _machine_keys() -> tuple[str, ...]:
+    """What tells two machines apart: times kept from one are none of the other's."""
+    x86 = ("cpu", "cores", "avx2", "vnni", "gpus")
+    # Boards with the same ARM cores differ in memory, clocks and cooling. Keys of x86 stay as they were.
+    return x86 if platform.machine() == "x86_64" else (*x86, "board", "cpu_flags")
 
 
 def tools_of_benchmark(recipe: Recipe, _: None) -> tuple[str, ...]:
