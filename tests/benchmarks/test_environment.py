@@ -9,10 +9,12 @@ from tests_support import ROOT
 from edgekiln.benchmarks import environment
 from edgekiln.benchmarks.environment import (
     CpuTimes,
+    describe_governors,
     describe_machine,
     measure_foreign_load,
     parse_gpu_state,
     parse_power_mode,
+    read_clock_policies,
     read_commit,
     read_cpu_mhz,
     read_gpu_state,
@@ -34,6 +36,13 @@ def test_machine_names_cpu_versions_and_load_but_no_host_or_path():
     assert machine["cores"] >= 1
     assert {"edgekiln", "numpy", "onnxruntime", "torch"} <= set(machine["versions"])
     assert not any("/" in str(value) for key, value in machine.items() if key != "system")
+
+
+def test_board_and_governor_of_the_cores_in_use_are_told(monkeypatch):
+    monkeypatch.setattr(environment, "read_board", lambda: "Raspberry Pi 4 Model B Rev 1.4")
+    assert describe_machine()["board"] == "Raspberry Pi 4 Model B Rev 1.4"
+    policies = read_clock_policies(cores=os.sched_getaffinity(0))
+    assert describe_machine()["governor"] == describe_governors(policies)
 
 
 def test_machine_is_described_in_half_a_second():
@@ -190,3 +199,37 @@ def test_the_commit_of_this_checkout_stands_in_reports():
     if done.returncode:
         pytest.skip("not a git checkout")
     assert describe_machine()["commit"].removesuffix("-dirty") == done.stdout.strip()
+
+
+def lay_out_cores(root, policies):
+    """Files of a processor: (cores, governor, driver) of each policy."""
+    for cores, governor, name in policies:
+        for core in cores:
+            folder = root / f"sys/devices/system/cpu/cpu{core}/cpufreq"
+            write(folder / "scaling_governor", governor)
+            write(folder / "scaling_driver", name)
+    (root / "sys/devices/system/cpu/cpufreq").mkdir(parents=True, exist_ok=True)  # no core
+
+
+@pytest.mark.parametrize(
+    ("policies", "told", "pinned"),
+    [
+        ([], None, []),
+        ([(range(12), "powersave", "intel_pstate")], "powersave", []),
+        ([(range(12), "powersave", "amd-pstate-epp")], "powersave", []),
+        ([(range(12), "powersave", "acpi-cpufreq")], "powersave", [tuple(range(12))]),
+        ([(range(4), "powersave", "cpufreq-dt")], "powersave", [(0, 1, 2, 3)]),
+        (  # a big.LITTLE board: the fast cores are numbered last, and core 0 alone would tell nothing of them
+            [(range(4), "schedutil", "cpufreq-dt"), ((4, 5, 7), "powersave", "cpufreq-dt")],
+            "schedutil (cores 0-3), powersave (cores 4-5,7)",
+            [(4, 5, 7)],
+        ),
+    ],
+)
+def test_governors_of_all_cores_and_what_they_do(tmp_path, policies, told, pinned):
+    lay_out_cores(tmp_path, policies)
+    found = read_clock_policies(tmp_path)
+    assert describe_governors(found) == told
+    assert [policy.cores for policy in found if policy.pins_lowest_clock] == pinned
+    chosen = [policy.cores for policy in read_clock_policies(tmp_path, cores={4})]
+    assert chosen == [(4,) for cores, _, _ in policies if 4 in cores]

@@ -220,11 +220,11 @@ class ClockPolicy:
 
     @property
     def pins_lowest_clock(self) -> bool:
-        """``powersave`` does that, but where the processor itself chooses the clock: there it is the usual governor."""
+        """``powersave`` does, but where the processor itself chooses the clock: there it is the usual governor."""
         return self.governor == "powersave" and self.driver not in _CLOCKED_BY_PROCESSOR
 
 
-_CLOCKED_BY_PROCESSOR = {"intel_pstate", "amd-pstate-epp", "amd_pstate_epp"}
+_CLOCKED_BY_PROCESSOR = {None, "intel_pstate", "amd-pstate-epp", "amd_pstate_epp"}
 
 
 def read_clock_policies(root: Path = Path("/"), cores: Collection[int] | None = None) -> list[ClockPolicy]:

@@ -327,6 +327,45 @@ def test_a_library_built_for_another_numpy_is_named_as_that(site):
     assert (row.state, row.found) == ("FAIL", f"it was built for another NumPy than {version('numpy')}")
 
 
+@pytest.mark.parametrize(
+    ("library", "processor", "libc", "bits", "words"),
+    [
+        ("onnxruntime", "x86_64", ("glibc", "2.36"), 64, None),
+        ("openvino", "aarch64", ("glibc", "2.35"), 64, None),
+        ("openvino", "aarch64", ("glibc", "2.31"), 64, "need glibc 2.35, this system has 2.31"),
+        ("onnxruntime", "aarch64", ("glibc", "2.31"), 64, None),
+        ("onnxruntime", "aarch64", ("glibc", "2.4"), 64, "need glibc 2.28, this system has 2.4"),  # not 2.40
+        ("onnxruntime", "x86_64", ("", ""), 64, "for musl"),
+        ("openvino", "aarch64", ("musl", "1.2.5"), 64, "for musl"),
+        ("onnxruntime", "armv7l", ("glibc", "2.36"), 32, "for a 32-bit Python"),
+        (
+            "onnxruntime",
+            "aarch64",
+            ("glibc", "2.36"),
+            32,
+            "for a 32-bit Python",
+        ),  # 32-bit programs, 64-bit kernel
+        ("openvino", "riscv64", ("glibc", "2.39"), 64, "for riscv64"),
+    ],
+)
+def test_a_library_that_has_no_wheel_for_this_system_is_told(
+    monkeypatch, library, processor, libc, bits, words
+):
+    monkeypatch.setattr(libraries.platform, "machine", lambda: processor)
+    monkeypatch.setattr(libraries.platform, "libc_ver", lambda: libc)
+    monkeypatch.setattr(libraries.sys, "maxsize", 2 ** (bits - 1) - 1)
+    monkeypatch.setattr(libraries.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(libraries, "tool_versions", lambda names: {})
+    if library == "onnxruntime":
+        [row] = libraries.check_onnxruntime(False)
+        assert (row.state, row.found) == ("WARN", "not installed")
+        assert (words or "pip install 'edgekiln[onnx]'") in row.fix
+    else:
+        rows = libraries.check_openvino()
+        assert [row.state for row in rows] == ["OK"] * (words is not None)
+        assert all(words in row.found for row in rows)
+
+
 def test_pycuda_that_cannot_be_imported_matters_only_with_a_gpu(site, tmp_path):
     site.distribution("pycuda", "2026.1")
     (tmp_path / "site" / "pycuda").mkdir()
@@ -481,6 +520,8 @@ def test_a_venv_that_does_not_see_the_systems_tensorrt_fails(root, monkeypatch):
         ("flags : fpu avx2", "OK", "added in 16 bits and saturate"),
         ("Features : fp asimd asimddp", "OK", "dotprod or i8mm"),
         ("Features : fp asimd i8mm", "OK", "dotprod or i8mm"),
+        ("Features : fp asimd crc32", "WARN", "INT8 files from elsewhere can where weights are -128"),
+        ("Features : half thumb neon vfpv4", "WARN", "pairs of products are added in 16 bits"),
         ("flags : sse4_2", "WARN", "may be slower than FP32"),
     ],
 )
@@ -492,10 +533,58 @@ def test_what_the_instructions_mean_for_int8(root, line, state, words):
     assert machine.check_processor(folder).found.startswith("Some CPU; ")
 
 
-def test_a_saving_governor_warns(root):
-    name = "sys/devices/system/cpu/cpu0/cpufreq/scaling_governor"
-    assert machine.check_governor(root({name: "powersave\n"})).state == "WARN"
-    assert machine.check_governor(root({name: "performance\n"})).found == "performance"
+def cores_with(driver, governors):
+    """Files of cores 0, 1 and so on."""
+    files = {}
+    for core, governor in enumerate(governors):
+        folder = f"sys/devices/system/cpu/cpu{core}/cpufreq"
+        files |= {f"{folder}/scaling_governor": f"{governor}\n", f"{folder}/scaling_driver": f"{driver}\n"}
+    return files
+
+
+@pytest.mark.parametrize(
+    ("driver", "governors", "found", "fix"),
+    [
+        ("intel_pstate", ["performance"] * 2, "performance", None),
+        ("cpufreq-dt", ["schedutil"] * 2, "schedutil", None),
+        ("intel_pstate", ["powersave"] * 2, "powersave: clocks wander", "cpupower frequency-set"),
+        (
+            "acpi-cpufreq",
+            ["powersave"] * 2,
+            "powersave: powersave pins the lowest clock",
+            "cpupower frequency-set",
+        ),
+        (
+            "cpufreq-dt",
+            ["powersave"] * 2,
+            "powersave: powersave pins the lowest clock",
+            "sudo tee /sys/devices",
+        ),
+        (
+            "scmi",
+            ["performance", "performance", "powersave"],
+            "performance (cores 0-1), powersave (cores 2): powersave pins",
+            "sudo tee /sys/devices",
+        ),
+    ],
+)
+def test_what_a_governor_does_and_the_command_for_this_system(root, driver, governors, found, fix):
+    row = machine.check_governor(root(cores_with(driver, governors)))
+    assert row.found.startswith(found)
+    assert (row.state, row.fix or "") == ("WARN" if fix else "OK", row.fix or "")
+    assert (fix or "") in (row.fix or "")
+
+
+def test_a_jetson_has_a_command_of_its_own_for_clocks(root):
+    files = cores_with("tegra194-cpufreq", ["powersave"])
+    row = machine.check_governor(root({**files, "etc/nv_tegra_release": "# R36 (release), REVISION: 4.3"}))
+    assert row.fix == "Before measuring: sudo jetson_clocks"
+
+
+def test_the_board_is_named_beside_its_processor(root):
+    part = "processor : 0\nFeatures : fp asimd\nCPU implementer : 0x41\nCPU part : 0xd08\n"
+    folder = root({"proc/cpuinfo": part, "proc/device-tree/model": "Raspberry Pi 4 Model B Rev 1.4\0"})
+    assert machine.check_processor(folder).found == "Cortex-A72 of Raspberry Pi 4 Model B Rev 1.4; NEON"
 
 
 def test_memory_is_the_least_of_machine_and_container(root):

@@ -70,6 +70,25 @@ def test_engines_and_times_of_one_power_mode_are_not_those_of_another(tensorrt_r
     assert {name for name in low if low[name] != desktop[name]} == differing
 
 
+def test_times_of_one_arm_board_are_not_those_of_another(tiny_run, monkeypatch):
+    """Two boards may have the same cores, and as many. A key of x86 is what it always was: kept times stay in use."""
+    from edgekiln.benchmarks import environment
+    from edgekiln.pipeline.stages import settings
+
+    def benchmark(processor, board):
+        monkeypatch.setattr(settings.platform, "machine", lambda: processor)
+        monkeypatch.setattr(environment, "read_board", lambda: board)
+        stages = {stage.name: stage.settings for stage in plan_stages(load_recipe(tiny_run[0]))}
+        return stages["benchmark"]["machine"]
+
+    pi, other = (
+        benchmark("aarch64", "Raspberry Pi 4 Model B"),
+        benchmark("aarch64", "NXP i.MX8MPlus EVK board"),
+    )
+    assert {name for name in pi if pi[name] != other[name]} == {"board"}
+    assert list(benchmark("x86_64", "OptiPlex 7010")) == ["cpu", "cores", "avx2", "vnni", "gpus"]
+
+
 def test_finished_stages_hold_what_the_table_says(tiny_run, tensorrt_run):
     checked = set()
     for _, _, result in (tiny_run, tensorrt_run):

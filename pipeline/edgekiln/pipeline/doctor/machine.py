@@ -12,7 +12,6 @@ from edgekiln.pipeline.doctor.row import Row, fail, ok, warn
 from edgekiln.runtime.bundles.machine import count_affinity, read_board, read_cpu_quota, read_processor
 
 __all__ = [
-    "adds_in_16_bits",
     "check_cores",
     "check_governor",
     "check_int8",
