@@ -302,7 +302,10 @@ def test_a_place_that_cannot_be_written_is_named(edgekiln, bundle, tmp_path):
         (["--triton", "models", "--set", "seed=1"], "--set is for recipes."),
         (["--triton", "models", "--runs", "elsewhere"], "--runs is for recipes."),
         (["--max-batch", "4"], "--max-batch goes with --triton."),
-        (["--trusted-key", "k.pub"], "--trusted-key goes with --triton."),
+        (["--trusted-key", "k.pub"], "--trusted-key goes with --triton or --vectors."),
+        (["--vectors", "v", "--triton", "models"], "--triton and --vectors are two uses."),
+        (["--vectors", "v", "--name", "n"], "--name goes with --triton."),
+        (["--vectors", "v", "--force", "data"], "--force is for recipes."),
     ],
 )
 def test_an_option_of_the_other_use_is_refused(edgekiln, bundle, tmp_path, monkeypatch, words, says):

@@ -1,4 +1,4 @@
-"""``pack``: a recipe's bundle, or a bundle's engine in the form that a model server loads (``shipping/triton``)."""
+"""``pack``: a recipe's bundle; of a bundle, a model for Triton (``shipping``) or test vectors (``device``)."""
 
 from __future__ import annotations
 
@@ -17,7 +17,14 @@ if TYPE_CHECKING:
 
 __all__ = ["pack"]
 
-_OF_BOTH = {"source", "repository", "quiet", "as_json", "verbose", "debug"}
+_EVERY = ("recipe", "triton", "vectors")
+_USES = {
+    **dict.fromkeys(("source", "quiet", "as_json", "verbose", "debug"), _EVERY),
+    **dict.fromkeys(("overrides", "runs", "force", "dry_run"), ("recipe",)),
+    **dict.fromkeys(("variant", "allow_unverified", "trusted_keys"), ("triton", "vectors")),
+    "vectors": ("vectors",),
+}
+"""What an option goes with; all others are Triton's alone."""
 
 
 @click.command()
@@ -31,7 +38,15 @@ _OF_BOTH = {"source", "repository", "quiet", "as_json", "verbose", "debug"}
     help="Write BUNDLE's engine as a model into this Triton model repository; the options below go with it.",
 )
 @click.option(
-    "--variant", metavar="NAME", help="Default: the first that passed, that Triton serves and that runs here."
+    "--vectors",
+    metavar="DIR",
+    type=click.Path(path_type=Path, file_okay=False),
+    help="Write test vectors for products in other languages: pictures, input and answers. --variant goes with it.",
+)
+@click.option(
+    "--variant",
+    metavar="NAME",
+    help="Default: the first that passed, that Triton serves and that runs here; for --vectors all that passed.",
 )
 @click.option("--name", metavar="NAME", help="Of the model. Default: the bundle's.")
 @click.option(
@@ -80,19 +95,27 @@ def pack(
     run: RunWish,
     source: Path,
     repository: Path | None,
+    vectors: Path | None,
     trusted_keys: Sequence[Path],
     **wish: Any,
 ) -> None:
-    """Judge and put the bundle together; or, with --triton, write a bundle's engine for a model server.
+    """Judge and put the bundle together; or write a bundle's engine for a model server, or test vectors of it.
 
-    Of a recipe: a run of all that is not done yet, with a bundle at its end. Of a bundle: a model of NVIDIA Triton
-    Inference Server, as ONNX file or TensorRT plan.
+    Of a recipe: a run of all that is not done yet, with a bundle at its end. Of a bundle: with --triton a model of
+    NVIDIA Triton Inference Server, as ONNX file or TensorRT plan; with --vectors made pictures, the arrays that engines
+    get of them, and their logits with tolerances, for products that embed an engine in C++, Java or Rust.
 
     \b
     edgekiln pack recipes/traffic-lights.toml
     edgekiln pack runs/traffic-lights/bundle --triton models
+    edgekiln pack runs/traffic-lights/bundle --vectors vectors
     """
-    _refuse_foreign_options(context, for_triton=repository is not None)
+    if repository is not None and vectors is not None:
+        raise UsageError("--triton and --vectors are two uses.", hint="Give one after the other.")
+    _refuse_foreign_options(context, "triton" if repository else "vectors" if vectors else "recipe")
+    if vectors is not None:
+        _write_vectors(source, vectors, trusted_keys, wish, run.as_json)
+        return
     if repository is not None:
         _pack_for_triton(source, repository, trusted_keys, wish, run.as_json)
         return
@@ -101,19 +124,41 @@ def pack(
         print_run(done[1], run.as_json)
 
 
-def _refuse_foreign_options(context: click.Context, *, for_triton: bool) -> None:
-    """An option that would have no effect was meant for the other use."""
-    foreign = {"overrides", "runs", "force", "dry_run"}
-    if not for_triton:
-        foreign = {p.name for p in context.command.params if p.name} - foreign - _OF_BOTH
-    for parameter in context.command.params:
-        if parameter.name not in foreign:
+def _refuse_foreign_options(context: click.Context, use: str) -> None:
+    """An option that would have no effect was meant for another use."""
+    given = [
+        parameter
+        for parameter in context.command.params
+        if context.get_parameter_source(parameter.name or "") is not click.core.ParameterSource.DEFAULT
+    ]
+    for parameter in given:
+        uses = _USES.get(parameter.name or "", ("triton",))
+        if use in uses:
             continue
-        if context.get_parameter_source(parameter.name) is not click.core.ParameterSource.DEFAULT:
-            why = "is for recipes" if for_triton else "goes with --triton"
-            raise UsageError(
-                f"{parameter.opts[0]} {why}.", hint="`edgekiln pack --help` tells the two uses apart."
-            )
+        why = (
+            "is for recipes" if "recipe" in uses else f"goes with {' or '.join(f'--{name}' for name in uses)}"
+        )
+        raise UsageError(f"{parameter.opts[0]} {why}.", hint="`edgekiln pack --help` tells the uses apart.")
+
+
+def _write_vectors(
+    bundle: Path, folder: Path, trusted_keys: Sequence[Path], wish: Mapping[str, Any], as_json: bool
+) -> None:
+    from edgekiln.pipeline.device.vectors import INDEX_NAME, write_vectors
+    from edgekiln.runtime.bundles.bundle import open_bundle
+
+    opened = open_bundle(bundle, trusted_keys=trusted_keys or None)
+    written = write_vectors(
+        opened, folder, variant=wish["variant"], allow_unverified=wish["allow_unverified"]
+    )
+    if as_json:
+        print_document({"folder": str(folder), **written.index})
+        return
+    click.echo(f"{folder / INDEX_NAME}  {written.rows} frames")
+    for name, rows in written.answered.items():
+        click.echo(f"{name}: answers to {rows} of {written.rows} frames")
+    for name, why in written.left_out.items():
+        click.echo(f"{name} is left out: {why}")
 
 
 def _pack_for_triton(
