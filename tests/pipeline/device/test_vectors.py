@@ -3,13 +3,16 @@
 import ast
 import hashlib
 import json
+import re
 import shutil
 import struct
 
 import numpy as np
 import onnxruntime
 import pytest
+from documents import fences
 from PIL import Image, ImageOps
+from tests_support import ROOT
 
 from edgekiln.pipeline.device import made_pictures, vectors
 from edgekiln.pipeline.device.made_pictures import make_pictures
@@ -305,3 +308,17 @@ def test_a_place_that_cannot_be_written_is_named(edgekiln, bundle, tmp_path):
     error = json.loads(out)["error"]
     assert (code, error["code"]) == (6, "resources")
     assert str(tmp_path / "file") in error["path"]
+
+
+def test_the_example_in_cpp_reads_what_is_written(written, index):
+    """No Python package holds the headers that it needs, so it is not compiled here."""
+    [example] = fences(ROOT / "docs" / "vectors.md", "cpp")
+    assert len(example.body.splitlines()) <= 50
+    names = set(re.findall(r'"([^"\\ ]+)"', example.body))
+    assert {"frames.npy", "logits.", "tolerances.", ".npy"} <= names
+    assert {
+        (written.folder / name).is_file() for name in ("frames.npy", "logits.int8.npy", "tolerances.int8.npy")
+    } == {True}
+    for variant in index["variants"]:
+        assert {variant["input"]["name"], variant["output"]["name"]} <= names
+    assert "10 + header" in example.body  # as read_npy above reads it

@@ -10,7 +10,7 @@ import pytest
 from edgekiln.pipeline.recipe import load_recipe
 from edgekiln.pipeline.stages.kinds import KINDS, TRAINING
 from edgekiln.pipeline.stages.planning import plan_stages, plan_training, stage_names
-from edgekiln.pipeline.stages.stage import EVERYTHING
+from edgekiln.pipeline.stages.stage import EVERYTHING, Wish
 
 
 def kind_of(name):
@@ -78,8 +78,7 @@ def test_times_of_one_arm_board_are_not_those_of_another(tiny_run, monkeypatch):
     def benchmark(processor, board):
         monkeypatch.setattr(settings.platform, "machine", lambda: processor)
         monkeypatch.setattr(environment, "read_board", lambda: board)
-        stages = {stage.name: stage.settings for stage in plan_stages(load_recipe(tiny_run[0]))}
-        return stages["benchmark"]["machine"]
+        return settings.settings_of_benchmark(Wish(load_recipe(tiny_run[0])), None)["machine"]
 
     pi, other = (
         benchmark("aarch64", "Raspberry Pi 4 Model B"),

@@ -1,4 +1,4 @@
-"""The machine that will run an engine: building there, and judging what was built.
+"""The machine that will run an engine: building there, judging what was built, and test vectors of it.
 
 Needs no torch and no recipe.
 

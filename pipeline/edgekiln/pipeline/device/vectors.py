@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -106,19 +106,8 @@ def write_vectors(
             hint="Write the vectors where one of them runs; a bundle made again records answers to its canaries.",
             path=bundle.path,
         )
-    beside = place_beside(folder)
-    try:
-        beside.mkdir(parents=True)
-        index = _write_all(bundle, pictures, frames, answers, left_out, beside)
-        beside.rename(folder)
-    except OSError as error:
-        raise ResourceError(
-            f"{folder} cannot be written: {error.strerror or error}.",
-            hint="Choose a folder of your own, on a disk with room.",
-            path=error.filename or folder,
-        ) from error
-    finally:
-        remove(beside)
+    write = functools.partial(_write_all, bundle, pictures, frames, answers, left_out)
+    index = _write_beside(folder, write)
     answered = {part.variant.name: len(part.logits) for part in answers}
     return WrittenVectors(folder, len(frames), answered, left_out, index)
 
@@ -230,6 +219,24 @@ def _find_reference(bundle: Bundle) -> Logits | None:
 # -- files
 
 
+def _write_beside(folder: Path, write: Callable[[Path], dict[str, Any]]) -> dict[str, Any]:
+    """Let it be written under another name, and rename that in one step; raises ResourceError."""
+    beside = place_beside(folder)
+    try:
+        (beside / "pictures").mkdir(parents=True)
+        index = write(beside)
+        beside.rename(folder)
+    except OSError as error:
+        raise ResourceError(
+            f"{folder} cannot be written: {error.strerror or error}.",
+            hint="Choose a folder of your own, on a disk with room.",
+            path=error.filename or folder,
+        ) from error
+    finally:
+        remove(beside)
+    return index
+
+
 def _write_all(
     bundle: Bundle,
     pictures: Sequence[MadePicture],
@@ -239,7 +246,6 @@ def _write_all(
     folder: Path,
 ) -> dict[str, Any]:
     """Arrays, pictures and the index that names them all."""
-    (folder / "pictures").mkdir()
     first = len(frames) - len(pictures)
     index = {
         "schema_version": _SCHEMA_VERSION,

@@ -112,4 +112,4 @@ def _read_own(path: Path) -> bytes:
         if status.st_size > _MAX_BYTES:
             _log.warning("%s has %d bytes and was not read", path, status.st_size)
             return b""
-        return file.read(_MAX_BYTES)
+        return file.read(status.st_size)  # a read reserves as much memory as it is asked for
