@@ -9,10 +9,11 @@ import pytest
 from PIL import Image
 from tests_support import write_pictures
 
+from edgekiln.benchmarks.judging.required import check_gate
 from edgekiln.benchmarks.judging.stored_answers import digest_split
 from edgekiln.benchmarks.report import render_page
 from edgekiln.pipeline.recipe import load_recipe
-from edgekiln.pipeline.run import check_gate, run_recipe
+from edgekiln.pipeline.run import run_recipe
 from edgekiln.pipeline.workspace.progress import SilentProgress
 from edgekiln.runtime import load
 from edgekiln.runtime.bundles.bundle import open_bundle

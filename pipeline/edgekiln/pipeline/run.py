@@ -20,13 +20,11 @@ from edgekiln.pipeline.workspace.placing import put_in_place, restore
 from edgekiln.pipeline.workspace.progress import Progress
 from edgekiln.pipeline.workspace.stage_files import RETRY_NAME, StageContext
 from edgekiln.pipeline.workspace.store import StageRecord, StageStore, stage_key
-from edgekiln.runtime.errors import GateError, UsageError
+from edgekiln.runtime.errors import UsageError
 
 __all__ = [
     "PlannedStage",
     "RunResult",
-    "advise",
-    "check_gate",
     "find_stages",
     "plan_run",
     "run_recipe",
@@ -334,40 +332,3 @@ def _same_manifest(source: Path, target: Path) -> bool:
         return (source / MANIFEST_NAME).read_bytes() == (target / MANIFEST_NAME).read_bytes()
     except (EdgekilnError, OSError):
         return False
-
-
-def check_gate(report: Mapping[str, Any]) -> None:
-    """Raise GateError when a required variant did not pass, as the recipe's gate says.
-
-    Raises:
-        GateError: names the variants and why.
-    """
-    undecided_fails = report["recipe"]["gate"]["inconclusive"] == "fail"
-    failed = [
-        f"{v['name']}: {v['verdict']} ({v['reason']})"
-        for v in report["variants"]
-        if v["required"]
-        and (v["verdict"] in {"fail", "not-run"} or (v["verdict"] == "inconclusive" and undecided_fails))
-    ]
-    if failed:
-        raise GateError(
-            f"{len(failed)} required variant{'s' if len(failed) > 1 else ''} did not pass: {'; '.join(failed)}.",
-            hint=" ".join(
-                ["The bundle holds everything for a look; only what passed is deployable.", *advise(report)]
-            ),
-        )
-
-
-def advise(report: Mapping[str, Any]) -> list[str]:
-    """What may help INT8 engines that were judged and lost too much: the ways that their recipe has not tried yet."""
-    lost = [
-        v
-        for v in report["variants"]
-        if v["precision"] == "int8" and v["verdict"] == "fail" and v["required"] and not v.get("qat")
-    ]
-    trainable = [v["name"] for v in lost if v["backend"] in {"tensorrt", "tensorrt-rtx"}]
-    if not trainable:
-        return []
-    return [
-        f"Quantization-aware training may mend {', '.join(trainable)}: set qat = {{epochs = 2}} (docs/qat.md)."
-    ]

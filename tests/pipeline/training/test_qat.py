@@ -9,13 +9,14 @@ from hostile import CLASSES, make_hostile, make_outlier
 from qat_support import CONTRACT, colored_split, make_job
 from tests_support import TINY_RECIPE, write_pictures
 
+from edgekiln.benchmarks.judging.required import advise, check_gate
 from edgekiln.export.calibration import choose_calibration
 from edgekiln.export.precision.int8_tensorrt import quantize_for_tensorrt
 from edgekiln.export.precision.simulation import simulate
 from edgekiln.export.qat.to_onnx import export_fake_quantized
 from edgekiln.export.to_onnx import PixelModel, export_onnx
 from edgekiln.pipeline.recipe import BackboneSettings, load_recipe
-from edgekiln.pipeline.run import advise, check_gate, run_recipe
+from edgekiln.pipeline.run import run_recipe
 from edgekiln.pipeline.stages.planning import plan_stages, stage_names
 from edgekiln.pipeline.training.checkpoint import load_tensors, save_tensors
 from edgekiln.pipeline.training.log import LOG_NAME

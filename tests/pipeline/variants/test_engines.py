@@ -5,8 +5,9 @@ import json
 import pytest
 from tests_support import TENSORRT_VARIANTS, TINY_RECIPE
 
+from edgekiln.benchmarks.judging.required import check_gate
 from edgekiln.pipeline.recipe import load_recipe
-from edgekiln.pipeline.run import check_gate, run_recipe
+from edgekiln.pipeline.run import run_recipe
 from edgekiln.pipeline.workspace.progress import SilentProgress
 from edgekiln.runtime import load
 from edgekiln.runtime.backends.engine_header import read_engine_header

@@ -11,10 +11,11 @@ import pytest
 from canary_study import ask, conditions_here, describe_rows
 from tests_support import TINY_RECIPE
 
+from edgekiln.benchmarks.judging.required import check_gate
 from edgekiln.benchmarks.report.table import describe_audit
 from edgekiln.benchmarks.timing.contender import engine_contender, thread_choices
 from edgekiln.pipeline.recipe import load_recipe
-from edgekiln.pipeline.run import check_gate, run_recipe
+from edgekiln.pipeline.run import run_recipe
 from edgekiln.pipeline.stages.planning import plan_stages
 from edgekiln.pipeline.workspace.progress import SilentProgress
 from edgekiln.runtime.bundles.canary_inputs import make_canaries

@@ -12,11 +12,12 @@ import pytest
 from hostile import CLASSES, SIZE, colored_frames
 from tests_support import TINY_RECIPE, write_pictures
 
+from edgekiln.benchmarks.judging.required import check_gate
 from edgekiln.export.precision import int8_cpu
 from edgekiln.export.precision.blocks import quantized_products
 from edgekiln.pipeline.data import load_split
 from edgekiln.pipeline.recipe import Recipe, load_recipe
-from edgekiln.pipeline.run import check_gate, run_recipe
+from edgekiln.pipeline.run import run_recipe
 from edgekiln.pipeline.stages.planning import plan_stages
 from edgekiln.pipeline.variants import searching
 from edgekiln.pipeline.variants.searching import CANDIDATES_NAME, make_rule

@@ -21,6 +21,7 @@ import numpy as np
 from edgekiln.benchmarks.comparing.comparable import Answers, Side, read_side
 from edgekiln.benchmarks.judging.accuracy import pair_answers
 from edgekiln.benchmarks.judging.gate import newcombe_interval, tango_interval
+from edgekiln.benchmarks.report.timings import find_reference
 from edgekiln.runtime.bundles.judged_with import describe_kind
 from edgekiln.runtime.errors import NonFiniteError, UsageError
 
@@ -339,7 +340,8 @@ def _compare_speed(name: str, old: Side, new: Side, limits: _Limits) -> Change:
         verdict = "better"
     else:
         verdict = "same" if low > 1 - limits.max_slowdown else "undecided"
-    seen = "speed-up over each run's own PyTorch baseline"
+    reference = find_reference(new.report)
+    seen = f"speed-up over each run's own {'PyTorch baseline' if reference is None else reference}"
     return Change(name, "speed", before["value"], after["value"], ratio, low, high, verdict, seen)
 
 
@@ -382,6 +384,7 @@ _LIKE: Mapping[str, Any] = {
     "they were timed on different machines (cpu)": _machine("cpu"),
     "they were timed on different machines (cores)": _machine("cores"),
     "they were timed on different machines (gpus)": _machine("gpus"),
+    "their speed-ups are over different engines": lambda side, name: find_reference(side.report) or "PyTorch",
     "they were timed with other batch sizes": _latency("batch"),
     "they were timed at other boundaries": _latency("boundary"),
     "their contracts differ": lambda side, name: {k: v for k, v in side.contract.items() if k != "classes"},

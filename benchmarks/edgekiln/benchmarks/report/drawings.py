@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from edgekiln.benchmarks.report.timings import shown_name
 from edgekiln.runtime.extras import import_extra
 
 __all__ = [
@@ -361,7 +362,7 @@ def _rank(precision: str) -> tuple[int, str]:
 
 
 def _names(measurements: Sequence[Mapping[str, Any]]) -> list[str]:
-    return ["PyTorch" if i == 0 else _short(m["name"]) for i, m in enumerate(measurements)]
+    return [_short(shown_name(m)) for m in measurements]
 
 
 def _short(name: str, length: int = _MAX_NAME) -> str:

@@ -20,6 +20,8 @@ from edgekiln.benchmarks.report.drawings import (
     draw_training,
 )
 from edgekiln.benchmarks.report.table import (
+    CONDITION_HEADINGS,
+    condition_rows,
     describe_audit,
     describe_best_pytorch,
     describe_config,
@@ -31,7 +33,10 @@ from edgekiln.benchmarks.report.table import (
     mlperf_rows,
     table_headings,
     table_rows,
+    throughput_headings,
+    throughput_rows,
 )
+from edgekiln.benchmarks.report.timings import shown_name
 from edgekiln.runtime.extras import import_extra
 
 __all__ = ["render_card", "render_page", "render_summary", "render_template"]
@@ -61,6 +66,10 @@ def render_page(report: Mapping[str, Any]) -> str:
         confusions=[{**part, "drawing": markupsafe.Markup(part["drawing"])} for part in _confusions(report)],
         headline=_headline(report),
         boundaries=_boundaries(report),
+        throughput_headings=throughput_headings(report),
+        throughput_rows=throughput_rows(report),
+        condition_headings=CONDITION_HEADINGS,
+        condition_rows=condition_rows(report),
         floors=_floors(report),
         energies=_energies(report),
         no_energy=_explain_no_energy(report),
@@ -124,6 +133,7 @@ def render_template(template: str, **values: Any) -> str:
         "limits": describe_limits,
         "best_pytorch": describe_best_pytorch,
         "audit": describe_audit,
+        "shown": shown_name,
         "simulation": describe_simulation,
         # Markdown lets HTML through, and a reason may quote a name of the user's.
         "plain": lambda text: str(text).replace("&", "&amp;").replace("<", "&lt;"),
@@ -180,7 +190,7 @@ def _boundaries(report: Mapping[str, Any]) -> list[list[str]]:
     benchmark = report.get("benchmark") or {}
     sides = {(m["boundary"], m["name"]): m["p50_ms"] for m in benchmark.get("sides", ())}
     rows = []
-    for number, measurement in enumerate(benchmark.get("measurements", ())):
+    for measurement in benchmark.get("measurements", ()):
         name = measurement["name"]
         cold = benchmark.get("cold_start", {}).get(name, {})
         repeated = benchmark.get("repeated_image", {}).get(name)
@@ -189,9 +199,7 @@ def _boundaries(report: Mapping[str, Any]) -> list[list[str]]:
             cold.get("import_ms"), cold.get("load_ms"), cold.get("first_result_ms"),
         )  # fmt: skip
         figures = ["-" if time is None else f"{time:.2f}" for time in times]
-        rows.append(
-            ["PyTorch" if number == 0 else name, *figures, "-" if repeated is None else f"{repeated:.2f}x"]
-        )
+        rows.append([shown_name(measurement), *figures, "-" if repeated is None else f"{repeated:.2f}x"])
     return rows
 
 
@@ -245,14 +253,14 @@ def _doctors(report: Mapping[str, Any]) -> list[tuple[str, int, Sequence[str]]]:
 def _energies(report: Mapping[str, Any]) -> list[list[str]]:
     """Rows: engine, energy of an image with the bound of its error, idle and busy power, images, source."""
     rows = []
-    for number, measurement in enumerate((report.get("benchmark") or {}).get("measurements", ())):
+    for measurement in (report.get("benchmark") or {}).get("measurements", ()):
         energy = measurement.get("energy")
         if energy:
             figure = f"{energy['mj_per_image']:.3g} ± {energy['error_mj']:.2g}"
             resolved = abs(energy["mj_per_image"]) > energy["error_mj"]
             rows.append(
                 [
-                    "PyTorch" if number == 0 else measurement["name"],
+                    shown_name(measurement),
                     figure if resolved else f"{figure}: not resolved",
                     f"{energy['idle_watts']:.2f}",
                     f"{energy['busy_watts']:.2f}",
@@ -267,9 +275,9 @@ def _explain_no_energy(report: Mapping[str, Any]) -> list[str]:
     """Why engines have no energy, one line for all that share the reason."""
     names: dict[str, list[str]] = {}
     measurements = (report.get("benchmark") or {}).get("measurements", ())
-    for number, measurement in enumerate(measurements):
+    for measurement in measurements:
         if reason := measurement.get("energy_reason"):
-            names.setdefault(reason, []).append("PyTorch" if number == 0 else measurement["name"])
+            names.setdefault(reason, []).append(shown_name(measurement))
     return [
         f"{'All engines' if len(who) == len(measurements) else ', '.join(who)}: not known, {reason}."
         for reason, who in names.items()

@@ -11,10 +11,13 @@ from typing import Any
 from edgekiln.runtime.bundles.bundle import Bundle
 from edgekiln.runtime.errors import UntrustedError, UsageError
 
-__all__ = ["REPORT_NAME", "parse_report", "read_bundled_report", "read_report"]
+__all__ = ["REPORT_NAME", "REPORT_SCHEMA", "parse_report", "read_bundled_report", "read_report"]
 
 REPORT_NAME = "report.json"
 """In a bundle and in a run's folder."""
+
+REPORT_SCHEMA = "1.1"
+"""What is written: "major.minor"."""
 
 _MAJOR = 1
 _MAX_BYTES = 256 * 2**20

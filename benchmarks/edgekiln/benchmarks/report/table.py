@@ -6,8 +6,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from edgekiln.benchmarks.judging.gate import format_confidence
+from edgekiln.benchmarks.report.timings import find_reference
 
 __all__ = [
+    "CONDITION_HEADINGS",
+    "condition_rows",
     "describe_audit",
     "describe_best_pytorch",
     "describe_config",
@@ -15,12 +18,15 @@ __all__ = [
     "describe_limits",
     "describe_mlperf",
     "describe_simulation",
+    "describe_throughput",
     "format_markdown",
     "format_text",
     "mlperf_headings",
     "mlperf_rows",
     "table_headings",
     "table_rows",
+    "throughput_headings",
+    "throughput_rows",
 ]
 
 _LOADGEN_TOLERANCE = 0.05
@@ -30,6 +36,8 @@ _LOADGEN_TOLERANCE = 0.05
 def table_headings(report: Mapping[str, Any]) -> tuple[str, ...]:
     """What the columns of ``table_rows`` hold, with the confidence of each interval."""
     gate = format_confidence(report["recipe"]["gate"]["confidence"])
+    reference = find_reference(report)
+    over = "" if reference is None else f" over {reference}"
     return (
         "engine",
         "precision",
@@ -40,13 +48,16 @@ def table_headings(report: Mapping[str, Any]) -> tuple[str, ...]:
         f"balanced drop [{gate} CI]",
         "p50 ms",
         "p99 ms",
-        "speed-up [95% CI]",  # always: benchmarks/timing/measurement.py
+        f"speed-up{over} [95% CI]",  # always: benchmarks/timing/measurement.py
         "verdict",
     )
 
 
 def table_rows(report: Mapping[str, Any]) -> list[tuple[str, ...]]:
-    """One tuple of strings per engine, in the order of ``table_headings``; what was not measured is a dash."""
+    """One tuple of strings per engine, in the order of ``table_headings``; what was not measured is a dash.
+
+    Speed-ups are over PyTorch, or over the engine that the heading names.
+    """
     rows = [_row(report["baseline"], verdict="baseline")]
     rows += [_row(peer, verdict="peer") for peer in report.get("peers", ())]
     rows += [_row(variant, verdict=variant["verdict"]) for variant in report["variants"]]
@@ -228,6 +239,84 @@ def describe_best_pytorch(report: Mapping[str, Any]) -> str:
     name, best = max([("PyTorch eager", 1.0), *speeds.items()], key=lambda entry: entry[1])
     ratios = ", ".join(f"{engine} {value / best:.2f}x" for engine, value in timed)
     return f"against the fastest PyTorch, {name} ({best:.2f}x the baseline): {ratios}"
+
+
+def throughput_rows(report: Mapping[str, Any]) -> list[list[str]]:
+    """Rows: engine, then images per second at each batch size and with each number of callers, lowest to highest."""
+    found = (report.get("benchmark") or {}).get("throughput") or {}
+    return [
+        [name, *(_rate(row) for row in (*rates["batches"], *rates["callers"]))]
+        for name, rates in found.items()
+    ]
+
+
+def throughput_headings(report: Mapping[str, Any]) -> list[str]:
+    """What the columns of ``throughput_rows`` hold; of reports without any, nothing."""
+    found = (report.get("benchmark") or {}).get("throughput") or {}
+    for rates in found.values():
+        sizes = [f"batch {row['batch']}" for row in rates["batches"]]
+        return ["images/s", *sizes, *(f"{row['callers']} callers" for row in rates["callers"])]
+    return []
+
+
+def _rate(row: Mapping[str, Any]) -> str:
+    if "problem" in row:
+        return "failed"
+    return f"{row['images_per_second']:.4g} ({row['low']:.4g} to {row['high']:.4g})"
+
+
+def describe_throughput(report: Mapping[str, Any]) -> list[str]:
+    """The most images per second of each engine and how, a line; and each size that failed with its reason."""
+    lines = []
+    for name, rates in ((report.get("benchmark") or {}).get("throughput") or {}).items():
+        rows = [*rates["batches"], *rates["callers"]]
+        sound = [row for row in rows if "problem" not in row]
+        if sound:
+            best = max(sound, key=lambda row: float(row["images_per_second"]))
+            how = f"{best['callers']} callers" if best["callers"] > 1 else f"batch {best['batch']}"
+            lines.append(f"{name}: {best['images_per_second']:.4g} images/s at most, with {how}")
+        lines += [
+            f"{name}, batch {row['batch']}, callers {row['callers']}: {row['problem']}"
+            for row in rows
+            if "problem" in row
+        ]
+    return lines
+
+
+def condition_rows(report: Mapping[str, Any]) -> list[list[str]]:
+    """Rows: when, CPU clock, governor, hottest zone, power mode, GPU, what throttled it; before, during and after."""
+    return [
+        [
+            read["when"],
+            " to ".join(f"{mhz:.0f}" for mhz in dict.fromkeys(read["cpu_mhz"])) if read["cpu_mhz"] else "-",
+            ", ".join(read["governors"]) or "-",
+            _hottest(read["temperatures_c"]),
+            read["power_mode"] or "-",
+            "; ".join(_describe_gpu(gpu) for gpu in read["gpus"]) or "-",
+            ", ".join([*read["throttled_by"], *_gpu_causes(read)]) or "-",
+        ]
+        for read in (report.get("benchmark") or {}).get("conditions", ())
+    ]
+
+
+CONDITION_HEADINGS = ("when", "CPU MHz", "governor", "hottest", "power mode", "GPU", "throttled by")
+"""What the columns of ``condition_rows`` hold."""
+
+
+def _hottest(zones: Mapping[str, float]) -> str:
+    if not zones:
+        return "-"
+    name = max(zones, key=lambda zone: zones[zone])
+    return f"{zones[name]:.0f} °C ({name})"
+
+
+def _describe_gpu(gpu: Mapping[str, Any]) -> str:
+    told = [(gpu.get("sm_mhz"), "MHz"), (gpu.get("temperature_c"), "°C"), (gpu.get("power_w"), "W")]
+    return ", ".join(f"{value:.0f} {unit}" for value, unit in told if isinstance(value, int | float))
+
+
+def _gpu_causes(read: Mapping[str, Any]) -> list[str]:
+    return sorted({cause for gpu in read["gpus"] for cause in gpu.get("throttled_by") or ()} - {"idle"})
 
 
 def describe_limits(measurement: Mapping[str, Any]) -> str:

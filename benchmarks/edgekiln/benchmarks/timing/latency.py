@@ -15,13 +15,13 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, TypeAlias
 
+from edgekiln.benchmarks.clocks import ThrottleWatch, read_conditions
 from edgekiln.benchmarks.environment import (
     CpuTimes,
     describe_machine,
     measure_foreign_load,
     read_cpu_mhz,
     read_cpu_times,
-    read_gpu_state,
 )
 from edgekiln.benchmarks.timing.configurations import best_configuration, search_configurations
 from edgekiln.benchmarks.timing.contender import Contender
@@ -71,7 +71,13 @@ def run_benchmark(
     rounds = work.time_rounds(searches)
     timed = [c for c in contenders if "left_out" not in searches[c.name]]
     left_out = {name: found["left_out"] for name, found in searches.items() if "left_out" in found}
-    return summarize([(c.name, searches[c.name]) for c in timed], rounds, work.sessions(), left_out)
+    return summarize(
+        [(c.name, searches[c.name]) for c in timed],
+        rounds,
+        work.sessions(),
+        left_out,
+        after=work.read_conditions(),
+    )
 
 
 class _Work:
@@ -92,12 +98,14 @@ class _Work:
         self._journal = Journal(folder, digest, message)
         self._advance, self._message = advance, message
         earlier = [part["session"]["number"] for part in self._journal.values()]
+        machine = describe_machine()
+        self._has_gpu = bool(machine["gpus"])
         self._session = {
             "number": 1 + max(earlier, default=0),
             "foreign_load": measure_foreign_load(),
-            "machine": describe_machine(),
+            "machine": machine,
+            "conditions": self.read_conditions(),
         }
-        self._has_gpu = bool(self._session["machine"]["gpus"])  # type: ignore[index] # a plain dict of JSON values
         rounds = sum("round" in part for part in self._journal.values())
         if rounds:
             message(f"  goes on after round {rounds} of {plan.processes}")
@@ -146,10 +154,8 @@ class _Work:
         values = self._time_round(able, chosen, number)
         ticks = asdict(read_cpu_times() - before)
         # Clocks fall and GPUs throttle under load, so they are read while the machine is still warm from it.
-        clocks = {
-            "cpu_mhz": read_cpu_mhz()["current"],
-            "gpu_state": read_gpu_state() if self._has_gpu else [],
-        }
+        now = self.read_conditions()
+        clocks = {"cpu_mhz": read_cpu_mhz()["current"], "gpu_state": now["gpus"], "conditions": now}
         return self._keep(
             name, {"round": number, "ticks": ticks, "names": [c.name for c in able], **clocks, **values}
         )
@@ -180,9 +186,16 @@ class _Work:
                 opened.append(workers[-1].open(config))
                 workers[-1].check_all()
             first = begin + len(self._contenders)
-            blocks = time_in_turns(workers, self._plan, lambda index: self._tell(first + index, note))
+            watch = ThrottleWatch()
+            blocks = time_in_turns(
+                workers, self._plan, lambda index: self._tell(first + index, note), watch.look
+            )
             self._tell(first + self._plan.blocks, f"{note}: other boundaries")
             return {"opened": opened, "blocks": blocks, **time_sides(workers, self._plan)}
+
+    def read_conditions(self) -> dict[str, Any]:
+        """Clocks, temperatures, power mode and throttling now."""
+        return read_conditions(gpus=self._has_gpu)
 
     def sessions(self) -> list[dict[str, Any]]:
         """Stretches of work, as ``BenchmarkResult.sessions`` has them; those that finished no round have no steal."""

@@ -255,11 +255,13 @@ def assess(
         repeated: by contender, time of one repeated image over that of varying ones.
     """
     own = _paired_ratio(measurements[0].block_medians(0), measurements[0].block_medians(1), seed=0)
+    name = measurements[0].name  # an engine's, where there was no PyTorch to be the baseline
+    first = "the baseline" if name == "baseline" else name
     reasons = []
     if own.high - own.low > MAX_SELF_INTERVAL:
-        reasons.append(f"the baseline against itself is known only to {own.low:.2f} .. {own.high:.2f}")
+        reasons.append(f"{first} against itself is known only to {own.low:.2f} .. {own.high:.2f}")
     if not own.low <= 1 <= own.high:
-        reasons.append(f"the baseline differs from itself: {own.low:.3f} .. {own.high:.3f}")
+        reasons.append(f"{first} differs from itself: {own.low:.3f} .. {own.high:.3f}")
     if reasons:
         return Validity("invalid", tuple(reasons), own)
     reasons += [

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from edgekiln.benchmarks.timing.conditions import judge_conditions
+from edgekiln.benchmarks.timing.conditions import judge_conditions, keep_sound_turns
 from edgekiln.benchmarks.timing.configurations import best_configuration
 from edgekiln.benchmarks.timing.measurement import Boundary, Measurement, Ratio, Validity, compare_speed
 from edgekiln.benchmarks.timing.rounds import SIDES, read_block
@@ -33,6 +33,7 @@ class BenchmarkResult:
         repeated: by contender, time of one repeated image over that of varying ones.
         left_out: why, by optional contender that was not timed.
         sessions: the stretches of work: rounds, foreign load, share of CPU time stolen, state of the machine.
+        conditions: clocks, temperatures, power mode and throttling before, at the end of each round, and after.
     """
 
     measurements: tuple[Measurement, ...]
@@ -45,6 +46,7 @@ class BenchmarkResult:
     validity: Validity
     sessions: Sequence[Mapping[str, Any]]
     machine: Mapping[str, Any]
+    conditions: Sequence[Mapping[str, Any]] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values."""
@@ -66,6 +68,7 @@ class BenchmarkResult:
             },
             "sessions": [dict(session) for session in self.sessions],
             "machine": dict(self.machine),
+            "conditions": [dict(read) for read in self.conditions],
         }
 
 
@@ -74,6 +77,8 @@ def summarize(
     rounds: Sequence[Mapping[str, Any]],
     sessions: Sequence[Mapping[str, Any]],
     left_out: Mapping[str, str],
+    *,
+    after: Mapping[str, Any],
 ) -> BenchmarkResult:
     """The result of all rounds.
 
@@ -82,10 +87,11 @@ def summarize(
         rounds: as ``_Work.time_rounds`` of ``latency`` gives them, of these contenders.
         sessions: stretches of work; the last one's machine is told.
         left_out: why, by optional contender that was not timed.
+        after: the conditions when all was timed.
     """
     names = [name for name, _ in searches]
     devices = [opened["device"] for opened in rounds[0]["opened"]]
-    called = _collect("call", [part["blocks"] for part in rounds], searches, devices)
+    called = _collect("call", [keep_sound_turns(part) for part in rounds], searches, devices)
     sides = tuple(
         m for b in SIDES for m in _collect(b, [part["sides"][b] for part in rounds], searches, devices)
     )
@@ -103,9 +109,21 @@ def summarize(
         repeated=repeated,
         left_out=left_out,
         validity=validity,
-        sessions=[{k: v for k, v in s.items() if k != "machine"} | _state(s) for s in sessions],
+        sessions=[
+            {k: v for k, v in s.items() if k not in {"machine", "conditions"}} | _state(s) for s in sessions
+        ],
         machine=sessions[-1]["machine"],
+        conditions=_tell_conditions(sessions, rounds, after),
     )
+
+
+def _tell_conditions(
+    sessions: Sequence[Mapping[str, Any]], rounds: Sequence[Mapping[str, Any]], after: Mapping[str, Any]
+) -> list[dict[str, Any]]:
+    """In the order of time, but for one that was interrupted: then there are several that were read before."""
+    before = [{"when": "before", **session["conditions"]} for session in sessions]
+    during = [{"when": f"round {part['round'] + 1}", **part["conditions"]} for part in rounds]
+    return [*before, *during, {"when": "after", **after}]
 
 
 def _collect(

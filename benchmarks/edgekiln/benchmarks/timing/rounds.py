@@ -35,20 +35,32 @@ SIDES: tuple[Boundary, ...] = ("engine", "image")
 
 
 def time_in_turns(
-    workers: Sequence[WorkerProcess], plan: BenchmarkPlan, tell: Callable[[int], None]
+    workers: Sequence[WorkerProcess],
+    plan: BenchmarkPlan,
+    tell: Callable[[int], None],
+    look: Callable[[], list[str]] = list,
 ) -> list[list[dict[str, Any]]]:
-    """Blocks of each worker as JSON values; the first one takes a second turn each time, to be compared with itself."""
+    """Blocks of each worker as JSON values; the first one takes a second turn each time, to be compared with itself.
+
+    ``look`` tells after the blocks of an index what throttled the machine meanwhile: then they are ``throttled``, and
+    do not count for whether a round may stop.
+    """
     turns = [*((i, 0) for i in range(len(workers))), (0, 1)]
     raw: list[list[dict[str, Any]]] = [[] for _ in workers]
     blocks: list[list[Block]] = [[] for _ in workers]
     for index in range(plan.blocks):
         tell(index)
         # Alternate who goes first: the one after another contender finds its caches cold.
+        made: list[tuple[int, dict[str, Any]]] = []
         for number, turn in turns if index % 2 == 0 else turns[::-1]:
             times = workers[number].time_ns(plan.block_seconds)
-            raw[number].append({"index": index, "turn": turn, "times_ns": times})
-            blocks[number].append(read_block(0, raw[number][-1]))
-        if plan.is_enough(blocks):
+            made.append((number, {"index": index, "turn": turn, "times_ns": times}))
+        throttled = look()
+        for number, block in made:
+            raw[number].append({**block, "throttled": throttled} if throttled else block)
+            if not throttled:
+                blocks[number].append(read_block(0, block))
+        if not throttled and plan.is_enough(blocks):
             break
     return raw
 

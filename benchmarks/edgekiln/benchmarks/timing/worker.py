@@ -15,6 +15,7 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 from time import perf_counter_ns
@@ -31,6 +32,7 @@ from edgekiln.runtime.session import Session
 from edgekiln.runtime.spec import Frames
 
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
+_ROTATING_BATCHES = 4  # all images of a batch differ; of each batch size few are kept in memory
 _WARM_UP_CALLS = 1  # per block; the search before and the answer check have warmed everything else
 
 
@@ -112,6 +114,35 @@ class Worker:
             self._next[boundary] = (last + 1) % len(calls)
         sample = {"index": last, "logits": answer[0].tolist()} if boundary == "call" else None
         return {"times_ns": times, "sample": sample}
+
+    def rate(self, seconds: float, batch: int, callers: int) -> dict[str, Any]:
+        """Images per second of ``callers`` threads, each with ``batch`` images a call, and the last call's answers."""
+        assert self._session is not None
+        run = self._session.run
+        count = len(self._inputs)
+        starts = range(0, count, max(1, count // _ROTATING_BATCHES))
+        turns = [(np.arange(batch) + start) % count for start in starts]
+        batches = [np.concatenate([self._inputs[i] for i in turn]) for turn in turns]
+        run(batches[0])  # a shape that is new to the library
+        with ThreadPoolExecutor(callers) as pool:
+            begun = perf_counter_ns()
+            end = begun + int(seconds * 1e9)
+
+            def ask_again(caller: int) -> tuple[int, int, Any]:
+                calls = 0
+                while True:
+                    place = (caller + calls) % len(batches)
+                    answer = run(batches[place])
+                    calls += 1
+                    if perf_counter_ns() >= end:
+                        return calls, place, answer
+
+            done = list(pool.map(ask_again, range(callers)))
+            passed = (perf_counter_ns() - begun) / 1e9
+        _, place, answer = done[0]
+        images = batch * sum(calls for calls, _, _ in done)
+        sample = {"indices": turns[place].tolist(), "logits": answer.tolist()}
+        return {"images_per_second": images / passed, "sample": sample}
 
     def _calls(self, boundary: str) -> list[Callable[[], Any]] | None:
         """What is timed, one callable for each input."""

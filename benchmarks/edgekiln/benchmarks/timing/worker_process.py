@@ -87,6 +87,19 @@ class WorkerProcess:
         times: list[int] = answer["times_ns"]
         return times
 
+    def images_per_second(self, seconds: float, *, batch: int, callers: int) -> float:
+        """Images per second of so many threads that each run ``batch`` images again and again.
+
+        Raises:
+            EngineError: the process died, or the engine refused.
+            GateError: an answer in a batch is not the one for that image alone.
+        """
+        answer = self.ask("rate", seconds=seconds, batch=batch, callers=callers)
+        rows = self._contender.logits[answer["sample"]["indices"]]
+        self._compare(np.asarray(answer["sample"]["logits"], np.float32), rows)
+        rate: float = answer["images_per_second"]
+        return rate
+
     def _compare(self, got: Logits, wanted: Logits) -> None:
         difference = float(np.abs(got - wanted).max())
         # Not <=: NaN must not pass.

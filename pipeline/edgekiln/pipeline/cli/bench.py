@@ -1,14 +1,17 @@
-"""``bench``: latency of a recipe's engines, of the runtime itself, or as MLPerf's load generator sees it."""
+"""``bench``: a recipe's engines, a bundle's on the machine that will run them, the runtime itself, or MLPerf's view."""
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import click
 
 from edgekiln.pipeline.cli.options import print_document
-from edgekiln.pipeline.cli.running import RunWish, execute, print_run, run_options
+from edgekiln.pipeline.cli.running import RunWish, execute, print_report, print_run, run_options
 from edgekiln.runtime.errors import UsageError
 
 __all__ = ["bench"]
@@ -32,6 +35,16 @@ __all__ = ["bench"]
     "--seconds", type=click.FloatRange(min=1), default=10, show_default=True,
     help="With --mlperf: for each scenario, at least; its own rules ask for 600.",
 )  # fmt: skip
+@click.option(
+    "--data", type=click.Path(path_type=Path),
+    help="Of a bundle: folder with its test pictures, to judge every variant on.",
+)  # fmt: skip
+@click.option("--out", type=click.Path(path_type=Path), help="Of a bundle: folder of the derived bundle.")
+@click.option(
+    "--checkpoint", type=click.Path(path_type=Path),
+    help="Of a bundle: the run's checkpoint.safetensors, to time PyTorch too.",
+)  # fmt: skip
+@click.option("--no-bench", is_flag=True, help="Of a bundle: build and judge, and time nothing.")
 @run_options
 def bench(  # noqa: PLR0913 # one argument for each option
     wish: RunWish,
@@ -43,13 +56,17 @@ def bench(  # noqa: PLR0913 # one argument for each option
     variant: str | None,
     threads: int | None,
     seconds: float,
+    **of_bundle: Any,
 ) -> None:
-    """Measure latency, of engines or of the runtime itself.
+    """Judge and time every variant of a bundle here, or time a recipe's.
 
-    Of a recipe: its engines next to PyTorch. Of a bundle: what the runtime costs (--runtime). Of either: engines as
-    MLPerf's load generator sees them (--mlperf).
+    Of a recipe: its engines next to PyTorch. Of a bundle: engines are built where they have to be, and every variant is
+    judged on those of its test pictures that are found below --data (by content), and timed. The result is a bundle
+    with its report. It needs the runtime alone. Exits 3 when a required variant does not pass here. Or of a bundle:
+    what the runtime costs (--runtime). Of either: engines as MLPerf's load generator sees them (--mlperf).
 
     \b
+    edgekiln bench runs/traffic-lights/bundle --data test-pictures --out bundle-here
     edgekiln bench recipes/traffic-lights-224.toml --again
     edgekiln bench runs/traffic-lights/bundle --runtime
     edgekiln bench runs/traffic-lights/bundle --mlperf --images photos
@@ -57,27 +74,46 @@ def bench(  # noqa: PLR0913 # one argument for each option
     """
     if mlperf and runtime:
         raise UsageError("--mlperf and --runtime are two measurements: give one of them.")
-    if images or variant or threads:
-        _check_options_of_mlperf(target, mlperf)
-    if mlperf and target.is_file():
+    is_bundle = target.is_dir() or target.suffix.lower() == ".zip"
+    _check_options_of_bundle(of_bundle, plain=is_bundle and not (mlperf or runtime))
+    _check_options_of_mlperf(target, mlperf, given=bool(images or variant or threads))
+    if mlperf and target.is_file() and not is_bundle:
         _measure_recipe(target, again, _with_loadgen(wish, seconds))
         return
-    if (mlperf or runtime) and wish.dry_run:
-        raise UsageError(
-            "--dry-run belongs to a recipe.", hint="--runtime and --mlperf of a bundle keep nothing on disk."
-        )
+    _check_dry_run(wish, mlperf or runtime)
     if mlperf:
         from edgekiln.pipeline.cli.mlperf import run_and_print
 
         run_and_print(target, images, variant=variant, threads=threads, seconds=seconds, as_json=wish.as_json)
     elif runtime:
         _measure_runtime(target, wish.as_json)
+    elif is_bundle:
+        _measure_bundle(target, again, wish, **of_bundle)
     else:
         _measure_recipe(target, again, wish)
 
 
-def _check_options_of_mlperf(target: Path, mlperf: bool) -> None:
-    """That --images, --variant or --threads, of which one was given, mean something here."""
+def _check_dry_run(wish: RunWish, of_bundle: bool) -> None:
+    if of_bundle and wish.dry_run:
+        raise UsageError(
+            "--dry-run belongs to a recipe.", hint="--runtime and --mlperf of a bundle keep nothing on disk."
+        )
+
+
+def _check_options_of_bundle(values: Mapping[str, Any], *, plain: bool) -> None:
+    """That --data, --out, --checkpoint and --no-bench, as far as they were given, mean something here."""
+    given = [f"--{name.replace('_', '-')}" for name, value in values.items() if value]
+    if given and not plain:
+        raise UsageError(
+            f"{', '.join(given)} belong to the bench of a bundle without --mlperf and --runtime.",
+            hint="edgekiln bench BUNDLE --data PICTURES --out DERIVED",
+        )
+
+
+def _check_options_of_mlperf(target: Path, mlperf: bool, *, given: bool) -> None:
+    """That --images, --variant or --threads, if one was given, mean something here."""
+    if not given:
+        return
     if not mlperf:
         raise UsageError("--images, --variant and --threads belong to --mlperf.")
     if target.is_file():
@@ -107,12 +143,44 @@ def _measure_runtime(bundle: Path, as_json: bool) -> None:
         click.echo(f"{key:32} {shown}{goal}")
 
 
-def _measure_recipe(recipe: Path, again: bool, wish: RunWish) -> None:
-    if recipe.is_dir():
+def _measure_bundle(
+    bundle: Path,
+    again: bool,
+    wish: RunWish,
+    *,
+    data: Path | None,
+    out: Path | None,
+    checkpoint: Path | None,
+    no_bench: bool,
+) -> None:
+    """Judge and time the variants here, and print the table; exit code 3 where a required one does not pass."""
+    from edgekiln.pipeline.device.bench import BenchRequest, bench_on_device
+    from edgekiln.pipeline.proof.device_baseline import find_baseline
+    from edgekiln.pipeline.workspace.progress import make_progress
+
+    if again or wish.overrides or wish.force or wish.dry_run:
         raise UsageError(
-            f"{recipe} is a folder; bench takes a recipe.",
-            hint="--runtime and --mlperf measure with a bundle.",
+            f"--again, --set, --force and --dry-run belong to a recipe; {bundle} is a bundle.",
+            hint="It is measured anew each time; only what was interrupted goes on.",
         )
+    if data is None or out is None:
+        raise UsageError(
+            f"Missing option '{'--data' if data is None else '--out'}'.",
+            hint="edgekiln bench BUNDLE --data PICTURES --out DERIVED; or --runtime, or --mlperf.",
+        )
+    if checkpoint is not None and not checkpoint.is_file():
+        raise UsageError(f"There is no checkpoint {checkpoint}.", path=checkpoint)
+    request = BenchRequest(
+        bundle,
+        out,
+        data,
+        timed=not no_bench,
+        find_baseline=functools.partial(find_baseline, checkpoint=checkpoint),
+    )
+    print_report(bench_on_device(request, make_progress(wish.quiet)), out, wish.as_json)
+
+
+def _measure_recipe(recipe: Path, again: bool, wish: RunWish) -> None:
     force = (*wish.force, "benchmark") if again else wish.force
     done = execute(recipe, replace(wish, force=force))
     if done is not None:

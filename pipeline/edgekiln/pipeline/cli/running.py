@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 __all__ = [
     "RunWish",
     "execute",
+    "print_report",
     "print_stages",
     "recipe_argument",
     "run_options",
@@ -158,28 +159,42 @@ def print_run(result: RunResult, as_json: bool) -> None:
     if result.report is None or result.bundle is None:
         print_stages(result, as_json)
         return
-    from edgekiln.pipeline.run import check_gate
+    print_report(result.report, result.bundle, as_json, {"stages": describe_stages(result)})
 
-    document = {
-        key: result.report[key]
-        for key in ("name", "baseline", "peers", "variants", "data", "machine", "mlperf")
-    }
-    document |= {"stages": describe_stages(result), "bundle": str(result.bundle)}
+
+def print_report(
+    report: Mapping[str, Any], bundle: Path, as_json: bool, more: Mapping[str, Any] | None = None
+) -> None:
+    """The table of a report that lies in ``bundle``, or its JSON with ``more``; raises where the gate did not pass."""
+    from edgekiln.benchmarks.judging.required import check_gate
+
+    parts = ("name", "baseline", "peers", "variants", "data", "machine", "mlperf")
+    document = {**{key: report[key] for key in parts}, **(more or {}), "bundle": str(bundle)}
+    if "parent" in report:
+        document |= {"parent": report["parent"], "benchmark": _without_times(report["benchmark"])}
     if not as_json:
-        _print_report(result.report, result.bundle)
+        _print_report(report, bundle)
     try:
-        check_gate(result.report)
+        check_gate(report)
     except GateError as error:
         fail(error, document, as_json)
     if as_json:
         print_document(document)
 
 
+def _without_times(benchmark: Mapping[str, Any] | None) -> dict[str, Any] | None:
+    """A benchmark without its single calls, which the report in the bundle has."""
+    if benchmark is None:
+        return None
+    figures = {
+        part: [{key: value for key, value in m.items() if key != "blocks"} for m in benchmark[part]]
+        for part in ("measurements", "sides")
+    }
+    return {**benchmark, **figures}
+
+
 def _print_report(report: Mapping[str, Any], bundle: Path) -> None:
     from edgekiln.benchmarks.report import (
-        describe_best_pytorch,
-        describe_config,
-        describe_floor,
         describe_mlperf,
         describe_simulation,
         format_text,
@@ -196,24 +211,42 @@ def _print_report(report: Mapping[str, Any], bundle: Path) -> None:
     for variant in report["variants"]:
         if variant["verdict"] == "not-run":
             click.echo(f"{variant['name']}: {variant['reason']}{describe_simulation(variant)}")
-    benchmark = report["benchmark"]
-    if benchmark:
-        validity = benchmark["validity"]
-        reasons = f" ({'; '.join(validity['reasons'])})" if validity["reasons"] else ""
-        configs = "; ".join(f"{m['name']} {describe_config(m['config'])}" for m in benchmark["measurements"])
-        click.echo(f"latency  {validity['state']}{reasons}")
-        click.echo(f"         batch 1; {configs}")
-        if best := describe_best_pytorch(report):
-            click.echo(f"         {best}")
-        if floor := describe_floor(report):
-            click.echo(f"         {floor}")
+    if report["benchmark"]:
+        _print_timings(report)
     if rows := mlperf_rows(report):
         click.echo("")
         click.echo(format_text(rows, mlperf_headings()))
     for line in describe_mlperf(report):
         click.echo(f"LoadGen  {line}")
-    click.echo(f"images   {report['data']['counts']['test']} in the test split")
+    _print_places(report, bundle)
+
+
+def _print_timings(report: Mapping[str, Any]) -> None:
+    """What the table does not say of the timings."""
+    from edgekiln.benchmarks.report import (
+        describe_best_pytorch,
+        describe_config,
+        describe_floor,
+        describe_throughput,
+    )
+
+    benchmark = report["benchmark"]
+    validity = benchmark["validity"]
+    reasons = f" ({'; '.join(validity['reasons'])})" if validity["reasons"] else ""
+    configs = "; ".join(f"{m['name']} {describe_config(m['config'])}" for m in benchmark["measurements"])
+    click.echo(f"latency  {validity['state']}{reasons}")
+    told = [describe_best_pytorch(report), describe_floor(report), *describe_throughput(report)]
+    for line in (f"batch 1; {configs}", *filter(None, told)):
+        click.echo(f"         {line}")
+
+
+def _print_places(report: Mapping[str, Any], bundle: Path) -> None:
+    """On how many images it was judged, where the bundle and the page are, and what comes next."""
+    on_device = "parent" in report
+    where, name = "found here" if on_device else "in the test split", shlex.quote(str(bundle))
+    click.echo(f"images   {report['data']['counts']['test']} {where}")
     click.echo(f"bundle   {bundle}")
-    click.echo(f"report   {bundle / 'report.html'}")
+    page = f"{program_name()} report {name} --out report.html (where the extra build is installed)"
+    click.echo(f"report   {page if on_device else bundle / 'report.html'}")
     if any(variant["verdict"] == "pass" for variant in report["variants"]):
-        click.echo(f"next     {program_name()} predict {shlex.quote(str(bundle))} PICTURE")
+        click.echo(f"next     {program_name()} predict {name} PICTURE")

@@ -91,9 +91,9 @@ def evaluate(wish: RunWish, recipe: Path, variants: Sequence[str]) -> None:
 
 
 def _judge_and_print(recipe: Recipe, result: RunResult, variants: Sequence[str], as_json: bool) -> None:
+    from edgekiln.benchmarks.judging.required import advise, check_gate
     from edgekiln.benchmarks.report import format_text, table_headings, table_rows
     from edgekiln.pipeline.proof.variant_rows import judge_evaluated
-    from edgekiln.pipeline.run import advise, check_gate
     from edgekiln.pipeline.workspace.progress import SilentProgress
     from edgekiln.pipeline.workspace.stage_files import StageContext
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,32 +13,52 @@ import numpy as np
 from edgekiln.benchmarks.judging.verdict import judge_answers
 from edgekiln.pipeline.device.canary_records import CanaryReference, record_canaries
 from edgekiln.pipeline.device.pictures import KnownPictures
-from edgekiln.runtime.backends import open_session
+from edgekiln.pipeline.workspace.progress import Progress
+from edgekiln.runtime.backends import Backend, open_session
+from edgekiln.runtime.bundles.canaries import CanaryRecord, check_canaries
 from edgekiln.runtime.errors import EngineError, EnvironmentProblem, NonFiniteError, ResourceError
 from edgekiln.runtime.session import Session
-from edgekiln.runtime.spec import Frames, Logits
+from edgekiln.runtime.spec import Logits
 
-__all__ = ["judge_engines"]
+__all__ = ["JudgedBy", "judge_engines"]
 
 _BATCH = 64
 
 
+@dataclass(frozen=True, slots=True)
+class JudgedBy:
+    """What an engine is held against.
+
+    Attributes:
+        gate: metric, largest drop and confidence.
+        reference: FP32's answers to the made pictures, and the engine's precision.
+        recorded: the engine's own answers to them where it was judged before; ``None`` for one that is new.
+        failure: what was found wrong with it before it ran.
+    """
+
+    gate: Mapping[str, Any]
+    reference: CanaryReference
+    recorded: CanaryRecord | None = None
+    failure: str | None = None
+
+
 def judge_engines(
-    flavour: Any,
+    backend: Backend,
     engines: Sequence[Path],
     pictures: KnownPictures | None,
-    gate: Mapping[str, Any],
-    failure: str | None,
-    reference: CanaryReference,
+    judged_by: JudgedBy,
+    progress: Progress,
 ) -> tuple[dict[str, Any], Logits | None]:
-    """The verdict, its figures and canaries; and the logits, where they are of all the parent's test pictures."""
+    """The verdict, its figures and canaries; and the logits of the pictures that were found, where the engine ran."""
+    failure, gate = judged_by.failure, judged_by.gate
     if pictures is None:
         reason = failure or "built on this machine without pictures to judge it on; --data FOLDER judges it"
         return {"verdict": "fail" if failure else "unverified", "reason": reason}, None
     try:
-        logits, canaries = _run(flavour, engines, pictures.frames, reference)
+        logits, canaries = _run(backend, engines, pictures, judged_by, progress)
     except (EnvironmentProblem, ResourceError) as problem:
-        return {"verdict": "not-run", "reason": f"built, not run, because: {problem}"}, None
+        built = "built, not run" if backend.startswith("tensorrt") else "not run here"
+        return {"verdict": "not-run", "reason": f"{built}, because: {problem}"}, None
     except (NonFiniteError, EngineError) as error:
         return {"verdict": "fail", "reason": f"failed while running: {error}"}, None
     judged = judge_answers(
@@ -50,22 +71,44 @@ def judge_engines(
     )
     judged["canaries"] = canaries
     judged["judged_images"] = {"here": len(logits), "parent": pictures.known}
-    return judged, logits if len(logits) == pictures.known else None
+    return judged, logits
 
 
 def _run(
-    flavour: Any, engines: Sequence[Path], frames: Frames, reference: CanaryReference
+    backend: Backend,
+    engines: Sequence[Path],
+    pictures: KnownPictures,
+    judged_by: JudgedBy,
+    progress: Progress,
 ) -> tuple[Logits, dict[str, Any]]:
-    """The engine's answers to the pictures, and its canaries."""
+    """The engine's answers to the pictures, and its canaries.
+
+    Raises:
+        EngineError: it answers the made pictures otherwise than where it was judged before.
+    """
     read = [engine.read_bytes() for engine in engines]
-    session = open_session(flavour, read)
+    session = open_session(backend, read)
     try:
-        logits = np.concatenate([session.run(frames[i : i + _BATCH]) for i in range(0, len(frames), _BATCH)])
-        reopen = functools.partial(_reopen, flavour, read)
-        return logits, record_canaries(session, reopen, reference)
+        if judged_by.recorded is not None:
+            asked = check_canaries(session, judged_by.recorded, thorough=True)
+            if asked.problem:
+                raise EngineError(
+                    f"it answers otherwise here than where it was judged before: {asked.problem}"
+                )
+        logits = _answer_all(session, pictures, progress)
+        reopen = functools.partial(_reopen, backend, read)
+        return logits, record_canaries(session, reopen, judged_by.reference)
     finally:
         session.close()
 
 
-def _reopen(flavour: Any, engines: Sequence[bytes], threads: int) -> Session:
-    return open_session(flavour, engines, threads=threads)
+def _answer_all(session: Session, pictures: KnownPictures, progress: Progress) -> Logits:
+    frames, parts = pictures.frames, []
+    for first in range(0, len(frames), _BATCH):
+        parts.append(session.run(np.array(frames[first : first + _BATCH])))
+        progress.advance(min(first + _BATCH, len(frames)), len(frames), "test pictures")
+    return np.concatenate(parts)
+
+
+def _reopen(backend: Backend, engines: Sequence[bytes], threads: int) -> Session:
+    return open_session(backend, engines, threads=threads)

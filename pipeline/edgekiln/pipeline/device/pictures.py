@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterable, Iterator, Mapping
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,22 +27,36 @@ from edgekiln.runtime.spec import Frames
 __all__ = ["KnownPictures", "find_pictures"]
 
 _MAX_PICTURE_BYTES = 64 * 2**20
+_AT_ONCE = 256  # pictures that are prepared before their frames are written
 
 
 @dataclass(frozen=True, slots=True)
 class KnownPictures:
-    """Frames uint8 (N, H, W, 3) of those test pictures that were found, and what PyTorch said of them.
+    """Those test pictures that were found, prepared, and what PyTorch said of them.
 
-    ``known`` is how many test pictures the parent was judged on.
+    Attributes:
+        frames: uint8 (N, H, W, 3), in a file that has no name: what an engine does not look at costs no memory.
+        reference: PyTorch's logits and the labels of these N pictures; flips are told by the names of the files here.
+        known: how many test pictures the parent was judged on.
+        paths: of the N files.
+        digests: sha256 of their bytes.
     """
 
     frames: Frames
     reference: Reference
     known: int
+    paths: tuple[Path, ...]
+    digests: tuple[str, ...]
 
 
-def find_pictures(parent: Bundle, folder: Path, progress: Progress) -> KnownPictures:
-    """Find the parent's test pictures below ``folder`` by the sha256 of their bytes.
+def find_pictures(parent: Bundle, folder: Path, progress: Progress, room: Path) -> KnownPictures:
+    """Find the parent's test pictures below ``folder`` by the sha256 of their bytes, and prepare them.
+
+    Args:
+        parent: the bundle.
+        folder: holds them, in any layout.
+        progress: told of what was found.
+        room: an existing folder on a disk with room for the prepared pictures.
 
     Raises:
         UsageError: there is no such folder.
@@ -62,22 +78,31 @@ def find_pictures(parent: Bundle, folder: Path, progress: Progress) -> KnownPict
             path=folder,
         )
     positions = sorted(found)
-    frames = _prepare_all(parent.contract, [found[i] for i in positions])
-    keys = [str(found[i].relative_to(folder)) for i in positions]
+    paths = tuple(found[i] for i in positions)
     reference = Reference(
-        answers.baseline[positions], answers.labels[positions], keys, parent.contract.classes
+        answers.baseline[positions],
+        answers.labels[positions],
+        [str(path.relative_to(folder)) for path in paths],
+        parent.contract.classes,
     )
-    return KnownPictures(frames, reference, len(answers.digests))
+    with progress.stage("pictures"):
+        frames = _prepare_all(parent.contract, paths, room, progress)
+    return KnownPictures(
+        frames, reference, len(answers.digests), paths, tuple(answers.digests[i] for i in positions)
+    )
 
 
 def _match_files(folder: Path, index: Mapping[str, int], progress: Progress) -> tuple[dict[int, Path], int]:
     """The first file of each picture, by the picture's position in the split; and how many files are none of them."""
     found: dict[int, Path] = {}
     others = 0
-    with progress.stage("pictures"):
+    with (
+        progress.stage("pictures"),
+        ThreadPoolExecutor(_cores()) as pool,
+    ):  # hashing lets go of the interpreter
         paths = sorted(_walk(folder))
-        for number, path in enumerate(paths, start=1):
-            position = index.get(_digest(path))
+        for number, (path, digest) in enumerate(zip(paths, pool.map(_digest, paths), strict=True), start=1):
+            position = index.get(digest)
             if position is None:
                 others += 1
             else:
@@ -108,12 +133,24 @@ def _digest(path: Path) -> str:
         return ""
 
 
-def _prepare_all(contract: Contract, paths: Iterable[Path]) -> Frames:
+def _prepare_all(contract: Contract, paths: Sequence[Path], room: Path, progress: Progress) -> Frames:
+    """uint8 (N, H, W, 3), mapped from a file that goes with the process. Decoding lets go of the interpreter."""
+    shape = (len(paths), contract.height, contract.width, 3)
     try:
-        return np.stack([prepare(path, contract) for path in paths])
+        with tempfile.TemporaryFile(dir=room) as file, ThreadPoolExecutor(_cores()) as pool:
+            for first in range(0, len(paths), _AT_ONCE):
+                for frame in pool.map(lambda path: prepare(path, contract), paths[first : first + _AT_ONCE]):
+                    file.write(frame.tobytes())
+                progress.advance(min(first + _AT_ONCE, len(paths)), len(paths), "preparing pictures")
+            file.flush()  # what does not fit is told here, and not by a signal when it is read
+            return np.memmap(file, np.uint8, "r", shape=shape)
     except ImageError as error:
         raise DataError(
             f"A test picture of the parent cannot be decoded here: {error.message}",
             hint="Its bytes are right, so this machine's Pillow lacks its format.",
             path=error.path,
         ) from error
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0))

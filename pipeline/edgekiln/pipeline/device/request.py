@@ -13,14 +13,30 @@ from typing import Any
 from edgekiln.pipeline.device.building import EngineRequest, plan_builds
 from edgekiln.runtime.backends.engine_header import Flavour
 from edgekiln.runtime.bundles.bundle import Bundle
+from edgekiln.runtime.bundles.judged_with import VERDICT_KIND
 from edgekiln.runtime.bundles.manifest import VariantRecord
 from edgekiln.runtime.errors import BundleError, UsageError
 from edgekiln.runtime.spec import Precision
 
-__all__ = ["TargetRequest", "choose_variants", "graph_precision", "inherited_figures", "read_wishes"]
+__all__ = [
+    "TargetRequest",
+    "choose_variants",
+    "graph_facts",
+    "graph_precision",
+    "inherited_figures",
+    "read_gate",
+    "read_wishes",
+]
 
-_DEFAULT_GATE = {"metric": "top1", "max_drop": 0.01, "confidence": 0.95}
+_DEFAULT_GATE = {"metric": "top1", "max_drop": 0.01, "confidence": 0.95, "inconclusive": "fail"}
 _DEFAULT_SHARE = 0.8
+_FOUND_ELSEWHERE = frozenset({
+    "accuracy", "agreement", "balanced_drop", "confidence", "counts", "drop", "images_to_decide", "judged_images",
+    "judged_on", "kl_nats", "latency", "max_drop", "max_logit_difference", "mcnemar_p", "mean_logit_difference",
+    "metric", "simulated", "speedup", "warnings", VERDICT_KIND,
+})  # fmt: skip
+"""Figures of a variant that were found by running it, on a machine that is not this one."""
+_RAN_AND_FAILED = "failed while running"
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,12 +88,37 @@ def graph_precision(variant: VariantRecord) -> Precision:
 
 def inherited_figures(variant: VariantRecord) -> dict[str, Any]:
     """What the figures of a variant say of its graph, not of an engine: another build may begin from it."""
-    kept = variant.figures.get("kept_share")
+    kept, costs = variant.figures.get("kept_share"), variant.figures.get("costs")
     return {
         "products": variant.figures.get("products") or {},
         "asked_precision": graph_precision(variant).value,
         **({} if kept is None else {"kept_share": kept}),
+        **({} if costs is None else {"costs": costs}),
     }
+
+
+def graph_facts(variant: VariantRecord) -> dict[str, Any]:
+    """What the figures of a variant say of its files: how they were made and audited, not what was found by running."""
+    facts = {key: value for key, value in variant.figures.items() if key not in _FOUND_ELSEWHERE}
+    told = {f"{variant.name}: {warning}." for warning in variant.figures.get("warnings") or ()}
+    facts["notices"] = [notice for notice in facts.get("notices") or () if notice not in told]
+    if str(facts.get("failure") or "").startswith(_RAN_AND_FAILED):
+        facts["failure"] = None
+    return facts
+
+
+def read_gate(parent: Bundle, name: str) -> dict[str, Any]:
+    """What a variant may lose, as the parent's manifest says; raises BundleError where that makes no sense."""
+    try:
+        gate = {**_DEFAULT_GATE, **(parent.manifest.get("gate") or {})}
+        own = _wish(parent, name).get("max_drop")
+        limits = {
+            "max_drop": float(gate["max_drop"] if own is None else own),
+            "confidence": float(gate["confidence"]),
+        }
+    except (TypeError, ValueError, AttributeError) as error:
+        raise _cannot_use(parent, name, error) from error
+    return {**gate, **limits}
 
 
 def read_wishes(
@@ -101,15 +142,16 @@ def read_wishes(
             kept_share=_share(inherited.get("kept_share", 0.0)),
         )
         plan_builds(build)
-        gate = {**_DEFAULT_GATE, **(parent.manifest.get("gate") or {})}
-        if wish.get("max_drop") is not None:
-            gate["max_drop"] = float(wish["max_drop"])
-        return build, gate
+        return build, read_gate(parent, variant.name)
     except (TypeError, ValueError, KeyError, AttributeError) as error:
-        raise BundleError(
-            f"{parent.path / 'manifest.json'}: the settings of {variant.name!r} cannot be used: {error}.",
-            path=parent.path,
-        ) from error
+        raise _cannot_use(parent, variant.name, error) from error
+
+
+def _cannot_use(parent: Bundle, name: str, error: Exception) -> BundleError:
+    return BundleError(
+        f"{parent.path / 'manifest.json'}: the settings of {name!r} cannot be used: {error}.",
+        path=parent.path,
+    )
 
 
 def _share(value: Any) -> float:

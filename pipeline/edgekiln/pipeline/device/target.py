@@ -14,8 +14,8 @@ from typing import Any
 
 from edgekiln.pipeline.device.building import EngineRequest, build_engines
 from edgekiln.pipeline.device.canary_records import CanaryReference, read_reference
-from edgekiln.pipeline.device.derived_bundle import write_derived
-from edgekiln.pipeline.device.judging import judge_engines
+from edgekiln.pipeline.device.derived_bundle import check_place, publish, write_derived
+from edgekiln.pipeline.device.judging import JudgedBy, judge_engines
 from edgekiln.pipeline.device.pictures import KnownPictures, find_pictures
 from edgekiln.pipeline.device.request import (
     TargetRequest,
@@ -28,10 +28,10 @@ from edgekiln.pipeline.workspace.progress import Progress
 from edgekiln.runtime.bundles.beside import place_beside, remove
 from edgekiln.runtime.bundles.bundle import Bundle, open_bundle
 from edgekiln.runtime.bundles.manifest import VariantRecord
-from edgekiln.runtime.errors import BuildError, EdgekilnError, EnvironmentProblem, ResourceError, UsageError
+from edgekiln.runtime.errors import BuildError, EdgekilnError, EnvironmentProblem, ResourceError
 from edgekiln.runtime.spec import Precision
 
-__all__ = ["build_on_target"]
+__all__ = ["build_on_target", "describe_unbuilt", "make_variant"]
 
 
 def build_on_target(request: TargetRequest, progress: Progress) -> dict[str, Any]:
@@ -43,34 +43,19 @@ def build_on_target(request: TargetRequest, progress: Progress) -> dict[str, Any
         DataError: none of the pictures is one of the parent's test pictures.
         EnvironmentProblem: no engine could be built: the library or GPU is missing, or the build failed.
     """
-    out = request.out.resolve()
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise _in_use(out)
-    if request.bundle.resolve() in (out, *out.parents):
-        raise UsageError(
-            f"{out} lies inside the bundle that it is built from.", hint="Give --out another place.", path=out
-        )
+    out = check_place(request.out, request.bundle)
     parent = open_bundle(request.bundle)
     chosen = choose_variants(parent, request)
-    pictures = None if request.data is None else find_pictures(parent, request.data, progress)
     beside = place_beside(out)
     beside.mkdir(parents=True)
     try:
+        pictures = None if request.data is None else find_pictures(parent, request.data, progress, beside)
         rows = _make_variants(parent, chosen, request, pictures, beside, progress)
         content = write_derived(parent, rows, beside)
-        try:
-            if out.exists():
-                out.rmdir()  # an empty folder that the caller made
-            beside.rename(out)
-        except OSError as error:  # another build was faster
-            raise _in_use(out) from error
+        publish(beside, out)
     finally:
         remove(beside)
     return content
-
-
-def _in_use(out: Path) -> UsageError:
-    return UsageError(f"{out} is in use.", hint="Give --out a folder that does not exist.", path=out)
 
 
 def _make_variants(
@@ -86,17 +71,17 @@ def _make_variants(
     failures: list[EdgekilnError] = []
     for variant in chosen:
         try:
-            rows.append(_make_variant(parent, variant, request, pictures, folder, progress))
+            rows.append(make_variant(parent, variant, request, pictures, folder, progress))
         except (EnvironmentProblem, ResourceError) as error:
             failures.append(error)
             progress.message(f"{variant.name} could not be built here: {error}")
-            rows.append(_not_built(variant, request, error))
+            rows.append(describe_unbuilt(variant, request, f"could not be built here: {error}"))
     if len(failures) == len(chosen):
         raise failures[0]
     return rows
 
 
-def _make_variant(
+def make_variant(
     parent: Bundle,
     variant: VariantRecord,
     request: TargetRequest,
@@ -104,7 +89,14 @@ def _make_variant(
     folder: Path,
     progress: Progress,
 ) -> dict[str, Any]:
-    """Build one variant's engines into ``folder``; returns its row: its entry of the manifest and its ``logits``."""
+    """Build one variant's engines into ``folder``, and judge them.
+
+    Returns:
+        Its row: its entry of the manifest, with its ``flips``, and its ``logits`` of the pictures that were found.
+
+    Raises:
+        EnvironmentProblem, ResourceError: it cannot be built here.
+    """
     assert variant.source is not None  # only such were chosen
     for name in (variant.source, variant.fallback_source):
         if name is not None:
@@ -116,7 +108,8 @@ def _make_variant(
         progress.message(f"{variant.name}: {_tell_build(built)}")
         engines = [folder / file for file in built["files"]]
         reference = CanaryReference(read_reference(parent), Precision(built["precision"]))
-        judged, logits = judge_engines(build.flavour, engines, pictures, gate, built["failure"], reference)
+        judged_by = JudgedBy(gate, reference, failure=built["failure"])
+        judged, logits = judge_engines(build.flavour, engines, pictures, judged_by, progress)
     apart = {"verdict", "reason", "flips", "canaries"}
     figures = {key: value for key, value in judged.items() if key not in apart}
     return {
@@ -128,6 +121,7 @@ def _make_variant(
         "reason": judged["reason"],
         "canaries": judged.get("canaries"),
         "figures": {**figures, **inherited_figures(variant), "build": built, "audit": built["audit"]},
+        "flips": judged.get("flips", []),
         "logits": logits,
     }
 
@@ -154,13 +148,14 @@ def _tell_build(built: Mapping[str, Any]) -> str:
     return f"{len(built['files'])} engine(s) by version {version}, {seconds:.1f} s when they were built"
 
 
-def _not_built(variant: VariantRecord, request: TargetRequest, error: EdgekilnError) -> dict[str, Any]:
+def describe_unbuilt(variant: VariantRecord, request: TargetRequest, reason: str) -> dict[str, Any]:
+    """The row of a variant whose engine was not built, and why."""
     return {
         **_identity(variant, request),
         "file": None,
         "files": [],
         "verdict": "not-run",
-        "reason": f"could not be built here: {error}",
+        "reason": reason,
         "figures": inherited_figures(variant),
     }
 

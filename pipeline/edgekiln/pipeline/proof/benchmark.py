@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
+from edgekiln.benchmarks.costs.limits import add_limits
 from edgekiln.benchmarks.timing.inputs import choose_images, save_inputs
 from edgekiln.benchmarks.timing.journal import clear_journal
 from edgekiln.benchmarks.timing.latency import run_benchmark
@@ -16,7 +17,7 @@ from edgekiln.benchmarks.timing.measured_times import measured_times
 from edgekiln.benchmarks.timing.plan import BenchmarkPlan
 from edgekiln.pipeline.data import load_split, read_source
 from edgekiln.pipeline.proof.contenders import choose_contenders
-from edgekiln.pipeline.proof.limits import add_limits, read_products
+from edgekiln.pipeline.proof.products import read_products
 from edgekiln.pipeline.recipe import Recipe
 from edgekiln.pipeline.training.checkpoint import read_contract
 from edgekiln.pipeline.workspace.stage_files import StageContext, write_json

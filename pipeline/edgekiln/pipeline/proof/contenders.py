@@ -28,9 +28,9 @@ from edgekiln.pipeline.training.checkpoint import CHECKPOINT_NAME
 from edgekiln.pipeline.variants.engines import built_files, is_judged
 from edgekiln.pipeline.workspace.stage_files import BASELINE, StageContext, read_logits
 from edgekiln.runtime.backends import CPU_BACKENDS
-from edgekiln.runtime.spec import Precision
+from edgekiln.runtime.spec import Logits, Precision
 
-__all__ = ["ChosenContenders", "choose_contenders"]
+__all__ = ["ChosenContenders", "choose_contenders", "torch_contender"]
 
 Chosen: TypeAlias = NDArray[np.int64]
 """Indices of the test images that rotate."""
@@ -153,7 +153,28 @@ _CPU_WAYS: dict[str, dict[str, bool]] = {
 }
 
 
+def torch_contender(arguments: Mapping[str, Any], logits: Logits, *, on_gpu: bool) -> Contender:
+    """PyTorch eager FP32 on the best device that takes part, as the baseline.
+
+    Args:
+        arguments: ``checkpoint``, a path, and ``backbone``, the section of its recipe.
+        logits: what it must answer.
+        on_gpu: an engine ran on a GPU.
+    """
+    if on_gpu and _torch_sees_gpu():
+        return _make_torch_gpu(BASELINE, "fp32", arguments, logits)
+    return _make_torch_cpu(BASELINE, arguments, logits)
+
+
 def _torch_cpu(context: StageContext, name: str, chosen: Chosen) -> Contender:
+    return _make_torch_cpu(name, _torch_arguments(context), _answers(context, BASELINE, chosen))
+
+
+def _torch_gpu(context: StageContext, name: str, way: str, chosen: Chosen) -> Contender:
+    return _make_torch_gpu(name, way, _torch_arguments(context), _answers(context, BASELINE, chosen))
+
+
+def _make_torch_cpu(name: str, arguments: Mapping[str, Any], logits: Logits) -> Contender:
     """PyTorch eager, or the same weights under a faster way to run PyTorch, on the CPU."""
     # torch.compile chooses layouts itself, and each of its configurations costs a compilation.
     layouts = (False,) if name == "pytorch-compile" else (False, True)
@@ -161,22 +182,22 @@ def _torch_cpu(context: StageContext, name: str, chosen: Chosen) -> Contender:
     return Contender(
         name=name,
         factory="edgekiln.pipeline.proof.baseline:open_baseline",
-        arguments={**_torch_arguments(context), **_CPU_WAYS.get(name, {})},
+        arguments={**arguments, **_CPU_WAYS.get(name, {})},
         configs=[{"threads": t, "channels_last": layout} for t in threads for layout in layouts],
-        logits=_answers(context, BASELINE, chosen),
-        imports=_model_library(context),
+        logits=logits,
+        imports=_model_library(arguments),
     )
 
 
-def _torch_gpu(context: StageContext, name: str, way: str, chosen: Chosen) -> Contender:
+def _make_torch_gpu(name: str, way: str, arguments: Mapping[str, Any], logits: Logits) -> Contender:
     """PyTorch on the first GPU; cuDNN's search for its fastest algorithms is what there is to choose."""
     return Contender(
         name=name,
         factory="edgekiln.pipeline.proof.baseline:open_gpu_baseline",
-        arguments={**_torch_arguments(context), "way": way},
+        arguments={**arguments, "way": way},
         configs=[{"search": True}] if way == "fp16-graph" else [{"search": False}, {"search": True}],
-        logits=_answers(context, BASELINE, chosen),
-        imports=_model_library(context),
+        logits=logits,
+        imports=_model_library(arguments),
         tolerance=LOGIT_TOLERANCE if way == "fp32" else _HALF_TOLERANCE,
     )
 
@@ -188,9 +209,9 @@ def _torch_arguments(context: StageContext) -> dict[str, Any]:
     }
 
 
-def _model_library(context: StageContext) -> tuple[str, ...]:
+def _model_library(arguments: Mapping[str, Any]) -> tuple[str, ...]:
     """The package that the network's code is in, which a worker imports before it loads the network."""
-    library = context.recipe.backbone.model.partition("/")[0]
+    library = str(arguments["backbone"]["model"]).partition("/")[0]
     return (library,) if library in {"timm", "torchvision"} else ()
 
 

@@ -10,10 +10,11 @@ from edgekiln.benchmarks.environment import describe_machine, read_work_commit
 from edgekiln.benchmarks.judging.accuracy import measure_accuracy
 from edgekiln.benchmarks.judging.stored_answers import digest_split
 from edgekiln.benchmarks.judging.verdict import Reference
+from edgekiln.benchmarks.report.reading import REPORT_SCHEMA
+from edgekiln.benchmarks.report.timings import latency_of, peer_rows, timing_notices
 from edgekiln.pipeline.data import INDEX_NAME, PreparedSplit, describe_unjudged, load_split
 from edgekiln.pipeline.proof.flips import add_thumbnails, name_flips
 from edgekiln.pipeline.proof.public_recipe import public_recipe
-from edgekiln.pipeline.proof.timings import latency_of, peer_rows, timing_notices
 from edgekiln.pipeline.proof.variant_rows import judge_variant
 from edgekiln.pipeline.recipe.toml import write_toml
 from edgekiln.pipeline.shipping.privacy import name_places, withhold_names
@@ -29,8 +30,6 @@ from edgekiln.pipeline.workspace.stage_files import (
 from edgekiln.runtime.bundles.source import hash_file
 
 __all__ = ["build_report"]
-
-REPORT_SCHEMA = "1.0"
 
 
 def build_report(context: StageContext) -> dict[str, Any]:

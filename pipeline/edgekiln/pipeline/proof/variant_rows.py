@@ -8,9 +8,9 @@ from typing import Any
 
 from edgekiln.benchmarks.judging.accuracy import measure_accuracy
 from edgekiln.benchmarks.judging.verdict import Reference, judge_answers, summarize_simulation
+from edgekiln.benchmarks.report.timings import latency_of
 from edgekiln.pipeline.data import load_split, read_classes
 from edgekiln.pipeline.proof.packed_files import graph_file, packed_files, packed_graphs
-from edgekiln.pipeline.proof.timings import latency_of
 from edgekiln.pipeline.recipe import VariantSettings
 from edgekiln.pipeline.variants.engines import is_judged
 from edgekiln.pipeline.variants.fast_frames import FAST_RECORD_NAME

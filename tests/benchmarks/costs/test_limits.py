@@ -6,13 +6,11 @@ from edgekiln.benchmarks.costs.energy import contender as energy_of_contender
 from edgekiln.benchmarks.costs.energy import sources
 from edgekiln.benchmarks.costs.energy.meters import CounterMeter, OpenedMeter
 from edgekiln.benchmarks.costs.energy.per_image import EnergyPerImage
+from edgekiln.benchmarks.costs.limits import add_limits
 from edgekiln.benchmarks.costs.memory import MemoryUse
 from edgekiln.benchmarks.timing import roofline
 from edgekiln.benchmarks.timing.contender import Contender
 from edgekiln.benchmarks.timing.roofline import Ceilings
-from edgekiln.pipeline.proof.limits import add_limits, read_products
-from edgekiln.pipeline.recipe import load_recipe
-from edgekiln.pipeline.workspace.stage_files import BASELINE, StageContext
 from edgekiln.runtime.errors import EngineError
 
 COSTS = {"macs": 50_000_000, "weight_bytes": 10, "input_bytes": 0, "output_bytes": 0}
@@ -119,16 +117,3 @@ def test_finished_timings_are_kept_where_limits_cannot_be_measured(measured, mon
     assert values["measurements"][0]["p50_ms"] == 4.0
     assert values["measurements"][0]["floor_ms"] is values["measurements"][0]["peak_rss_mb"] is None
     assert values["limits_problems"] == ["no ceilings", "broken: it broke"]
-
-
-def test_baseline_costs_what_the_exported_graph_costs(tiny_run):
-    recipe, runs, _ = tiny_run
-    inputs = {"export": next(runs.rglob("parity.json")).parent}
-    inputs |= {
-        f"variant.{name}": next(runs.rglob(f"variant.{name}*/**/about.json")).parent
-        for name in ("fp32", "int8")
-    }
-    products = read_products(StageContext(load_recipe(recipe), runs, inputs, None))
-    assert products[BASELINE] == products["fp32"]
-    assert products["int8"][1] == "int8"
-    assert products["int8"][0]["macs"] == products["fp32"][0]["macs"]

@@ -1,5 +1,6 @@
-from edgekiln.pipeline.proof import timings
-from edgekiln.pipeline.workspace.stage_files import BASELINE
+from edgekiln.benchmarks.report import timings
+
+BASELINE = "baseline"
 
 
 def test_speed_ups_between_two_devices_name_both():

@@ -1,4 +1,5 @@
-"""What the report says of its benchmark beside the engines' own rows: figures of a contender, peers, notices.
+"""What the report says of its benchmark beside the engines' own rows: figures of a contender, peers, notices, and
+what speed-ups are over.
 
 Works on the JSON values of the benchmark alone; ``None`` stands for a run without one.
 """
@@ -8,9 +9,23 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-__all__ = ["latency_of", "peer_rows", "timing_notices"]
+__all__ = ["BASELINE", "find_reference", "latency_of", "peer_rows", "shown_name", "timing_notices"]
+
+BASELINE = "baseline"
+"""Name of the PyTorch model among those that were timed."""
 
 _ENOUGH_ROTATING = 64
+
+
+def find_reference(report: Mapping[str, Any]) -> str | None:
+    """The engine that speed-ups are over, where PyTorch was not timed; ``None`` where they are over PyTorch."""
+    reference = (report.get("benchmark") or {}).get("reference")
+    return None if reference is None else str(reference["name"])
+
+
+def shown_name(measurement: Mapping[str, Any]) -> str:
+    """What tables and drawings call a contender."""
+    return "PyTorch" if measurement["name"] == BASELINE else str(measurement["name"])
 
 
 def peer_rows(benchmark: Mapping[str, Any] | None) -> list[dict[str, Any]]:
@@ -39,7 +54,20 @@ def latency_of(benchmark: Mapping[str, Any] | None, name: str) -> dict[str, Any]
 
 def timing_notices(benchmark: Mapping[str, Any] | None) -> list[str]:
     """What a reader of the timings has to know, each in a sentence."""
-    return [*_absence_notices(benchmark), *_rotation_notices(benchmark), *_device_notices(benchmark)]
+    return [
+        *_reference_notices(benchmark),
+        *_absence_notices(benchmark),
+        *_rotation_notices(benchmark),
+        *_device_notices(benchmark),
+    ]
+
+
+def _reference_notices(benchmark: Mapping[str, Any] | None) -> list[str]:
+    """A sentence where speed-ups are over one of the engines."""
+    reference = (benchmark or {}).get("reference")
+    if reference is None:
+        return []
+    return [f"Speed-ups are over {reference['name']}: PyTorch was not timed here, {reference['reason']}."]
 
 
 def _absence_notices(benchmark: Mapping[str, Any] | None) -> list[str]:
@@ -64,4 +92,4 @@ def _device_notices(benchmark: Mapping[str, Any] | None) -> list[str]:
     if not apart:
         return []
     names = ", ".join(f"{m['name']} ran on {m['device']}" for m in apart)
-    return [f"Speed-ups are to PyTorch on {first['device']}; {names}."]
+    return [f"Speed-ups are to {shown_name(first)} on {first['device']}; {names}."]
