@@ -34,7 +34,7 @@ def measure_throughput(
     inputs: Path,
     *,
     callers: Sequence[int],
-    seconds: float = 0.15,
+    seconds: float,
     advance: Callable[[int, int, str], None] = lambda done, total, note: None,
 ) -> dict[str, dict[str, Any]]:
     """By contender JSON values: ``batches`` and ``callers``, rows of ``images_per_second`` with ``low`` and ``high``.

@@ -38,6 +38,7 @@ BaselineMaker: TypeAlias = Callable[[Path, Logits, bool], Contender]
 engine runs on a GPU."""
 
 _IMAGES = 64
+_BLOCKS_OF_A_TURN = 3  # of throughput: a batch of 32 takes longer than a call
 
 
 @dataclass(frozen=True, slots=True)
@@ -197,10 +198,11 @@ def _add_costs(
     by_name = {contender.name: contender for contender in timed.contenders}
     wanted = [(by_name[m["name"]], m["config"]) for m in values["measurements"] if m["name"] != BASELINE]
     callers = caller_counts(len(os.sched_getaffinity(0)))
+    seconds = _BLOCKS_OF_A_TURN * values["plan"]["block_seconds"]
     with progress.stage("throughput"):
         try:
             values["throughput"] = measure_throughput(
-                wanted, inputs, callers=callers, advance=progress.advance
+                wanted, inputs, callers=callers, seconds=seconds, advance=progress.advance
             )
         except EngineError as error:  # finished timings are not lost for it
             values["limits_problems"].append(f"Throughput was not measured: {error}")
