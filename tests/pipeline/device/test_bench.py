@@ -21,6 +21,8 @@ from edgekiln.pipeline.device import bench, derived_bundle, timing
 from edgekiln.pipeline.device.bench import BenchRequest, bench_on_device
 from edgekiln.pipeline.device.pictures import find_pictures
 from edgekiln.pipeline.proof.device_baseline import find_baseline
+from edgekiln.pipeline.recipe import load_recipe
+from edgekiln.pipeline.run import run_recipe
 from edgekiln.pipeline.workspace.progress import SilentProgress
 from edgekiln.runtime import load
 from edgekiln.runtime.bundles.bundle import open_bundle
@@ -302,6 +304,27 @@ def test_pytorch_is_timed_from_the_runs_own_checkpoint_and_no_other(tiny_run, pi
     with open_worker(tmp_path / "inputs.npz", contender) as worker:
         worker.open(contender.configs[0])
         worker.check_all()
+
+
+def test_a_bundle_that_holds_its_checkpoint_brings_pytorch_along(tiny_run, pictures, tmp_path):
+    path, runs, plain = tiny_run
+    shutil.copytree(runs, tmp_path / "runs")
+    recipe = load_recipe(path, ["ship.baseline=true"])
+    progress = Stopping()
+    result = run_recipe(recipe, tmp_path / "runs", progress)
+    assert [name for name, record in result.stages.items() if not record.cached] == ["bundle"]
+    bundle = open_bundle(result.bundle)
+    [said] = [text for text in progress.said if "checkpoint" in text]
+    assert f"{bundle.files['checkpoint.safetensors'].size / 1e6:.1f} MB" in said
+    assert "checkpoint.safetensors" not in open_bundle(plain.bundle).files
+    assert "ship" not in open_bundle(plain.bundle).manifest["provenance"]["recipe"]
+    report = run(result.bundle, tmp_path / "here", pictures, timed=False)
+    derived = open_bundle(tmp_path / "here")
+    assert derived.read("checkpoint.safetensors") == bundle.read("checkpoint.safetensors")
+    assert report["baseline"]["file"] == derived.manifest["baseline"]["file"] == "checkpoint.safetensors"
+    known = find_pictures(derived, pictures, SilentProgress(), tmp_path)
+    contender = find_baseline(derived)(tmp_path, known.reference.logits[:4], False)
+    assert Path(contender.arguments["checkpoint"]).read_bytes() == bundle.read("checkpoint.safetensors")
 
 
 @pytest.mark.parametrize(

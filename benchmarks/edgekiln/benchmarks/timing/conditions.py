@@ -91,7 +91,8 @@ def _describe_throttled(rounds: Sequence[Mapping[str, Any]]) -> list[str]:
     if not turns:
         return []
     causes = ", ".join(sorted({cause for one in turns for cause in one}))
-    return [f"{len(turns)} turns were timed while the machine throttled ({causes}) and are left out"]
+    count = "1 turn was" if len(turns) == 1 else f"{len(turns)} turns were"
+    return [f"{count} timed while the machine throttled ({causes}) and left out"]
 
 
 def _describe_clocks(rounds: Sequence[Mapping[str, Any]]) -> list[str]:

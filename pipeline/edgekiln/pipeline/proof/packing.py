@@ -16,6 +16,7 @@ from edgekiln.pipeline.proof.packed_files import packed_files, packed_graphs
 from edgekiln.pipeline.proof.report_document import build_report
 from edgekiln.pipeline.shipping.privacy import machine_folders, strip_folders
 from edgekiln.pipeline.shipping.sbom import write_sbom
+from edgekiln.pipeline.training.checkpoint import CHECKPOINT_NAME
 from edgekiln.pipeline.variants.engines import is_judged
 from edgekiln.pipeline.workspace.stage_files import (
     BASELINE,
@@ -47,6 +48,11 @@ def pack_bundle(context: StageContext) -> None:
             shutil.copyfile(source, folder / name)
         for name, source in packed_graphs(context, variant).items():
             shutil.copyfile(source, folder / name)
+    if recipe.ship.baseline:
+        checkpoint = context.inputs["finetune"] / CHECKPOINT_NAME
+        shutil.copyfile(checkpoint, folder / CHECKPOINT_NAME)
+        size = checkpoint.stat().st_size
+        context.progress.message(f"  the bundle holds the PyTorch checkpoint: {size / 1e6:.1f} MB")
     _save_logits(context, folder / LOGITS_FILE)
     text = json.dumps(report, sort_keys=True, ensure_ascii=False)
     (folder / REPORT_NAME).write_text(text, "utf-8")

@@ -20,4 +20,8 @@ def public_recipe(recipe: Recipe, *, as_given: bool = False) -> dict[str, Any]:
         values["teacher"]["checkpoint"] = recipe.teacher.checkpoint.name
     if recipe.backbone.weights.endswith((".pth", ".safetensors")):
         values["backbone"]["weights"] = Path(recipe.backbone.weights).name
+    if not recipe.ship.baseline:
+        values.pop(
+            "ship", None
+        )  # a bundle that has nothing more is the one that it was before there was the key
     return values

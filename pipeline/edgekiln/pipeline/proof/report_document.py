@@ -110,6 +110,7 @@ def _describe_baseline(
     return {
         "name": BASELINE,
         "precision": "fp32",
+        **({"file": CHECKPOINT_NAME} if context.recipe.ship.baseline else {}),
         "size": checkpoint.stat().st_size,
         "sha256": hash_file(checkpoint)[0],
         "onnx_sha256": hash_file(context.inputs["export"] / MODEL_NAME)[0],

@@ -3,14 +3,14 @@
 The door: other wings import from here. Knows no stage and nothing of how a key is used.
 
 Where a section stands: ``data`` and ``backbone`` in ``data.py``; ``finetune``, ``source_task`` and ``teacher`` in
-``training.py``; ``variants`` with ``build`` and ``qat``, and ``export``, in ``variants.py``; ``gate``, ``benchmark``
-and ``report`` in ``judging.py``.
+``training.py``; ``variants`` with ``build`` and ``qat``, and ``export``, in ``variants.py``; ``gate``, ``benchmark``,
+``report`` and ``ship`` in ``judging.py``.
 
 May import: ``runtime``, ``runtime/backends``, ``runtime/bundles``.
 """
 
 from edgekiln.pipeline.recipe.data import BackboneSettings, DataSettings
-from edgekiln.pipeline.recipe.judging import BenchmarkSettings, GateSettings, ReportSettings
+from edgekiln.pipeline.recipe.judging import BenchmarkSettings, GateSettings, ReportSettings, ShipSettings
 from edgekiln.pipeline.recipe.recipe import Recipe, load_recipe, read_values
 from edgekiln.pipeline.recipe.training import (
     Augmentation,
@@ -39,6 +39,7 @@ __all__ = [
     "QatSettings",
     "Recipe",
     "ReportSettings",
+    "ShipSettings",
     "SourceTaskSettings",
     "TeacherSettings",
     "VariantSettings",

@@ -1,4 +1,4 @@
-"""The recipe's proof: what is good enough, how latency is measured, what the report shows."""
+"""The recipe's proof: what is good enough, how latency is measured, what the report shows and what ships with it."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pydantic import Field, field_validator, model_validator
 
 from edgekiln.pipeline.recipe.section import Section
 
-__all__ = ["BenchmarkSettings", "GateSettings", "ReportSettings"]
+__all__ = ["BenchmarkSettings", "GateSettings", "ReportSettings", "ShipSettings"]
 
 
 class GateSettings(Section):
@@ -78,4 +78,14 @@ class ReportSettings(Section):
     images: bool = Field(
         True,
         description="false leaves every picture and every picture's file name out of the report and the bundle",
+    )
+
+
+class ShipSettings(Section):
+    """What the bundle holds besides its engines and their proof."""
+
+    baseline: bool = Field(
+        False,
+        description="true puts the PyTorch checkpoint into the bundle, so that `edgekiln bench BUNDLE` can time it on "
+        "a device with PyTorch; it is as large as the FP32 graph, and the run says how large",
     )

@@ -23,7 +23,7 @@ from pydantic import (
 )
 
 from edgekiln.pipeline.recipe.data import BackboneSettings, DataSettings
-from edgekiln.pipeline.recipe.judging import BenchmarkSettings, GateSettings, ReportSettings
+from edgekiln.pipeline.recipe.judging import BenchmarkSettings, GateSettings, ReportSettings, ShipSettings
 from edgekiln.pipeline.recipe.section import Name, Section
 from edgekiln.pipeline.recipe.training import (
     FinetuneSettings,
@@ -61,6 +61,7 @@ class Recipe(Section):
     gate: GateSettings = GateSettings()
     benchmark: BenchmarkSettings = BenchmarkSettings()
     report: ReportSettings = ReportSettings()
+    ship: ShipSettings = ShipSettings()
     _folder: Path | None = PrivateAttr(None)  # no wish, and no part of any key
 
     @property
