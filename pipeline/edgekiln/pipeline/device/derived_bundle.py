@@ -102,7 +102,7 @@ def write_derived(
         "baseline": baseline,
         # What libraries said on this machine names its folders.
         "variants": [
-            *strip_folders(rows, places),
+            *_strip_rows(rows, places),
             *(_carry(entry, parent.manifest.get("machine")) for entry in carried),
         ],
         "machine": describe_machine() if report is None else report["machine"],
@@ -118,6 +118,12 @@ def _row_of_manifest(row: Mapping[str, Any]) -> dict[str, Any]:
     if row["verdict"] in _JUDGED:
         kept["figures"] = {**row["figures"], VERDICT_KIND: read_kind(row["backend"]).verdict.to_dict()}
     return kept
+
+
+def _strip_rows(rows: Sequence[Mapping[str, Any]], folders: Sequence[str]) -> list[dict[str, Any]]:
+    """Rows without this machine's folders. Canaries hold base64, in which a short folder's name may stand by chance."""
+    stripped = strip_folders([{**row, "canaries": None} for row in rows], folders)
+    return [{**new, "canaries": row.get("canaries")} for new, row in zip(stripped, rows, strict=True)]
 
 
 def _write_report(
