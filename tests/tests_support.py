@@ -1,6 +1,8 @@
 """What several test files share: where the project is, a recipe that trains in seconds, and pictures for it."""
 
 import os
+import signal
+import sys
 import time
 from pathlib import Path
 
@@ -8,6 +10,7 @@ import numpy as np
 from PIL import Image
 
 from edgekiln.runtime.backends import open_session
+from edgekiln.runtime.errors import BuildError, PrecisionError
 
 ROOT = Path(__file__).parents[1]
 HEED_INTERRUPTS = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)\n"
@@ -111,6 +114,40 @@ def open_constant(classes: int):
             pass
 
     return Constant()
+
+
+def refuse_audit(*arguments, **options):
+    """An audit that finds too little; of a module, so that a child process finds it too."""
+    raise PrecisionError("Only 10% run in INT8. In floating point: conv1")
+
+
+def die(number):
+    """End this process as a library's crash does."""
+    os.kill(os.getpid(), number)
+    time.sleep(60)
+
+
+def leave(code, words):
+    """End this process as a library does that gives up."""
+    print(words, file=sys.stderr, flush=True)
+    os._exit(code)
+
+
+def say(words):
+    """Print on the descriptor itself, as a library in C does."""
+    os.write(1, words.encode())
+
+
+def raise_build_error():
+    raise BuildError("it would not", hint="Try less.", node="n", log=(("ERROR", "x"),))
+
+
+def crash_in_audit(*arguments, **options):
+    die(signal.SIGSEGV)
+
+
+def be_killed_in_audit(*arguments, **options):
+    die(signal.SIGKILL)
 
 
 def open_mortal(path: str, folder: str, lives: int, threads: int):

@@ -7,7 +7,7 @@ import time
 import numpy as np
 import pytest
 from PIL import Image
-from tests_support import write_pictures
+from tests_support import be_killed_in_audit, crash_in_audit, refuse_audit, write_pictures
 
 from edgekiln.benchmarks.judging.required import check_gate
 from edgekiln.benchmarks.judging.stored_answers import digest_split
@@ -119,12 +119,8 @@ def test_variant_that_cannot_run_here_is_reported_and_not_passed(tiny_run, tmp_p
 
 def test_audit_failure_fails_the_variant_and_keeps_the_rest(tiny_run, tmp_path, monkeypatch):
     from edgekiln.export.audits import onnxruntime as audit_onnxruntime
-    from edgekiln.runtime.errors import PrecisionError
 
-    def refuse(*arguments, **options):
-        raise PrecisionError("Only 10% run in INT8. In floating point: conv1")
-
-    monkeypatch.setattr(audit_onnxruntime, "audit_int8", refuse)
+    monkeypatch.setattr(audit_onnxruntime, "audit_int8", refuse_audit)
     result = again(tiny_run, tmp_path, force=["variant.int8"])
     verdicts = {v["name"]: (v["verdict"], v["reason"]) for v in result.report["variants"]}
     assert verdicts["fp32"][0] == "pass"
@@ -133,6 +129,33 @@ def test_audit_failure_fails_the_variant_and_keeps_the_rest(tiny_run, tmp_path, 
         check_gate(result.report)
     with load(result.bundle) as classifier:
         assert classifier.variant.name == "fp32"
+
+
+def test_crash_of_the_library_is_the_variants_and_not_the_runs(tiny_run, tmp_path, monkeypatch):
+    from edgekiln.export.audits import onnxruntime as audit_onnxruntime
+
+    monkeypatch.setattr(audit_onnxruntime, "audit_int8", crash_in_audit)
+    result = again(tiny_run, tmp_path, force=["variant.int8"])
+    fp32, int8 = result.report["variants"]
+    assert fp32["verdict"] == "pass"
+    assert int8["verdict"] == "not-run"
+    assert int8["reason"].startswith("could not be built here: the library crashed (signal 11)")
+    assert int8["simulated"]["images"] == 30  # the graph is sound: the library is not
+    assert not open_bundle(result.bundle).variant("int8").deployable
+    with pytest.raises(GateError, match="int8: not-run"):
+        check_gate(result.report)
+
+
+def test_kill_of_the_library_is_tried_again(tiny_run, tmp_path, monkeypatch):
+    from edgekiln.export.audits import onnxruntime as audit_onnxruntime
+
+    with monkeypatch.context() as patch:
+        patch.setattr(audit_onnxruntime, "audit_int8", be_killed_in_audit)
+        result = again(tiny_run, tmp_path, force=["variant.int8"], until="evaluate")
+    reason = json.loads((result.stages["evaluate.int8"].folder / "not-run.json").read_text())["reason"]
+    assert reason.startswith("could not be built here: the library was killed (signal 9)")
+    recovered = run_recipe(load_recipe(tiny_run[0]), tmp_path / "runs", SilentProgress())
+    assert recovered.report["variants"][1]["verdict"] == "pass"
 
 
 def test_graph_that_cannot_be_quantized_fails_its_variant_and_keeps_the_rest(tiny_run, tmp_path, monkeypatch):

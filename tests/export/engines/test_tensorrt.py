@@ -2,6 +2,7 @@ import hashlib
 import importlib.util
 import json
 import os
+import sys
 import time
 
 import numpy as np
@@ -396,9 +397,7 @@ def test_cancelled_worker_is_an_interrupt(use_worker, cache, models):
 
 def test_worker_finds_the_modules_of_the_current_folder(use_worker, cache, models, monkeypatch, tmp_path):
     use_worker("raise SystemExit('found')")
-    monkeypatch.setattr(
-        "sys.path", ["", *(path for path in worker_process.sys.path if path != str(tmp_path))]
-    )
+    monkeypatch.setattr("sys.path", ["", *(path for path in sys.path if path != str(tmp_path))])
     monkeypatch.chdir(tmp_path)
     with pytest.raises(EnvironmentProblem, match="exit code 1: found"):
         build(cache, models)

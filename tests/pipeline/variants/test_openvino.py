@@ -5,6 +5,7 @@ import importlib.util
 import json
 import shutil
 import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -151,6 +152,9 @@ def test_too_small_a_share_fails_the_variant(tiny_run, tmp_path):
 
 def test_where_it_is_not_installed_it_is_not_tried_and_says_how(tiny_run, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "openvino", None)
+    # Engines are run in child processes, which find a package of that name first that cannot be imported.
+    (tmp_path / "openvino.py").write_text("raise ModuleNotFoundError(name='openvino')\n")
+    monkeypatch.syspath_prepend(tmp_path)
     result = run_beside(tiny_run, tmp_path, "variants.fp32-openvino.required=true")
     found = rows(result)
     for name in ("fp32-openvino", "int8-openvino"):
@@ -161,6 +165,17 @@ def test_where_it_is_not_installed_it_is_not_tried_and_says_how(tiny_run, tmp_pa
     assert {found[name]["verdict"] for name in ("fp32", "int8")} == {"pass"}
     with pytest.raises(GateError, match=r"fp32-openvino"):
         check_gate(result.report)
+
+
+def test_library_that_crashes_when_it_loads_a_graph_ends_no_run(tiny_run, tmp_path, monkeypatch):
+    (tmp_path / "openvino.py").write_text("import os, signal\nos.kill(os.getpid(), signal.SIGSEGV)\n")
+    monkeypatch.setitem(sys.modules, "openvino", SimpleNamespace())  # here it is only imported, not used
+    monkeypatch.syspath_prepend(tmp_path)
+    found = rows(run_beside(tiny_run, tmp_path))
+    for name in ("fp32-openvino", "int8-openvino"):
+        assert found[name]["verdict"] == "not-run"
+        assert found[name]["reason"].startswith("could not be built here: the library crashed (signal 11)")
+    assert {found[name]["verdict"] for name in ("fp32", "int8")} == {"pass"}
 
 
 @pytest.mark.parametrize(

@@ -2,5 +2,6 @@
 
 Knows no graph surgery and no recipe.
 
-May import: ``runtime``, ``runtime/cuda``, ``runtime/onnx_files``, ``runtime/backends``, ``runtime/bundles``.
+May import: ``runtime``, ``runtime/cuda``, ``runtime/onnx_files``, ``runtime/backends``, ``runtime/bundles``,
+``export``.
 """

@@ -10,6 +10,7 @@ import signal
 from collections.abc import Mapping
 from typing import Any
 
+from edgekiln.export.child import last_line, signal_name
 from edgekiln.export.engines.options import BuildOptions
 from edgekiln.runtime.backends.cuda_words import OLD_DRIVER
 from edgekiln.runtime.cuda.driver import DeviceProperties
@@ -23,7 +24,7 @@ from edgekiln.runtime.errors import (
     ResourceError,
 )
 
-__all__ = ["describe_end", "explain_death", "explain_failure"]
+__all__ = ["explain_death", "explain_failure"]
 
 _OPTION_FAILURES = {
     "hardware-compatibility": "This TensorRT has no hardware compatibility of that level.",
@@ -61,29 +62,14 @@ _NOT_STARTED: dict[str, type[EdgekilnError]] = {
 _NODE = re.compile(r"(?:node |ForeignNode\[|operation )['\"\[]?([\w./:+-]+)")
 
 
-def describe_end(code: int, complaints: str) -> str:
-    """How a child ended, and its last words: "was ended by SIGSEGV: ...". What comes after the name of the child.
+def explain_death(code: int, complaints: str) -> Exception:
+    """The error for a child that ended without a result.
 
     Args:
         code: its exit code, negative for a signal.
         complaints: the end of what it wrote to stderr.
     """
-    last = _last_line(complaints)
-    how = f"was ended by {_signal_name(-code)}" if code < 0 else f"ended with exit code {code}"
-    return f"{how}: {last}" if last else how
-
-
-def _signal_name(number: int) -> str:
-    return signal.Signals(number).name if number in signal.valid_signals() else f"signal {number}"
-
-
-def _last_line(complaints: str) -> str:
-    return complaints.strip().splitlines()[-1] if complaints.strip() else ""
-
-
-def explain_death(code: int, complaints: str) -> Exception:
-    """The error for a child that ended without a result; arguments as for ``describe_end``."""
-    last = _last_line(complaints)
+    last = last_line(complaints)
     if code == -signal.SIGKILL:
         return ResourceError(
             "The process that builds the engine was killed, which is what the system does when memory runs out.",
@@ -91,7 +77,7 @@ def explain_death(code: int, complaints: str) -> Exception:
         )
     if code < 0:
         return BuildError(
-            f"The engine library crashed while building ({_signal_name(-code)}). {last}".rstrip(),
+            f"The engine library crashed while building ({signal_name(-code)}). {last}".rstrip(),
             hint="Build again with --debug; a newer driver or library usually mends it.",
         )
     return EnvironmentProblem(

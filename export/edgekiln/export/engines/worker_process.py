@@ -7,16 +7,15 @@ lines of JSON for the progress. Knows no cache.
 from __future__ import annotations
 
 import json
-import os
 import subprocess
-import sys
 import tempfile
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from edgekiln.export.engines.failures import describe_end, explain_death, explain_failure
+from edgekiln.export.child import describe_end, start_python, stop_process
+from edgekiln.export.engines.failures import explain_death, explain_failure
 from edgekiln.export.engines.options import BuildOptions
 from edgekiln.runtime.backends.engine_header import Flavour
 from edgekiln.runtime.cuda.driver import DeviceProperties
@@ -118,16 +117,8 @@ def _read_result(folder: Path) -> dict[str, Any] | None:
 
 def _watch(module: str, folder: Path, advance: Advance) -> tuple[int, str]:
     """Run the child to its end; returns its exit code and the end of what it wrote to stderr."""
-    paths = [str(Path(path).absolute()) for path in sys.path]  # the child works elsewhere; "" means here
     with (folder / "stderr").open("wb") as stderr:
-        child = subprocess.Popen(
-            [sys.executable, "-m", module, str(folder)],
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=stderr,
-            env=os.environ | {"PYTHONPATH": os.pathsep.join(paths)},
-            cwd=folder,
-        )
+        child = start_python(["-m", module, str(folder)], stdout=subprocess.PIPE, stderr=stderr, cwd=folder)
     assert child.stdout is not None
     with child.stdout:
         try:
@@ -135,7 +126,7 @@ def _watch(module: str, folder: Path, advance: Advance) -> tuple[int, str]:
                 _pass_on(line, advance)
             code = child.wait()
         except BaseException:  # Ctrl-C above all: the child must not go on building for nobody
-            _stop(child)
+            stop_process(child, _STOP_SECONDS)  # its progress monitor then tells the builder to stop
             raise
     return code, (folder / "stderr").read_text("utf-8", errors="replace")[-4000:]
 
@@ -147,14 +138,3 @@ def _pass_on(line: bytes, advance: Advance) -> None:
     except (ValueError, KeyError, TypeError):
         return  # a library that prints
     advance(done, total, phase)
-
-
-def _stop(child: subprocess.Popen[bytes]) -> None:
-    child.terminate()  # its progress monitor then tells the builder to stop
-    try:
-        child.wait(_STOP_SECONDS)
-    except subprocess.TimeoutExpired:
-        pass
-    finally:  # also where a second Ctrl-C ends the waiting
-        child.kill()
-        child.wait()

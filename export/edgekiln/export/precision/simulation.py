@@ -8,6 +8,8 @@ would libel a symmetric INT8 graph by nine points of top-1. And values between F
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
+from typing import Protocol
 
 import numpy as np
 
@@ -16,32 +18,75 @@ from edgekiln.runtime.backends.onnxruntime import import_onnxruntime
 from edgekiln.runtime.errors import EngineError, NonFiniteError
 from edgekiln.runtime.spec import INPUT_NAME, OUTPUT_NAME, Frames, Logits
 
-__all__ = ["check_simulated_parity", "simulate"]
+__all__ = ["Simulation", "check_simulated_parity", "simulate"]
 
 _BATCH = 32
 
 
-def simulate(model: bytes, frames: Frames) -> Logits:
+class Runs(Protocol):
+    """A graph that was opened: uint8 (N, H, W, 3) to float32 (N, C)."""
+
+    def run(self, frames: Frames) -> Logits:
+        """The logits of a batch."""
+
+    def close(self) -> None:
+        """Free it."""
+
+
+class Simulation:
+    """A graph with FP16 or explicit Q/DQ in it, computed as written.
+
+    Raises:
+        EngineError: onnxruntime refuses it.
+    """
+
+    def __init__(self, model: bytes) -> None:
+        ort = import_onnxruntime("cpu")
+        options = ort.SessionOptions()
+        options.log_severity_level = 3
+        options.add_session_config_entry("session.disable_quant_qdq", "1")
+        options.add_session_config_entry("session.model_external_initializers_file_folder_path", os.devnull)
+        try:
+            self._session = ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+        except Exception as error:  # the library's errors share no base class
+            raise _refusal(error) from error
+
+    def run(self, frames: Frames) -> Logits:
+        """float32 (N, C) for uint8 (N, H, W, 3). Raises EngineError where onnxruntime fails."""
+        try:
+            logits: Logits = self._session.run([OUTPUT_NAME], {INPUT_NAME: frames})[0]
+        except Exception as error:
+            raise _refusal(error) from error
+        return logits
+
+    def close(self) -> None:
+        """Free it."""
+        self._session = None
+
+
+def _refusal(error: Exception) -> EngineError:
+    return EngineError(f"onnxruntime cannot run the converted graph: {error}")
+
+
+def simulate(model: bytes, frames: Frames, open_graph: Callable[[bytes], Runs] = Simulation) -> Logits:
     """float32 (N, C) logits of a graph with FP16 or explicit Q/DQ in it, for uint8 (N, H, W, 3).
+
+    Args:
+        model: the ONNX file's bytes.
+        frames: may be memory-mapped.
+        open_graph: ``Simulation``, or what opens one in another process.
 
     Raises:
         EngineError: onnxruntime refuses the graph.
         NonFiniteError: NaN or infinity came out.
     """
-    ort = import_onnxruntime("cpu")
-    options = ort.SessionOptions()
-    options.log_severity_level = 3
-    options.add_session_config_entry("session.disable_quant_qdq", "1")
-    options.add_session_config_entry("session.model_external_initializers_file_folder_path", os.devnull)
+    session = open_graph(model)
     try:
-        session = ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
-        batches = [
-            session.run([OUTPUT_NAME], {INPUT_NAME: np.array(frames[start : start + _BATCH])})[0]
-            for start in range(0, len(frames), _BATCH)
-        ]
-    except Exception as error:  # the library's errors share no base class
-        raise EngineError(f"onnxruntime cannot run the converted graph: {error}") from error
-    logits: Logits = np.concatenate(batches)
+        logits: Logits = np.concatenate(
+            [session.run(np.array(frames[i : i + _BATCH])) for i in range(0, len(frames), _BATCH)]
+        )
+    finally:
+        session.close()
     bad = np.flatnonzero(~np.isfinite(logits).all(axis=1))
     if bad.size:
         raise NonFiniteError(
@@ -52,7 +97,13 @@ def simulate(model: bytes, frames: Frames) -> Logits:
     return logits
 
 
-def check_simulated_parity(source: bytes, converted: bytes, frames: Frames, tolerance: float) -> Parity:
+def check_simulated_parity(
+    source: bytes,
+    converted: bytes,
+    frames: Frames,
+    tolerance: float,
+    open_graph: Callable[[bytes], Runs] = Simulation,
+) -> Parity:
     """Compare an FP16 graph with its FP32 source on real pictures, before anything is built from it.
 
     Args:
@@ -60,10 +111,12 @@ def check_simulated_parity(source: bytes, converted: bytes, frames: Frames, tole
         converted: the FP16 file.
         frames: uint8 (N, H, W, 3).
         tolerance: largest |difference| as a share of the range of the FP32 logits.
+        open_graph: see ``simulate``.
 
     Raises:
         ParityError: they differ more, or disagree about a clear top-1.
         NonFiniteError: NaN or infinity.
     """
     keys = [f"calibration image {i}" for i in range(len(frames))]
-    return check_parity(simulate(source, frames), simulate(converted, frames), keys, tolerance)
+    reference, logits = (simulate(model, frames, open_graph) for model in (source, converted))
+    return check_parity(reference, logits, keys, tolerance)

@@ -6,16 +6,20 @@ An engine that cannot run here has its graph simulated on the CPU: evidence, nev
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from edgekiln.export.child import Child
 from edgekiln.pipeline.data import load_split
 from edgekiln.pipeline.device.building import EngineRequest, build_engines
 from edgekiln.pipeline.device.canary_records import CanaryReference, record_canaries
 from edgekiln.pipeline.recipe import VariantSettings
 from edgekiln.pipeline.variants.fast_frames import record_agreement
+from edgekiln.pipeline.variants.isolated import IsolatedSession
 from edgekiln.pipeline.workspace.stage_files import (
     ABOUT_NAME,
     BUILD_NAME,
@@ -35,7 +39,7 @@ from edgekiln.pipeline.workspace.stage_files import (
     save_logits,
     write_json,
 )
-from edgekiln.runtime.backends import open_session
+from edgekiln.runtime.backends import Backend, open_session
 from edgekiln.runtime.bundles.machine_kind import read_kind
 from edgekiln.runtime.errors import (
     BuildError,
@@ -47,6 +51,7 @@ from edgekiln.runtime.errors import (
     NonFiniteError,
     ResourceError,
 )
+from edgekiln.runtime.session import Session
 from edgekiln.runtime.spec import Frames, Logits, Precision
 
 __all__ = ["build_variant", "built_files", "evaluate_variant", "is_judged"]
@@ -63,11 +68,8 @@ def build_variant(context: StageContext, variant: VariantSettings) -> None:
     made = context.inputs[f"variant.{variant.name}"]
     about = read_json(made / ABOUT_NAME)
     record: dict[str, Any] = {"files": [], "failure": None, "reason": None, "notices": []}
-    if not (made / MODEL_NAME).exists():
-        why = about["unavailable"]
-        record["reason"] = (
-            f"not tried here, because: {why}" if why else f"could not be made: {about['failure']}"
-        )
+    if about["not_built"] or not (made / MODEL_NAME).exists():
+        record["reason"] = _why_not_made(about)
     else:
         try:
             _build_or_fall_back(context, variant, made, record)
@@ -80,6 +82,14 @@ def build_variant(context: StageContext, variant: VariantSettings) -> None:
     if record["reason"] or record["failure"]:
         context.progress.message(f"  {variant.name}: {record['reason'] or record['failure']}")
     write_json(context.folder / BUILD_NAME, record)
+
+
+def _why_not_made(about: Mapping[str, Any]) -> str:
+    """Why the variant stage left nothing to run, for the report."""
+    if about["not_built"]:
+        return str(about["not_built"])
+    why = about["unavailable"]
+    return f"not tried here, because: {why}" if why else f"could not be made: {about['failure']}"
 
 
 def _retry_next_time(context: StageContext, error: EdgekilnError) -> None:
@@ -146,42 +156,49 @@ def built_files(context: StageContext, variant: VariantSettings) -> list[Path]:
 
 def evaluate_variant(context: StageContext, variant: VariantSettings) -> None:
     """Keep the logits of the test split, or ``not-run.json`` and, where it can be had, a simulation."""
-    reason = _why_not_run(context, variant)
-    if reason is None:
-        try:
-            _run_engines(context, variant)
-            return
-        except EnvironmentProblem as problem:
+    with Child(variant.backend) as child:
+        reason = _why_not_run(context, variant) or _try_engines(context, variant, child)
+        if reason is not None:
+            write_json(context.folder / NOT_RUN_NAME, {"reason": reason})
+            _simulate(context, variant, child)
+
+
+def _try_engines(context: StageContext, variant: VariantSettings, child: Child) -> str | None:
+    """Keep the logits, or say why there are none."""
+    try:
+        _run_engines(context, variant, child)
+        return None
+    except EnvironmentProblem as problem:
+        if isinstance(problem, BuildError) and not variant.builds_engine:
+            reason = f"could not be built here: {problem}"
+        else:
             built = "built, not run" if variant.builds_engine else "not tried here"
             reason = f"{built}, because: {problem}"
-            context.progress.message(f"  {variant.name} was not run here: {problem}")
-        except ResourceError as error:
-            reason = f"could not run here: {error}"
-            _retry_next_time(context, error)
-        except (NonFiniteError, EngineError) as error:
-            reason = f"failed while running: {error}"
-            write_json(context.folder / FAILURE_NAME, {"failure": reason})
-            context.progress.message(f"  {variant.name} {reason}")
-    write_json(context.folder / NOT_RUN_NAME, {"reason": reason})
-    _simulate(context, variant)
+        context.progress.message(f"  {variant.name} was not run here: {problem}")
+    except ResourceError as error:
+        reason = f"could not run here: {error}"
+        _retry_next_time(context, error)
+    except (NonFiniteError, EngineError) as error:
+        reason = f"failed while running: {error}"
+        write_json(context.folder / FAILURE_NAME, {"failure": reason})
+        context.progress.message(f"  {variant.name} {reason}")
+    return reason
 
 
 def _why_not_run(context: StageContext, variant: VariantSettings) -> str | None:
     """``None`` where there is something to run."""
-    if built_files(context, variant):
-        return None
     if variant.builds_engine:
         record = read_json(context.inputs[f"engine.{variant.name}"] / BUILD_NAME)
-        return str(record["reason"] or record["failure"])
+        return None if record["files"] else str(record["reason"] or record["failure"])
     about = read_json(context.inputs[f"variant.{variant.name}"] / ABOUT_NAME)
-    why = about["unavailable"]
-    return f"not tried here, because: {why}" if why else f"could not be made: {about['failure']}"
+    made = built_files(context, variant) and not about["not_built"]
+    return None if made else _why_not_made(about)
 
 
-def _run_engines(context: StageContext, variant: VariantSettings) -> None:
+def _run_engines(context: StageContext, variant: VariantSettings, child: Child) -> None:
     test = load_split(context.inputs["data"], "test")
     engines = [path.read_bytes() for path in built_files(context, variant)]
-    session = open_session(variant.backend, engines)
+    session = IsolatedSession(child, open_session, variant.backend, engines)
     try:
         logits = []
         for start in range(0, len(test), _BATCH):
@@ -192,26 +209,33 @@ def _run_engines(context: StageContext, variant: VariantSettings) -> None:
         reference = CanaryReference(
             read_logits(context.inputs["export"], CANARY_LOGITS_NAME), variant.precision
         )
-        canaries = record_canaries(
-            session, lambda threads: open_session(variant.backend, engines, threads=threads), reference
-        )
+        canaries, kind = session.ask(_describe_engine, variant.backend, engines, reference)
         write_json(context.folder / CANARIES_NAME, canaries)
-        write_json(context.folder / KIND_NAME, read_kind(variant.backend).verdict.to_dict())
+        write_json(context.folder / KIND_NAME, kind)
     finally:
         session.close()
     save_logits(context.folder, answers)
 
 
-def _simulate(context: StageContext, variant: VariantSettings) -> None:
-    from edgekiln.export.precision.simulation import simulate
+def _describe_engine(
+    session: Session, backend: Backend, engines: Sequence[bytes], reference: CanaryReference
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Of an engine that was judged: its canaries, and the kind of machine that the verdict holds for."""
+    reopen = partial(open_session, backend, engines)
+    canaries = record_canaries(session, lambda threads: reopen(threads=threads), reference)
+    return canaries, read_kind(backend).verdict.to_dict()
+
+
+def _simulate(context: StageContext, variant: VariantSettings, child: Child) -> None:
+    from edgekiln.export.precision.simulation import Simulation, simulate
 
     graph = context.inputs[f"variant.{variant.name}"] / MODEL_NAME
     if not graph.exists() or variant.precision is Precision.FP32:
         return
     frames: Frames = np.array(load_split(context.inputs["data"], "test").frames)
     try:
-        logits: Logits = simulate(graph.read_bytes(), frames)
-    except (EngineError, NonFiniteError) as error:
+        logits: Logits = simulate(graph.read_bytes(), frames, partial(IsolatedSession, child, Simulation))
+    except (EngineError, NonFiniteError, BuildError, ResourceError) as error:
         context.progress.message(f"  {variant.name} could not be simulated on the CPU: {error}")
         return
     except EdgekilnError:

@@ -21,9 +21,12 @@ from edgekiln.benchmarks.environment import tool_versions
 from edgekiln.benchmarks.judging.gate import tango_interval
 from edgekiln.pipeline.data import PreparedSplit, hold_in_memory, load_split
 from edgekiln.pipeline.recipe import VariantSettings
+from edgekiln.pipeline.variants.isolated import IsolatedSession
 from edgekiln.pipeline.workspace.stage_files import MODEL_NAME, StageContext
 from edgekiln.pipeline.workspace.store import earlier_files
-from edgekiln.runtime.backends import Backend, open_session
+from edgekiln.runtime.backends import open_session
+from edgekiln.runtime.errors import BuildError, EngineError
+from edgekiln.runtime.session import Session
 from edgekiln.runtime.spec import Frames, Logits
 
 if TYPE_CHECKING:
@@ -79,9 +82,17 @@ def make_rule(max_drop: float, confidence: float, images: int) -> tuple[Callable
     return accepts, "interval" if by_interval else "estimate"
 
 
-def answer(model: bytes, frames: Frames, backend: Backend = "onnxruntime-cpu") -> Logits:
-    """float32 (N, C) logits of a graph as one of the CPU backends runs it; frames may be memory-mapped."""
-    session = open_session(backend, model)
+def _open_here(model: bytes) -> Session:
+    return open_session("onnxruntime-cpu", model)
+
+
+def answer(
+    model: bytes,
+    frames: Frames,
+    open_graph: Callable[[bytes], Session | IsolatedSession] = _open_here,
+) -> Logits:
+    """float32 (N, C) logits of a graph as what ``open_graph`` opens runs it; frames may be memory-mapped."""
+    session = open_graph(model)
     try:
         return np.concatenate(
             [session.run(np.array(frames[i : i + _BATCH])) for i in range(0, len(frames), _BATCH)]
@@ -150,12 +161,20 @@ def _pose_problem(
         blocks=group_products(graph.graph, quantized_products(onnx.load_from_string(loop.plain).graph), macs),
         macs=macs,
         make=lambda keep_float: loop.make(keep_float) if keep_float else loop.plain,
-        evaluate=lambda model: loop.evaluate(model, val.frames),
+        evaluate=lambda model: _evaluate(loop, model, val.frames),
         baseline=answer(source, val.frames),
         labels=val.labels,
         accepts=accepts,
         seconds=seconds,
     )
+
+
+def _evaluate(loop: Loop, model: bytes, frames: Frames) -> Logits:
+    """Its answers; a graph that crashes the library is a bad candidate, and others are tried."""
+    try:
+        return loop.evaluate(model, frames)
+    except BuildError as error:
+        raise EngineError(error.message, hint=error.hint) from error
 
 
 def _tell(context: StageContext, variant: VariantSettings, loop: Loop, about: dict[str, Any]) -> None:

@@ -1,4 +1,8 @@
-"""Makes the graph of each variant: the exported file itself, or a conversion of it, with what was found about it."""
+"""Makes the graph of each variant: the exported file itself, or a conversion of it, with what was found about it.
+
+What is made is run for the first time in a child process, one for the whole stage: a library that crashes on it fails
+this variant, not the run.
+"""
 
 from __future__ import annotations
 
@@ -9,17 +13,28 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from edgekiln.export.child import Child
 from edgekiln.pipeline.recipe import VariantSettings
 from edgekiln.pipeline.variants.calibrating import examine_calibration_set
+from edgekiln.pipeline.variants.isolated import IsolatedSession
 from edgekiln.pipeline.variants.searching import Loop, answer, hold_budget
 from edgekiln.pipeline.workspace.stage_files import (
     ABOUT_NAME,
     FALLBACK_NAME,
     MODEL_NAME,
+    RETRY_NAME,
     StageContext,
     write_json,
 )
-from edgekiln.runtime.errors import DataError, EngineError, GateError, MissingExtraError
+from edgekiln.runtime.backends import open_session
+from edgekiln.runtime.errors import (
+    BuildError,
+    DataError,
+    EngineError,
+    GateError,
+    MissingExtraError,
+    ResourceError,
+)
 from edgekiln.runtime.spec import Frames, Logits, Precision
 
 __all__ = ["make_variant"]
@@ -31,15 +46,18 @@ _CANDIDATE_NAME = "candidate.part"  # the store takes such files away
 def make_variant(context: StageContext, variant: VariantSettings) -> None:
     """Write ``model.onnx`` and ``about.json``. A failure is this variant's, not the run's."""
     source, target = context.inputs["export"] / MODEL_NAME, context.folder / MODEL_NAME
-    about: dict[str, Any] = {"failure": None, "unavailable": None}
+    about: dict[str, Any] = {"failure": None, "unavailable": None, "not_built": None}
     try:
-        _make_graph(context, variant, (source, target), about)
+        with Child(_judge_name(variant)) as child:
+            _make_graph(context, variant, (source, target), about, child)
     except (GateError, DataError, EngineError) as error:
         about["failure"] = str(error)
         context.progress.message(f"  {variant.name}: {error}")
     except MissingExtraError as error:
         about["unavailable"] = str(error)
         context.progress.message(f"  {variant.name} is not tried here: {error}")
+    except (BuildError, ResourceError) as error:
+        _tell_not_built(context, variant, error, about)
     if target.exists():  # also of a graph that failed: its engine is evidence
         if variant.builds_engine:
             about["products"] = _count_macs(target)
@@ -47,29 +65,51 @@ def make_variant(context: StageContext, variant: VariantSettings) -> None:
     write_json(context.folder / ABOUT_NAME, about)
 
 
+def _tell_not_built(
+    context: StageContext, variant: VariantSettings, error: BuildError | ResourceError, about: dict[str, Any]
+) -> None:
+    """A crash of the library that would run the graph, or of the one that simulates it; and what may pass."""
+    if variant.builds_engine and isinstance(error, BuildError):
+        about["failure"] = f"The graph could not be simulated on the CPU: {error}"
+    else:
+        about["not_built"] = f"could not be built here: {error}"
+    if isinstance(error, ResourceError):  # memory and hanging are nothing that the stage's key knows of
+        (context.folder / RETRY_NAME).write_text(str(error), "utf-8")
+    context.progress.message(f"  {variant.name}: {about['failure'] or about['not_built']}")
+
+
 def _make_graph(
-    context: StageContext, variant: VariantSettings, paths: tuple[Path, Path], about: dict[str, Any]
+    context: StageContext,
+    variant: VariantSettings,
+    paths: tuple[Path, Path],
+    about: dict[str, Any],
+    child: Child,
 ) -> None:
     source, target = paths
     match variant.precision, variant.backend:
         case Precision.FP32, _:
             shutil.copyfile(source, target)
         case Precision.FP16, _:
-            _convert_to_fp16(context, variant, source, target, about)
+            _convert_to_fp16(context, variant, source, target, about, child)
         case Precision.INT8, "onnxruntime-cpu" | "openvino":
-            _quantize_for_cpu(context, variant, source, target, about)
+            _quantize_for_cpu(context, variant, source, target, about, child)
         case _:
             make = _quantize_for_tensorrt if variant.qat is None else _export_trained
-            make(context, variant, source, target, about)
+            make(context, variant, source, target, about, child)
             if variant.fallback == "fp16":
-                _convert_to_fp16(context, variant, source, context.folder / FALLBACK_NAME, about)
+                _convert_to_fp16(context, variant, source, context.folder / FALLBACK_NAME, about, child)
 
 
 def _convert_to_fp16(
-    context: StageContext, variant: VariantSettings, source: Path, target: Path, about: dict[str, Any]
+    context: StageContext,
+    variant: VariantSettings,
+    source: Path,
+    target: Path,
+    about: dict[str, Any],
+    child: Child,
 ) -> None:
     from edgekiln.export.precision.fp16 import convert_to_fp16
-    from edgekiln.export.precision.simulation import check_simulated_parity
+    from edgekiln.export.precision.simulation import Simulation, check_simulated_parity
 
     calibration = examine_calibration_set(context, variant, about)
     context.progress.advance(0, 2, "AutoCast to FP16")
@@ -83,6 +123,7 @@ def _convert_to_fp16(
         target.read_bytes(),
         calibration.frames[:_PARITY_IMAGES],
         context.recipe.export.fp16_tolerance,
+        partial(IsolatedSession, child, Simulation),
     )
     about["parity"] = {
         "images": parity.images,
@@ -92,10 +133,15 @@ def _convert_to_fp16(
 
 
 def _quantize_for_tensorrt(
-    context: StageContext, variant: VariantSettings, source: Path, target: Path, about: dict[str, Any]
+    context: StageContext,
+    variant: VariantSettings,
+    source: Path,
+    target: Path,
+    about: dict[str, Any],
+    child: Child,
 ) -> None:
     from edgekiln.export.precision.int8_tensorrt import quantize_for_tensorrt
-    from edgekiln.export.precision.simulation import simulate
+    from edgekiln.export.precision.simulation import Simulation, simulate
 
     calibration = examine_calibration_set(context, variant, about)
     method = variant.calibration
@@ -110,7 +156,8 @@ def _quantize_for_tensorrt(
             return part.read_bytes()
 
         judged_by = "a simulation of the graph on the CPU, not by an engine"
-        loop = Loop(target.read_bytes(), make, simulate, judged_by, report.rest.upper())
+        evaluate = partial(simulate, open_graph=partial(IsolatedSession, child, Simulation))
+        loop = Loop(target.read_bytes(), make, evaluate, judged_by, report.rest.upper())
         kept = hold_budget(context, variant, loop, about)
         if kept:
             report = quantize_for_tensorrt(
@@ -118,14 +165,21 @@ def _quantize_for_tensorrt(
             )
     about["int8"] = report.to_dict()
     context.progress.advance(1, 2, "NaN and infinity on real images")
-    simulate(target.read_bytes(), calibration.frames[:_PARITY_IMAGES])
+    simulate(
+        target.read_bytes(), calibration.frames[:_PARITY_IMAGES], partial(IsolatedSession, child, Simulation)
+    )
 
 
 def _export_trained(
-    context: StageContext, variant: VariantSettings, source: Path, target: Path, about: dict[str, Any]
+    context: StageContext,
+    variant: VariantSettings,
+    source: Path,
+    target: Path,
+    about: dict[str, Any],
+    child: Child,
 ) -> None:
     """The graph of what the stage ``qat.NAME`` trained, under the same lint as any other."""
-    from edgekiln.export.precision.simulation import simulate
+    from edgekiln.export.precision.simulation import Simulation, simulate
     from edgekiln.export.qat.to_onnx import export_fake_quantized
     from edgekiln.pipeline.training.qat import TRAINED_NAME, load_trained
     from edgekiln.pipeline.variants.qat import read_training, tell_training
@@ -148,16 +202,23 @@ def _export_trained(
     about["notices"] = [tell_training(variant.name, about["qat"])]
     context.progress.message(f"  {about['notices'][0]}")
     context.progress.advance(1, 2, "NaN and infinity on real images")
-    simulate(target.read_bytes(), calibration.frames[:_PARITY_IMAGES])
+    simulate(
+        target.read_bytes(), calibration.frames[:_PARITY_IMAGES], partial(IsolatedSession, child, Simulation)
+    )
 
 
 def _quantize_for_cpu(
-    context: StageContext, variant: VariantSettings, source: Path, target: Path, about: dict[str, Any]
+    context: StageContext,
+    variant: VariantSettings,
+    source: Path,
+    target: Path,
+    about: dict[str, Any],
+    child: Child,
 ) -> None:
     from edgekiln.export.precision.int8_cpu import quantize_for_cpu
     from edgekiln.export.precision.onnxruntime_quantizer import measure_ranges
 
-    judge = _cpu_judge(variant)
+    judge = _cpu_judge(variant, child)
     calibration = examine_calibration_set(context, variant, about)
     method = variant.calibration
     about["calibration"]["method"] = method
@@ -190,17 +251,30 @@ class _CpuJudge:
     audit: Callable[..., Any]
 
 
-def _cpu_judge(variant: VariantSettings) -> _CpuJudge:
+def _judge_name(variant: VariantSettings) -> str:
+    """The library that runs the variant's graph at this stage."""
+    return "OpenVINO" if variant.backend == "openvino" else "onnxruntime"
+
+
+def _cpu_judge(variant: VariantSettings, child: Child) -> _CpuJudge:
     """Raises MissingExtraError where the variant's library is not here: nothing is calibrated in vain."""
+    audit: Callable[..., Any]
     if variant.backend == "openvino":
         from edgekiln.export.audits.openvino import audit_openvino
         from edgekiln.runtime.backends.openvino import import_openvino
 
         import_openvino()
-        return _CpuJudge("OpenVINO", partial(answer, backend="openvino"), audit_openvino)
-    from edgekiln.export.audits.onnxruntime import audit_int8
+        audit = audit_openvino
+    else:
+        from edgekiln.export.audits.onnxruntime import audit_int8
 
-    return _CpuJudge("onnxruntime", answer, audit_int8)
+        audit = audit_int8
+    open_graph = partial(IsolatedSession, child, open_session, variant.backend)
+    return _CpuJudge(
+        _judge_name(variant),
+        partial(answer, open_graph=open_graph),
+        lambda *arguments, **options: child.call(audit, *arguments, **options),
+    )
 
 
 def _count_macs(model: Path) -> dict[str, int]:
