@@ -107,6 +107,7 @@ def test_report_is_json(quantized):
         "quantized_products": 3,
         "products": 4,
         "kept_float": [],
+        "float_plan": {"kept": {}, "products": {}, "outliers": [], "outlier_count": 0},
         "raised_scales": 0,
         "lint": [],
     }

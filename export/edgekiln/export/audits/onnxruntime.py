@@ -69,7 +69,7 @@ def audit_int8(
         source: the FP32 ONNX file.
         quantized: the INT8 ONNX file.
         minimum_share: of what was not left in float on purpose; below it the variant fails.
-        keep_float: products that were.
+        keep_float: names of nodes that were: products, and others of which residual Adds count.
 
     Raises:
         PrecisionError: too much stayed in floating point; the nodes are named.
@@ -85,11 +85,13 @@ def audit_int8(
         node.name for node in optimized.node if node.op_type in _PRODUCTS or node.name in left_adds
     )
     wanted = {kind: count for kind, count in expected.items() if count}
-    kept = (*sorted(keep_float), *sorted(float_neighbours(graph, keep_float) & set(adds)))
+    kept_products = {n.name for n in graph.node if n.op_type in _PRODUCTS and n.name in keep_float}
+    kept_adds = (float_neighbours(graph, kept_products) | set(keep_float)) & set(adds)
+    kept = (*sorted(kept_products), *sorted(kept_adds))
     products = sum(count for kind, count in got.items() if kind != "Add")
-    if keep_float and products + len(set(keep_float)) > sum(expected.values()) - expected["Add"]:
+    if kept_products and products + len(kept_products) > sum(expected.values()) - expected["Add"]:
         raise PrecisionError(
-            f"onnxruntime computes {products} products in INT8 although {len(set(keep_float))} of "
+            f"onnxruntime computes {products} products in INT8 although {len(kept_products)} of "
             f"{sum(expected.values()) - expected['Add']} were to stay in float."
         )
     minimum = minimum_share * (1 - len(kept) / max(1, sum(wanted.values())))

@@ -9,7 +9,15 @@ from typing import Any
 
 from edgekiln.runtime.errors import PrecisionError
 
-__all__ = ["PRODUCTS", "Block", "check_kept", "float_neighbours", "group_products", "quantized_products"]
+__all__ = [
+    "PRODUCTS",
+    "Block",
+    "check_kept",
+    "float_neighbours",
+    "group_products",
+    "nearest_products",
+    "quantized_products",
+]
 
 PRODUCTS = frozenset({"Conv", "Gemm", "MatMul"})
 MAX_BLOCKS = 48
@@ -78,13 +86,7 @@ def float_neighbours(graph: Any, keep_float: Collection[str]) -> frozenset[str]:
     """
     if not keep_float:
         return frozenset()
-    made_by = {name: node for node in graph.node for name in node.output}
-    users: dict[str, list[Any]] = {}
-    for node in graph.node:
-        for name in node.input:
-            users.setdefault(name, []).append(node)
-    above = _nearest(graph.node, lambda node: [made_by[n] for n in node.input if n in made_by])
-    below = _nearest(reversed(graph.node), lambda node: [u for n in node.output for u in users.get(n, ())])
+    above, below = nearest_products(graph)
     return frozenset(
         node.name
         for node in graph.node
@@ -92,6 +94,18 @@ def float_neighbours(graph: Any, keep_float: Collection[str]) -> frozenset[str]:
         and (near := above[node.output[0]] | below[node.output[0]])
         and near <= set(keep_float)
     )
+
+
+def nearest_products(graph: Any) -> tuple[dict[str, frozenset[str]], dict[str, frozenset[str]]]:
+    """By a node's first output: names of the products that lie nearest before it, and nearest behind it."""
+    made_by = {name: node for node in graph.node for name in node.output}
+    users: dict[str, list[Any]] = {}
+    for node in graph.node:
+        for name in node.input:
+            users.setdefault(name, []).append(node)
+    above = _nearest(graph.node, lambda node: [made_by[n] for n in node.input if n in made_by])
+    below = _nearest(reversed(graph.node), lambda node: [u for n in node.output for u in users.get(n, ())])
+    return above, below
 
 
 def _nearest(nodes: Iterable[Any], neighbours: Any) -> dict[str, frozenset[str]]:

@@ -24,6 +24,7 @@ from edgekiln.export.precision.onnxruntime_quantizer import (
     refusals_told,
     run_quantizer,
 )
+from edgekiln.export.precision.outliers import FloatPlan, plan_float
 from edgekiln.export.precision.saturation import check_saturation, weight_overrides
 from edgekiln.export.to_onnx import entry_chain, read_contract
 from edgekiln.runtime.backends.onnxruntime import import_onnxruntime
@@ -40,6 +41,7 @@ def quantize_for_cpu(
     *,
     keep_float: Collection[str] = (),
     ranges: ActivationRanges | None = None,
+    plan: FloatPlan | None = None,
 ) -> bool:
     """Quantize an exported FP32 file: explicit Q/DQ, uint8 activations, int8 weights per output channel.
 
@@ -51,6 +53,7 @@ def quantize_for_cpu(
         keep_float: names of products (Conv, Gemm, MatMul) that keep float weights and compute in float. A tensor
             between two products stays in float where both do.
         ranges: what ``measure_ranges`` gave for the same pictures and method; measured where absent.
+        plan: what ``plan_float`` gave for the same pictures; made where absent.
 
     Returns:
         Whether pixels feed the first layer directly. They do not where the normalization is the backbone's own,
@@ -66,12 +69,15 @@ def quantize_for_cpu(
     overrides = weight_overrides(model.graph)
     if pixel_is_input:
         overrides[entry[-1].output[0]] = pixel_override()
+    plan = plan_float(model, calibration) if plan is None else plan
+    kept = {*keep_float, *plan.products}
     with refusals_told("quantizer", hint="Leave the INT8 variant out, or take another backbone."):
         overrides = copy.deepcopy(ranges or measure_activations(model, calibration, method)) | overrides
-        excluded = [*(node.name for node in entry), *keep_float, *float_neighbours(model.graph, keep_float)]
-        quantized = run_quantizer(model, calibration, overrides, excluded)
-    check_kept(quantized.graph, model.graph, keep_float)
-    pixels_feed_directly = adapt_graph(quantized.graph, model.graph, keep_float, pixel_is_input)
+        excluded = [*(node.name for node in entry), *plan.reasons, *keep_float]
+        excluded += float_neighbours(model.graph, kept)
+        quantized = run_quantizer(model, calibration, overrides, excluded, float_outputs=bool(plan.reasons))
+    check_kept(quantized.graph, model.graph, kept)
+    pixels_feed_directly = adapt_graph(quantized.graph, model.graph, kept, pixel_is_input)
     finish_graph(quantized, model)
     check_saturation(quantized)
     target.write_bytes(quantized.SerializeToString(deterministic=True))

@@ -25,6 +25,7 @@ from edgekiln.export.precision.modelopt import (
     quiet_modelopt,
     restored_onnxruntime,
 )
+from edgekiln.export.precision.outliers import EVERYTHING_QUANTIZED, FloatPlan, plan_float
 from edgekiln.export.precision.qdq_lint import SMALLEST_FP16_SCALE, Finding, lint_qdq
 from edgekiln.export.precision.ranges import FP16_MAX, ActivationPeak, measure_peaks, refuse_non_finite
 from edgekiln.runtime.errors import PrecisionError
@@ -50,6 +51,7 @@ class Int8Report:
         raised_scales: weight channels so small that their scale was no normal FP16 number; it was raised.
         findings: of the lint; none of them is an error.
         kept_float: products that were left in ``rest`` on purpose.
+        plan: what stayed in ``rest`` by what it is or what its values are.
     """
 
     rest: Literal["fp16", "fp32"]
@@ -57,6 +59,7 @@ class Int8Report:
     raised_scales: int
     findings: tuple[Finding, ...]
     kept_float: tuple[str, ...] = ()
+    plan: FloatPlan = EVERYTHING_QUANTIZED
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values."""
@@ -65,6 +68,7 @@ class Int8Report:
             "quantized_products": self.quantized[0],
             "products": self.quantized[1],
             "kept_float": list(self.kept_float),
+            "float_plan": self.plan.to_dict(),
             "raised_scales": self.raised_scales,
             "lint": [asdict(finding) for finding in self.findings],
         }
@@ -78,6 +82,7 @@ def quantize_for_tensorrt(
     *,
     keep_float: Collection[str] = (),
     rest: Literal["fp16", "fp32"] | None = None,
+    plan: FloatPlan | None = None,
 ) -> Int8Report:
     """Quantize an exported FP32 file with explicit Q/DQ.
 
@@ -88,6 +93,7 @@ def quantize_for_tensorrt(
         method: how activation ranges are taken from them.
         keep_float: names of products (Conv, Gemm, MatMul) that get no Q/DQ and compute in ``rest``.
         rest: precision of what is not quantized; taken from the activations' magnitudes where absent.
+        plan: what ``plan_float`` gave for the same pictures; made where absent.
 
     Raises:
         PrecisionError: ModelOpt cannot take the graph, nothing was quantized, the lint found an error, or
@@ -101,15 +107,17 @@ def quantize_for_tensorrt(
     refuse_non_finite(peaks[0])
     if rest is None:
         rest = choose_rest(peaks)
+    plan = plan_float(model, calibration) if plan is None else plan
+    excluded = dict.fromkeys([*keep_float, *plan.reasons])
     settings = {
         **_describe_calibration(_widest_first(calibration.frames, peaks), method),
         "op_types_to_exclude": list(_UNQUANTIZED & {node.op_type for node in model.graph.node}),
-        "nodes_to_exclude": [rf"{re.escape(name)}\Z" for name in keep_float] or None,  # it takes regexes
+        "nodes_to_exclude": [rf"{re.escape(name)}\Z" for name in excluded] or None,  # it takes regexes
         "high_precision_dtype": rest,
     }
     quantized = _run_modelopt(quantization, original, settings)
-    check_kept(quantized.graph, onnx.load_from_string(original).graph, keep_float)
-    return finish_quantized(quantized, model, target, rest, tuple(sorted(keep_float)))
+    check_kept(quantized.graph, onnx.load_from_string(original).graph, {*keep_float, *plan.products})
+    return finish_quantized(quantized, model, target, rest, tuple(sorted(keep_float)), plan)
 
 
 def _describe_calibration(frames: Frames, method: TensorRTCalibration) -> dict[str, Any]:
@@ -154,6 +162,7 @@ def finish_quantized(
     target: Path,
     rest: Literal["fp16", "fp32"],
     kept_float: tuple[str, ...] = (),
+    plan: FloatPlan = EVERYTHING_QUANTIZED,
 ) -> Int8Report:
     """Lint a graph with explicit Q/DQ and write it as edgekiln keeps its files, however it was quantized.
 
@@ -163,14 +172,16 @@ def finish_quantized(
         target: file to write.
         rest: precision of what is not quantized.
         kept_float: products that were left in it on purpose.
+        plan: what else was.
 
     Raises:
         PrecisionError: nothing was quantized, the lint found an error, or the interface is another.
     """
     raised = _raise_tiny_scales(quantized.graph)
-    report = Int8Report(
-        rest, _count_quantized(quantized.graph), raised, lint_qdq(quantized.graph), kept_float
+    findings = lint_qdq(
+        quantized.graph, kept_float=plan.reasons, outliers=plan.residual_ratios(original.graph)
     )
+    report = Int8Report(rest, _count_quantized(quantized.graph), raised, findings, kept_float, plan)
     _check(report)
     target.write_bytes(finish_model(quantized, original))
     return report

@@ -75,9 +75,18 @@ def measure_activations(
 
 
 def run_quantizer(
-    model: Any, calibration: CalibrationSet, overrides: ActivationRanges, excluded: list[str]
+    model: Any,
+    calibration: CalibrationSet,
+    overrides: ActivationRanges,
+    excluded: list[str],
+    *,
+    float_outputs: bool = False,
 ) -> Any:
-    """onnxruntime's own quantizer, with our ranges and weight scales; the nodes ``excluded`` stay in float."""
+    """onnxruntime's own quantizer, with our ranges and weight scales; the nodes ``excluded`` stay in float.
+
+    With ``float_outputs`` linear layers answer in float unless who reads it is quantized; their INT8 kernels can.
+    """
+    linear = {"OpTypesToExcludeOutputQuantization": ["MatMul", "Gemm"]} if float_outputs else {}
     quantization = import_extra("onnxruntime.quantization", "onnx")
     with tempfile.TemporaryDirectory(prefix="edgekiln-") as folder, _quiet_quantizer():
         inferred, raw = Path(folder) / "inferred.onnx", Path(folder) / "raw.onnx"
@@ -91,7 +100,7 @@ def run_quantizer(
             weight_type=quantization.QuantType.QInt8,
             per_channel=True,
             nodes_to_exclude=excluded,
-            extra_options={"TensorQuantOverrides": overrides},
+            extra_options={"TensorQuantOverrides": overrides} | linear,
         )
         return onnx.load(raw)
 

@@ -17,7 +17,14 @@ from edgekiln.runtime.backends.onnxruntime import import_onnxruntime
 from edgekiln.runtime.errors import PrecisionError
 from edgekiln.runtime.spec import INPUT_NAME, Frames
 
-__all__ = ["FP16_MAX", "ActivationPeak", "measure_peaks", "refuse_non_finite", "vanishing_weights"]
+__all__ = [
+    "FP16_MAX",
+    "ActivationPeak",
+    "float_tensors",
+    "measure_peaks",
+    "refuse_non_finite",
+    "vanishing_weights",
+]
 
 FP16_MAX = 65504.0
 FP16_TINY = 2.0**-24
@@ -45,7 +52,7 @@ def measure_peaks(source: bytes, frames: Frames) -> tuple[ActivationPeak, ...]:
     """
     ort = import_onnxruntime("cpu")
     model = onnx.shape_inference.infer_shapes(onnx.load_from_string(source))
-    makers = _float_tensors(model.graph)
+    makers = float_tensors(model.graph)
     options = ort.SessionOptions()
     options.log_severity_level = 3
     session = ort.InferenceSession(
@@ -86,7 +93,7 @@ def _peak(per_row: NDArray[np.float32], images: int) -> tuple[float, int]:
     return float(cleaned.max()), int(cleaned.argmax()) * images // len(cleaned)
 
 
-def _float_tensors(graph: onnx.GraphProto) -> dict[str, str]:
+def float_tensors(graph: onnx.GraphProto) -> dict[str, str]:
     """Float activations with a leading batch axis, and the node that makes each."""
     known = {
         value.name: value.type.tensor_type

@@ -183,7 +183,7 @@ def _tell(context: StageContext, variant: VariantSettings, loop: Loop, about: di
     match search["verdict"]:
         case "found":
             sentence = _tell_found(variant, loop, search)
-            about["notices"] = [sentence]
+            about.setdefault("notices", []).append(sentence)
             context.progress.message(f"  {sentence}")
         case "impossible" | "stopped":
             about["failure"] = _tell_failure(variant, search)

@@ -11,7 +11,7 @@ from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from edgekiln.export.child import Child
 from edgekiln.pipeline.recipe import VariantSettings
@@ -36,6 +36,10 @@ from edgekiln.runtime.errors import (
     ResourceError,
 )
 from edgekiln.runtime.spec import Frames, Logits, Precision
+
+if TYPE_CHECKING:
+    from edgekiln.export.calibration import CalibrationSet
+    from edgekiln.export.precision.outliers import FloatPlan
 
 __all__ = ["make_variant"]
 
@@ -147,12 +151,15 @@ def _quantize_for_tensorrt(
     method = variant.calibration
     about["calibration"]["method"] = method
     context.progress.advance(0, 2, f"calibrating on {len(calibration.frames)} images")
-    report = quantize_for_tensorrt(source, target, calibration, method)
+    plan = _plan_float(context, variant, source, calibration, about)
+    report = quantize_for_tensorrt(source, target, calibration, method, plan=plan)
     if variant.searches:
 
         def make(keep_float: Collection[str]) -> bytes:
             part = context.folder / _CANDIDATE_NAME
-            quantize_for_tensorrt(source, part, calibration, method, keep_float=keep_float, rest=report.rest)
+            quantize_for_tensorrt(
+                source, part, calibration, method, keep_float=keep_float, rest=report.rest, plan=plan
+            )
             return part.read_bytes()
 
         judged_by = "a simulation of the graph on the CPU, not by an engine"
@@ -161,9 +168,11 @@ def _quantize_for_tensorrt(
         kept = hold_budget(context, variant, loop, about)
         if kept:
             report = quantize_for_tensorrt(
-                source, target, calibration, method, keep_float=kept, rest=report.rest
+                source, target, calibration, method, keep_float=kept, rest=report.rest, plan=plan
             )
     about["int8"] = report.to_dict()
+    if plan.products:
+        about["kept_share"] = _share_of(source, {*report.kept_float, *plan.products})
     context.progress.advance(1, 2, "NaN and infinity on real images")
     simulate(
         target.read_bytes(), calibration.frames[:_PARITY_IMAGES], partial(IsolatedSession, child, Simulation)
@@ -224,22 +233,56 @@ def _quantize_for_cpu(
     about["calibration"]["method"] = method
     context.progress.advance(0, 1, f"calibrating on {len(calibration.frames)} images")
     ranges = measure_ranges(source, calibration, method)
+    plan = _plan_float(context, variant, source, calibration, about)
     kept: tuple[str, ...] = ()
-    pixels = quantize_for_cpu(source, target, calibration, method, ranges=ranges)
+    pixels = quantize_for_cpu(source, target, calibration, method, ranges=ranges, plan=plan)
     if variant.searches:
 
         def make(keep_float: Collection[str]) -> bytes:
             part = context.folder / _CANDIDATE_NAME
-            quantize_for_cpu(source, part, calibration, method, keep_float=keep_float, ranges=ranges)
+            quantize_for_cpu(
+                source, part, calibration, method, keep_float=keep_float, ranges=ranges, plan=plan
+            )
             return part.read_bytes()
 
         loop = Loop(target.read_bytes(), make, judge.evaluate, f"{judge.name} on this CPU", "FP32")
         kept = hold_budget(context, variant, loop, about)
         if kept:
-            pixels = quantize_for_cpu(source, target, calibration, method, keep_float=kept, ranges=ranges)
+            pixels = quantize_for_cpu(
+                source, target, calibration, method, keep_float=kept, ranges=ranges, plan=plan
+            )
     about["pixels_feed_directly"] = pixels
-    audit = judge.audit(source.read_bytes(), target.read_bytes(), variant.precision_share, keep_float=kept)
+    audit = judge.audit(
+        source.read_bytes(), target.read_bytes(), variant.precision_share, keep_float={*kept, *plan.reasons}
+    )
     about["audit"] = audit.to_dict()
+
+
+def _plan_float(
+    context: StageContext,
+    variant: VariantSettings,
+    source: Path,
+    calibration: CalibrationSet,
+    about: dict[str, Any],
+) -> FloatPlan:
+    """What stays in float whatever the budget; written into ``about`` and told."""
+    import onnx
+
+    from edgekiln.export.precision.outliers import plan_float
+
+    plan = plan_float(onnx.load(source), calibration)
+    about["float_plan"] = plan.to_dict()
+    if plan.reasons:
+        sentence = f"{variant.name}: {plan.tell()}"
+        about.setdefault("notices", []).append(sentence)
+        context.progress.message(f"  {sentence}")
+    return plan
+
+
+def _share_of(source: Path, products: Collection[str]) -> float:
+    """Share of the network's MACs."""
+    macs = _count_macs(source)
+    return sum(macs.get(name, 0) for name in products) / max(1, sum(macs.values()))
 
 
 @dataclass(frozen=True, slots=True)

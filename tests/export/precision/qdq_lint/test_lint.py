@@ -62,16 +62,16 @@ class Net:
         return helper.make_graph(self.nodes, "net", [image], answers, self.constants)
 
 
-def only(graph):
+def only(graph, **evidence):
     """The one finding of a graph."""
-    findings = lint_qdq(graph)
+    findings = lint_qdq(graph, **evidence)
     assert len(findings) == 1, [(f.rule, f.nodes) for f in findings]
     return findings[0]
 
 
-def found(graph):
+def found(graph, **evidence):
     """Rule, nodes and severity of the one finding, which must also say something."""
-    finding = only(graph)
+    finding = only(graph, **evidence)
     assert finding.message.endswith(".")
     assert "  " not in finding.message
     assert "None" not in finding.message
@@ -183,6 +183,7 @@ BREAKS = {
     "qdq-inside-conv-chain": lambda: conv_then(lambda net, x: net.add("Relu", "act", net.pair("inside", x))),
     "both-add-inputs-quantized": lambda: (net := Net()).graph(residual(net, conv_pair=True)),
     "unquantized-skip": lambda: (net := Net()).graph(residual(net, skip_pair=False)),
+    "outlier-residual": lambda: (net := Net()).graph(residual(net)),
     "concat-scales-differ": lambda: (net := Net()).graph(joined(net, 0.1, 0.2)),
     "concat-mixed": lambda: (net := Net()).graph(joined(net, 0.1, None)),
     "quantized-entry": lambda: (net := Net()).graph(residual(net, source=entry(net, on_pixels=True))),
@@ -197,11 +198,13 @@ BREAKS = {
     "dangling-quantize": lambda: (net := Net()).graph(net.quantize("x", "image")),
 }
 """A row for each rule: a graph that breaks it and nothing else."""
+EVIDENCE = {"outlier-residual": {"outliers": {"sum": 500.0}}}
+"""What a graph alone does not show."""
 
 
 @pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.name)
 def test_a_graph_that_breaks_one_rule_has_its_finding_alone(rule):
-    assert found(BREAKS[rule.name]())[::2] == (rule.name, rule.severity)
+    assert found(BREAKS[rule.name](), **EVIDENCE.get(rule.name, {}))[::2] == (rule.name, rule.severity)
 
 
 @pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.name)
@@ -285,6 +288,21 @@ def test_both_inputs_of_a_sum_quantized():
     net = Net()
     expected = ("both-add-inputs-quantized", ("sum", "branch_dq", "skip_dq"), "warning")
     assert found(net.graph(residual(net, conv_pair=True))) == expected
+
+
+def test_a_sum_with_outliers_is_told_where_it_is_quantized():
+    net = Net()
+    graph = net.graph(residual(net))
+    evidence = {"outliers": {"sum": 500.0, "elsewhere": 90.0}}
+    assert found(graph, **evidence) == ("outlier-residual", ("sum", "skip_dq"), "warning")
+    assert "500 times" in only(graph, **evidence).message
+
+
+def test_a_sum_that_is_in_float_on_purpose_wants_no_pair():
+    net = Net()
+    graph = net.graph(residual(net, skip_pair=False))
+    assert lint_qdq(graph, kept_float={"sum"}, outliers={"sum": 500.0}) == ()
+    assert found(graph, kept_float={"another"}) == ("unquantized-skip", ("sum",), "error")
 
 
 def test_a_sum_without_a_quantized_convolution_is_not_judged():

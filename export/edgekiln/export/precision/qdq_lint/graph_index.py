@@ -5,6 +5,7 @@ The graph may be odd: any name may be missing, any input may lead nowhere or in 
 
 from __future__ import annotations
 
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from numpy.typing import NDArray
@@ -32,9 +33,14 @@ class GraphIndex:
         constants: TensorProtos by name; None for constants of a kind that is not read.
         inputs: the graph's inputs by name, without constants.
         outputs: names of the graph's outputs.
+        kept_float: names of the nodes that are in float on purpose.
+        outliers: names of the residual Adds that join a tensor with outliers, and how far those reach.
     """
 
-    def __init__(self, graph: Any) -> None:
+    def __init__(
+        self, graph: Any, kept_float: Collection[str] = (), outliers: Mapping[str, float] | None = None
+    ) -> None:
+        self.kept_float, self.outliers = frozenset(kept_float), dict(outliers or {})
         self.nodes = list(graph.node)
         self.constants = find_constants(graph)
         self.inputs = {value.name: value for value in graph.input if value.name not in self.constants}

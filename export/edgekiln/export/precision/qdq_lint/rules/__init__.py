@@ -9,7 +9,11 @@ from edgekiln.export.precision.qdq_lint.rules.concats import ConcatMixed, Concat
 from edgekiln.export.precision.qdq_lint.rules.conv_chains import QdqInsideConvChain
 from edgekiln.export.precision.qdq_lint.rules.pairing import DanglingQuantize
 from edgekiln.export.precision.qdq_lint.rules.products import UnquantizedProduct
-from edgekiln.export.precision.qdq_lint.rules.residual_adds import BothAddInputsQuantized, UnquantizedSkip
+from edgekiln.export.precision.qdq_lint.rules.residual_adds import (
+    BothAddInputsQuantized,
+    OutlierResidual,
+    UnquantizedSkip,
+)
 from edgekiln.export.precision.qdq_lint.rules.scale_types import ScaleType
 from edgekiln.export.precision.qdq_lint.rules.scales import NonpositiveScale, PerChannelActivation
 from edgekiln.export.precision.qdq_lint.rules.weights import PerTensorWeight, WeightAxis
@@ -21,6 +25,7 @@ RULES: tuple[Rule, ...] = (
     QdqInsideConvChain(),
     BothAddInputsQuantized(),
     UnquantizedSkip(),
+    OutlierResidual(),
     ConcatScalesDiffer(),
     ConcatMixed(),
     QuantizedEntry(),

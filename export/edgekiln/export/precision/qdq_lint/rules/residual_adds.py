@@ -9,7 +9,7 @@ from edgekiln.export.precision.qdq_lint.nodes import Node, label, only_qdq, outp
 from edgekiln.export.precision.qdq_lint.operators import NORMALIZATION, PLAIN, QDQ
 from edgekiln.export.precision.qdq_lint.rule import Fault, Rule
 
-__all__ = ["BothAddInputsQuantized", "UnquantizedSkip"]
+__all__ = ["BothAddInputsQuantized", "OutlierResidual", "UnquantizedSkip"]
 
 
 class BothAddInputsQuantized(Rule):
@@ -47,6 +47,8 @@ class UnquantizedSkip(Rule):
 
     def find(self, graph: GraphIndex) -> Iterator[Fault]:
         for add in _fusible_adds(graph):
+            if label(add) in graph.kept_float:
+                continue
             names = list(add.input)
             pairs = [graph.dequantizer(name) for name in names]
             fusible = [_ends_in_quantized_conv(graph, name) for name in names]
@@ -59,6 +61,27 @@ class UnquantizedSkip(Rule):
                 f"The identity branch {skip} of {label(add)} has no Q/DQ, so the sum does not fuse into the "
                 "INT8 convolution; quantize that branch, and leave the convolution's own branch in float.",
             )
+
+
+class OutlierResidual(Rule):
+    """Looks for pairs at sums of which calibration showed that they join a tensor with outliers."""
+
+    name = "outlier-residual"
+    severity = "warning"
+    meaning = "a residual Add with outliers is quantized"
+    reason = "Its step is made for the largest value, and all usual ones round to a few steps or to zero."
+    remedy = "keep that Add in float"
+    example = "Add(Conv(DQ(Q(x))), DQ(Q(x))), x with a value of 1,000 among values of 1"
+
+    def find(self, graph: GraphIndex) -> Iterator[Fault]:
+        for add in graph.nodes:
+            pairs = [pair for name in add.input if (pair := graph.dequantizer(name)) is not None]
+            if add.op_type == "Add" and label(add) in graph.outliers and pairs:
+                yield (
+                    [add, *pairs],
+                    f"{label(add)} is quantized, and its largest value is {graph.outliers[label(add)]:.0f} times as "
+                    "large as nine in ten of the others: they share a few steps; keep that Add in float.",
+                )
 
 
 def _fusible_adds(graph: GraphIndex) -> Iterator[Node]:
