@@ -155,7 +155,7 @@ def test_report_is_json_of_bounded_length(tmp_path, chain, calibration):
     values = json.loads(json.dumps(report.to_dict()))
     assert (values["kept_fp32_count"], len(values["kept_fp32"]), values["near_overflow_count"]) == (2, 2, 1)
     assert values["peak"]["value"] == report.peak.value
-    many = fp16.Fp16Report(report.peak, (report.peak,) * 30, ("n",) * 30, {})
+    many = fp16.Fp16Report(report.peak, (report.peak,) * 30, (report.peak,) * 30, ("n",) * 30, {})
     assert (many.to_dict()["kept_fp32_count"], len(many.to_dict()["kept_fp32"])) == (30, 20)
 
 

@@ -109,6 +109,7 @@ def test_report_is_json(quantized):
         "kept_float": [],
         "float_plan": {"kept": {}, "products": {}, "outliers": [], "outlier_count": 0},
         "raised_scales": 0,
+        "raised_activations": [],
         "lint": [],
     }
 

@@ -25,6 +25,7 @@ from edgekiln.export.precision.ranges import (
     refuse_non_finite,
     vanishing_weights,
 )
+from edgekiln.export.precision.sums import measure_sums
 from edgekiln.runtime.errors import PrecisionError
 from edgekiln.runtime.spec import INPUT_NAME, Frames
 
@@ -43,12 +44,14 @@ class Fp16Report:
     Attributes:
         peak: the largest activation on the calibration pictures.
         near_overflow: tensors within a factor of four of FP16's largest number.
-        kept_fp32: nodes left in float32, since they make or read something too large.
+        large_sums: nodes with a sum inside that may exceed FP16's largest number although the result does not.
+        kept_fp32: nodes left in float32, since they make, read or sum up something too large.
         vanishing: share of each weight tensor that FP16 turns into zero.
     """
 
     peak: ActivationPeak
     near_overflow: tuple[ActivationPeak, ...]
+    large_sums: tuple[ActivationPeak, ...]
     kept_fp32: tuple[str, ...]
     vanishing: dict[str, float]
 
@@ -58,6 +61,8 @@ class Fp16Report:
             "peak": {"tensor": self.peak.tensor, "node": self.peak.node, "value": self.peak.value},
             "near_overflow": [{"node": p.node, "value": p.value} for p in self.near_overflow[:20]],
             "near_overflow_count": len(self.near_overflow),
+            "large_sums": [{"node": p.node, "value": p.value} for p in self.large_sums[:20]],
+            "large_sum_count": len(self.large_sums),
             "kept_fp32": list(self.kept_fp32[:20]),
             "kept_fp32_count": len(self.kept_fp32),
             "vanishing_weights": dict(sorted(self.vanishing.items())[:20]),
@@ -80,14 +85,17 @@ def convert_to_fp16(source: Path, target: Path, calibration: CalibrationSet) -> 
     original = source.read_bytes()
     peaks = measure_peaks(original, calibration.frames)
     refuse_non_finite(peaks[0])
+    extremes = calibration.frames[_extreme_images(peaks)]
+    sums = measure_sums(original, extremes, peaks)
     large = _nodes_at(
         onnx.load_from_string(original).graph, {p.tensor for p in peaks if p.value > MAX_MAGNITUDE}
     )
-    converted = _run_autocast(autocast, source, large, calibration.frames[_extreme_images(peaks)])
+    converted = _run_autocast(autocast, source, [*large, *(peak.node for peak in sums)], extremes)
     target.write_bytes(finish_model(converted, onnx.load_from_string(original)))
     return Fp16Report(
         peak=peaks[0],
         near_overflow=tuple(peak for peak in peaks if peak.value > _NEAR_OVERFLOW),
+        large_sums=sums,
         kept_fp32=_nodes_in_fp32(converted),
         vanishing=vanishing_weights(original),
     )

@@ -8,17 +8,16 @@ from __future__ import annotations
 
 import re
 import tempfile
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import onnx
-from onnx import numpy_helper
 
 from edgekiln.export.calibration import CalibrationSet
-from edgekiln.export.precision.blocks import check_kept
+from edgekiln.export.precision.blocks import PRODUCTS, check_kept
 from edgekiln.export.precision.modelopt import (
     finish_model,
     import_modelopt,
@@ -26,8 +25,10 @@ from edgekiln.export.precision.modelopt import (
     restored_onnxruntime,
 )
 from edgekiln.export.precision.outliers import EVERYTHING_QUANTIZED, FloatPlan, plan_float
-from edgekiln.export.precision.qdq_lint import SMALLEST_FP16_SCALE, Finding, lint_qdq
+from edgekiln.export.precision.qdq_lint import Finding, lint_qdq
+from edgekiln.export.precision.qdq_repair import quantize_skips, raise_small_scales, unify_concat_scales
 from edgekiln.export.precision.ranges import FP16_MAX, ActivationPeak, measure_peaks, refuse_non_finite
+from edgekiln.export.precision.sums import measure_sums
 from edgekiln.runtime.errors import PrecisionError
 from edgekiln.runtime.spec import INPUT_NAME, Frames
 
@@ -37,7 +38,6 @@ TensorRTCalibration = Literal["max", "entropy"]
 
 _UNQUANTIZED = frozenset({"HardSwish"})
 """ModelOpt would put a pair between a convolution and this activation, where TensorRT then cannot fuse the two."""
-_PAIR = frozenset({"QuantizeLinear", "DequantizeLinear"})
 _HEADROOM = 2.0  # other pictures than the calibration's reach further
 
 
@@ -51,6 +51,8 @@ class Int8Report:
         raised_scales: weight channels so small that their scale was no normal FP16 number; it was raised.
         findings: of the lint; none of them is an error.
         kept_float: products that were left in ``rest`` on purpose.
+        raised_activations: tensors that are zero or next to it on all calibration pictures; their scale was raised to
+            the smallest that FP16 holds.
         plan: what stayed in ``rest`` by what it is or what its values are.
     """
 
@@ -60,6 +62,7 @@ class Int8Report:
     findings: tuple[Finding, ...]
     kept_float: tuple[str, ...] = ()
     plan: FloatPlan = EVERYTHING_QUANTIZED
+    raised_activations: tuple[str, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values."""
@@ -70,6 +73,7 @@ class Int8Report:
             "kept_float": list(self.kept_float),
             "float_plan": self.plan.to_dict(),
             "raised_scales": self.raised_scales,
+            "raised_activations": list(self.raised_activations),
             "lint": [asdict(finding) for finding in self.findings],
         }
 
@@ -105,10 +109,12 @@ def quantize_for_tensorrt(
     model = onnx.load_from_string(original)
     peaks = measure_peaks(original, calibration.frames)
     refuse_non_finite(peaks[0])
-    if rest is None:
-        rest = choose_rest(peaks)
     plan = plan_float(model, calibration) if plan is None else plan
     excluded = dict.fromkeys([*keep_float, *plan.reasons])
+    if rest is None:
+        rest = choose_rest(
+            peaks, _float_sums(model, measure_sums(original, calibration.frames[:8], peaks), excluded)
+        )
     settings = {
         **_describe_calibration(_widest_first(calibration.frames, peaks), method),
         "op_types_to_exclude": list(_UNQUANTIZED & {node.op_type for node in model.graph.node}),
@@ -117,7 +123,15 @@ def quantize_for_tensorrt(
     }
     quantized = _run_modelopt(quantization, original, settings)
     check_kept(quantized.graph, onnx.load_from_string(original).graph, {*keep_float, *plan.products})
-    return finish_quantized(quantized, model, target, rest, tuple(sorted(keep_float)), plan)
+    return finish_quantized(
+        quantized,
+        model,
+        target,
+        rest,
+        kept_float=tuple(sorted(keep_float)),
+        plan=plan,
+        peaks={peak.tensor: peak.value for peak in peaks},
+    )
 
 
 def _describe_calibration(frames: Frames, method: TensorRTCalibration) -> dict[str, Any]:
@@ -151,9 +165,21 @@ def _run_modelopt(quantization: Any, original: bytes, settings: dict[str, Any]) 
             ) from error
 
 
-def choose_rest(peaks: tuple[ActivationPeak, ...]) -> Literal["fp16", "fp32"]:
-    """FP16 for what is not quantized, unless activations might not fit it; ``peaks`` are the largest first."""
-    return "fp16" if peaks[0].value * _HEADROOM < FP16_MAX else "fp32"
+def choose_rest(
+    peaks: tuple[ActivationPeak, ...], sums: Collection[ActivationPeak] = ()
+) -> Literal["fp16", "fp32"]:
+    """FP16 for what is not quantized, unless activations might not fit it, or sums inside nodes do not.
+
+    Args:
+        peaks: of all activations, the largest first.
+        sums: that do not fit, of nodes that are not quantized; INT8 products sum up in int32.
+    """
+    return "fp16" if peaks[0].value * _HEADROOM < FP16_MAX and not sums else "fp32"
+
+
+def _float_sums(model: Any, sums: Collection[ActivationPeak], kept: Collection[str]) -> list[ActivationPeak]:
+    products = {node.name for node in model.graph.node if node.op_type in PRODUCTS}
+    return [found for found in sums if found.node not in products or found.node in kept]
 
 
 def finish_quantized(
@@ -161,8 +187,10 @@ def finish_quantized(
     original: Any,
     target: Path,
     rest: Literal["fp16", "fp32"],
+    *,
     kept_float: tuple[str, ...] = (),
     plan: FloatPlan = EVERYTHING_QUANTIZED,
+    peaks: Mapping[str, float] | None = None,
 ) -> Int8Report:
     """Lint a graph with explicit Q/DQ and write it as edgekiln keeps its files, however it was quantized.
 
@@ -173,15 +201,20 @@ def finish_quantized(
         rest: precision of what is not quantized.
         kept_float: products that were left in it on purpose.
         plan: what else was.
+        peaks: largest |value| of each tensor of ``original``, for identity branches that lack a pair.
 
     Raises:
         PrecisionError: nothing was quantized, the lint found an error, or the interface is another.
     """
-    raised = _raise_tiny_scales(quantized.graph)
+    quantize_skips(quantized.graph, peaks or {}, np.float16 if rest == "fp16" else np.float32, plan.reasons)
+    unify_concat_scales(quantized.graph)
+    channels, activations = raise_small_scales(quantized.graph)
     findings = lint_qdq(
-        quantized.graph, kept_float=plan.reasons, outliers=plan.residual_ratios(original.graph)
+        quantized.graph, kept_float=plan.reasons, outliers=plan.residual_ratios(quantized.graph)
     )
-    report = Int8Report(rest, _count_quantized(quantized.graph), raised, findings, kept_float, plan)
+    report = Int8Report(
+        rest, _count_quantized(quantized.graph), channels, findings, kept_float, plan, activations
+    )
     _check(report)
     target.write_bytes(finish_model(quantized, original))
     return report
@@ -196,27 +229,6 @@ def _widest_first(frames: Frames, peaks: tuple[ActivationPeak, ...]) -> Frames:
     first = int(images[counts.argmax()])
     ordered: Frames = frames[[first, *(i for i in range(len(frames)) if i != first)]]
     return ordered
-
-
-def _raise_tiny_scales(graph: Any) -> int:
-    """Dead channels get scales of 2**-24 or 0, of which FP16 has no digit left.
-
-    No weight in such a channel exceeds 127 * 2**-20 = 0.0001; raising the scale moves it by half of 2**-20 at most.
-    Returns the number of channels.
-    """
-    smallest = np.float16(SMALLEST_FP16_SCALE)
-    tensors = {tensor.name: tensor for tensor in graph.initializer}
-    # Q and DQ of one weight have a scale tensor each: both are raised, and the channel is counted once.
-    users = {node.input[1]: node.op_type for node in graph.node if node.op_type in _PAIR}
-    raised = 0
-    for name in users.keys() & tensors.keys():
-        values = numpy_helper.to_array(tensors[name])
-        tiny = (values >= 0) & (values < smallest)
-        if values.dtype == np.float16 and values.ndim and tiny.any():
-            raised += int(tiny.sum()) if users[name] == "DequantizeLinear" else 0
-            changed = np.where(tiny, smallest, values)
-            tensors[name].CopyFrom(numpy_helper.from_array(changed, name))
-    return raised
 
 
 def _count_quantized(graph: Any) -> tuple[int, int]:

@@ -9,7 +9,7 @@ from edgekiln.export.precision.qdq_lint.nodes import Node, label, only_qdq, outp
 from edgekiln.export.precision.qdq_lint.operators import NORMALIZATION, PLAIN, QDQ
 from edgekiln.export.precision.qdq_lint.rule import Fault, Rule
 
-__all__ = ["BothAddInputsQuantized", "OutlierResidual", "UnquantizedSkip"]
+__all__ = ["BothAddInputsQuantized", "OutlierResidual", "UnquantizedSkip", "unquantized_skips"]
 
 
 class BothAddInputsQuantized(Rule):
@@ -46,18 +46,10 @@ class UnquantizedSkip(Rule):
     example = "Add(Conv(DQ(Q(x))), x)"
 
     def find(self, graph: GraphIndex) -> Iterator[Fault]:
-        for add in _fusible_adds(graph):
-            if label(add) in graph.kept_float:
-                continue
-            names = list(add.input)
-            pairs = [graph.dequantizer(name) for name in names]
-            fusible = [_ends_in_quantized_conv(graph, name) for name in names]
-            fuses = any(fusible[i] and pairs[i] is None and pairs[1 - i] is not None for i in (0, 1))
-            if fuses or all(pair is not None for pair in pairs):
-                continue
-            skip = names[fusible.index(True) - 1]  # of two: 0 gives the last, 1 gives the first
+        for add, skip in unquantized_skips(graph):
+            pairs = [pair for name in add.input if (pair := graph.dequantizer(name)) is not None]
             yield (
-                [add, *(pair for pair in pairs if pair is not None)],
+                [add, *pairs],
                 f"The identity branch {skip} of {label(add)} has no Q/DQ, so the sum does not fuse into the "
                 "INT8 convolution; quantize that branch, and leave the convolution's own branch in float.",
             )
@@ -82,6 +74,18 @@ class OutlierResidual(Rule):
                     f"{label(add)} is quantized, and its largest value is {graph.outliers[label(add)]:.0f} times as "
                     "large as nine in ten of the others: they share a few steps; keep that Add in float.",
                 )
+
+
+def unquantized_skips(graph: GraphIndex) -> Iterator[tuple[Node, str]]:
+    """Each Add that a quantized convolution could take in, and its identity branch, which has no pair."""
+    for add in _fusible_adds(graph):
+        if label(add) in graph.kept_float:
+            continue
+        pairs = [graph.dequantizer(name) for name in add.input]
+        fusible = [_ends_in_quantized_conv(graph, name) for name in add.input]
+        fuses = any(fusible[i] and pairs[i] is None and pairs[1 - i] is not None for i in (0, 1))
+        if not fuses and any(pair is None for pair in pairs):
+            yield add, add.input[fusible.index(True) - 1]  # of two: 0 gives the last, 1 gives the first
 
 
 def _fusible_adds(graph: GraphIndex) -> Iterator[Node]:
