@@ -34,10 +34,12 @@ def measured_times(result: BenchmarkResult, backends: Mapping[str, Backend]) -> 
     for measured in result.sides:
         if measured.boundary != "engine" or measured.batch != 1 or measured.name not in backends:
             continue
-        low, middle, high = find_median(measured)
+        low, middle, high = (round(ms, 6) for ms in find_median(measured))
         found[measured.name] = MeasuredTime(
             read_kind(backends[measured.name], _device_number(measured)),
-            *(round(ms, 6) for ms in (middle, low, high)),
+            middle,
+            low,
+            high,
             threads=measured.config.get("threads"),
             validity=result.validity.state,
             when=when,

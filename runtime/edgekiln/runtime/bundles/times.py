@@ -96,7 +96,8 @@ def add_time(entries: Sequence[Mapping[str, Any]], time: MeasuredTime) -> list[d
 
     Only a noisy one does not take the place of a valid one.
     """
-    others, same = [], []
+    others: list[dict[str, Any]] = []
+    same: list[dict[str, Any]] = []
     for entry in entries:
         known = _is_known(entry) and MachineKind.from_dict(entry["kind"]) == time.kind
         (same if known else others).append(dict(entry))
