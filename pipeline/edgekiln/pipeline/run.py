@@ -6,15 +6,16 @@ import difflib
 import json
 import shutil
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from edgekiln.pipeline.recipe import Recipe
 from edgekiln.pipeline.stages.planning import plan_stages, stage_names
-from edgekiln.pipeline.stages.stage import Stage
+from edgekiln.pipeline.stages.stage import Listed, Stage
 from edgekiln.pipeline.training.tensorboard import complete_events, event_folder, require_tensorboard
+from edgekiln.pipeline.workspace.data_memory import check_data, keep_data
 from edgekiln.pipeline.workspace.interrupts import check_interrupt
 from edgekiln.pipeline.workspace.placing import put_in_place, restore
 from edgekiln.pipeline.workspace.progress import Progress
@@ -52,6 +53,7 @@ class PlannedStage:
         seconds: how long it took when it last ran, under any key; ``None`` where it never did.
         folder: where its output is; ``None`` where it has none yet.
         purpose, makes: what it does, and the files that it leaves; see ``stages``.
+        notices: what the look at its pictures told.
     """
 
     name: str
@@ -61,6 +63,7 @@ class PlannedStage:
     folder: Path | None
     purpose: str = ""
     makes: tuple[str, ...] = ()
+    notices: tuple[str, ...] = ()
 
 
 def run_recipe(
@@ -93,6 +96,10 @@ def run_recipe(
         require_tensorboard()
     with store.lock(progress):
         stages = plan_stages(recipe)
+        for listed in _listed(stages):
+            check_data(root, listed.memory)
+            with store.explain_writing("data"):
+                keep_data(root, listed.memory)
         _sweep(store, root / "bundle", stages)
         chosen = [stage for stage in stages if stage.name in names]
         done: dict[str, StageRecord] = {}
@@ -123,10 +130,18 @@ def plan_run(
     forced = _forced_names(recipe, force)
     found: dict[str, StageRecord] = {}
     plan: list[PlannedStage] = []
-    for stage in plan_stages(recipe):
+    stages = plan_stages(recipe)
+    for listed in _listed(stages):
+        check_data(runs / recipe.name, listed.memory)
+    for stage in stages:
         if stage.name in names:
             plan.append(_plan_stage(stage, store, found, forced=stage.name in forced))
     return plan
+
+
+def _listed(stages: Iterable[Stage]) -> Iterator[Listed]:
+    """What was found of the target's pictures; a source task may share its own with other recipes."""
+    return (stage.listed for stage in stages if stage.name == "data" and stage.listed is not None)
 
 
 def run_stages(
@@ -172,7 +187,8 @@ def _plan_stage(
     ) -> PlannedStage:
         seconds = record.seconds if record else store.last_seconds(stage.name)
         folder = record.folder if record else None
-        return PlannedStage(stage.name, action, reason, seconds, folder, stage.purpose, stage.makes)
+        notices = stage.listed.notices if stage.listed else ()
+        return PlannedStage(stage.name, action, reason, seconds, folder, stage.purpose, stage.makes, notices)
 
     ran = store.last_seconds(stage.name) is not None
     fresh = [name for name in stage.inputs if name not in found]
@@ -276,6 +292,8 @@ def _run_stage(
     found = None if forced else _find(store, stage.name, key)
     if found is not None:
         progress.message(f"{label}: done before ({found.seconds:.1f} s then)")
+        for notice in stage.listed.notices if stage.listed else ():
+            progress.message(f"  {notice}")
         return found
     started = time.monotonic()
     progress.message(f"{label} ...")

@@ -15,6 +15,7 @@ from typing import BinaryIO, TypeAlias
 
 from edgekiln.runtime.errors import ImageError, UsageError
 from edgekiln.runtime.pictures.encoded import SUFFIXES, read_at_most
+from edgekiln.runtime.pictures.finding import LeftOut, printable_name, walk_pictures
 from edgekiln.runtime.pictures.limits import MAX_BYTES
 
 __all__ = ["STANDARD_INPUT", "PictureSearch", "name_picture"]
@@ -25,7 +26,6 @@ _SUFFIXES = tuple(sorted(SUFFIXES))
 _ENDINGS = f"Wanted files that end in {', '.join(_SUFFIXES)}, at any depth."
 
 _Found: TypeAlias = "Path | ImageError"
-_Folder: TypeAlias = "tuple[int, int] | None"  # device and inode: the same by whichever link it was reached
 
 
 class PictureSearch:
@@ -38,7 +38,8 @@ class PictureSearch:
         lists: files that hold a path per line; ``-`` is standard input.
 
     Attributes:
-        passed_over: how many files of the folders so far have an ending that no picture has, by ending.
+        passed_over: how many files of the folders so far are no pictures, by ending.
+        left_out: how many files and folders are left out for another reason.
 
     Raises:
         UsageError: standard input asked for twice.
@@ -49,6 +50,8 @@ class PictureSearch:
             raise UsageError("Standard input (-) can be read once only.", hint="Leave one of the two out.")
         self._arguments, self._lists = arguments, lists
         self.passed_over: Counter[str] = Counter()
+        self.left_out: Counter[LeftOut] = Counter()
+        self._examples: dict[LeftOut, str] = {}
 
     def __iter__(self) -> Iterator[tuple[str, Path | bytes | ImageError]]:
         for argument in self._arguments:
@@ -60,12 +63,17 @@ class PictureSearch:
         for name in self._lists:
             yield from _name(_read_list(name))
 
-    def describe_passed_over(self) -> str | None:
-        """A sentence for people; ``None`` where no file was passed over."""
-        if not (count := self.passed_over.total()):
-            return None
-        endings = ", ".join(ending or "none at all" for ending in sorted(self.passed_over))
-        return f"{count} file{'' if count == 1 else 's'} passed over: no picture's ending ({endings}). {_ENDINGS}"
+    def describe_passed_over(self) -> list[str]:
+        """Sentences for people; none where nothing was passed over."""
+        told = [
+            f"Left out: {count} {why.value}; the first is {name_picture(Path(self._examples[why]))}."
+            for why, count in self.left_out.items()
+        ]
+        if count := self.passed_over.total():
+            endings = ", ".join(ending or "none at all" for ending in sorted(self.passed_over))
+            passed = f"{count} file{'' if count == 1 else 's'} passed over: no picture's ending"
+            told.insert(0, f"{passed} ({endings}). {_ENDINGS}")
+        return told
 
     def _expand(self, argument: str) -> Iterator[_Found]:
         path = Path(argument)
@@ -81,45 +89,29 @@ class PictureSearch:
             yield path  # also one that is missing: whoever opens it says so
 
     def _walk(self, folder: Path) -> Iterator[_Found]:
-        """Pictures at any depth by their endings, links followed, hidden files and folders left out."""
+        """Pictures at any depth, by the rule that training follows too; see ``walk_pictures``."""
         refused: list[OSError] = []
-        above: dict[str, frozenset[_Folder]] = {str(folder): frozenset()}  # of the folders still to be read
-        for place, folders, files in os.walk(folder, onerror=refused.append, followlinks=True):
-            here = above.pop(place) | {_identify(place)}
-            folders[:] = sorted(name for name in folders if not name.startswith("."))
-            # A link to a folder above leads round and round, to pictures that have been found.
-            folders[:] = [name for name in folders if _identify(os.path.join(place, name)) not in here]  # noqa: PTH118
-            above.update((os.path.join(place, name), here) for name in folders)  # noqa: PTH118 # as os.walk joins
-            yield from self._pick(place, files)
+        for place, names in walk_pictures(folder, self._tell, refused.append):
+            yield from (Path(place, name) for name in names)
         yield from map(_unreadable_folder, refused)
 
-    def _pick(self, place: str, files: Iterable[str]) -> Iterator[Path]:
-        for name in sorted(files):
-            if name.startswith("."):
-                continue
-            if name.lower().endswith(_SUFFIXES):
-                yield Path(place, name)
-            else:
-                self.passed_over[Path(name).suffix.lower()] += 1
+    def _tell(self, path: str, why: LeftOut) -> None:
+        if why is LeftOut.NO_PICTURE:
+            self.passed_over[Path(path).suffix.lower()] += 1
+        else:
+            self.left_out[why] += 1
+            self._examples.setdefault(why, path)
 
 
 def name_picture(path: Path) -> str:
-    """The path as text that can be printed: bytes that are no UTF-8 become question marks."""
-    return os.fsencode(path).decode("utf-8", "replace")
+    """The path as text that can be printed; see ``printable_name``."""
+    return printable_name(path)
 
 
 def _name(found: Iterable[_Found]) -> Iterator[tuple[str, _Found]]:
     for item in found:
         path = Path(item.path or "") if isinstance(item, ImageError) else item
         yield name_picture(path), item
-
-
-def _identify(folder: str) -> _Folder:
-    try:
-        status = os.stat(folder)  # noqa: PTH116 # as os.walk, which names folders by text
-    except OSError:  # os.walk tells of it
-        return None
-    return status.st_dev, status.st_ino
 
 
 def _unreadable_folder(error: OSError) -> ImageError:

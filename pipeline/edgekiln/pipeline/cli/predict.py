@@ -130,8 +130,8 @@ def _tell_selection(selection: Selection) -> None:
 
 def _tell_rest(pictures: PictureSearch, tally: _Tally) -> None:
     """What has no answer, on stderr."""
-    if passed_over := pictures.describe_passed_over():
-        click.echo(as_printable(passed_over), err=True)
+    for sentence in pictures.describe_passed_over():
+        click.echo(as_printable(sentence), err=True)
     for failure in tally.failures:
         name, text = as_printable(failure.name), as_printable(str(failure.error))
         click.echo(f"unreadable: {text if name in text else f'{name}: {text}'}", err=True)
@@ -194,6 +194,7 @@ def _finish_document(
             if answer.error is not None
         ],
         "passed_over": dict(sorted(pictures.passed_over.items())),
+        "left_out": {why.name.lower().replace("_", "-"): count for why, count in pictures.left_out.items()},
     }
     if problem := tally.problem():
         fail(problem, values, as_json=True)

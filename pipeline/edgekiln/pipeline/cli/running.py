@@ -11,7 +11,14 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from edgekiln.pipeline.cli.options import fail, json_option, print_document, program_name, quiet_option
+from edgekiln.pipeline.cli.options import (
+    as_printable,
+    fail,
+    json_option,
+    print_document,
+    program_name,
+    quiet_option,
+)
 from edgekiln.runtime.errors import GateError
 
 if TYPE_CHECKING:
@@ -106,7 +113,7 @@ def _print_plan(plan: Sequence[PlannedStage], folder: Path, as_json: bool) -> No
             {
                 "name": s.name, "action": s.action, "reason": s.reason, "last_seconds": s.seconds,
                 "folder": None if s.folder is None else str(s.folder),
-                "purpose": s.purpose, "makes": list(s.makes),
+                "purpose": s.purpose, "makes": list(s.makes), "notices": list(s.notices),
             }
             for s in plan
         ]  # fmt: skip
@@ -126,6 +133,8 @@ def _print_plan(plan: Sequence[PlannedStage], folder: Path, as_json: bool) -> No
         click.echo(f"{stage.name:{width}}  {_WORDS[stage.action]:7}  {took:>10}  {stage.reason}")
         if stage.action != "cached":
             click.echo(f"{'':{width}}  {stage.purpose}: {', '.join(stage.makes)}")
+        for notice in stage.notices:
+            click.echo(as_printable(f"{'':{width}}  {notice}"))
     click.echo("")
     if not waiting:
         click.echo(f"Nothing to do: all {len(plan)} stages are done, in {folder}.")

@@ -12,6 +12,7 @@ import click
 from edgekiln.pipeline.cli.options import json_option, print_document
 from edgekiln.runtime.errors import GateError, UsageError
 from edgekiln.runtime.pictures.encoded import SUFFIXES
+from edgekiln.runtime.pictures.finding import list_pictures
 
 if TYPE_CHECKING:
     from edgekiln.benchmarks.endurance.soak_result import Minute, SoakResult
@@ -77,7 +78,7 @@ def soak(
 def _list_pictures(folder: Path) -> list[Path]:
     if not folder.is_dir():
         raise UsageError(f"There is no folder {folder}.", path=folder)
-    found = sorted(path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES)
+    found = list_pictures(folder)
     if not found:
         raise UsageError(f"{folder} holds no pictures ({', '.join(sorted(SUFFIXES))}).", path=folder)
     return found

@@ -4,13 +4,13 @@ The door: other wings, and a recipe's own source, import from here. Knows no net
 
 ``labelled`` says what a labelled picture is and cuts splits; ``listing`` lists a source, with ``folders`` and
 ``sources``; ``prepared`` makes splits ready, as ``arrays`` on disk or as ``picture_frames`` that are decoded when they
-are read; ``loading`` runs ahead in threads.
+are read; ``leaks`` keeps a picture out of two splits; ``loading`` runs ahead in threads.
 
 May import: ``runtime``, ``runtime/pictures``, ``benchmarks``, ``benchmarks/judging``, ``benchmarks/costs``,
 ``pipeline``, ``pipeline/recipe``, ``pipeline/workspace``.
 """
 
-from edgekiln.pipeline.data.folders import PICTURE_SUFFIXES
+from edgekiln.pipeline.data.folders.reading import PICTURE_SUFFIXES
 from edgekiln.pipeline.data.labelled import LabelledImages, Sample, SplitName, split_samples
 from edgekiln.pipeline.data.listing import fingerprint_source, import_callable, read_source
 from edgekiln.pipeline.data.prepared import (
@@ -23,6 +23,7 @@ from edgekiln.pipeline.data.prepared import (
     make_contract,
     prepare_splits,
     read_classes,
+    read_observed,
 )
 
 __all__ = [
@@ -41,6 +42,7 @@ __all__ = [
     "make_contract",
     "prepare_splits",
     "read_classes",
+    "read_observed",
     "read_source",
     "split_samples",
 ]

@@ -88,7 +88,9 @@ class _FileKeeper:
         self._files: dict[str, list[str]] = {}
 
     def look(self, picture: Picture) -> Frame | None:
-        check_encoded(cast("bytes", picture), self._contract, whole=self._whole)
+        if self._whole:  # the frame is not kept: it tells equal pictures apart from others
+            return prepare(picture, self._contract)
+        check_encoded(cast("bytes", picture), self._contract, whole=False)
         return None
 
     @contextmanager

@@ -31,7 +31,8 @@ class LabelledImages:
     """What a source gives. A split that the source does not define is ``None`` and is cut from ``train``.
 
     Attributes:
-        ignored: files that were passed over because their ending is not a picture's.
+        ignored: what was left out, by path; a folder's ends with a slash.
+        notices: sentences for people on how the source was read and what was left out.
     """
 
     classes: tuple[str, ...]
@@ -39,6 +40,7 @@ class LabelledImages:
     val: tuple[Sample, ...] | None = None
     test: tuple[Sample, ...] | None = None
     ignored: tuple[str, ...] = ()
+    notices: tuple[str, ...] = ()
 
 
 def split_samples(

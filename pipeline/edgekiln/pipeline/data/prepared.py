@@ -10,9 +10,9 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any, cast
@@ -24,6 +24,14 @@ from edgekiln.pipeline.capacity import describe_bytes
 from edgekiln.pipeline.data.arrays import array_bytes, fits_memory, map_array, read_array
 from edgekiln.pipeline.data.caching import PICTURES_NAME, PREPARATION_NAME, Keeper, array_file, choose_keeper
 from edgekiln.pipeline.data.labelled import SPLITS, LabelledImages, Sample, SplitName, split_samples
+from edgekiln.pipeline.data.leaks import (
+    LeakPolicy,
+    Looked,
+    Sorter,
+    check_leaks,
+    find_near_copies,
+    print_frame,
+)
 from edgekiln.pipeline.data.listing import read_source
 from edgekiln.pipeline.data.loading import map_ahead
 from edgekiln.pipeline.data.picture_frames import PictureFrames
@@ -43,9 +51,12 @@ __all__ = [
     "make_contract",
     "prepare_splits",
     "read_classes",
+    "read_observed",
 ]
 
 INDEX_NAME = "index.json"
+OBSERVED_NAME = "observed.local.json"
+_MOST_PAIRS = 1000  # near copies that are kept; all are counted
 _CHUNK = 8  # pictures that a thread takes at a time
 _AHEAD_PICTURES, _AHEAD_BYTES = 512, 2**28  # under way between the threads and the writer, at most
 
@@ -96,9 +107,10 @@ def prepare_splits(
 ) -> dict[str, Any]:
     """Make ``train``, ``val`` and ``test`` ready in ``folder`` as the module says; returns the index.
 
-    A picture whose bytes stand in several splits is kept in the one that judges (test before val before train), and
-    once there; what was left out is named in the index, like every picture that could not be read and every one
-    whose bytes also stand under another label.
+    Where the same pixels stand in several splits, ``data.leaks`` decides. ``move`` keeps them in the one that judges
+    (test before val before train), and once there, so that test is the same for every share and seed of train; what
+    was left out is named in the index, like every picture that could not be read and every one whose pixels also
+    stand under another label. ``OBSERVED_NAME`` tells what nothing depends on: what was passed over, and near copies.
 
     Args:
         settings: the source, how its pictures are prepared, and ``cache``.
@@ -108,18 +120,21 @@ def prepare_splits(
         message: told in a line which cache was taken, and why.
 
     Raises:
-        DataError: the source is unusable, or too many pictures are unreadable.
+        DataError: the source is unusable, too many pictures are unreadable, or equal pixels stand in splits that may not
+            share them.
         ResourceError: the arrays do not fit on the disk. No part of them is left.
     """
     images = read_source(settings)
     samples = _split(images, settings, seed)
     contract = make_contract(settings, images.classes)
     keeper = choose_keeper(settings, samples, contract, folder, message)
-    sorter = _Sorter(sum(len(part) for part in samples.values()), advance)
-    index: dict[str, Any] = {"classes": list(images.classes), "ignored": list(images.ignored), "splits": {}}
+    sorter = Sorter(sum(len(part) for part in samples.values()), advance, LeakPolicy.of(settings, images))
+    # What was left out stands in a file that no digest holds. The empty list keeps the digests of earlier versions.
+    index: dict[str, Any] = {"classes": list(images.classes), "ignored": [], "splits": {}}
     try:
         index["splits"] = _sort_splits(samples, keeper, sorter, contract)
         _check_unreadable(sorter.unreadable, sorter.total, settings)
+        check_leaks(sorter.refused, settings)
         index |= sorter.left_out()
         _check_after_decoding(index)
     except BaseException:
@@ -128,11 +143,26 @@ def prepare_splits(
     index["unjudged"] = _find_unjudged(index)
     keeper.finish()
     (folder / INDEX_NAME).write_text(json.dumps(index, indent=1, ensure_ascii=False), "utf-8")
-    return index
+    observed = _observe(images, sorter)
+    (folder / OBSERVED_NAME).write_text(json.dumps(observed, indent=1, ensure_ascii=False), "utf-8")
+    return index | observed
+
+
+def _observe(images: LabelledImages, sorter: Sorter) -> dict[str, Any]:
+    """What people should know and nothing depends on: names that were left out, copies that stay where they are."""
+    observed: dict[str, Any] = {
+        "ignored": list(images.ignored), "notices": list(images.notices), "allowed": sorter.allowed, "near_copies": None,
+    }  # fmt: skip
+    if not sorter.without_pixels:
+        near = find_near_copies(sorter.prints)
+        names = ("split", "position", "same_split", "same_position", "bits")
+        pairs = [dict(zip(names, pair, strict=True)) for pair in near.pairs[:_MOST_PAIRS]]
+        observed["near_copies"] = {"count": len(near.pairs), "looked_at": near.looked_at, "pairs": pairs}
+    return observed
 
 
 def _sort_splits(
-    samples: Mapping[SplitName, Sequence[Sample]], keeper: Keeper, sorter: _Sorter, contract: Contract
+    samples: Mapping[SplitName, Sequence[Sample]], keeper: Keeper, sorter: Sorter, contract: Contract
 ) -> dict[str, dict[str, list[Any]]]:
     """The index's entry of each split; its pictures are read, looked at and kept on the way."""
     entries: dict[str, dict[str, list[Any]]] = {}
@@ -148,68 +178,12 @@ def _sort_splits(
 _JUDGING_FIRST: tuple[SplitName, ...] = ("test", "val", "train")
 
 
-class _Sorter:
-    """Decides which of the pictures that were looked at are kept, over all splits, and why the others are not."""
-
-    def __init__(self, total: int, advance: Callable[[int, int], None]) -> None:
-        self.total, self._done, self._advance = total, 0, advance
-        self.unreadable: list[dict[str, str]] = []
-        self.duplicates: list[dict[str, str]] = []
-        self.conflicts: list[dict[str, str]] = []
-        self._seen: dict[str, str] = {}  # key by sha256
-        self._labels: dict[str, int] = {}
-
-    def sort(
-        self, name: SplitName, found: Iterator[_Looked], keep: Callable[[Sample, Frame | None], None]
-    ) -> dict[str, list[Any]]:
-        """The index's entry of a split; ``keep`` is called with what is in it, in order."""
-        entry: dict[str, list[Any]] = {"keys": [], "labels": [], "sha256": []}
-        # In a split that judges a repeated picture would count twice; in train it may, as the source says.
-        elsewhere = dict(self._seen) if name == "train" else self._seen
-        for looked in found:
-            self._done += 1
-            self._advance(self._done, self.total)
-            sample, digest = looked.sample, looked.sha256
-            if looked.failure is not None:
-                why = {"reason": looked.failure.reason, "message": looked.failure.message}
-                self.unreadable.append({"key": sample.key, **why})
-                continue
-            if self._labels.setdefault(digest, sample.label) != sample.label:
-                self.conflicts.append({"key": sample.key, "split": name})
-            if digest in elsewhere:
-                self.duplicates.append({"key": sample.key, "split": name, "same_as": elsewhere[digest]})
-                continue
-            self._seen.setdefault(digest, sample.key)
-            keep(sample, looked.frame)
-            for key, value in (("keys", sample.key), ("labels", sample.label), ("sha256", digest)):
-                entry[key].append(value)
-        return entry
-
-    def left_out(self) -> dict[str, list[dict[str, str]]]:
-        """The index's entries of what is in no split, and of what has two labels."""
-        return {
-            "unreadable": self.unreadable,
-            "duplicates": self.duplicates,
-            "conflicts": self.conflicts,
-        }
-
-
-@dataclass(frozen=True, slots=True)
-class _Looked:
-    """What one look at a picture gave: its sha256, its frame where it was decoded, or why it cannot be used."""
-
-    sample: Sample
-    sha256: str = ""
-    frame: Frame | None = field(default=None, repr=False)
-    failure: ImageError | None = None
-
-
 def _look_at_all(
     samples: Sequence[Sample], look: Callable[[Picture], Frame | None], contract: Contract
-) -> Generator[_Looked, None, None]:
+) -> Generator[Looked, None, None]:
     """Every picture in order, read and looked at in threads, with bounded memory."""
 
-    def work(chunk: Sequence[Sample]) -> list[_Looked]:
+    def work(chunk: Sequence[Sample]) -> list[Looked]:
         return [_look_at(sample, look) for sample in chunk]
 
     rest = iter(samples)
@@ -220,12 +194,15 @@ def _look_at_all(
             yield from chunk
 
 
-def _look_at(sample: Sample, look: Callable[[Picture], Frame | None]) -> _Looked:
+def _look_at(sample: Sample, look: Callable[[Picture], Frame | None]) -> Looked:
     try:
         encoded = _read_picture(sample.picture)
-        return _Looked(sample, _digest_picture(encoded), look(encoded))
+        frame = look(encoded)
+        return Looked(
+            sample, _digest_picture(encoded), frame, print=None if frame is None else print_frame(frame)
+        )
     except ImageError as error:
-        return _Looked(sample, failure=error)
+        return Looked(sample, failure=error)
 
 
 def _read_picture(picture: Picture) -> Picture:
@@ -369,6 +346,16 @@ def identity_file(folder: Path, name: SplitName) -> Path:
 def read_classes(folder: Path) -> tuple[str, ...]:
     """Class names of what ``prepare_splits`` wrote."""
     return tuple(_read_index(folder)["classes"])
+
+
+def read_observed(folder: Path) -> dict[str, Any]:
+    """What ``prepare_splits`` saw and nothing depends on: ``ignored``, ``notices``, ``allowed`` and ``near_copies``."""
+    file = folder / OBSERVED_NAME
+    if file.exists():
+        observed: dict[str, Any] = json.loads(file.read_text("utf-8"))
+        return observed
+    # Prepared by an earlier version: copies were not looked for.
+    return {"ignored": _read_index(folder)["ignored"], "notices": [], "allowed": [], "near_copies": None}
 
 
 def _read_index(folder: Path) -> dict[str, Any]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from edgekiln.pipeline.data.leaks import describe_near_copies
 from edgekiln.pipeline.data.prepared import describe_unjudged, prepare_splits
 from edgekiln.pipeline.data.scaled_frames import keep_scaled_frames
 from edgekiln.pipeline.recipe import DataSettings
@@ -15,9 +16,9 @@ __all__ = ["prepare_data"]
 
 _LEFT_OUT = (
     ("unreadable", "unreadable pictures left out"),
-    ("duplicates", "pictures left out because the same bytes stand in a split that judges"),
-    ("conflicts", "pictures whose bytes also stand under another label"),
-    ("ignored", "files or folders passed over: no picture's ending, or no split's name"),
+    ("duplicates", "pictures left out, because equal pixels stand in a split that judges"),
+    ("conflicts", "pictures whose pixels also stand under another label"),
+    ("allowed", "pictures whose pixels stand in another split too, which data.leaks = 'allow' leaves there"),
 )
 """Lists of the index, and what their entries are."""
 _NAMED = 5
@@ -39,7 +40,10 @@ def prepare_data(context: StageContext, settings: DataSettings) -> None:
         context.progress.message(
             f"  {scaled} test pictures are JPEGs that can also be decoded at a fraction of their size"
         )
+    for notice in index["notices"]:
+        context.progress.message(f"  {notice}")
     _tell_left_out(index, context.progress)
+    _tell_near_copies(index, context.progress)
     for notice in describe_unjudged(index["unjudged"]):
         context.progress.message(f"  {notice}")
 
@@ -50,3 +54,10 @@ def _tell_left_out(index: Mapping[str, Any], progress: Progress) -> None:
         if entries:
             more = f" and {len(entries) - _NAMED} more" if len(entries) > _NAMED else ""
             progress.message(f"  {len(entries)} {text}: {', '.join(entries[:_NAMED])}{more}")
+
+
+def _tell_near_copies(index: Mapping[str, Any], progress: Progress) -> None:
+    for notice in describe_near_copies(
+        index["near_copies"], lambda split, i: index["splits"][split]["keys"][i]
+    ):
+        progress.message(f"  {notice}")

@@ -5,7 +5,6 @@ Reads names and headers only, so that a picture whose end is missing is not noti
 
 from __future__ import annotations
 
-import shlex
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -15,12 +14,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgekiln.benchmarks.judging.gate import tango_interval
-from edgekiln.pipeline.data.folders import PICTURE_SUFFIXES
 from edgekiln.pipeline.data.labelled import LabelledImages, Sample, SplitName, split_samples
 from edgekiln.pipeline.data.listing import read_source
 from edgekiln.pipeline.recipe import DataSettings
-from edgekiln.runtime.errors import DataError
-from edgekiln.runtime.pictures.encoded import FORMATS
+from edgekiln.runtime.errors import DataError, ImageError
+from edgekiln.runtime.pictures.encoded import FORMATS, open_encoded, read_encoded
 from edgekiln.runtime.pictures.limits import MAX_PIXELS
 
 __all__ = ["Survey", "images_to_prove", "propose_drop", "provable_drop", "survey_folder"]
@@ -80,42 +78,14 @@ def survey_folder(folder: Path, advance: Callable[[int, int], None] = lambda don
     """Look at ``folder/CLASS/PICTURE``, or ``folder/train/CLASS/PICTURE`` with val and test beside.
 
     Raises:
-        DataError: it could not be trained on: no folder, one class, no pictures, classes at another depth.
+        DataError: it could not be trained on: no folder, one class, no pictures, a layout of two meanings.
     """
-    _check_depth(folder)
     settings = DataSettings(source="imagefolder", path=folder)
     images = read_source(settings)
     parts = split_samples(images, validation=settings.validation, test=settings.test, seed=0)
     counts = {name: _count(part, len(images.classes)) for name, part in parts.items()}
     sizes, unreadable = _read_sizes([s for part in parts.values() for s in part], advance)
     return Survey(folder, images, counts, sizes, tuple(unreadable))
-
-
-def _check_depth(folder: Path) -> None:
-    """Raise where the class folders lie deeper: alone in a folder, alone in a folder, and so on."""
-    place = folder
-    while (inner := _only_folder(place)) is not None and _folders(inner):
-        place = inner
-    if place != folder and (len(_folders(place)) > 1 or (place / "train").is_dir()):
-        names = ", ".join(entry.name for entry in _folders(place)[:5])
-        raise DataError(
-            f"The class folders lie deeper than {folder}: {place} holds {names}.",
-            hint=f"Run: edgekiln init {shlex.quote(str(place))}",
-            path=folder,
-        )
-
-
-def _only_folder(folder: Path) -> Path | None:
-    """The one folder inside, where there is one and no picture beside it, and it is no split's."""
-    if not folder.is_dir():
-        return None
-    inside = _folders(folder)
-    loose = any(entry.suffix.lower() in PICTURE_SUFFIXES for entry in folder.iterdir())
-    return inside[0] if len(inside) == 1 and not loose and inside[0].name != "train" else None
-
-
-def _folders(folder: Path) -> list[Path]:
-    return sorted(entry for entry in folder.iterdir() if entry.is_dir() and not entry.name.startswith("."))
 
 
 def _count(samples: Sequence[Sample], classes: int) -> NDArray[np.int64]:
@@ -150,8 +120,11 @@ def _read_size(path: Path) -> tuple[int, int] | str:
     try:
         with Image.open(path, formats=FORMATS) as image:
             width, height = image.size
-    except Exception as error:  # a decoder may raise anything on garbage
-        return " ".join(str(error).split()) or type(error).__name__
+    except Exception:  # a decoder may raise anything on garbage
+        try:  # as a run does, which reads the whole file
+            width, height = open_encoded(read_encoded(path)).size
+        except ImageError as error:
+            return " ".join(error.message.replace(str(path), "the picture").split())
     if width * height > MAX_PIXELS:
         return f"{width} x {height} pixels, the limit is {MAX_PIXELS}"
     return width, height
@@ -195,44 +168,13 @@ def _can_prove(max_drop: float, images: int) -> bool:
 
 
 def _warn_of_layout(survey: Survey) -> list[str]:
-    pictures = [key for key in survey.images.ignored if PurePosixPath(key).suffix.lower() in PICTURE_SUFFIXES]
-    folders = [key for key in survey.images.ignored if key.endswith("/")]
-    others = len(survey.images.ignored) - len(pictures) - len(folders)
-    warnings = []
-    if pictures:
-        warnings.append(
-            f"{len(pictures)} pictures lie in no class folder and are passed over, the first is {pictures[0]}: "
-            "move them into a class folder."
-        )
-    if folders:
-        warnings.append(f"Folders that are no split and are passed over: {', '.join(folders)}.")
-    if others:
-        warnings.append(f"{others} files have no picture's ending and are passed over.")
-    for name, inner in _nested_classes(survey.images).items():
-        warnings.append(
-            f"All pictures of class {name!r} lie one level deeper, in {', '.join(inner[:5])}: they are taken as one "
-            "class. If these are the classes, move them up."
-        )
+    warnings = list(survey.images.notices)
     if shared := _shared_names(survey.images):
         warnings.append(
             f"{len(shared)} file names stand in train and in test of the same class, the first is {shared[0]}: if they "
-            "show the same scene, the test proves too much. Equal files are left out of training."
+            "show the same scene, the test proves too much. A run compares the pixels, and refuses equal ones."
         )
     return warnings
-
-
-def _nested_classes(images: LabelledImages) -> dict[str, list[str]]:
-    """Classes without a picture of their own and with several folders of them, by name."""
-    inner: dict[int, set[str]] = {}
-    for sample in (*images.train, *(images.val or ()), *(images.test or ())):
-        parts = PurePosixPath(sample.key).parts
-        depth = parts.index(images.classes[sample.label])
-        inner.setdefault(sample.label, set()).add(parts[depth + 1] if len(parts) > depth + 2 else "")
-    return {
-        images.classes[label]: sorted(names)
-        for label, names in sorted(inner.items())
-        if "" not in names and len(names) > 1
-    }
 
 
 def _shared_names(images: LabelledImages) -> list[str]:

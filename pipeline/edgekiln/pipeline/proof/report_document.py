@@ -12,8 +12,8 @@ from edgekiln.benchmarks.judging.stored_answers import digest_split
 from edgekiln.benchmarks.judging.verdict import Reference
 from edgekiln.benchmarks.report.reading import REPORT_SCHEMA
 from edgekiln.benchmarks.report.timings import latency_of, peer_rows, timing_notices
-from edgekiln.pipeline.data import INDEX_NAME, PreparedSplit, describe_unjudged, load_split
-from edgekiln.pipeline.proof.flips import add_thumbnails, name_flips
+from edgekiln.pipeline.data import INDEX_NAME, PreparedSplit, describe_unjudged, load_split, read_observed
+from edgekiln.pipeline.proof.flips import add_thumbnails, name_flips, show_near_copies
 from edgekiln.pipeline.proof.public_recipe import public_recipe
 from edgekiln.pipeline.proof.variant_rows import judge_variant
 from edgekiln.pipeline.recipe.toml import write_toml
@@ -91,9 +91,13 @@ def _judge_variants(
 
 def _describe_data(context: StageContext, index: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
     """What was left out of the data, and the export's parity; without names of pictures where these are withheld."""
-    about_data = {key: index[key] for key in ("unreadable", "duplicates", "conflicts", "ignored")}
+    folder, images = context.inputs["data"], context.recipe.report.images
+    observed = read_observed(folder)
+    about_data = {key: index[key] for key in ("unreadable", "duplicates", "conflicts")}
+    about_data |= {key: observed[key] for key in ("allowed", "ignored")}
+    about_data["near_copies"] = show_near_copies(observed["near_copies"], folder, images=images)
     parity = json.loads((context.inputs["export"] / "parity.json").read_text("utf-8"))
-    if not context.recipe.report.images:
+    if not images:
         places = name_places(index["splits"])
         about_data = withhold_names(about_data, places)
         parity["worst_image"] = places[parity["worst_image"]]

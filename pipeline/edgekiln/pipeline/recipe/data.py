@@ -63,6 +63,11 @@ class DataSettings(Section):
         1.0, gt=0, le=1, description="share of train that is used, of each class; test stays whole"
     )
     max_unreadable: float = Field(0.01, ge=0, le=1, description="more than this share stops the run")
+    leaks: Literal["move", "refuse", "allow"] | None = Field(
+        None,
+        description="equal pixels in two splits: move keeps them in one, test before val before train; refuse stops; "
+        "left out, it is move where edgekiln cuts the splits, and refuse between folders that you cut",
+    )
     cache: Literal["auto", "memory", "disk", "none"] = Field(
         "auto",
         description="decoded frames: arrays on disk, read into memory to train, or none, which decodes files when they "

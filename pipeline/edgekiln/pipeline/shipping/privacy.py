@@ -27,7 +27,7 @@ __all__ = [
 ]
 
 _WITHHELD = "withheld"
-_LISTS = ("unreadable", "duplicates", "conflicts")
+_LISTS = ("unreadable", "duplicates", "conflicts", "allowed")
 _TAIL = r"(?:/[^\s'\"<>|:;,()\[\]{}]*)?"
 
 
@@ -86,10 +86,10 @@ def withhold_names(data: Mapping[str, Any], places: Mapping[str, str]) -> dict[s
     """The ``data`` part of a report without a file's name: how many and why stays, which does not.
 
     Args:
-        data: with the lists ``unreadable``, ``duplicates``, ``conflicts`` and ``ignored``.
+        data: with the lists ``unreadable``, ``duplicates``, ``conflicts``, ``allowed`` and ``ignored``.
         places: what those pictures are called that stand in a split, by key.
     """
-    entries = {name: [_rename(entry, places) for entry in data[name]] for name in _LISTS}
+    entries = {name: [_rename(entry, places) for entry in data[name]] for name in _LISTS if name in data}
     return {**data, **entries, "ignored": [_WITHHELD] * len(data["ignored"])}
 
 

@@ -9,6 +9,7 @@ from typing import Any
 from edgekiln.pipeline.recipe import Recipe
 from edgekiln.pipeline.stages.settings import (
     ENGINE_LIBRARIES,
+    listed_of_data,
     settings_of_baseline,
     settings_of_benchmark,
     settings_of_bundle,
@@ -81,6 +82,7 @@ _DATA = StageKind(
     settings=settings_of_data,
     tools=_use("numpy", "Pillow"),
     revision=3,
+    listed=listed_of_data,
 )
 
 KINDS: tuple[StageKind, ...] = (

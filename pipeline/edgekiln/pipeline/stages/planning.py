@@ -38,16 +38,18 @@ def _plan(kinds: Sequence[StageKind], wish: Wish) -> Iterator[Stage]:
     for kind in kinds:
         planned = [(kind, subject) for subject in kind.subjects(wish.recipe)]
         for _, subject in planned:
+            settings = kind.settings(wish, subject)
             yield Stage(
                 kind.stage_name(subject),
                 tuple(_find_inputs(kind, subject, before)),
-                kind.settings(wish, subject),
+                settings,
                 kind.tools(wish.recipe, subject),
                 kind.make_work(subject),
                 resumable=kind.resumable(subject),
                 revision=kind.revision,
                 purpose=kind.purpose,
                 makes=kind.makes,
+                listed=kind.listed(wish, subject),
             )
         before += planned
 

@@ -12,12 +12,14 @@ from typing import Any
 
 from edgekiln.pipeline.data import fingerprint_source, read_source
 from edgekiln.pipeline.recipe import DataSettings, Recipe, VariantSettings
-from edgekiln.pipeline.stages.stage import Wish
+from edgekiln.pipeline.stages.stage import Listed, Wish
+from edgekiln.pipeline.workspace.data_memory import remember_data
 from edgekiln.runtime.backends import CPU_BACKENDS
 from edgekiln.runtime.spec import Precision
 
 __all__ = [
     "ENGINE_LIBRARIES",
+    "listed_of_data",
     "settings_of_baseline",
     "settings_of_benchmark",
     "settings_of_bundle",
@@ -45,15 +47,36 @@ ENGINE_LIBRARIES = ("tensorrt", "tensorrt-cu12", "tensorrt-cu13", "tensorrt-lean
 
 def settings_of_data(wish: Wish, data: DataSettings) -> dict[str, Any]:
     """The section, the seed, and which pictures the source lists now."""
-    listed = data.model_dump_json(include=set(_LISTED_BY))
+    listed = _listed_by(data)
     if listed not in wish.fingerprints:
-        wish.fingerprints[listed] = fingerprint_source(read_source(data))
+        images = read_source(data)
+        wish.fingerprints[listed] = fingerprint_source(images)
+        files = [(s.key, s.picture) for part in (images.train, images.test or ()) for s in part]
+        where = None if data.path is None else str(data.path.resolve())
+        memory = remember_data(
+            data.source, where, [(key, file) for key, file in files if isinstance(file, str | Path)]
+        )
+        wish.listed[listed] = Listed(images.notices, memory)
     return {
         # What is trained in memory is written to disk before: the same files.
-        "data": data.model_dump(mode="json") | ({"cache": "disk"} if data.cache == "memory" else {}),
+        "data": _without_unset(data) | ({"cache": "disk"} if data.cache == "memory" else {}),
         "seed": wish.recipe.seed,
         "pictures": wish.fingerprints[listed],
     }
+
+
+def listed_of_data(wish: Wish, data: DataSettings) -> Listed | None:
+    """What ``settings_of_data`` found."""
+    return wish.listed.get(_listed_by(data))
+
+
+def _listed_by(data: DataSettings) -> str:
+    return data.model_dump_json(include=set(_LISTED_BY))
+
+
+def _without_unset(data: DataSettings) -> dict[str, Any]:
+    """The section without keys that were added later and are left out: what is on disk stays good."""
+    return data.model_dump(mode="json", exclude={key for key in ("leaks",) if getattr(data, key) is None})
 
 
 def settings_of_finetune(wish: Wish, _: None) -> dict[str, Any]:

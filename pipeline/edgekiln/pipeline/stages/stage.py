@@ -8,9 +8,10 @@ from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
 from edgekiln.pipeline.recipe import DataSettings, Recipe, VariantSettings
+from edgekiln.pipeline.workspace.data_memory import DataMemory
 from edgekiln.pipeline.workspace.stage_files import StageContext
 
-__all__ = ["EVERYTHING", "Stage", "StageKind", "Subject", "Wish"]
+__all__ = ["EVERYTHING", "Listed", "Stage", "StageKind", "Subject", "Wish"]
 
 EVERYTHING = ("everything before",)
 """What a kind reads that takes the folders of all earlier stages."""
@@ -31,6 +32,7 @@ class Stage:
         revision: raised when the code of the stage changes what it writes.
         purpose: what it does, in a few words.
         makes: files that it leaves where all goes well.
+        listed: what a stage that lists pictures found.
     """
 
     name: str
@@ -42,6 +44,20 @@ class Stage:
     revision: int = 1
     purpose: str = ""
     makes: tuple[str, ...] = ()
+    listed: Listed | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Listed:
+    """What a look at a source tells before anything is decoded.
+
+    Attributes:
+        notices: sentences on how it was read and what was left out.
+        memory: tells this data set from others; see ``DataMemory``.
+    """
+
+    notices: tuple[str, ...]
+    memory: DataMemory
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,10 +66,12 @@ class Wish:
 
     Attributes:
         fingerprints: of the sources that were looked at, by the keys that list them; filled while planning.
+        listed: what else was found, by the same keys; nothing of a source whose fingerprint was handed in.
     """
 
     recipe: Recipe
     fingerprints: dict[str, str] = field(default_factory=dict)
+    listed: dict[str, Listed] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +89,7 @@ class StageKind:
         tools: distributions whose versions matter; see ``Stage``.
         resumable: whether an interrupted attempt is continued.
         revision: see ``Stage``.
+        listed: see ``Stage``; asked for after ``settings``.
     """
 
     name: str
@@ -83,6 +102,7 @@ class StageKind:
     tools: Callable[[Recipe, Any], tuple[str, ...]]
     resumable: Callable[[Any], bool] = lambda _: False
     revision: int = 1
+    listed: Callable[[Wish, Any], Listed | None] = lambda wish, subject: None
 
     def stage_name(self, subject: Subject) -> str:
         """Of the stage about ``subject``."""

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, BinaryIO, TypeAlias
 
 from edgekiln.runtime.errors import ImageError
 from edgekiln.runtime.pictures.limits import MAX_BYTES, check_cost, check_structure
+from edgekiln.runtime.pictures.png_text import drop_texts
 from edgekiln.runtime.pictures.refusals import SCALE_DOWN, name_picture, told_as_image_errors
 
 if TYPE_CHECKING:
@@ -122,7 +123,7 @@ def open_encoded(data: bytes, path: Path | None = None) -> Image.Image:
     with told_as_image_errors(path):
         walk = check_structure(data, name)
         try:
-            image = Image.open(io.BytesIO(data), formats=FORMATS)
+            image = Image.open(io.BytesIO(drop_texts(data)), formats=FORMATS)
         except UnidentifiedImageError as error:
             raise ImageError(
                 f"{name} is not a {', '.join(FORMATS)} picture ({len(data)} bytes, starts with {data[:8]!r}).",

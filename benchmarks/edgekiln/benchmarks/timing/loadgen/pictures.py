@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from edgekiln.benchmarks.timing.loadgen.rules import COMPLIANT_LIBRARY
 from edgekiln.runtime.contract import Contract
 from edgekiln.runtime.errors import DataError, UsageError
-from edgekiln.runtime.pictures.encoded import SUFFIXES
+from edgekiln.runtime.pictures.finding import list_pictures
 from edgekiln.runtime.pictures.image import prepare
 from edgekiln.runtime.spec import Frames
 
@@ -39,7 +39,7 @@ def read_frames(images: Path | None, contract: Contract) -> Frames:
         return frames[choose_frames(len(frames))]
     if not images.is_dir():
         raise DataError(f"There is no folder {images}.", path=images)
-    paths = sorted(p for p in images.rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file())
+    paths = list_pictures(images)
     _check_count(len(paths), images)
     return np.stack([prepare(paths[i], contract) for i in choose_frames(len(paths))])
 
