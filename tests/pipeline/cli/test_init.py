@@ -188,8 +188,8 @@ SPOIL = {
         ("uneven", "Under 10 pictures: red."),
         ("unreadable", "3 of 120 pictures cannot be read, the first is blue/00"),
         ("unreadable", "a run would stop; remove them, or raise data.max_unreadable."),
-        ("loose", "1 pictures lie in no class folder and are passed over, the first is loose.png"),
-        ("loose", "1 files have no picture's ending and are passed over."),
+        ("loose", "1 picture lies in no class folder: loose.png. Move them into a class folder."),
+        ("loose", "Left out: 1 files that are no picture (JPEG, PNG, WebP or BMP): blue/notes.txt."),
         ("nested", "All pictures of class 'new' lie one level deeper, in cat, dog"),
         ("few", "24 pictures are left to train on; INT8 needs 32"),
         (
@@ -230,17 +230,13 @@ def test_unreadable_files_are_named(edgekiln, photos):
 # -- folders that could not be trained on
 
 
-def test_class_folders_one_level_too_deep_are_named(edgekiln, photos, tmp_path):
-    code, _, err = edgekiln("init", ".")
-    assert code == 2
-    assert (
-        "The class folders lie deeper than .: my photos holds blue, green, red. Run: edgekiln init 'my photos'"
-        in err
-    )
+def test_class_folders_one_level_deeper_are_found(edgekiln, photos, tmp_path):
+    seen = look(edgekiln, ".")
+    assert list(seen["classes"]) == ["blue", "green", "red"]
+    assert "The class folders lie deeper: they are taken from my photos." in seen["warnings"]
     (tmp_path / "up" / "data").mkdir(parents=True)
-    (photos).rename(tmp_path / "up" / "data" / "train")
-    code, _, err = edgekiln("init", "up")
-    assert (code, "Run: edgekiln init up/data\n" in err) == (2, True)
+    photos.rename(tmp_path / "up" / "data" / "train")
+    assert look(edgekiln, "up")["classes"] == seen["classes"]
 
 
 @pytest.mark.parametrize(

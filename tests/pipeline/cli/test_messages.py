@@ -317,12 +317,70 @@ def _(desk):
 
 
 @mistake(
-    "classes one level too deep", code="data", says="Found 1 class (dataset), wanted at least 2, in deep",
-    hint="Set data.path to deep/dataset: its folders are blue, green, red.", path="deep",
+    "a class that is called like a split", code="data",
+    says=("p/train looks like a split", "The tree: p/{bus/ 1, car/ 1, train/{electric/ 1, steam/ 1}}."),
+    hint="If train is a class, give it another name; if it is a split, move bus into it or away.", path="p",
 )  # fmt: skip
 def _(desk):
-    desk.pictures("deep/dataset")
-    return desk.run_on("deep")
+    for name in ("bus", "car", "train/electric", "train/steam"):
+        desk.picture(f"p/{name}/a.png")
+    return desk.run_on("p")
+
+
+@mistake(
+    "pictures of two splits whose labels stand in a table", code="data",
+    says=("look like splits, not like classes: test, train", "The tree: p/{test/ 1, train/ 1}.", "a table, train.csv"),
+    hint="set data.source = 'csv' and data.path = 'p/train.csv'", path="p",
+)  # fmt: skip
+def _(desk):
+    desk.picture("p/train/a.png")
+    desk.picture("p/test/b.png")
+    desk.write("p/train.csv", "path,label\n")
+    return desk.run_on("p")
+
+
+@mistake(
+    "two folders for one split", code="data", says="Two folders could be the train split: Train and training",
+    hint="Call one of them train", path="p",
+)  # fmt: skip
+def _(desk):
+    for name in ("Train/cat", "Train/dog", "training/cat", "training/dog"):
+        desk.picture(f"p/{name}/a.png")
+    return desk.run_on("p")
+
+
+@mistake(
+    "a control character in a class", code="data", says="'c\\x07t' would be a class",
+    hint="Give it another name", path="p/c\x07t",
+)  # fmt: skip
+def _(desk):
+    desk.picture("p/c\x07t/a.png")
+    desk.picture("p/dog/b.png")
+    return desk.run_on("p")
+
+
+@mistake(
+    "equal pixels in train and test", code="data",
+    says="18 pictures have the same pixels in two splits, so that the test would prove too much: "
+    "test/blue/000.png = train/blue/000.png; ",
+    hint="set data.leaks = 'move'", path="p",
+)  # fmt: skip
+def _(desk):
+    desk.pictures("p/train")
+    desk.pictures("p/test")
+    return desk.run_on("p")
+
+
+@mistake(
+    "another data set of the same name", says="runs/tiny belongs to another data set, ", hint="with --runs",
+    path="runs/tiny",
+)  # fmt: skip
+def _(desk):
+    for name in ("cat", "dog"):
+        desk.picture(f"yours/{name}/a.png")
+    about = {"source": "imagefolder", "place": "/elsewhere/photos", "sizes": {"cat/a.png": 3}}
+    desk.write("runs/tiny/data.json", json.dumps(about))
+    return desk.run_on("yours")
 
 
 @mistake(
@@ -338,11 +396,11 @@ def _(desk):
 
 
 @mistake(
-    "splits with other names", code="data", says="look like splits, not like classes: Test, Train",
-    hint="Name them train, val and test", path="splits",
+    "splits without train", code="data", says="look like splits, not like classes: Test, Val",
+    hint="Wanted FOLDER/CLASS/PICTURE", path="splits",
 )  # fmt: skip
 def _(desk):
-    desk.pictures("splits/Train")
+    desk.pictures("splits/Val")
     desk.pictures("splits/Test")
     return desk.run_on("splits")
 

@@ -97,7 +97,7 @@ def test_files_that_are_no_pictures_by_their_ending_are_named(folder):
     (folder / "red" / "notes.txt").write_text("x")
     (folder / "labels.csv").write_text("x")
     (folder / ".DS_Store").write_text("x")
-    assert read_source(settings(folder)).ignored == ("labels.csv", "red/notes.txt")
+    assert read_source(settings(folder)).ignored == (".DS_Store", "labels.csv", "red/notes.txt")
 
 
 def test_odd_pictures_become_frames(folder, tmp_path):

@@ -111,6 +111,7 @@ class LeakPolicy:
 
     @classmethod
     def of(cls, settings: DataSettings, images: LabelledImages) -> LeakPolicy:
+        """The policy of a recipe for what its source gave; the splits of a published data set are nobody's own."""
         defined = {"val": images.val, "test": images.test}
         by_hand = settings.source in {"imagefolder", "csv"} or ":" in settings.source
         cut = [name for name in SPLITS if not by_hand or defined.get(name) is None]
@@ -154,7 +155,7 @@ class Sorter:
                 self.conflicts.append({"key": sample.key, "split": name})
             if self._is_left_out(name, looked, here):
                 continue
-            here.setdefault(looked.identity, sample.key)
+            here.setdefault(self._repeats_by(looked), sample.key)
             self._seen.setdefault(looked.identity, (sample.key, name))
             self.without_pixels += looked.print is None
             if looked.print is not None:
@@ -167,10 +168,10 @@ class Sorter:
     def _is_left_out(self, name: SplitName, looked: Looked, here: Mapping[bytes, str]) -> bool:
         """Whether the same pixels are kept elsewhere; tells of it."""
         about = {"key": looked.sample.key, "split": name}
-        if looked.identity in here:
+        if self._repeats_by(looked) in here:
             # In a split that judges a repeated picture would count twice; in train it may, as the source says.
             if name != "train":
-                self.duplicates.append({**about, "same_as": here[looked.identity]})
+                self.duplicates.append({**about, "same_as": here[self._repeats_by(looked)]})
             return name != "train"
         if looked.identity not in self._seen:
             return False
@@ -183,6 +184,10 @@ class Sorter:
             told.append({**about, "same_as": same_as, "same_split": split})
         return action != "allow"
 
+    def _repeats_by(self, looked: Looked) -> bytes:
+        """What a repeated picture of one split shares: where copies are allowed, only equal bytes are one picture."""
+        return bytes.fromhex(looked.sha256) if self._policy.wish == "allow" else looked.identity
+
     def left_out(self) -> dict[str, list[dict[str, str]]]:
         """The index's entries of what is in no split, and of what has two labels."""
         return {
@@ -193,6 +198,7 @@ class Sorter:
 
 
 def check_leaks(refused: Sequence[dict[str, str]], settings: DataSettings) -> None:
+    """Raise the DataError that lists pairs of equal pixels in two splits, where there are any."""
     if not refused:
         return
     pairs = "; ".join(f"{each['key']} = {each['same_as']}" for each in refused[:_NAMED_PAIRS])
@@ -265,8 +271,10 @@ def _stack_hashes(prints: Sequence[FramePrint]) -> NDArray[np.uint64]:
 def _count_bits(values: NDArray[np.uint64]) -> NDArray[np.uint8]:
     count: Any = getattr(np, "bitwise_count", None)  # since numpy 2
     if count is not None:
-        return count(values)  # type: ignore[no-any-return] # of a getattr
-    return _BITS[values.view(np.uint16).reshape(*values.shape, 4)].sum(axis=-1, dtype=np.uint8)
+        counted: NDArray[np.uint8] = count(values)
+        return counted
+    parts: NDArray[np.uint8] = _BITS[values.view(np.uint16).reshape(*values.shape, 4)]
+    return parts.sum(axis=-1, dtype=np.uint8)
 
 
 _BITS = np.array([bin(value).count("1") for value in range(2**16)], np.uint8)

@@ -103,7 +103,8 @@ def _measure_here(request: Mapping[str, Any]) -> dict[str, Any]:
 
     begun, imports_rss_mb = request["begun"], read_peak_rss_mb()
     settings = DataSettings.model_validate(
-        {"source": "imagefolder", "path": request["pictures"], **request["settings"]}
+        # The pictures repeat a few scenes, which would be left out.
+        {"source": "imagefolder", "path": request["pictures"], "leaks": "allow", **request["settings"]}
     )
     fingerprint_source(read_source(settings))
     listed = time.monotonic()

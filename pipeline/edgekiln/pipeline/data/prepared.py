@@ -108,9 +108,8 @@ def prepare_splits(
     """Make ``train``, ``val`` and ``test`` ready in ``folder`` as the module says; returns the index.
 
     Where the same pixels stand in several splits, ``data.leaks`` decides. ``move`` keeps them in the one that judges
-    (test before val before train), and once there, so that test is the same for every share and seed of train; what
-    was left out is named in the index, like every picture that could not be read and every one whose pixels also
-    stand under another label. ``OBSERVED_NAME`` tells what nothing depends on: what was passed over, and near copies.
+    (test before val before train), and once there, so that test is the same for every share and seed of train. The
+    index names what was left out or is unreadable, and pixels under two labels; ``OBSERVED_NAME`` what changes nothing.
 
     Args:
         settings: the source, how its pictures are prepared, and ``cache``.
@@ -120,8 +119,8 @@ def prepare_splits(
         message: told in a line which cache was taken, and why.
 
     Raises:
-        DataError: the source is unusable, too many pictures are unreadable, or equal pixels stand in splits that may not
-            share them.
+        DataError: the source is unusable, too many pictures are unreadable, or equal pixels stand in two splits and
+            may not be moved.
         ResourceError: the arrays do not fit on the disk. No part of them is left.
     """
     images = read_source(settings)
@@ -142,17 +141,20 @@ def prepare_splits(
         raise
     index["unjudged"] = _find_unjudged(index)
     keeper.finish()
-    (folder / INDEX_NAME).write_text(json.dumps(index, indent=1, ensure_ascii=False), "utf-8")
     observed = _observe(images, sorter)
-    (folder / OBSERVED_NAME).write_text(json.dumps(observed, indent=1, ensure_ascii=False), "utf-8")
+    for name, values in ((INDEX_NAME, index), (OBSERVED_NAME, observed)):
+        (folder / name).write_text(json.dumps(values, indent=1, ensure_ascii=False), "utf-8")
     return index | observed
 
 
 def _observe(images: LabelledImages, sorter: Sorter) -> dict[str, Any]:
     """What people should know and nothing depends on: names that were left out, copies that stay where they are."""
     observed: dict[str, Any] = {
-        "ignored": list(images.ignored), "notices": list(images.notices), "allowed": sorter.allowed, "near_copies": None,
-    }  # fmt: skip
+        "ignored": list(images.ignored),
+        "notices": list(images.notices),
+        "allowed": sorter.allowed,
+        "near_copies": None,
+    }
     if not sorter.without_pixels:
         near = find_near_copies(sorter.prints)
         names = ("split", "position", "same_split", "same_position", "bits")

@@ -63,8 +63,8 @@ def check_data(folder: Path, now: DataMemory) -> None:
     raise UsageError(
         f"{folder} belongs to another data set, {before.place or before.source}; this one is "
         f"{now.place or now.source}. Its bundle would be replaced.",
-        hint="Give the recipe another name, or the run another folder with --runs; if it is the same data in a new form, "
-        f"remove {folder / _NAME}.",
+        hint="Give the recipe another name, or the run another folder with --runs; if it is the same data in a new "
+        f"form, remove {folder / _NAME}.",
         path=folder,
     )
 

@@ -136,16 +136,8 @@ def _read_splits(tree: Tree, place: Folder, named: Mapping[SplitName, Sequence[F
     layout = Layout({}, split=True)
     chosen: list[Folder] = []
     for split in ("train", "val", "test"):
-        candidates = [folder for folder in named.get(split, ()) if _holds_classes(folder)]
-        plain = [folder for folder in candidates if _PLAIN.get(folder.name) == split]
-        if len(candidates) > 1 and not plain:
-            names = " and ".join(folder.key for folder in candidates)
-            raise DataError(
-                f"Two folders could be the {split} split: {names}. The tree: {draw_tree(tree)}.",
-                hint=f"Call one of them {split}, or move the other one out of {tree.place}.",
-                path=tree.place,
-            )
-        folders = [_go_in(folder) for folder in plain or candidates]
+        candidates = _choose_candidates(tree, split, named)
+        folders = [_go_in(folder) for folder in candidates]
         if split != "train" and folders:
             folders = [f for f in folders if not _is_unlabelled(f, layout.splits["train"])]
         if folders:
@@ -161,6 +153,22 @@ def _read_splits(tree: Tree, place: Folder, named: Mapping[SplitName, Sequence[F
     return layout
 
 
+def _choose_candidates(
+    tree: Tree, split: SplitName, named: Mapping[SplitName, Sequence[Folder]]
+) -> list[Folder]:
+    """The folders of a split: those of its plain names, else the one of another usual name."""
+    candidates = [folder for folder in named.get(split, ()) if _holds_classes(folder)]
+    plain = [folder for folder in candidates if _PLAIN.get(folder.name) == split]
+    if len(candidates) > 1 and not plain:
+        names = " and ".join(folder.key for folder in candidates)
+        raise DataError(
+            f"Two folders could be the {split} split: {names}. The tree: {draw_tree(tree)}.",
+            hint=f"Call one of them {split}, or move the other one out of {tree.place}.",
+            path=tree.place,
+        )
+    return plain or candidates
+
+
 def _is_unlabelled(folder: Folder, train: Sequence[Folder]) -> bool:
     """A test folder whose one folder, ``test/images``, is no class."""
     names = {same_name(inner.name) for inner in train}
@@ -174,7 +182,7 @@ def _pass_over_others(
     layout: Layout,
     chosen: Sequence[Folder],
 ) -> None:
-    """Tell of the folders beside the splits, and refuse where they may be classes beside a class called like a split."""
+    """Tell of the folders beside the splits; refuse where they may be classes beside one called like a split."""
     unlabelled = {id(f): split for split, folders in named.items() for f in folders}
     train = {same_name(folder.name) for folder in layout.splits["train"]}
     taken = {id(folder) for folder in chosen}
@@ -306,8 +314,8 @@ def _table_hint(tree: Tree) -> str:
     if not (tables := _tables(tree)):
         return ""
     return (
-        f"If it lists pictures and labels, set data.source = 'csv' and data.path = '{tree.place / tables[0]}', and name "
-        f"its columns in data.path_column and data.label_column. {_FIX}"
+        f"If it lists pictures and labels, set data.source = 'csv' and data.path = '{tree.place / tables[0]}', and "
+        f"name its columns in data.path_column and data.label_column. {_FIX}"
     )
 
 

@@ -74,13 +74,13 @@ def _check_names(tree: Tree, folders: Sequence[Folder]) -> None:
         name = same_name(folder.name)
         if any(unicodedata.category(character) == "Cc" for character in name):
             raise DataError(
-                f"The folder {folder.key!r} would be a class, and its name holds a control character.",
+                f"The folder '{folder.key}' would be a class, and its name holds a control character.",
                 hint="Give it another name.",
                 path=tree.place / folder.path,
             )
         if shown.setdefault(printable_name(name), name) != name:
             raise DataError(
-                f"Two class folders are both shown as {printable_name(name)!r}: their names hold bytes that are no UTF-8.",
+                f"Two class folders are shown as {printable_name(name)!r}: their names hold bytes that are no UTF-8.",
                 hint="Give them other names: convmv -f latin1 -t utf8 mends names of old archives.",
                 path=tree.place / folder.path,
             )
@@ -103,7 +103,7 @@ def _list_samples(tree: Tree, folders: Iterable[Folder], classes: dict[str, int]
 def _unlike_classes(
     tree: Tree, layout: Layout, split: SplitName, there: set[str], train: set[str]
 ) -> DataError:
-    place, home = (tree.place / _above(layout.splits[name]) for name in (split, "train"))  # type: ignore[index]
+    place, home = (tree.place / _above(layout.splits[name]) for name in (split, "train"))
     added, missing = (sorted(map(printable_name, names)) for names in (there - train, train - there))
     parts = [f"{', '.join(added)} only in {place}"] if added else []
     parts += [f"{', '.join(missing)} only in {home}"] if missing else []
@@ -159,8 +159,8 @@ def _describe_nested(layout: Layout) -> list[str]:
     """Classes without a picture of their own and with several folders of them."""
     return [
         f"All pictures of class {printable_name(same_name(folder.name))!r} lie one level deeper, in "
-        f"{', '.join(printable_name(inner.name) for inner in folder.filled[:5])}: they are taken as one class. If these "
-        "are the classes, move them up."
+        f"{', '.join(printable_name(inner.name) for inner in folder.filled[:5])}: they are taken as one class. If "
+        "these are the classes, move them up."
         for folder in layout.splits["train"]
         if not folder.pictures and len(folder.filled) > 1
     ]
