@@ -196,6 +196,10 @@ SPOIL = {
             "shared",
             "3 file names stand in train and in test of the same class, the first is test/blue/003.png",
         ),
+        (
+            "shared",
+            "3 files stand byte for byte in two splits, the first is test/blue/003.png = train/blue/003.png: a run",
+        ),
     ],
 )
 def test_warnings(edgekiln, photos, kind, words):

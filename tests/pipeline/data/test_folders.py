@@ -94,7 +94,8 @@ def test_a_class_may_be_called_runs(place, agree):
 
 
 LITTER = {
-    "cat/.ipynb_checkpoints/a-checkpoint.png": "SYSTEM", "cat/.thumbnails/a.png": "SYSTEM", "cat/@eaDir/a.png": "SYSTEM",
+    "cat/.ipynb_checkpoints/a-checkpoint.png": "SYSTEM", "cat/.thumbnails/a.png": "SYSTEM",
+    "cat/@eaDir/a.png": "SYSTEM",
     "cat/#recycle/a.png": "SYSTEM", "__MACOSX/cat/._00.png": "SYSTEM", "$RECYCLE.BIN/a.png": "SYSTEM",
     "System Volume Information/a.png": "SYSTEM", ".Trashes/a.png": "SYSTEM", ".Trash-1000/files/a.png": "SYSTEM",
     "cat/Thumbs.db": "SYSTEM", "cat/desktop.ini": "SYSTEM", "cat/._00.png": "HIDDEN", "cat/.DS_Store": "HIDDEN",
@@ -116,13 +117,13 @@ def test_litter_is_counted_and_named_and_changes_no_key(place, agree, edgekiln, 
     assert (after.train, fingerprint_source(after)) == (before.train, fingerprint_source(before))
     told = " ".join(agree()["notices"])
     for text in (
-        "9 names of a system",
+        "11 names of a system",
         "2 hidden",
         "3 files that are no picture",
         "4 backups",
         "cat/00.png.bak",
     ):
-        assert text.replace("9", "11") in told, told
+        assert text in told, told
     code, out, _ = edgekiln("predict", tiny_run[2].bundle, "photos", "--json")
     answered = json.loads(out)
     assert code == 0

@@ -274,7 +274,8 @@ def _count_bits(values: NDArray[np.uint64]) -> NDArray[np.uint8]:
         counted: NDArray[np.uint8] = count(values)
         return counted
     parts: NDArray[np.uint8] = _BITS[values.view(np.uint16).reshape(*values.shape, 4)]
-    return parts.sum(axis=-1, dtype=np.uint8)
+    summed: NDArray[np.uint8] = parts.sum(axis=-1, dtype=np.uint8)
+    return summed
 
 
 _BITS = np.array([bin(value).count("1") for value in range(2**16)], np.uint8)

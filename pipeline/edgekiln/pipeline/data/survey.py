@@ -5,6 +5,8 @@ Reads names and headers only, so that a picture whose end is missing is not noti
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -29,6 +31,7 @@ _GOOD_BUDGET = 0.01  # the recipe's default: one point
 _SKEW = 4  # times as many pictures in the largest class as in the smallest
 _FEW = 10  # pictures of a class
 _TINY_PIXELS = 32
+_START_BYTES = 4096
 _MIN_CALIBRATION = 32  # export.calibration wants as many
 
 
@@ -174,7 +177,43 @@ def _warn_of_layout(survey: Survey) -> list[str]:
             f"{len(shared)} file names stand in train and in test of the same class, the first is {shared[0]}: if they "
             "show the same scene, the test proves too much. A run compares the pixels, and refuses equal ones."
         )
+    if equal := _equal_files(survey.images):
+        (one, other), count = equal[0], len(equal)
+        warnings.append(
+            f"{count} files stand byte for byte in two splits, the first is {one} = {other}: a run refuses them, and "
+            "looks for equal pixels too. Take them out of one split, or set data.leaks = 'move'."
+        )
     return warnings
+
+
+def _equal_files(images: LabelledImages) -> list[tuple[str, str]]:
+    """Keys of equal files in splits that the folders cut. A file is read whole only where its size and start repeat."""
+    splits = [(i, s) for i, part in enumerate((images.test, images.val, images.train)) for s in part or ()]
+    groups = [splits] if images.test or images.val else []
+    for identify in (_file_size, _file_start, _file_digest):
+        divided: dict[tuple[int, object], list[tuple[int, Sample]]] = {}
+        for number, group in enumerate(groups):
+            for split, sample in group:
+                with contextlib.suppress(OSError):  # told as unreadable
+                    key = number, identify(Path(str(sample.picture)))
+                    divided.setdefault(key, []).append((split, sample))
+        groups = [group for group in divided.values() if len({split for split, _ in group}) > 1]
+    return [
+        (group[0][1].key, sample.key) for group in groups for split, sample in group if split != group[0][0]
+    ]
+
+
+def _file_size(path: Path) -> int:
+    return path.stat().st_size
+
+
+def _file_start(path: Path) -> bytes:
+    with path.open("rb") as file:
+        return hashlib.sha256(file.read(_START_BYTES)).digest()
+
+
+def _file_digest(path: Path) -> bytes:
+    return hashlib.sha256(path.read_bytes()).digest()
 
 
 def _shared_names(images: LabelledImages) -> list[str]:
