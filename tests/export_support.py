@@ -15,7 +15,7 @@ from torch import nn
 from edgekiln.export.calibration import CalibrationSet, choose_calibration
 from edgekiln.export.precision.int8_tensorrt import Int8Report, quantize_for_tensorrt
 from edgekiln.export.to_onnx import PixelModel, export_onnx
-from edgekiln.pipeline.training.backbones import TinyCnn
+from edgekiln.pipeline.training.constructors import TinyCnn
 from edgekiln.runtime.contract import SHARED_NORMALIZATION, Contract
 
 CLASSES = ("a", "b", "c")

@@ -10,7 +10,7 @@ from torch import nn
 
 from edgekiln.export.to_onnx import SHAPE_OPERATORS, PixelModel, export_onnx, normalize, read_contract
 from edgekiln.pipeline.data import load_split
-from edgekiln.pipeline.training.backbones import TinyCnn
+from edgekiln.pipeline.training.constructors import TinyCnn
 from edgekiln.runtime.backends import open_session
 from edgekiln.runtime.contract import SHARED_NORMALIZATION, Contract, Normalization
 from edgekiln.runtime.errors import ContractError, GateError

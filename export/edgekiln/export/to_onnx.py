@@ -80,22 +80,36 @@ def export_onnx(model: PixelModel, contract: Contract, path: Path, *, opset: int
     # A batch of 2: with 1 the exporter specializes and refuses the dynamic dimension.
     example = torch.zeros((2, contract.height, contract.width, 3), dtype=torch.uint8)
     batch = torch.export.Dim("batch", min=1)
-    with quiet_exporter():
-        program = torch.onnx.export(
-            model.eval(),
-            (example,),
-            dynamo=True,
-            external_data=False,
-            opset_version=opset,
-            input_names=[INPUT_NAME],
-            output_names=[OUTPUT_NAME],
-            dynamic_shapes={"frames": {0: batch}},
-            verbose=False,
-        )
+    try:
+        with quiet_exporter():
+            program = torch.onnx.export(
+                model.eval(),
+                (example,),
+                dynamo=True,
+                external_data=False,
+                opset_version=opset,
+                input_names=[INPUT_NAME],
+                output_names=[OUTPUT_NAME],
+                dynamic_shapes={"frames": {0: batch}},
+                verbose=False,
+            )
+    except torch.onnx.OnnxExporterError as error:
+        raise _explain(error, opset) from error
     assert program is not None  # it is None only where a file name was given
     proto = program.model_proto
     _finish(proto, contract, opset)
     path.write_bytes(proto.SerializeToString(deterministic=True))
+
+
+def _explain(error: Exception, opset: int) -> GateError:
+    """The exporter's error as it began: it wraps what the network's own code or one operator raised."""
+    cause = error.__cause__ or error
+    reason = (str(cause).strip().splitlines() or [type(cause).__name__])[0].rstrip(".")
+    return GateError(
+        f"The network cannot be exported to ONNX with opset {opset}: {reason}.",
+        hint="Its code may neither branch on the pictures' values nor fix the number of pictures; for an operator that "
+        "is not known, try another export.opset (18 to 20) or another backbone.model.",
+    )
 
 
 def _finish(proto: Any, contract: Contract, opset: int) -> None:

@@ -102,6 +102,7 @@ def run_recipe(
                 keep_data(root, listed.memory)
         _sweep(store, root / "bundle", stages)
         chosen = [stage for stage in stages if stage.name in names]
+        _try_network(recipe, chosen, store)
         done: dict[str, StageRecord] = {}
         for number, stage in enumerate(chosen, start=1):
             label = f"[{number}/{len(chosen)}] {stage.name}"
@@ -158,11 +159,22 @@ def run_stages(
     """
     done: dict[str, StageRecord] = {}
     with store.lock(progress):
+        _try_network(recipe, stages, store)
         for stage in stages:
             done[stage.name] = _run_stage(
                 stage, recipe, store, done, progress, (f"{label} {stage.name}", False)
             )
     return done
+
+
+def _try_network(recipe: Recipe, stages: Sequence[Stage], store: StageStore) -> None:
+    """Before pictures are read: whether the network that they are to train can be trained and exported."""
+    names = [stage.name for stage in stages]
+    if "finetune" not in names or find_stages(stages[: names.index("finetune") + 1], store) is not None:
+        return
+    from edgekiln.pipeline.training.trial import try_backbone
+
+    try_backbone(recipe.backbone, recipe.data.size)
 
 
 def find_stages(stages: Sequence[Stage], store: StageStore) -> dict[str, StageRecord] | None:

@@ -7,7 +7,9 @@ from torch import nn
 
 from edgekiln.export.to_onnx import PixelModel
 from edgekiln.pipeline.recipe import BackboneSettings
-from edgekiln.pipeline.training.backbones import IMAGENET, build_backbone, find_head, fold_normalization
+from edgekiln.pipeline.training.backbones import build_backbone, fold_normalization
+from edgekiln.pipeline.training.constructors import IMAGENET
+from edgekiln.pipeline.training.heads import find_head
 from edgekiln.runtime.contract import SHARED_NORMALIZATION
 from edgekiln.runtime.errors import MissingExtraError, RecipeError
 

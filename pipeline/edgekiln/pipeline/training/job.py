@@ -8,7 +8,8 @@ from pathlib import Path
 
 from edgekiln.pipeline.data import PreparedSplit, SplitName, load_split, make_contract, read_classes
 from edgekiln.pipeline.recipe import BackboneSettings, FinetuneSettings, Recipe, TeacherSettings
-from edgekiln.pipeline.training.backbones import build_backbone, find_head
+from edgekiln.pipeline.training.backbones import build_backbone
+from edgekiln.pipeline.training.heads import find_head
 from edgekiln.pipeline.training.source_task import SourceData, check_labels, read_source_head
 from edgekiln.pipeline.training.weights import read_weights
 from edgekiln.runtime.contract import Contract

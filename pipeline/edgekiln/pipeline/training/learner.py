@@ -14,14 +14,16 @@ from torch.optim.swa_utils import AveragedModel
 from edgekiln.export.to_onnx import PixelModel
 from edgekiln.pipeline.data import PreparedSplit
 from edgekiln.pipeline.training.averaging import average_weights
-from edgekiln.pipeline.training.backbones import Backbone, build_backbone, find_head
+from edgekiln.pipeline.training.backbones import Backbone, build_backbone
 from edgekiln.pipeline.training.freezing import GradualUnfreezing, freeze, is_frozen
+from edgekiln.pipeline.training.heads import find_head
 from edgekiln.pipeline.training.job import FinetuneJob
 from edgekiln.pipeline.training.optimization import make_optimizer, pull_to_pretrained, remember_pretrained
 from edgekiln.pipeline.training.probe import extract_features
 from edgekiln.pipeline.training.source_task import BothTasks, SourceTask
 from edgekiln.pipeline.training.state import load_optimizer, optimizer_tensors
 from edgekiln.pipeline.training.teacher import Teacher
+from edgekiln.pipeline.training.weights import load_state
 from edgekiln.pipeline.training.world import World
 
 __all__ = ["Learner"]
@@ -146,11 +148,11 @@ class Learner:
 
     def restore(self, parts: Mapping[str, dict[str, Tensor]]) -> None:
         """Become what ``tensors`` told of."""
-        self.network.load_state_dict(parts["model"], strict=True)
+        load_state(self.network, parts["model"])
         if self.source is not None:
             self.source.load(parts["source"])
         if self.average is not None:
-            self.average.load_state_dict(parts["average"], strict=True)
+            load_state(self.average, parts["average"])
         if self.source_average is not None:
             self.source_average.load_state_dict(parts["source_average"], strict=True)
         load_optimizer(self.optimizer, parts["optimizer"])

@@ -12,6 +12,7 @@ from edgekiln.pipeline.training.optimization import set_rates
 from edgekiln.pipeline.training.probe import fit_head, set_head
 from edgekiln.pipeline.training.rate_finder import find_rate
 from edgekiln.pipeline.training.state import Schedule, TrainingState
+from edgekiln.pipeline.training.weights import load_state
 
 __all__ = ["Start"]
 
@@ -76,7 +77,7 @@ class Start:
             return float(losses["loss"])
 
         found = find_rate(train)
-        learner.network.load_state_dict(kept, strict=True)
+        load_state(learner.network, kept)
         if learner.source is not None:
             learner.source.load(kept_source)
         learner.reset_optimizer()

@@ -14,6 +14,7 @@ from edgekiln.pipeline.training.learner import Learner
 from edgekiln.pipeline.training.log_writer import LogWriter
 from edgekiln.pipeline.training.probe import evaluate_model
 from edgekiln.pipeline.training.state import Schedule, TrainingState
+from edgekiln.pipeline.training.weights import load_state
 from edgekiln.pipeline.training.world import World
 
 __all__ = ["Validation"]
@@ -77,6 +78,6 @@ class Validation:
         learner = self.learner
         if learner.source is None or not self.schedule.total_steps:
             return
-        learner.network.load_state_dict(self.state.best, strict=True)
+        load_state(learner.network, self.state.best)
         learner.source.load(self.state.best_source)
         self.judge_source("after")

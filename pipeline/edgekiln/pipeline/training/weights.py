@@ -7,17 +7,26 @@ from __future__ import annotations
 
 import json
 import re
+import sys
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
+from edgekiln.pipeline.training.heads import AUXILIARY_HEADS
 from edgekiln.runtime.contract import Contract
 from edgekiln.runtime.errors import RecipeError
 
-__all__ = ["StoredWeights", "fit_weights", "read_weights"]
+__all__ = [
+    "StoredWeights",
+    "adapt_weights",
+    "fit_weights",
+    "load_state",
+    "read_weights",
+    "resize_embeddings",
+]
 
 _MOST_NAMED = 5
 _SAVE_WEIGHTS = (
@@ -107,7 +116,51 @@ def fit_weights(
             else "Take weights of the same network as backbone.model.",
             path=stored.path,
         )
-    network.load_state_dict({**ours, **given}, strict=True)
+    load_state(network, {**ours, **given})
+
+
+def load_state(network: nn.Module, tensors: Mapping[str, Tensor]) -> None:
+    """Load all tensors of a network, as ones of the network's own version.
+
+    A file of tensors alone lacks what torch keeps beside a state dict: torchvision's MNASNet refuses to load without.
+    """
+    state = network.state_dict()
+    versions = state._metadata  # type: ignore[attr-defined] # torch sets it on the dict
+    state = type(state)(tensors)
+    state._metadata = versions  # type: ignore[attr-defined]
+    network.load_state_dict(state, strict=True)
+
+
+def adapt_weights(network: nn.Module, stored: StoredWeights, size: int) -> StoredWeights:
+    """A library's own file for the network as it is built here: without auxiliary heads, for ``size`` pixels.
+
+    Position embeddings and relative position biases of another size of input are interpolated, as timm and torchvision
+    themselves do it. Everything else is left as it is, to be compared by name and shape.
+    """
+    ours = network.state_dict()
+    auxiliary = tuple(f"{name}." for name in AUXILIARY_HEADS if hasattr(network, name))
+    tensors = {name: tensor for name, tensor in stored.tensors.items() if not name.startswith(auxiliary)}
+    if all(name not in ours or tensor.shape == ours[name].shape for name, tensor in tensors.items()):
+        return replace(stored, tensors=tensors)
+    return replace(stored, tensors=resize_embeddings(network, tensors, size))
+
+
+def resize_embeddings(network: nn.Module, tensors: Mapping[str, Tensor], size: int) -> dict[str, Tensor]:
+    """The tensors, those replaced that the network's library can bring to its shapes for ``size`` pixels."""
+    ours, module = network.state_dict(), sys.modules[type(network).__module__]
+    resized: Mapping[str, Tensor] = {}
+    if hasattr(module, "checkpoint_filter_fn"):  # timm's, a function of each family
+        resized = module.checkpoint_filter_fn(dict(tensors), network)
+    elif "encoder.pos_embedding" in tensors and hasattr(
+        module, "interpolate_embeddings"
+    ):  # torchvision's ViT
+        resized = module.interpolate_embeddings(size, network.patch_size, dict(tensors))
+    return {
+        name: resized[name]
+        if name in ours and name in resized and resized[name].shape == ours[name].shape
+        else tensor
+        for name, tensor in tensors.items()
+    }
 
 
 def _shape(tensor: Tensor | None) -> tuple[int, ...] | None:
