@@ -1,0 +1,93 @@
+"""The zoo's JSON as a table, and what a row comes to in a few words."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from reference.markdown import table
+
+__all__ = ["MIN_AGREEMENT", "render", "summarize"]
+
+MIN_AGREEMENT = 0.9
+"""Least share of pictures on which an engine must answer as PyTorch does.
+
+After seconds of training many answers hang on little: this tells an engine that works from one that is broken, not how
+much a good one loses.
+"""
+
+_ALL_THE_WAY = "all the way"
+_HEADINGS = (
+    "architecture @ px", "parameters", "MACs", "FP32", "INT8", "onnxruntime INT8", "OpenVINO INT8", "RTX FP16",
+    "RTX INT8", "lint", "s",
+)  # fmt: skip
+
+Row = Mapping[str, Any]
+
+
+def summarize(row: Row) -> str:
+    """``all the way``, or what ended it: ``crash``, ``limit``, ``refused`` or ``lossy``, where, and why."""
+    found = _find_ends(row)
+    return "; ".join(found) if found else _ALL_THE_WAY
+
+
+def _find_ends(row: Row) -> list[str]:
+    """The worst first."""
+    ends = [
+        (event["state"], f"{step}: {event['reason']}")
+        for step, event in row["steps"].items()
+        if event["state"] != "done"
+    ]
+    for name, variant in row.get("variants", {}).items():
+        if variant["failure"]:
+            ends.append(("refused", f"{name}: {variant['failure']}"))
+        elif variant["agreement"] is not None and variant["agreement"] < MIN_AGREEMENT:
+            share = f"{100 * variant['agreement']:.1f} % of {row['images']} answers"
+            ends.append(("lossy", f"{name}: {share} are PyTorch's"))
+    order = ("crash", "limit", "refused", "lossy")
+    return [f"{state}: {text}" for state, text in sorted(ends, key=lambda end: order.index(end[0]))]
+
+
+def render(document: Mapping[str, Any]) -> str:
+    """Markdown: how many went all the way, the table, and why the others ended."""
+    rows = document["rows"]
+    through = sum(summarize(row) == _ALL_THE_WAY for row in rows.values())
+    lines = [_describe_row(name, row) for name, row in rows.items()]
+    parts = [f"{through} of {len(rows)} went all the way.", table(_HEADINGS, lines)]
+    ended = [f"- `{name}`: {summarize(row)}" for name, row in rows.items() if summarize(row) != _ALL_THE_WAY]
+    if ended:
+        parts.append("The others:")
+        parts.append("\n".join(" ".join(line.split()) for line in ended))
+    return "\n\n".join(parts)
+
+
+def _describe_row(name: str, row: Row) -> list[str]:
+    variants = row.get("variants", {})
+    graph = variants.get("fp32", {})
+    return [
+        f"`{name}`",
+        f"{row['parameters'] / 1e6:.1f} M" if "parameters" in row else "-",
+        f"{graph['macs'] / 1e6:.0f} M" if graph.get("macs") else "-",
+        _megabytes(graph.get("bytes")),
+        _megabytes(variants.get("int8", {}).get("bytes")),
+        *(_describe_engine(name, row) for name in ("int8", "int8-openvino", "fp16-rtx", "int8-rtx")),
+        str(variants["int8-rtx"]["lint"]) if "int8-rtx" in variants else "-",
+        f"{row['seconds']:.0f}",
+    ]
+
+
+def _megabytes(size: int | None) -> str:
+    return "-" if size is None else f"{size / 1e6:.1f} MB"
+
+
+def _describe_engine(name: str, row: Row) -> str:
+    """Audited share in the asked precision, and agreement; or the word for what ended it."""
+    variant = row.get("variants", {}).get(name)
+    if variant is None:
+        return str(row["steps"].get(name, {"state": "-"})["state"])
+    if variant["failure"]:
+        return "refused"
+    told = [
+        f"{100 * variant[key]:.1f} %" if variant[key] is not None else "-" for key in ("share", "agreement")
+    ]
+    return " / ".join(told)

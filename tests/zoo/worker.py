@@ -1,0 +1,131 @@
+"""``python -m zoo.worker RECIPE RUNS [--without STEP]...``: one recipe, step by step; a line of JSON for each.
+
+A step is a run up to a stage, as `edgekiln run --until` makes it, for one variant after the other, so that one that is
+refused hides no other. The last one packs the bundle of all variants that came through, and gives its report's rows.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+import traceback
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from edgekiln.pipeline.recipe import Recipe, load_recipe
+from edgekiln.pipeline.run import RunResult, run_recipe
+from edgekiln.pipeline.workspace.progress import SilentProgress
+from edgekiln.runtime.errors import EdgekilnError, ExitCode
+
+__all__ = ["BUNDLE", "run_steps"]
+
+BUNDLE = "bundle"
+_FIRST = ("finetune", "export")
+
+Event = dict[str, Any]
+
+
+def run_steps(recipe: Recipe, runs: Path, without: frozenset[str] = frozenset()) -> Iterator[Event]:
+    """Events: ``begun``, then ``done`` (the last with the report's rows) or ``refused`` with the reason, by step.
+
+    Args:
+        recipe: of one architecture.
+        runs: folder below which its run lies; finished stages are not run again.
+        without: steps to leave out: they ended the process before.
+    """
+
+    def run(wish: Recipe, until: str | None, *variants: str) -> RunResult:
+        return run_recipe(wish, runs, SilentProgress(), until=until, variants=variants)
+
+    for stage in _FIRST:
+        refused = yield from _step(stage, lambda stage=stage: run(recipe, stage) and {})
+        if refused:
+            return
+    through = []
+    for variant in recipe.variants:
+        if variant.name in without:
+            continue
+        refused = yield from _step(
+            variant.name, lambda name=variant.name: run(recipe, "evaluate", name) and {}
+        )
+        through += [] if refused else [variant]
+    if through and BUNDLE not in without:
+        kept = recipe.model_copy(update={"variants": tuple(through)})
+        yield from _step(BUNDLE, lambda: _read_report(run(kept, None), recipe))
+
+
+def _step(name: str, work: Callable[[], Event]) -> Iterator[Event]:
+    """One step's events; returns whether it was refused. Anything but a typed error is a crash, with its traceback."""
+    started = time.monotonic()
+    yield {"step": name, "state": "begun"}
+    try:
+        more = work()
+    except EdgekilnError as error:
+        state = "crash" if error.exit_code is ExitCode.BUG else "refused"
+        yield {"step": name, "state": state, "reason": str(error), "seconds": _since(started)}
+        return True
+    except Exception as error:
+        traceback.print_exc()
+        reason = f"{type(error).__name__}: {error}"
+        yield {"step": name, "state": "crash", "reason": reason, "seconds": _since(started)}
+        return True
+    yield {"step": name, "state": "done", "seconds": _since(started), **more}
+    return False
+
+
+def _since(started: float) -> float:
+    return round(time.monotonic() - started, 1)
+
+
+def _read_report(result: RunResult, recipe: Recipe) -> Event:
+    """What the table tells, from the bundle's report."""
+    assert result.report is not None
+    report = result.report
+    return {
+        "parameters": _count_parameters(recipe),
+        "top1": report["baseline"]["accuracy"]["top1"],
+        "images": report["data"]["counts"]["test"],
+        "parity": report["parity"]["max_difference"] / max(report["parity"]["logit_range"], 1e-12),
+        "variants": {row["name"]: _describe(row) for row in report["variants"]},
+    }
+
+
+def _count_parameters(recipe: Recipe) -> int:
+    from edgekiln.pipeline.training.backbones import build_backbone
+
+    network = build_backbone(recipe.backbone, 10, recipe.data.size, load_weights=False).network
+    return sum(parameter.numel() for parameter in network.parameters())
+
+
+def _describe(row: Event) -> Event:
+    simulated, audit = row.get("simulated"), row.get("audit") or {}
+    agreement = row.get("agreement")
+    if agreement is None and simulated:
+        agreement = 1 - simulated["flips"] / simulated["images"]
+    return {
+        "failure": row["failure"],
+        "bytes": row["size"],
+        "macs": (row.get("costs") or {}).get("macs"),
+        "share": audit.get("share"),
+        "agreement": agreement,
+        "simulated": bool(simulated),
+        "lint": len((row.get("int8") or {}).get("lint", ())),
+    }
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Print the events of one recipe, each as it comes."""
+    parser = argparse.ArgumentParser(prog="python -m zoo.worker")
+    parser.add_argument("recipe", type=Path)
+    parser.add_argument("runs", type=Path)
+    parser.add_argument("--without", action="append", default=[])
+    wish = parser.parse_args(arguments)
+    for event in run_steps(load_recipe(wish.recipe), wish.runs, frozenset(wish.without)):
+        print(json.dumps(event), flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
