@@ -14,14 +14,24 @@ __all__ = ["GradualUnfreezing", "freeze", "is_frozen", "list_stages"]
 
 
 def list_stages(network: nn.Module) -> dict[str, nn.Module]:
-    """The parts of a network in their order, by name: its children, and in the place of a list of blocks its blocks."""
+    """The parts of a network in their order, by name: its children, and in the place of a list of blocks its blocks.
+
+    A child that holds most of the weights is a network around them (torchvision's ViT has an ``encoder``, a wrapper of
+    one's own the network that it wraps): its own stages are told in its place.
+    """
     stages: dict[str, nn.Module] = {}
     for name, child in network.named_children():
         if isinstance(child, nn.Sequential | nn.ModuleList) and len(child) > 1:
             stages |= {f"{name}.{part}": module for part, module in child.named_children()}
+        elif 2 * _count_weights(child) > _count_weights(network) and list_stages(child):
+            stages |= {f"{name}.{part}": module for part, module in list_stages(child).items()}
         else:
             stages[name] = child
     return {name: module for name, module in stages.items() if any(True for _ in module.parameters())}
+
+
+def _count_weights(module: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in module.parameters())
 
 
 def freeze(network: nn.Module, settings: BackboneSettings, num_classes: int) -> None:

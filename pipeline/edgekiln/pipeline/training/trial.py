@@ -92,7 +92,7 @@ def _explain(settings: BackboneSettings, size: int, error: Exception) -> RecipeE
         )
     return RecipeError(
         f"backbone.model: {settings.model} cannot answer pictures of {size} x {size} pixels: {reason}.",
-        hint="It takes float32 (N, 3, H, W) and returns logits (N, classes). Another data.size does not help.",
+        hint="It takes float32 (N, 3, H, W), any N, and returns logits (N, classes). Another data.size does not help.",
     )
 
 
