@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import shutil
 import sys
 import tempfile
 import threading
@@ -17,7 +16,7 @@ from typing import Any
 from reference.markdown import replace_between_marks
 
 from edgekiln.benchmarks.environment import describe_machine, read_commit
-from zoo.architectures import ARCHITECTURES, Architecture, make_recipe
+from zoo.architectures import ARCHITECTURES, Architecture, make_recipe, make_training_recipe
 from zoo.table import render, summarize
 from zoo.watching import Limits, watch_worker
 
@@ -32,10 +31,10 @@ def run_zoo(
     """Run what is not in ``out`` yet; each row is written as it comes. Returns the whole document."""
     document = json.loads(out.read_text("utf-8")) if out.exists() else {"rows": {}}
     document["machine"] = _describe_machine()
-    writing = threading.Lock()
+    writing, stop = threading.Lock(), threading.Event()
 
     def take(architecture: Architecture) -> None:
-        row = _run_one(architecture, limits or Limits())
+        row = _run_one(architecture, limits or Limits(), stop)
         with writing:
             document["rows"][architecture.name] = row
             beside = out.with_name(f"{out.name}.part")
@@ -45,7 +44,12 @@ def run_zoo(
 
     left = [architecture for architecture in chosen if architecture.name not in document["rows"]]
     with ThreadPoolExecutor(jobs) as pool:
-        list(pool.map(take, left))
+        try:
+            list(pool.map(take, left))
+        except BaseException:  # Ctrl-C: what is not begun is not, and what is begun is no result
+            stop.set()
+            pool.shutdown(cancel_futures=True)
+            raise
     return document
 
 
@@ -55,27 +59,27 @@ def _describe_machine() -> dict[str, Any]:
     return {key: about[key] for key in ("cpu", "cores", "vnni", "python", "versions")}
 
 
-def _run_one(architecture: Architecture, limits: Limits) -> Row:
+def _run_one(architecture: Architecture, limits: Limits, stop: threading.Event) -> Row:
     """One architecture in a folder of its own; a step that ended its process is left out of the next one."""
     started = time.monotonic()
     steps: dict[str, Row] = {}
     peak = 0
     with tempfile.TemporaryDirectory(prefix="edgekiln-zoo-") as name:
         folder = Path(name)
-        recipe = folder / "recipe.toml"
-        recipe.write_text(make_recipe(architecture), "utf-8")
+        (folder / "recipe.toml").write_text(make_recipe(architecture), "utf-8")
+        if architecture.weights == "none":
+            (folder / "training.toml").write_text(make_training_recipe(architecture), "utf-8")
         without: list[str] = []
         while True:
-            watched = watch_worker([str(recipe), str(folder / "runs")], without, limits)
+            watched = watch_worker([name], without, limits, stop)
             peak = max(peak, watched.peak_mib)
             steps |= {step: event for step, event in watched.steps.items() if event["state"] != "begun"}
             if watched.ended_in is None:
                 break
             steps[watched.ended_in] = {"state": watched.how, "reason": watched.reason}
             without.append(watched.ended_in)
-            if watched.ended_in in {"finetune", "export", "start"}:
+            if watched.ended_in in {"train", "finetune", "export", "start"}:
                 break
-        shutil.rmtree(folder / "runs", ignore_errors=True)
     bundle = steps.get("bundle", {})
     known = {
         key: bundle.pop(key)

@@ -1,10 +1,10 @@
-"""Which networks live in the zoo, at which size, and the recipe that each one runs."""
+"""Which networks live in the zoo, at which size, and the recipes that each one runs."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-__all__ = ["ARCHITECTURES", "VARIANTS", "Architecture", "make_recipe"]
+__all__ = ["ARCHITECTURES", "CHECKPOINT", "VARIANTS", "Architecture", "make_recipe", "make_training_recipe"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,8 +94,10 @@ VARIANTS = {
 }
 """By name; a graph for TensorRT-RTX is one for TensorRT, and an engine for a named GPU is built without one."""
 
-# BatchNorm learns its statistics: those of random weights leave later layers with values near zero. The gate decides
-# nothing here: 179 pictures of a network that was trained for seconds judge no library.
+CHECKPOINT = "trained.safetensors"
+"""Beside the recipe: what the first one trained, and the second one takes."""
+
+# The gate decides nothing here: 179 pictures judge no library.
 _RECIPE = """\
 name = "{name}"
 [data]
@@ -105,16 +107,12 @@ test = 0.1
 train_share = 0.3
 [backbone]
 model = "{model}"
-weights = "{weights}"
-freeze_batchnorm = {freeze}
+{backbone}
 [finetune]
-epochs = 3
 batch_size = 16
-learning_rate = {rate}
-warmup = 0.2
-probe = false
 threads = 1
 augmentation.horizontal_flip = false
+{finetune}
 {variants}
 [gate]
 max_drop = 0.99
@@ -124,15 +122,33 @@ enabled = false
 """
 
 
+def make_training_recipe(architecture: Architecture) -> str:
+    """Train random weights for seconds, as TOML.
+
+    BatchNorm learns its statistics: those of random weights leave later layers with values near zero.
+    """
+    training = "epochs = 2\nlearning_rate = 1e-3\nwarmup = 0.2\nprobe = false"
+    return _fill(architecture, 'weights = "none"\nfreeze_batchnorm = false', training, ("fp32",))
+
+
 def make_recipe(architecture: Architecture, variants: tuple[str, ...] = tuple(VARIANTS)) -> str:
-    """The recipe of an architecture with some of the zoo's variants, as TOML."""
-    pretrained = architecture.weights != "none"
+    """Everything with the trained or packaged weights, as TOML.
+
+    Nothing is trained but the head, by a linear probe: on the features of a network that was trained for seconds its
+    answers have margins, which those of its own head have not.
+    """
+    backbone = f'weights = "{architecture.weights}"'
+    if architecture.weights == "none":
+        backbone = f'weights = "{CHECKPOINT}"\nhead = "replace"'
+    return _fill(architecture, backbone, "epochs = 0", variants)
+
+
+def _fill(architecture: Architecture, backbone: str, finetune: str, variants: tuple[str, ...]) -> str:
     return _RECIPE.format(
         name=architecture.name.partition("/")[2].replace("@", "-"),
         size=architecture.size,
         model=architecture.model,
-        weights=architecture.weights,
-        freeze="true" if pretrained else "false",
-        rate="3e-4" if pretrained else "1e-3",
+        backbone=backbone,
+        finetune=finetune,
         variants="\n".join(f'[[variants]]\nname = "{name}"\n{VARIANTS[name]}' for name in variants),
     )

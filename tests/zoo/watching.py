@@ -12,12 +12,12 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
-__all__ = ["Limits", "Watched", "watch_worker"]
+__all__ = ["Limits", "Stopped", "Watched", "watch_worker"]
 
 _POLL_SECONDS = 0.5
 _PAGE = os.sysconf("SC_PAGE_SIZE")
@@ -29,6 +29,10 @@ class Limits:
 
     seconds: float = 900.0
     mib: int = 8192
+
+
+class Stopped(Exception):
+    """Nobody wants the result any more."""
 
 
 @dataclass
@@ -53,6 +57,7 @@ def watch_worker(
     arguments: Sequence[str],
     without: Sequence[str],
     limits: Limits,
+    stop: threading.Event,
     command: Sequence[str] = (sys.executable, "-m", "zoo.worker"),
 ) -> Watched:
     """Run one worker to its end, or to a limit's.
@@ -61,7 +66,11 @@ def watch_worker(
         arguments: of ``zoo.worker``.
         without: steps that it leaves out.
         limits: beyond which it is killed.
+        stop: once it is set, the worker is killed.
         command: what takes the arguments; another one only in tests.
+
+    Raises:
+        Stopped: as ``stop`` wanted it.
     """
     whole = [*command, *arguments, *(f"--without={step}" for step in without)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
@@ -69,7 +78,13 @@ def watch_worker(
         process = subprocess.Popen(
             whole, stdout=subprocess.PIPE, stderr=errors, text=True, env=environment, start_new_session=True
         )
-        watched = _follow(process, limits)
+        try:
+            watched = _follow(process, limits, stop)
+        except Stopped:
+            _kill(process)
+            raise
+        if watched.how:
+            _kill(process)
         code = process.wait()
         running = [name for name, event in watched.steps.items() if event["state"] == "begun"]
         if watched.how:
@@ -83,13 +98,15 @@ def watch_worker(
     return watched
 
 
-def _follow(process: subprocess.Popen[str], limits: Limits) -> Watched:
-    """Read its events until it has none; kill it with its children where it goes beyond a limit."""
+def _follow(process: subprocess.Popen[str], limits: Limits, stop: threading.Event) -> Watched:
+    """Read its events until it has none, or goes beyond a limit."""
     watched, started = Watched(), time.monotonic()
     lines: queue.Queue[str | None] = queue.Queue()
     assert process.stdout is not None
     threading.Thread(target=_read, args=(process.stdout, lines), daemon=True).start()
     while True:
+        if stop.is_set():
+            raise Stopped
         try:
             line = lines.get(timeout=_POLL_SECONDS)
         except queue.Empty:
@@ -105,25 +122,32 @@ def _follow(process: subprocess.Popen[str], limits: Limits) -> Watched:
         if seconds > limits.seconds or held > limits.mib:
             beyond = f"{limits.seconds:g} s" if seconds > limits.seconds else f"{limits.mib} MiB"
             watched.how, watched.reason = "limit", f"it went beyond {beyond}"
-            for pid in [*_family(process.pid)]:
-                with contextlib.suppress(ProcessLookupError):
-                    os.kill(pid, signal.SIGKILL)
             return watched
 
 
+def _kill(process: subprocess.Popen[str]) -> None:
+    """Kill it with its children."""
+    for pid in _family(process.pid):
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+    process.wait()
+
+
 def _read(stream: IO[str], lines: queue.Queue[str | None]) -> None:
-    for line in stream:
-        lines.put(line)
+    with stream:
+        for line in stream:
+            lines.put(line)
     lines.put(None)
 
 
-def _family(pid: int) -> Iterator[int]:
+def _family(pid: int) -> list[int]:
     """A process and all that it started."""
-    yield pid
+    family = [pid]
     for tasks in Path(f"/proc/{pid}/task").glob("*/children"):
         with contextlib.suppress(OSError):
             for child in tasks.read_text().split():
-                yield from _family(int(child))
+                family += _family(int(child))
+    return family
 
 
 def _memory_mib(pid: int) -> int:

@@ -1,4 +1,6 @@
-"""``python -m zoo.worker RECIPE RUNS [--without STEP]...``: one recipe, step by step; a line of JSON for each.
+"""``python -m zoo.worker FOLDER [--without STEP]...``: one architecture, step by step; a line of JSON for each.
+
+``FOLDER`` holds ``recipe.toml``, and ``training.toml`` where its weights are trained first.
 
 A step is a run up to a stage, as `edgekiln run --until` makes it, for one variant after the other, so that one that is
 refused hides no other. The last one packs the bundle of all variants that came through, and gives its report's rows.
@@ -8,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import shutil
 import sys
 import time
 import traceback
@@ -17,31 +20,38 @@ from typing import Any
 
 from edgekiln.pipeline.recipe import Recipe, load_recipe
 from edgekiln.pipeline.run import RunResult, run_recipe
+from edgekiln.pipeline.training.checkpoint import CHECKPOINT_NAME
 from edgekiln.pipeline.workspace.progress import SilentProgress
 from edgekiln.runtime.errors import EdgekilnError, ExitCode
+from zoo.architectures import CHECKPOINT
 
 __all__ = ["BUNDLE", "run_steps"]
 
 BUNDLE = "bundle"
-_FIRST = ("finetune", "export")
-
 Event = dict[str, Any]
 
 
-def run_steps(recipe: Recipe, runs: Path, without: frozenset[str] = frozenset()) -> Iterator[Event]:
+def run_steps(folder: Path, without: frozenset[str] = frozenset()) -> Iterator[Event]:
     """Events: ``begun``, then ``done`` (the last with the report's rows) or ``refused`` with the reason, by step.
 
     Args:
-        recipe: of one architecture.
-        runs: folder below which its run lies; finished stages are not run again.
+        folder: with the recipes; the runs lie in it too, and finished stages are not run again.
         without: steps to leave out: they ended the process before.
     """
 
     def run(wish: Recipe, until: str | None, *variants: str) -> RunResult:
-        return run_recipe(wish, runs, SilentProgress(), until=until, variants=variants)
+        return run_recipe(wish, folder / "runs", SilentProgress(), until=until, variants=variants)
 
-    for stage in _FIRST:
-        refused = yield from _step(stage, lambda stage=stage: run(recipe, stage) and {})
+    def train() -> Event:
+        done = run_recipe(load_recipe(training), folder / "training", SilentProgress(), until="finetune")
+        shutil.copyfile(done.stages["finetune"].folder / CHECKPOINT_NAME, folder / CHECKPOINT)
+        return {}
+
+    recipe, training = load_recipe(folder / "recipe.toml"), folder / "training.toml"
+    first = {"train": train} if training.exists() else {}
+    first |= {stage: lambda stage=stage: run(recipe, stage) and {} for stage in ("finetune", "export")}
+    for name, work in first.items():
+        refused = yield from _step(name, work)
         if refused:
             return
     through = []
@@ -119,11 +129,10 @@ def _describe(row: Event) -> Event:
 def main(arguments: list[str] | None = None) -> None:
     """Print the events of one recipe, each as it comes."""
     parser = argparse.ArgumentParser(prog="python -m zoo.worker")
-    parser.add_argument("recipe", type=Path)
-    parser.add_argument("runs", type=Path)
+    parser.add_argument("folder", type=Path)
     parser.add_argument("--without", action="append", default=[])
     wish = parser.parse_args(arguments)
-    for event in run_steps(load_recipe(wish.recipe), wish.runs, frozenset(wish.without)):
+    for event in run_steps(wish.folder, frozenset(wish.without)):
         print(json.dumps(event), flush=True)
 
 
