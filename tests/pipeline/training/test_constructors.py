@@ -195,6 +195,18 @@ def test_torchvisions_own_file_with_auxiliary_heads_loads(tmp_path):
     assert torch.equal(ours["inception5b.branch4.1.conv.weight"], theirs["inception5b.branch4.1.conv.weight"])
 
 
+def test_a_file_with_a_second_head_loads_where_the_head_is_replaced(tmp_path):
+    torch.manual_seed(1)
+    theirs = timm.create_model("levit_128s").state_dict()
+    torch.save(theirs, tmp_path / "levit.pth")
+    settings = BackboneSettings(model="timm/levit_128s", weights=str(tmp_path / "levit.pth"), head="replace")
+    ours = build_backbone(settings, CLASSES, 224).network.state_dict()
+    assert torch.equal(ours["head.bn.weight"], theirs["head.bn.weight"])
+    kept = settings.model_copy(update={"head": "keep"})
+    with pytest.raises(RecipeError, match=r"head_dist\.\S+ is not of this model"):
+        build_backbone(kept, 1000, 224)
+
+
 # -- names
 
 

@@ -77,8 +77,9 @@ def _load_file(
             optional = frozenset({f"{_first_convolution(network, size)[0]}.bias"})
         trained_with = _check_normalization(stored, settings, trained_with)
     head = find_head(network, num_classes)[0]
-    stored = adapt_weights(network, stored, size)
-    fit_weights(network, stored, head, replace_head=settings.head == "replace", optional=optional)
+    replaced = settings.head == "replace"
+    stored = adapt_weights(network, stored, size, replace_head=replaced)
+    fit_weights(network, stored, head, replace_head=replaced, optional=optional)
     if folds and (stored.contract is None or trained_with != SHARED_NORMALIZATION):
         fold_normalization(network, trained_with, size)
     return trained_with

@@ -74,7 +74,7 @@ def _put(network: nn.Module, path: str, module: nn.Module) -> None:
 
 
 def merge_distilled_heads(network: nn.Module) -> None:
-    """Where timm averages the answers of two heads, for labels and for a teacher, leave the first alone, in place.
+    """Where timm averages the answers of two heads, for labels and for a teacher, keep only the first, in place.
 
     The average of two fresh linear layers is one fresh linear layer; but a probe that fits one of them would have the
     other's noise in each answer.

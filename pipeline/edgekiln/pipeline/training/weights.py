@@ -131,15 +131,23 @@ def load_state(network: nn.Module, tensors: Mapping[str, Tensor]) -> None:
     network.load_state_dict(state, strict=True)
 
 
-def adapt_weights(network: nn.Module, stored: StoredWeights, size: int) -> StoredWeights:
+def adapt_weights(
+    network: nn.Module, stored: StoredWeights, size: int, *, replace_head: bool
+) -> StoredWeights:
     """A library's own file for the network as it is built here: without auxiliary heads, for ``size`` pixels.
+
+    Where the head is replaced, so is a second one, for a teacher's answers.
 
     Position embeddings and relative position biases of another size of input are interpolated, as timm and torchvision
     themselves do it. Everything else is left as it is, to be compared by name and shape.
     """
     ours = network.state_dict()
     auxiliary = tuple(f"{name}." for name in AUXILIARY_HEADS if hasattr(network, name))
-    tensors = {name: tensor for name, tensor in stored.tensors.items() if not name.startswith(auxiliary)}
+    tensors = {
+        name: tensor
+        for name, tensor in stored.tensors.items()
+        if not name.startswith(auxiliary) and not (replace_head and "head_dist" in name.split("."))
+    }
     if all(name not in ours or tensor.shape == ours[name].shape for name, tensor in tensors.items()):
         return replace(stored, tensors=tensors)
     return replace(stored, tensors=resize_embeddings(network, tensors, size))
