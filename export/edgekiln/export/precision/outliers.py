@@ -8,7 +8,7 @@ round to zero. All quantizers ask this module, so an INT8 graph is the same for 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -181,7 +181,7 @@ class _Nodes:
         return FloatPlan(reasons, products, outliers, self.transformer)
 
 
-def _meets_outlier(node: Any, wide: Collection[str]) -> bool:
+def _meets_outlier(node: Any, wide: Set[str]) -> bool:
     """Whether a node reads or makes such a tensor.
 
     A linear layer may make one: its output need not be quantized. An INT8 convolution of a CPU has an 8-bit output.
