@@ -41,37 +41,22 @@ def load(  # noqa: PLR0913 # a product's one door: each option is asked for by n
         trusted_keys: public keys, as paths of PEM files or PEM bytes. The bundle must be signed by one of them; this
             is checked before its manifest is read or an engine library is handed a byte. ``None`` asks for none.
         fast_decode: whether large JPEGs are decoded at a fraction of their size: ``auto`` where the bundle records that
-            no answer changed thereby on the pictures it was judged on, ``True`` refuses a variant without that record,
-            ``False`` never. See ``pictures/fast_decode.py``.
+            no answer changed, ``True`` refuses a variant without that record, ``False`` never.
         allow_operators: operators of other domains than ONNX's that an ONNX file may hold, as
             ``com.microsoft::Gelu``; without a name here they are refused before a library sees the file.
         slots: calls of a TensorRT engine that may run at once, 2 where ``None``; each costs memory of the GPU.
         wait: how such a call waits: ``spin`` (the default) is fastest and keeps a core busy, ``blocking`` leaves it to
             others. Variants of other backends refuse both where they are asked for by name, else leave them unused.
-        self_test: whether the engine is first asked four made pictures, two alone and all four as one batch, and its
-            answers held against those that the bundle records: a library of another version, or on another processor,
-            may compute wrongly. ``False`` saves that time, about that of six calls. OpenVINO is asked its batch before
-            the first one that comes, which compiles a model for batches; a wrong answer is raised there.
+        self_test: hold the engine's answers to four made pictures against those that the bundle records, which takes
+            about six calls (docs/embedding.md). OpenVINO is asked its batch when the first batch comes.
 
     Raises:
         UsageError: no such folder or variant, one that did not pass, or no record of fast decoding.
         EngineError: the model file is nothing that a library may be shown, or the library refused it.
         SignatureError: no signature, a foreign one, or one over other content.
         BundleError: the bundle was altered.
-        EnvironmentProblem: nothing that passed can run here.
-        SelfTestError: the variant, asked for by name, answers otherwise here than where it was judged. Without a name
-            another one is taken; ``classifier.variant.reason`` says so.
+        EnvironmentProblem: nothing that passed can run here; SelfTestError: the variant named answers wrongly here.
     """
-    options = LoadOptions(
-        variant,
-        device,
-        threads,
-        allow_unverified,
-        trusted_keys,
-        fast_decode,
-        allow_operators,
-        slots,
-        wait,
-        self_test,
-    )
+    engine = (variant, device, threads, allow_unverified)
+    options = LoadOptions(*engine, trusted_keys, fast_decode, allow_operators, slots, wait, self_test)
     return serve_model(load_model(path, options), options)
