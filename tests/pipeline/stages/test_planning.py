@@ -45,14 +45,14 @@ def test_the_names_are_those_of_the_plan(tiny_run):
 def test_a_variants_stages_read_those_of_the_same_variant(tiny_run):
     inputs = {stage.name: stage.inputs for stage in plan_stages(load_recipe(tiny_run[0]))}
     assert inputs["variant.int8"] == ("data", "export")
-    assert inputs["evaluate.int8"] == ("data", "variant.int8")
+    assert inputs["evaluate.int8"] == ("data", "export", "variant.int8")
     assert inputs["bundle"] == tuple(name for name in inputs if name != "bundle")
 
 
 def test_an_engine_is_read_where_one_is_built(tensorrt_run):
     inputs = {stage.name: stage.inputs for stage in plan_stages(load_recipe(tensorrt_run[0]))}
     assert inputs["engine.rtx-fp16"] == ("variant.rtx-fp16",)
-    assert inputs["evaluate.rtx-fp16"] == ("data", "variant.rtx-fp16", "engine.rtx-fp16")
+    assert inputs["evaluate.rtx-fp16"] == ("data", "export", "variant.rtx-fp16", "engine.rtx-fp16")
 
 
 def test_engines_and_times_of_one_power_mode_are_not_those_of_another(tensorrt_run, monkeypatch):
