@@ -37,9 +37,9 @@ def measured_times(result: BenchmarkResult, backends: Mapping[str, Backend]) -> 
         low, middle, high = (round(ms, 6) for ms in find_median(measured))
         found[measured.name] = MeasuredTime(
             read_kind(backends[measured.name], _device_number(measured)),
-            middle,
-            low,
-            high,
+            p50_ms=middle,
+            low_ms=low,
+            high_ms=high,
             threads=measured.config.get("threads"),
             validity=result.validity.state,
             when=when,
