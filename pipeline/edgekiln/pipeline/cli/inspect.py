@@ -20,7 +20,8 @@ __all__ = ["inspect"]
 def inspect(path: Path, trusted_keys: Sequence[Path], as_json: bool) -> None:
     """Say what a file or bundle is, and of an engine whether it would load here.
 
-    It knows bundles (folders and .zip), ONNX files, checkpoints and engines; nothing is run.
+    It knows bundles (folders and .zip), ONNX files, checkpoints and engines; nothing is run. Of an ONNX file it also
+    tells whether INT8 weights may overflow on ARM cores without dot product.
 
     \b
     edgekiln inspect runs/traffic-lights/bundle
