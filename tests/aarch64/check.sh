@@ -72,7 +72,7 @@ cpuinfo() {
 }
 for cpu in $CPUS; do cpuinfo "$cpu" >"$root/opt/cpuinfo/$cpu"; done
 arm() { # CPU COMMAND...
-  unshare --user --map-root-user --mount --pid --fork sh tests/aarch64/jail.sh "$root" "$1" "$qemu" "${@:2}"
+  unshare --user --map-root-user --mount --pid --fork --kill-child sh tests/aarch64/jail.sh "$root" "$1" "$qemu" "${@:2}"
 }
 
 pins=$("$PYTHON" -c 'import importlib.metadata as m, sys; print(*(f"{n}=={m.version(n)}" for n in sys.argv[1:]))' \
