@@ -664,8 +664,14 @@ def _(desk):
     return ["compare", "b", "c"]
 
 
-mistake("bench of a bundle", says="b is a folder; bench takes a recipe", hint="--runtime")(
+mistake("bench of a bundle alone", says="Missing option '--data'", hint="--out DERIVED; or --runtime")(
     lambda desk: ["bench", desk.bundle()]
+)
+mistake(
+    "bench into its bundle", says="lies inside the bundle that it is made from", hint="another", path="b/o"
+)(lambda desk: ["bench", desk.bundle(), "--data", ".", "--out", "b/o"])
+mistake("bench of a recipe with pictures", says="--data belong to the bench of a bundle", hint="DERIVED")(
+    lambda desk: ["bench", desk.recipe(), "--data", "."]
 )
 mistake(
     "nothing to build", says="holds no graph to build an engine from", hint="backend = 'tensorrt'", path="b"

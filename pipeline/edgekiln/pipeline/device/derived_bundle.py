@@ -76,8 +76,7 @@ def write_derived(
     Args:
         parent: the bundle that was built from.
         rows: an entry of the manifest for each variant that was to be built or judged, with its ``flips``; and its
-            ``logits`` of the pictures that were found, which are kept where they are of all. Those that have a verdict
-            were judged on this machine.
+            ``logits`` of the pictures that were found, kept where they are of all. A verdict is this machine's.
         folder: holds graphs and engines; everything else that is in it is removed.
         report: of what was found here, kept as ``report.json``; without one the baseline's figures are the parent's.
     """

@@ -57,8 +57,9 @@ def judge_engines(
     try:
         logits, canaries = _run(backend, engines, pictures, judged_by, progress)
     except (EnvironmentProblem, ResourceError) as problem:
-        built = "built, not run" if backend.startswith("tensorrt") else "not run here"
-        return {"verdict": "not-run", "reason": f"{built}, because: {problem}"}, None
+        own = backend.startswith("tensorrt")  # whose engines are built on the machine
+        told = f"built, not run, because: {problem}" if own else f"not run here, because: {problem}"
+        return {"verdict": "not-run", "reason": told}, None
     except (NonFiniteError, EngineError) as error:
         return {"verdict": "fail", "reason": f"failed while running: {error}"}, None
     judged = judge_answers(
