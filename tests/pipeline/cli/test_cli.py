@@ -336,7 +336,6 @@ def test_failed_gate_exits_3_after_the_table(tiny_run, edgekiln, tmp_path):
         (["inspect", "r.toml"], "of no kind that edgekiln knows (ending .toml)"),
         (["bench", "nowhere", "--runtime"], "There is no folder nowhere"),
         (["bench", "."], "Missing option '--data'"),
-        (["bench", ".", "--data", ".", "--out", "x"], "is no bundle: it has no manifest.json"),
     ],
 )
 def test_mistakes_exit_2_with_one_clear_line(edgekiln, tmp_path, monkeypatch, arguments, message):
