@@ -134,3 +134,14 @@ def test_lite0_parity_was_taken_on_real_images(lite0_run):
 def test_newer_opset_than_tensorrt_10_3_reads_is_refused(tmp_path):
     with pytest.raises(GateError, match="opset"):
         export_onnx(PixelModel(TinyCnn(3), SHARED_NORMALIZATION), contract(), tmp_path / "m.onnx", opset=21)
+
+
+def test_torchvision_transformer_keeps_its_layer_norms_whole(tmp_path):
+    """timm's are counted where they are quantized (``precision/test_outliers.py``)."""
+    from torchvision.models import VisionTransformer
+
+    network = VisionTransformer(16, 8, num_layers=1, num_heads=2, hidden_dim=16, mlp_dim=16, num_classes=3)
+    export_onnx(PixelModel(network.eval(), SHARED_NORMALIZATION), contract(16), tmp_path / "m.onnx")
+    operators = Counter(node.op_type for node in onnx.load(tmp_path / "m.onnx").graph.node)
+    assert operators["LayerNormalization"] == sum(isinstance(m, nn.LayerNorm) for m in network.modules()) == 3
+    assert not set(operators) & {"Pow", "Sqrt", "Reciprocal", "ReduceMean"}
