@@ -50,14 +50,13 @@ def quantize_for_cpu(
         target: file to write.
         calibration: real training pictures.
         method: how activation ranges are taken from them.
-        keep_float: names of products (Conv, Gemm, MatMul) that keep float weights and compute in float. A tensor
-            between two products stays in float where both do.
+        keep_float: names of products (Conv, Gemm, MatMul) that compute in float, and tensors between two such.
         ranges: what ``measure_ranges`` gave for the same pictures and method; measured where absent.
         plan: what ``plan_float`` gave for the same pictures; made where absent.
 
     Returns:
-        Whether pixels feed the first layer directly. They do not where the normalization is the backbone's own,
-        or where the first layer stays in float; the graph then normalizes in float.
+        Whether pixels feed the first layer directly; not where the normalization is the backbone's own, or where that
+        layer stays in float: the graph then normalizes in float.
 
     Raises:
         PrecisionError: the file was not exported by edgekiln, or onnxruntime's quantizer cannot take it.
@@ -65,19 +64,17 @@ def quantize_for_cpu(
     import_onnxruntime("cpu")
     model = onnx.shape_inference.infer_shapes(onnx.load(source))
     entry = entry_chain(model.graph)
-    pixel_is_input = read_contract(model).normalization == SHARED_NORMALIZATION
-    overrides = weight_overrides(model.graph)
-    if pixel_is_input:
-        overrides[entry[-1].output[0]] = pixel_override()
+    shared = read_contract(model).normalization == SHARED_NORMALIZATION
+    pixel = {entry[-1].output[0]: pixel_override()} if shared else {}
     plan = plan_float(model, calibration) if plan is None else plan
     kept = {*keep_float, *plan.products}
     with refusals_told("quantizer", hint="Leave the INT8 variant out, or take another backbone."):
-        overrides = copy.deepcopy(ranges or measure_activations(model, calibration, method)) | overrides
-        excluded = [*(node.name for node in entry), *plan.reasons, *keep_float]
-        excluded += float_neighbours(model.graph, kept)
+        overrides = copy.deepcopy(ranges or measure_activations(model, calibration, method))
+        overrides |= weight_overrides(model.graph) | pixel
+        excluded = [*(n.name for n in entry), *plan.reasons, *kept, *float_neighbours(model.graph, kept)]
         quantized = run_quantizer(model, calibration, overrides, excluded, float_outputs=bool(plan.reasons))
     check_kept(quantized.graph, model.graph, kept)
-    pixels_feed_directly = adapt_graph(quantized.graph, model.graph, kept, pixel_is_input)
+    pixels_feed_directly = adapt_graph(quantized.graph, model.graph, kept, bool(pixel))
     finish_graph(quantized, model)
     check_saturation(quantized)
     target.write_bytes(quantized.SerializeToString(deterministic=True))

@@ -38,6 +38,7 @@ TensorRTCalibration = Literal["max", "entropy"]
 
 _UNQUANTIZED = frozenset({"HardSwish"})
 """ModelOpt would put a pair between a convolution and this activation, where TensorRT then cannot fuse the two."""
+_SUM_IMAGES = 8
 _HEADROOM = 2.0  # other pictures than the calibration's reach further
 
 
@@ -111,10 +112,7 @@ def quantize_for_tensorrt(
     refuse_non_finite(peaks[0])
     plan = plan_float(model, calibration) if plan is None else plan
     excluded = dict.fromkeys([*keep_float, *plan.reasons])
-    if rest is None:
-        rest = choose_rest(
-            peaks, _float_sums(model, measure_sums(original, calibration.frames[:8], peaks), excluded)
-        )
+    rest = rest or choose_rest(peaks, _float_sums(original, calibration, peaks, excluded))
     settings = {
         **_describe_calibration(_widest_first(calibration.frames, peaks), method),
         "op_types_to_exclude": list(_UNQUANTIZED & {node.op_type for node in model.graph.node}),
@@ -123,15 +121,9 @@ def quantize_for_tensorrt(
     }
     quantized = _run_modelopt(quantization, original, settings)
     check_kept(quantized.graph, onnx.load_from_string(original).graph, {*keep_float, *plan.products})
-    return finish_quantized(
-        quantized,
-        model,
-        target,
-        rest,
-        kept_float=tuple(sorted(keep_float)),
-        plan=plan,
-        peaks={peak.tensor: peak.value for peak in peaks},
-    )
+    largest = {peak.tensor: peak.value for peak in peaks}
+    kept = tuple(sorted(keep_float))
+    return finish_quantized(quantized, model, target, rest, kept_float=kept, plan=plan, peaks=largest)
 
 
 def _describe_calibration(frames: Frames, method: TensorRTCalibration) -> dict[str, Any]:
@@ -177,8 +169,12 @@ def choose_rest(
     return "fp16" if peaks[0].value * _HEADROOM < FP16_MAX and not sums else "fp32"
 
 
-def _float_sums(model: Any, sums: Collection[ActivationPeak], kept: Collection[str]) -> list[ActivationPeak]:
-    products = {node.name for node in model.graph.node if node.op_type in PRODUCTS}
+def _float_sums(
+    original: bytes, calibration: CalibrationSet, peaks: tuple[ActivationPeak, ...], kept: Collection[str]
+) -> list[ActivationPeak]:
+    """Sums that may not fit FP16, of nodes that are not quantized."""
+    products = {node.name for node in onnx.load_from_string(original).graph.node if node.op_type in PRODUCTS}
+    sums = measure_sums(original, calibration.frames[:_SUM_IMAGES], peaks)
     return [found for found in sums if found.node not in products or found.node in kept]
 
 
