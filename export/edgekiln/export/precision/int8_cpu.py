@@ -55,8 +55,7 @@ def quantize_for_cpu(
         plan: what ``plan_float`` gave for the same pictures; made where absent.
 
     Returns:
-        Whether pixels feed the first layer directly; not where the normalization is the backbone's own, or where that
-        layer stays in float: the graph then normalizes in float.
+        Whether pixels feed the first layer directly: not where it is in float, or the backbone normalizes itself.
 
     Raises:
         PrecisionError: the file was not exported by edgekiln, or onnxruntime's quantizer cannot take it.
