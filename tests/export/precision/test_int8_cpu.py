@@ -1,20 +1,27 @@
+import importlib.metadata
+import importlib.util
+
 import numpy as np
 import onnx
 import onnxruntime as ort
 import pytest
 import torch
 from onnx import TensorProto, helper, numpy_helper
+from timm.models.densenet import DenseNet
 from torch import nn
 
 from edgekiln.export.audits.onnxruntime import audit_int8
 from edgekiln.export.calibration import choose_calibration
+from edgekiln.export.child import Child
+from edgekiln.export.precision import int8_cpu_graph
 from edgekiln.export.precision.int8_cpu import quantize_for_cpu
 from edgekiln.export.precision.saturation import largest_pair_sums
 from edgekiln.export.to_onnx import PixelModel, export_onnx
 from edgekiln.pipeline.data import load_split
+from edgekiln.pipeline.variants.isolated import IsolatedSession
 from edgekiln.runtime.backends import open_session
 from edgekiln.runtime.contract import SHARED_NORMALIZATION, Contract
-from edgekiln.runtime.errors import GateError, PrecisionError
+from edgekiln.runtime.errors import BuildError, GateError, PrecisionError
 
 SIXTEEN_BITS = 2**15 - 1
 
@@ -177,3 +184,56 @@ def test_weight_with_two_users_is_safe_for_both(tmp_path):
     torch.manual_seed(0)
     _, _, model = quantize_network(Shared(), tmp_path)
     assert max(largest_pair_sums(model).values()) <= SIXTEEN_BITS
+
+
+# -- graphs that end OpenVINO's process
+
+
+@pytest.fixture(scope="module")
+def densenet(tmp_path_factory):
+    """(exported file, calibration pictures): a DenseNet of one block of two layers, random weights."""
+    torch.manual_seed(0)
+    network = DenseNet(growth_rate=8, block_config=(2,), num_classes=3).eval()
+    path = tmp_path_factory.mktemp("densenet") / "fp32.onnx"
+    contract = Contract(width=32, height=32, classes=("a", "b", "c"))
+    export_onnx(PixelModel(network, SHARED_NORMALIZATION), contract, path)
+    frames = np.random.default_rng(0).integers(0, 256, (32, 32, 32, 3)).astype(np.uint8)
+    return path, choose_calibration(frames, 32, 0)
+
+
+def openvino_answers(model, frames):
+    with Child("OpenVINO") as child:
+        session = IsolatedSession(child, open_session, "openvino", model)
+        answers = session.run(frames)
+        session.close()
+    return answers
+
+
+needs_openvino = pytest.mark.skipif(  # found, not imported: a plain import would report to Intel
+    importlib.util.find_spec("openvino") is None, reason="OpenVINO is not installed"
+)
+
+
+@needs_openvino
+def test_a_densenet_runs_in_openvino(densenet, tmp_path):
+    path, calibration = densenet
+    quantize_for_cpu(path, tmp_path / "int8.onnx", calibration)
+    graph = onnx.load(tmp_path / "int8.onnx").graph
+    concats = {name for node in graph.node if node.op_type == "Concat" for name in node.output}
+    assert len(concats) == 2
+    assert {n.op_type for n in graph.node if concats & set(n.input)} == {"BatchNormalization"}
+    answers = openvino_answers((tmp_path / "int8.onnx").read_bytes(), calibration.frames)
+    float_answers = exact_logits(path.read_bytes(), calibration.frames)
+    # Eight bits of two layers: a tenth of the logits' range is far more than they lose.
+    assert np.abs(answers - float_answers).max() < 0.1 * np.ptp(float_answers)
+
+
+@needs_openvino
+def test_a_graph_that_ends_openvinos_process_is_a_typed_error(densenet, tmp_path, monkeypatch):
+    if not importlib.metadata.version("openvino").startswith("2026.4"):
+        pytest.skip("only OpenVINO 2026.4 is known to crash on this graph")
+    path, calibration = densenet
+    monkeypatch.setattr(int8_cpu_graph, "_free_normalized_concats", lambda graph: None)
+    quantize_for_cpu(path, tmp_path / "int8.onnx", calibration)
+    with pytest.raises(BuildError, match=r"the library crashed \(signal 11\)"):
+        openvino_answers((tmp_path / "int8.onnx").read_bytes(), calibration.frames)

@@ -102,6 +102,16 @@ def test_this_machine_passes_and_names_nobody(edgekiln, tiny_run):
     assert [word for word in private if re.search(rf"(?<![\w.-]){re.escape(word)}(?![\w-])", out)] == []
 
 
+def test_a_variant_whose_library_crashes_is_found_beforehand(site, tiny_run):
+    site.module("onnxruntime", "import os, signal\nos.kill(os.getpid(), signal.SIGSEGV)\n")
+    head, *variants = bundles.check_bundle(tiny_run[2].bundle)
+    assert "none that passed its gate loads here" in head.found
+    assert [row.state for row in variants] == ["FAIL", "FAIL"]
+    for row in variants:
+        assert row.found.endswith("does not load here: the library ended the process with SIGSEGV")
+        assert "another version of its library" in row.remedy
+
+
 def test_text_is_aligned_plain_and_ends_with_the_counts(edgekiln):
     code, out, err = edgekiln("doctor")
     *rows, counts = out.splitlines()

@@ -20,6 +20,7 @@ from edgekiln.runtime.spec import INPUT_NAME, OUTPUT_NAME
 
 __all__ = ["adapt_graph", "finish_graph", "pixel_override"]
 
+_NORMALIZATIONS = frozenset({"BatchNormalization", "InstanceNormalization", "LayerNormalization"})
 _PIXEL_SCALE, _PIXEL_ZERO_POINT = 1 / 128, 127
 
 
@@ -36,6 +37,7 @@ def pixel_override() -> list[dict[str, Any]]:
 def adapt_graph(graph: Any, float_graph: Any, keep_float: Collection[str], pixel_is_input: bool) -> bool:
     """What the quantizer lacks: shielded products, float logits, pixels as input. Whether those feed directly."""
     _shield_kept(graph, keep_float)
+    _free_normalized_concats(graph)
     pixels_feed_directly = pixel_is_input and _feed_pixels(graph)
     _keep_float_logits(graph, float_graph)
     return pixels_feed_directly
@@ -90,6 +92,38 @@ def _shield_kept(graph: Any, keep_float: Collection[str]) -> None:
         node.input[0] = shielded.output[0]
         if not any(dequantize.output[0] in other.input for other in graph.node):
             graph.node.remove(dequantize)
+
+
+def _free_normalized_concats(graph: Any) -> None:
+    """Drop the Q/DQ pair between a Concat and the normalizations that alone read it, which compute in float anyway.
+
+    OpenVINO 2026.4 moves such a pair to the Concat's inputs (its pass MoveFakeQuantize) and then reads a node that is
+    not there: every DenseNet ended the process with signal 11.
+    """
+    made_by = {name: node for node in graph.node for name in node.output}
+    for quantize in [node for node in graph.node if node.op_type == "QuantizeLinear"]:
+        concat = made_by.get(quantize.input[0])
+        if concat is None or concat.op_type != "Concat":
+            continue
+        pairs = _readers(graph, quantize.output[0])
+        last = [reader for pair in pairs for reader in _readers(graph, pair.output[0])]
+        if not last or any(reader.op_type not in _NORMALIZATIONS for reader in last):
+            continue
+        for pair in pairs:
+            for reader in _readers(graph, pair.output[0]):
+                _replace_input(reader, pair.output[0], quantize.input[0])
+            graph.node.remove(pair)
+        graph.node.remove(quantize)
+
+
+def _readers(graph: Any, tensor: str) -> list[Any]:
+    return [node for node in graph.node if tensor in node.input]
+
+
+def _replace_input(node: Any, old: str, new: str) -> None:
+    for position, name in enumerate(node.input):
+        if name == old:
+            node.input[position] = new
 
 
 def _input_channels(node: Any, constants: dict[str, NDArray[Any]]) -> int:

@@ -11,6 +11,7 @@ from typing import Any
 
 from edgekiln.pipeline.doctor.child import Answer, ask_child
 from edgekiln.pipeline.doctor.row import Row, fail, ok, warn
+from edgekiln.runtime.backends import ONNX_BACKENDS
 from edgekiln.runtime.bundles.bundle import open_bundle
 from edgekiln.runtime.bundles.judged_with import KIND_UNKNOWN
 from edgekiln.runtime.bundles.manifest import VariantRecord
@@ -76,6 +77,8 @@ def _describe_variant(variant: VariantRecord, answer: Answer | None) -> Row:
     found = f"{told}: does not load here: {answer.problem}"
     if answer.values.get("code") in _ENVIRONMENT_CODES:
         return warn(name, found, "Mend what the message names, or take another variant on this machine.")
+    if variant.backend in ONNX_BACKENDS:
+        return fail(name, found, "Take another variant on this machine, or another version of its library.")
     return fail(name, found, "Make its engine again on this machine: edgekiln build BUNDLE --out FOLDER")
 
 
