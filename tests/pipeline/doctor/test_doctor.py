@@ -109,7 +109,7 @@ def test_a_variant_whose_library_crashes_is_found_beforehand(site, tiny_run):
     assert [row.state for row in variants] == ["FAIL", "FAIL"]
     for row in variants:
         assert row.found.endswith("does not load here: the library ended the process with SIGSEGV")
-        assert "another version of its library" in row.remedy
+        assert "another version of its library" in row.fix
 
 
 def test_text_is_aligned_plain_and_ends_with_the_counts(edgekiln):
