@@ -168,7 +168,12 @@ def run_stages(
 
 
 def _try_network(recipe: Recipe, stages: Sequence[Stage], store: StageStore) -> None:
-    """Before pictures are read: whether the network that they are to train can be trained and exported."""
+    """Before pictures are read: whether the network that they are to train can be trained and exported.
+
+    Of code of one's own, which may know its own number of classes alone, the stage ``finetune`` asks it.
+    """
+    if ":" in recipe.backbone.model:
+        return
     names = [stage.name for stage in stages]
     if "finetune" not in names or find_stages(stages[: names.index("finetune") + 1], store) is not None:
         return

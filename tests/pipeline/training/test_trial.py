@@ -1,6 +1,9 @@
 """What is wrong with a network is told before anything is trained."""
 
+import contextlib
+
 import pytest
+from tests_support import TINY_RECIPE, write_pictures
 
 from edgekiln.pipeline.recipe import BackboneSettings, load_recipe
 from edgekiln.pipeline.run import run_recipe
@@ -76,6 +79,11 @@ class OnlyLarge(Base):
             raise ValueError("too small for me")
         return super().features(x)
 
+class OnlyThree(Base):
+    def __init__(self, classes):
+        assert classes == 3
+        super().__init__(classes)
+
 class Broken(Base):
     def forward(self, x):
         raise IndexError()
@@ -133,6 +141,18 @@ def test_errors_with_a_remedy_of_their_own_keep_it(monkeypatch):
     monkeypatch.setattr("edgekiln.pipeline.training.trial.build_backbone", lambda *_, **__: absent())
     with pytest.raises(MissingExtraError, match="install it"):
         try_backbone(BackboneSettings(model="timm/resnet18", weights="none"), 32)
+
+
+def test_a_run_asks_ones_own_network_with_the_classes_of_the_data(own, tmp_path):
+    write_pictures(tmp_path / "pictures")
+    for name, message in (
+        ("OnlyThree", None),
+        ("Pair", "returns a tuple in training for 2 pictures and 3 classes"),
+    ):
+        (tmp_path / "r.toml").write_text(TINY_RECIPE.replace("edgekiln/tiny-cnn", f"trial_networks:{name}"))
+        with pytest.raises(RecipeError, match=message) if message else contextlib.nullcontext():
+            run_recipe(load_recipe(tmp_path / "r.toml"), tmp_path / name, SilentProgress(), until="finetune")
+    assert not list((tmp_path / "Pair").glob("*/stages/finetune/*/out"))
 
 
 def test_a_run_ends_before_its_first_stage(tmp_path):

@@ -1,6 +1,6 @@
 """Whether a recipe's network can be built, answers pictures of the recipe's size, and answers as training expects.
 
-Asked before pictures are read: what fails here would otherwise fail after they are, or after the training.
+Asked before anything is trained, and of libraries' networks before pictures are read.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from edgekiln.runtime.errors import EdgekilnError, RecipeError
 
 __all__ = ["try_backbone"]
 
-_CLASSES = 7  # a number that no layer has by chance
+_CLASSES = 7  # of libraries' networks, which have any number: one that no layer has by chance
 _USUAL_SIZES = (224, 256, 299, 384, 448, 512)
 _TOLERANCE = 1e-3  # of the largest answer: libraries choose other algorithms for other batches
 
@@ -37,8 +37,13 @@ class _Answers:
     head: Tensor | None
 
 
-def try_backbone(settings: BackboneSettings, size: int) -> None:
+def try_backbone(settings: BackboneSettings, size: int, classes: int = _CLASSES) -> None:
     """Build the recipe's network without its weights, and let it answer random pictures of ``size`` pixels.
+
+    Args:
+        settings: the recipe's backbone section.
+        size: height and width of the input, pixels.
+        classes: outputs of its head; a callable of one's own may take no other number than the data's.
 
     Raises:
         RecipeError: the network takes no such pictures (with a size that it takes), its answers are no logits of its
@@ -46,20 +51,20 @@ def try_backbone(settings: BackboneSettings, size: int) -> None:
         MissingExtraError: its library is absent.
     """
     try:
-        network = _build(settings, size)
-        answers = _ask(network, size)
+        network = _build(settings, size, classes)
+        answers = _ask(network, size, classes)
     except EdgekilnError:
         raise
     except Exception as error:  # a network's own code, of any library or of the user: it raises what it likes
-        raise _explain(settings, size, error) from error
-    _check_shapes(settings.model, answers)
-    _check_values(settings.model, answers, find_head(network, _CLASSES)[0])
+        raise _explain(settings, size, classes, error) from error
+    _check_shapes(settings.model, answers, classes)
+    _check_values(settings.model, answers, find_head(network, classes)[0])
     if ":" in settings.model:  # what the libraries' networks do is known
         _check_export(settings.model, network, size)
 
 
-def _build(settings: BackboneSettings, size: int) -> nn.Module:
-    return build_backbone(settings, _CLASSES, size, load_weights=False).network
+def _build(settings: BackboneSettings, size: int, classes: int) -> nn.Module:
+    return build_backbone(settings, classes, size, load_weights=False).network
 
 
 def _pictures(size: int) -> Tensor:
@@ -67,10 +72,10 @@ def _pictures(size: int) -> Tensor:
 
 
 @torch.no_grad()
-def _ask(network: nn.Module, size: int) -> _Answers:
+def _ask(network: nn.Module, size: int, classes: int) -> _Answers:
     pictures, seen = _pictures(size), []
     training = network.train()(pictures)
-    hook = find_head(network, _CLASSES)[1].register_forward_hook(lambda *call: seen.append(call[2]))
+    hook = find_head(network, classes)[1].register_forward_hook(lambda *call: seen.append(call[2]))
     try:
         evaluation = network.eval()(pictures)
     finally:
@@ -78,12 +83,12 @@ def _ask(network: nn.Module, size: int) -> _Answers:
     return _Answers(training, evaluation, network(pictures[:1]), seen[0] if len(seen) == 1 else None)
 
 
-def _explain(settings: BackboneSettings, size: int, error: Exception) -> RecipeError:
+def _explain(settings: BackboneSettings, size: int, classes: int, error: Exception) -> RecipeError:
     """Whether it is the size that does not fit, which another size shows, or the network itself."""
     reason = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
     for other in _sizes_to_try(size):
         try:
-            _ask(_build(settings, other), other)
+            _ask(_build(settings, other, classes), other, classes)
         except Exception:  # does not fit either; the next one may
             continue
         return RecipeError(
@@ -102,18 +107,18 @@ def _sizes_to_try(size: int) -> list[int]:
     return list(dict.fromkeys([*larger, *(usual for usual in _USUAL_SIZES if usual != size)]))
 
 
-def _check_shapes(model: str, answers: _Answers) -> None:
+def _check_shapes(model: str, answers: _Answers, classes: int) -> None:
     for when, pictures, got in (
         ("in training", 2, answers.training),
         ("in evaluation", 2, answers.evaluation),
         ("in evaluation", 1, answers.alone),
     ):
-        if isinstance(got, Tensor) and got.shape == (pictures, _CLASSES):
+        if isinstance(got, Tensor) and got.shape == (pictures, classes):
             continue
         shape = f"a tensor {tuple(got.shape)}" if isinstance(got, Tensor) else f"a {type(got).__name__}"
         raise RecipeError(
             f"backbone.model: {model} returns {shape} {when} for {pictures} picture{'s' * (pictures > 1)} and "
-            f"{_CLASSES} classes, wanted a tensor ({pictures}, {_CLASSES}).",
+            f"{classes} classes, wanted a tensor ({pictures}, {classes}).",
             hint="Return the logits alone, float (N, classes): a module:callable may wrap the network and pick them.",
         )
 
