@@ -96,10 +96,7 @@ def run_recipe(
         require_tensorboard()
     with store.lock(progress):
         stages = plan_stages(recipe)
-        for listed in _listed(stages):
-            check_data(root, listed.memory)
-            with store.explain_writing("data"):
-                keep_data(root, listed.memory)
+        _remember_data(root, store, stages)
         _sweep(store, root / "bundle", stages)
         chosen = [stage for stage in stages if stage.name in names]
         _try_network(recipe, chosen, store)
@@ -138,6 +135,14 @@ def plan_run(
         if stage.name in names:
             plan.append(_plan_stage(stage, store, found, forced=stage.name in forced))
     return plan
+
+
+def _remember_data(root: Path, store: StageStore, stages: Sequence[Stage]) -> None:
+    """Refuse another data set than the folder's, and write down which one it is."""
+    for listed in _listed(stages):
+        check_data(root, listed.memory)
+        with store.explain_writing("data"):
+            keep_data(root, listed.memory)
 
 
 def _listed(stages: Iterable[Stage]) -> Iterator[Listed]:

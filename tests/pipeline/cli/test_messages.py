@@ -318,7 +318,7 @@ def _(desk):
 
 @mistake(
     "a class that is called like a split", code="data",
-    says=("p/train looks like a split", "The tree: p/{bus/ 1, car/ 1, train/{electric/ 1, steam/ 1}}."),
+    says=("train looks like a split", "The tree: p/{bus/ 1, car/ 1, train/{electric/ 1, steam/ 1}}."),
     hint="If train is a class, give it another name; if it is a split, move bus into it or away.", path="p",
 )  # fmt: skip
 def _(desk):
@@ -361,8 +361,7 @@ def _(desk):
 
 @mistake(
     "equal pixels in train and test", code="data",
-    says="18 pictures have the same pixels in two splits, so that the test would prove too much: "
-    "test/blue/000.png = train/blue/000.png; ",
+    says=("18 pictures have the same pixels in two splits", " = test/blue/0", "; and 15 more."),
     hint="set data.leaks = 'move'", path="p",
 )  # fmt: skip
 def _(desk):

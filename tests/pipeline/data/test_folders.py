@@ -249,6 +249,12 @@ def test_a_test_folder_without_labels_judges_nothing(place, agree):
     assert found(photos) == (("0", "1"), 2 * EACH, None, None)
 
 
+def test_an_empty_split_is_refused(place, agree):
+    photos = fill(place / "photos", ("train/cat", "train/dog"))
+    (photos / "Test/cat").mkdir(parents=True)
+    assert "photos/Test holds no pictures in class folders" in agree()["message"]
+
+
 def test_other_folders_beside_splits_are_passed_over(place, agree):
     fill(place / "photos", [f"{part}/{name}" for part in ("Train", "Test", "Meta") for name in ("a", "b")])
     assert found(place / "photos") == (("a", "b"), 2 * EACH, None, 2 * EACH)

@@ -119,8 +119,7 @@ def prepare_splits(
         message: told in a line which cache was taken, and why.
 
     Raises:
-        DataError: the source is unusable, too many pictures are unreadable, or equal pixels stand in two splits and
-            may not be moved.
+        DataError: the source is unusable, too many pictures are unreadable, or equal pixels may not be moved.
         ResourceError: the arrays do not fit on the disk. No part of them is left.
     """
     images = read_source(settings)
@@ -141,7 +140,10 @@ def prepare_splits(
         raise
     index["unjudged"] = _find_unjudged(index)
     keeper.finish()
-    observed = _observe(images, sorter)
+    return _write_index(folder, index, _observe(images, sorter))
+
+
+def _write_index(folder: Path, index: dict[str, Any], observed: dict[str, Any]) -> dict[str, Any]:
     for name, values in ((INDEX_NAME, index), (OBSERVED_NAME, observed)):
         (folder / name).write_text(json.dumps(values, indent=1, ensure_ascii=False), "utf-8")
     return index | observed

@@ -19,7 +19,13 @@ from edgekiln.runtime.pictures.finding import LeftOut, printable_name
 
 __all__ = ["Layout", "find_layout"]
 
-_PLAIN = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
+_PLAIN: Mapping[str, SplitName] = {
+    "train": "train",
+    "val": "val",
+    "valid": "val",
+    "validation": "val",
+    "test": "test",
+}
 """Names that win over other usual ones of the same split."""
 _WORDS: Mapping[str, SplitName] = {
     "train": "train", "training": "train", "trn": "train", "learn": "train",
@@ -189,6 +195,12 @@ def _pass_over_others(
     for folder in place.folders:
         if id(_go_in(folder)) in taken:
             continue
+        if not folder.total and same_name(folder.name).casefold() in _PLAIN:
+            raise DataError(
+                f"{tree.place / folder.path} holds no pictures in class folders. The tree: {draw_tree(tree)}.",
+                hint="Put pictures into it, or remove it: the split is then cut from train.",
+                path=tree.place / folder.path,
+            )
         split = unlabelled.get(id(folder))
         if split is not None and split not in layout.splits:
             what = f"{folder.total} pictures without class folders: no labels, so that nothing can be judged on them"
