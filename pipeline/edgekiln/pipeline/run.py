@@ -104,8 +104,7 @@ def run_recipe(
         for number, stage in enumerate(chosen, start=1):
             label = f"[{number}/{len(chosen)}] {stage.name}"
             done[stage.name] = _run_stage(stage, recipe, store, done, progress, (label, stage.name in forced))
-        if recipe.finetune.tensorboard and "finetune" in done:
-            _complete_events(done["finetune"], progress)
+        _complete_events(recipe, done, progress)
         if "bundle" not in done:
             return RunResult(done, None, None)
         with store.explain_writing("bundle"):
@@ -330,10 +329,13 @@ def _run_stage(
     return record
 
 
-def _complete_events(record: StageRecord, progress: Progress) -> None:
+def _complete_events(recipe: Recipe, done: Mapping[str, StageRecord], progress: Progress) -> None:
     """Where fine-tuning had been done before its events were asked for, they are made of its log."""
     from edgekiln.pipeline.training.log import LOG_NAME
 
+    if not recipe.finetune.tensorboard or "finetune" not in done:
+        return
+    record = done["finetune"]
     folder = event_folder(record.folder)
     complete_events(record.folder / LOG_NAME, folder)
     progress.message(f"TensorBoard's events: {folder}")
