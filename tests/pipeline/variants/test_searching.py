@@ -19,13 +19,13 @@ from edgekiln.pipeline.data import load_split
 from edgekiln.pipeline.recipe import Recipe, load_recipe
 from edgekiln.pipeline.run import run_recipe
 from edgekiln.pipeline.stages.planning import plan_stages
-from edgekiln.pipeline.variants import searching
+from edgekiln.pipeline.variants import searching, variants
 from edgekiln.pipeline.variants.searching import CANDIDATES_NAME, make_rule
 from edgekiln.pipeline.variants.variants import make_variant
 from edgekiln.pipeline.workspace.progress import SilentProgress
 from edgekiln.pipeline.workspace.stage_files import ABOUT_NAME, MODEL_NAME, StageContext, read_json
 from edgekiln.pipeline.workspace.store import earlier_files
-from edgekiln.runtime.errors import GateError, RecipeError
+from edgekiln.runtime.errors import BuildError, GateError, RecipeError
 from edgekiln.runtime.spec import Precision
 
 COUNTS = {"train": 60, "val": 90, "test": 30}
@@ -199,6 +199,24 @@ def test_interrupted_stage_goes_on_where_it_was(made, tmp_path, monkeypatch):
     assert about == whole
     assert (tmp_path / "v" / MODEL_NAME).read_bytes() == (tmp_path / "w" / MODEL_NAME).read_bytes()
     assert not (tmp_path / "v" / CANDIDATES_NAME).exists()
+
+
+def test_a_graph_that_crashes_the_library_is_a_bad_candidate_and_others_are_tried(
+    made, tmp_path, monkeypatch
+):
+    judged = []
+
+    def crash_first(model, frames, open_graph):
+        judged.append(model)
+        if len(judged) == 1:
+            raise BuildError("the library crashed (signal 11)")
+        return searching.answer(model, frames, open_graph)
+
+    monkeypatch.setattr(variants, "answer", crash_first)
+    about, _ = run_stage(made, tmp_path / "v", "benign")
+    assert (about["failure"], about["not_built"]) == (None, None)
+    assert about["search"]["verdict"] == "found"
+    assert about["search"]["curve"][0]["failure"] == "the library crashed (signal 11)"
 
 
 def test_candidates_of_another_graph_are_not_believed(made, tmp_path):
