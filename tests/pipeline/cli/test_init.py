@@ -213,7 +213,7 @@ def test_warnings(edgekiln, photos, kind, words):
 def test_a_folder_without_fault_has_no_warnings(edgekiln, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     write_sizes(tmp_path / "p" / "train", [(40, 40)])
-    write_sizes(tmp_path / "p" / "test", [(40, 40)])
+    write_sizes(tmp_path / "p" / "test", [(41, 41)])  # other pictures than train's
     for path in (tmp_path / "p" / "test").rglob("*.png"):
         path.rename(path.with_name(f"test-{path.name}"))
     monkeypatch.setattr("edgekiln.pipeline.data.survey._GOOD_BUDGET", 0.1)  # 60 pictures prove that
