@@ -41,7 +41,7 @@ _SIDE, _LOW = (
 )  # pixels of the grey picture that is transformed, and frequencies of each axis that are kept
 _MOST_BITS = 6  # of 64 that differ between copies; unrelated pictures differ in 32 on average
 _MOST_LEVELS = 4.0  # of 255, by which the small pictures of copies differ on average: a hash knows no colour
-_BLOCK = 2**22  # comparisons at a time: 32 MB of differences
+_BLOCK = 2**18  # comparisons at a time: 2 MB of differences
 _MOST_COMPARISONS = (
     5 * 10**9
 )  # about ten seconds of one core; beyond that a part of the pictures is looked at
