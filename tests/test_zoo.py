@@ -5,12 +5,13 @@ import os
 import sys
 import threading
 import time
+from types import SimpleNamespace
 
 import pytest
 from reference.markdown import BEGIN, END, between_marks
 from tests_support import ROOT
 from zoo import __main__ as zoo
-from zoo.architectures import ARCHITECTURES, VARIANTS, Architecture, make_recipe, make_training_recipe
+from zoo.architectures import ARCHITECTURES, VARIANTS, Architecture, make_recipe
 from zoo.table import render, summarize
 from zoo.watching import Limits, watch_worker
 
@@ -44,11 +45,10 @@ def test_every_architecture_has_a_recipe_of_its_own(tmp_path):
     names = {architecture.name for architecture in ARCHITECTURES}
     assert len(names) == len(ARCHITECTURES) >= 40
     for number, architecture in enumerate(ARCHITECTURES):
-        for make in (make_recipe, make_training_recipe):
-            (tmp_path / f"{number}.toml").write_text(make(architecture))
-            recipe = load_recipe(tmp_path / f"{number}.toml")
-            assert recipe.backbone.model == architecture.model
-            assert recipe.data.size == architecture.size
+        (tmp_path / f"{number}.toml").write_text(make_recipe(architecture))
+        recipe = load_recipe(tmp_path / f"{number}.toml")
+        assert (recipe.backbone.model, recipe.data.size) == (architecture.model, architecture.size)
+        assert [variant.name for variant in recipe.variants] == [*VARIANTS]
 
 
 # -- a worker that ends otherwise than by its own end
@@ -145,15 +145,16 @@ def test_a_refusal_of_one_variant_hides_no_other(tmp_path, monkeypatch):
             raise PrecisionError("half of it stays in float")
         if variants == ("fp16-rtx",):
             raise KeyError("x")
-        return object()
+        return SimpleNamespace(stages={"data": SimpleNamespace(folder=tmp_path)})
 
     monkeypatch.setattr(worker, "run_recipe", run)
+    monkeypatch.setattr(worker, "train_weights", lambda *_: None)
     monkeypatch.setattr(worker, "_read_report", lambda result, recipe: {"images": 1})
     (tmp_path / "recipe.toml").write_text(make_recipe(TINY))
     events = list(worker.run_steps(tmp_path, frozenset({"int8-openvino"})))
     ends = {event["step"]: event["state"] for event in events if event["state"] != "begun"}
     assert ends == {
-        "finetune": "done", "export": "done", "fp32": "done", "int8": "refused", "fp16-rtx": "crash",
+        "train": "done", "finetune": "done", "export": "done", "fp32": "done", "int8": "refused", "fp16-rtx": "crash",
         "int8-rtx": "done", "bundle": "done",
     }  # fmt: skip
     assert seen[-1] == (None, (), ["fp32", "int8-rtx"])

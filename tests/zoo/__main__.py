@@ -16,7 +16,7 @@ from typing import Any
 from reference.markdown import replace_between_marks
 
 from edgekiln.benchmarks.environment import describe_machine, read_commit
-from zoo.architectures import ARCHITECTURES, Architecture, make_recipe, make_training_recipe
+from zoo.architectures import ARCHITECTURES, Architecture, make_recipe
 from zoo.table import render, summarize
 from zoo.watching import Limits, watch_worker
 
@@ -67,8 +67,6 @@ def _run_one(architecture: Architecture, limits: Limits, stop: threading.Event) 
     with tempfile.TemporaryDirectory(prefix="edgekiln-zoo-") as name:
         folder = Path(name)
         (folder / "recipe.toml").write_text(make_recipe(architecture), "utf-8")
-        if architecture.weights == "none":
-            (folder / "training.toml").write_text(make_training_recipe(architecture), "utf-8")
         without: list[str] = []
         while True:
             watched = watch_worker([name], without, limits, stop)

@@ -1,10 +1,10 @@
-"""Which networks live in the zoo, at which size, and the recipes that each one runs."""
+"""Which networks live in the zoo, at which size, and the recipe that each one runs."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-__all__ = ["ARCHITECTURES", "CHECKPOINT", "VARIANTS", "Architecture", "make_recipe", "make_training_recipe"]
+__all__ = ["ARCHITECTURES", "VARIANTS", "WEIGHTS", "Architecture", "make_recipe"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,8 +94,8 @@ VARIANTS = {
 }
 """By name; a graph for TensorRT-RTX is one for TensorRT, and an engine for a named GPU is built without one."""
 
-CHECKPOINT = "trained.safetensors"
-"""Beside the recipe: what the first one trained, and the second one takes."""
+WEIGHTS = "trained.pth"
+"""Beside the recipe: what ``training`` writes, of architectures without weights."""
 
 # The gate decides nothing here: 179 pictures judge no library.
 _RECIPE = """\
@@ -109,10 +109,8 @@ train_share = 0.3
 model = "{model}"
 {backbone}
 [finetune]
-batch_size = 16
 threads = 1
-augmentation.horizontal_flip = false
-{finetune}
+epochs = 0
 {variants}
 [gate]
 max_drop = 0.99
@@ -120,15 +118,6 @@ inconclusive = "warn"
 [benchmark]
 enabled = false
 """
-
-
-def make_training_recipe(architecture: Architecture) -> str:
-    """Train random weights for seconds, as TOML.
-
-    BatchNorm learns its statistics: those of random weights leave later layers with values near zero.
-    """
-    training = "epochs = 2\nlearning_rate = 1e-3\nwarmup = 0.2\nprobe = false"
-    return _fill(architecture, 'weights = "none"\nfreeze_batchnorm = false', training, ("fp32",))
 
 
 def make_recipe(architecture: Architecture, variants: tuple[str, ...] = tuple(VARIANTS)) -> str:
@@ -139,16 +128,11 @@ def make_recipe(architecture: Architecture, variants: tuple[str, ...] = tuple(VA
     """
     backbone = f'weights = "{architecture.weights}"'
     if architecture.weights == "none":
-        backbone = f'weights = "{CHECKPOINT}"\nhead = "replace"'
-    return _fill(architecture, backbone, "epochs = 0", variants)
-
-
-def _fill(architecture: Architecture, backbone: str, finetune: str, variants: tuple[str, ...]) -> str:
+        backbone = f'weights = "{WEIGHTS}"\nhead = "replace"'
     return _RECIPE.format(
         name=architecture.name.partition("/")[2].replace("@", "-"),
         size=architecture.size,
         model=architecture.model,
         backbone=backbone,
-        finetune=finetune,
         variants="\n".join(f'[[variants]]\nname = "{name}"\n{VARIANTS[name]}' for name in variants),
     )

@@ -1,6 +1,6 @@
 """``python -m zoo.worker FOLDER [--without STEP]...``: one architecture, step by step; a line of JSON for each.
 
-``FOLDER`` holds ``recipe.toml``, and ``training.toml`` where its weights are trained first.
+``FOLDER`` holds ``recipe.toml``; where that takes weights that are not there, they are trained first.
 
 A step is a run up to a stage, as `edgekiln run --until` makes it, for one variant after the other, so that one that is
 refused hides no other. The last one packs the bundle of all variants that came through, and gives its report's rows.
@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import shutil
 import sys
 import time
 import traceback
@@ -20,10 +19,10 @@ from typing import Any
 
 from edgekiln.pipeline.recipe import Recipe, load_recipe
 from edgekiln.pipeline.run import RunResult, run_recipe
-from edgekiln.pipeline.training.checkpoint import CHECKPOINT_NAME
 from edgekiln.pipeline.workspace.progress import SilentProgress
 from edgekiln.runtime.errors import EdgekilnError, ExitCode
-from zoo.architectures import CHECKPOINT
+from zoo.architectures import WEIGHTS
+from zoo.training import train_weights
 
 __all__ = ["BUNDLE", "run_steps"]
 
@@ -43,12 +42,13 @@ def run_steps(folder: Path, without: frozenset[str] = frozenset()) -> Iterator[E
         return run_recipe(wish, folder / "runs", SilentProgress(), until=until, variants=variants)
 
     def train() -> Event:
-        done = run_recipe(load_recipe(training), folder / "training", SilentProgress(), until="finetune")
-        shutil.copyfile(done.stages["finetune"].folder / CHECKPOINT_NAME, folder / CHECKPOINT)
+        data = run(recipe, "data").stages["data"].folder
+        train_weights(recipe.backbone.model, recipe.data.size, data, folder / WEIGHTS)
         return {}
 
-    recipe, training = load_recipe(folder / "recipe.toml"), folder / "training.toml"
-    first = {"train": train} if training.exists() else {}
+    recipe = load_recipe(folder / "recipe.toml")
+    untrained = recipe.backbone.from_file and not (folder / WEIGHTS).exists()
+    first = {"train": train} if untrained else {}
     first |= {stage: lambda stage=stage: run(recipe, stage) and {} for stage in ("finetune", "export")}
     for name, work in first.items():
         refused = yield from _step(name, work)
