@@ -129,8 +129,8 @@ mistake(
 mistake("no recipe named", says="Missing argument 'RECIPE'.", hint="See: edgekiln run --help")(
     lambda desk: ["run"]
 )
-mistake("unknown device", says="'gpu' is not one of 'cpu', 'cuda'", hint="See: edgekiln predict --help")(
-    lambda desk: ["predict", "b", "a.png", "--device", "gpu"]
+mistake("unknown device", says="Unknown device 'gpu'; known: cpu, cuda, cuda:0", hint="Leave the device out")(
+    lambda desk: ["predict", desk.bundle(), "a.png", "--device", "gpu"]
 )
 mistake(
     "typo in a stage",
@@ -578,7 +578,7 @@ mistake(
     says="no variant for cuda; it has: fp32 on onnxruntime-cpu",
     hint="add one",
     path="b",
-)(lambda desk: ["predict", desk.bundle(), desk.picture("a.png"), "--device", "cuda"])
+)(lambda desk: ["predict", desk.bundle(), desk.picture("a.png"), "--device", "cuda:1"])
 
 
 @mistake(

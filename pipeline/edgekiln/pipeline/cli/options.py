@@ -22,6 +22,7 @@ __all__ = [
     "SuggestingGroup",
     "as_printable",
     "describe_error",
+    "device_option",
     "fail",
     "json_option",
     "print_document",
@@ -52,6 +53,9 @@ json_option = click.option(
     "--json", "as_json", is_flag=True, callback=_remember, help="Print one JSON document."
 )
 quiet_option = click.option("-q", "--quiet", is_flag=True, callback=_remember, help="No progress on stderr.")
+device_option = click.option(  # `load` refuses any other
+    "--device", metavar="cpu|cuda|cuda:N", help="Only engines for this device; cuda:1 is the second GPU seen here."
+)
 trusted_key_option = click.option(
     "--trusted-key", "trusted_keys", multiple=True, type=click.Path(path_type=Path), metavar="KEY.pub",
     help="Refuse the bundle unless one of these keys signed it.",

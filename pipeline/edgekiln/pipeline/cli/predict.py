@@ -17,6 +17,7 @@ import click
 from edgekiln.pipeline.cli.options import (
     as_printable,
     describe_error,
+    device_option,
     fail,
     json_option,
     print_document,
@@ -68,7 +69,7 @@ class _Answer:
     help="How answers are printed  [default: table]",
 )
 @click.option("--variant", help="Take this engine instead of the preferred one.")
-@click.option("--device", type=click.Choice(["cpu", "cuda"]), help="Only engines for this device.")
+@device_option
 @click.option("--threads", type=click.IntRange(min=1), help="CPU threads.")
 @click.option("--allow-unverified", is_flag=True, help="With --variant: also one whose gate did not pass.")
 @trusted_key_option

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from edgekiln.pipeline.cli.options import json_option, print_document
+from edgekiln.pipeline.cli.options import device_option, json_option, print_document
 from edgekiln.runtime.errors import GateError, UsageError
 from edgekiln.runtime.pictures.encoded import SUFFIXES
 from edgekiln.runtime.pictures.finding import list_pictures
@@ -35,7 +35,7 @@ _HINT = (
     "--images", type=click.Path(path_type=Path), help="Folder of pictures to run beside made-up ones."
 )
 @click.option("--variant", help="This engine instead of the preferred one.")
-@click.option("--device", type=click.Choice(["cpu", "cuda"]), help="Only engines for this device.")
+@device_option
 @click.option("--threads", type=click.IntRange(min=1), help="CPU threads of the engine.")
 @json_option
 def soak(

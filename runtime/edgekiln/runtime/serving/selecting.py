@@ -64,7 +64,10 @@ class LoadOptions:
             if isinstance(value := getattr(self, name), Iterator):
                 object.__setattr__(self, name, tuple(value))
         if self.device is not None and not (isinstance(self.device, str) and _DEVICE.fullmatch(self.device)):
-            raise UsageError(f"Unknown device {self.device!r}; known: cpu, cuda, cuda:0, cuda:1 and so on.")
+            raise UsageError(
+                f"Unknown device {self.device!r}; known: cpu, cuda, cuda:0, cuda:1 and so on.",
+                hint="Leave the device out to take the engine that `load` prefers.",
+            )
         check_threads(self.threads)
         check_strings("allow_operators", self.allow_operators)
         if self.slots is not None:
