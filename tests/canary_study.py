@@ -137,19 +137,23 @@ def conditions_here(library: str) -> Iterator[Condition]:
             )
 
 
-def make_environment(folder: Path, library: str, version: str) -> str:
+def make_environment(folder: Path, library: str, version: str) -> str | None:
     """The Python of a virtual environment with the runtime's needs and one library; what is there is kept.
 
-    Without a version it is this one.
+    Without a version it is this one. ``None`` where pip cannot install it, which is told on stderr.
     """
     if not version:
         return sys.executable
-    python = folder / f"{library}-{version}" / "bin" / "python"
-    if not python.exists():
-        subprocess.run([sys.executable, "-m", "venv", str(python.parent.parent)], check=True)
+    place = folder / f"{library}-{version}"
+    python, whole = place / "bin" / "python", place / "whole"
+    if not whole.exists():  # else pip was not interrupted
+        subprocess.run([sys.executable, "-m", "venv", "--clear", str(place)], check=True)
         wanted = f"{library}=={version}.*"
         pip = [str(python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
-        subprocess.run([*pip, "numpy", "Pillow", wanted], check=True)
+        if subprocess.run([*pip, "numpy", "Pillow", wanted], check=False).returncode:
+            print(f"NOT TRIED: {wanted}, which pip cannot install here", file=sys.stderr)
+            return None
+        whole.touch()
     return str(python)
 
 
@@ -189,7 +193,8 @@ def study(bundle: Path, venvs: Path, *, oldest_and_current: bool) -> list[Row]:
     conditions: list[Condition] = []
     for library, versions in VERSIONS.items():
         chosen = (versions[0], versions[-1]) if oldest_and_current else versions
-        conditions += [Condition(make_environment(venvs, library, version), library) for version in chosen]
+        pythons = [make_environment(venvs, library, version) for version in chosen]
+        conditions += [Condition(python, library) for python in pythons if python]
     if not oldest_and_current:
         changed = [c for library in VERSIONS for c in conditions_here(library) if c.setting != "as it is"]
         conditions += sorted(changed, key=lambda condition: bool(condition.before))
