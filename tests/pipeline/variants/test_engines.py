@@ -71,8 +71,9 @@ def test_recipe_has_defaults_that_follow_the_backend(tmp_path):
     path = tmp_path / "recipe.toml"
     path.write_text(TINY_RECIPE.replace("[gate]", TENSORRT_VARIANTS + "[gate]"))
     variants = {variant.name: variant for variant in load_recipe(path).variants}
-    assert (variants["int8"].calibration, variants["int8"].precision_share) == ("minmax", 0.95)
-    assert (variants["trt-int8"].calibration, variants["trt-int8"].precision_share) == ("max", 0.8)
+    assert (variants["int8"].calibration_methods[0], variants["int8"].precision_share) == ("minmax", 0.95)
+    assert (variants["trt-int8"].calibration_methods[0], variants["trt-int8"].precision_share) == ("max", 0.8)
+    assert {variants[name].calibration for name in ("int8", "trt-int8", "rtx-int8")} == {"auto"}
 
 
 # -- what a run leaves

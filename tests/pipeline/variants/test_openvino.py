@@ -182,7 +182,7 @@ def test_library_that_crashes_when_it_loads_a_graph_ends_no_run(tiny_run, tmp_pa
     ("change", "message"),
     [
         (('"int8"\nbackend = "openvino"', '"fp16"\nbackend = "openvino"'), "has no fp16 variant"),
-        ((CUT, f'calibration_method = "max"\n{CUT}'), "calibrates by entropy or minmax or percentile, not max"),
+        ((CUT, f'calibration_method = "max"\n{CUT}'), "calibrates by auto or entropy or minmax or percentile, not max"),
         ((CUT, f"build = {{tf32 = true}}\n{CUT}"), "openvino runs the graph itself"),
         ((CUT, f'fallback = "fp16"\n{CUT}'), "fallback = 'fp16' is for INT8 variants of tensorrt"),
     ],
@@ -195,7 +195,7 @@ def test_recipes_that_cannot_be_meant_are_refused(tmp_path, change, message):
 
 def test_defaults_are_those_of_the_cpu_quantizer_and_an_audit_by_macs(tmp_path):
     variant = load_recipe(write(tmp_path, TEXT)).variants[3]
-    assert (variant.calibration, variant.precision_share, variant.builds_engine) == ("minmax", 0.8, False)
+    assert (variant.calibration, variant.precision_share, variant.builds_engine) == ("auto", 0.8, False)
     assert variant.files == ("int8-openvino.onnx",)
 
 

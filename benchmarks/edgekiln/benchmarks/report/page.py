@@ -244,10 +244,14 @@ def _format_pairs(engine: Mapping[str, Any]) -> list[str]:
     ]
 
 
-def _doctors(report: Mapping[str, Any]) -> list[tuple[str, int, Sequence[str]]]:
-    """What the calibration doctor said of each variant that was calibrated."""
+def _doctors(report: Mapping[str, Any]) -> list[tuple[str, int, Mapping[str, Any] | None, Sequence[str]]]:
+    """Each variant that was calibrated: how its method was chosen, and what the calibration doctor said."""
     calibrations = [(v["name"], v.get("calibration") or {}) for v in report["variants"]]
-    return [(name, c["images"], c["doctor"]["warnings"]) for name, c in calibrations if "doctor" in c]
+    return [
+        (name, c["images"], c.get("choice"), c["doctor"]["warnings"])
+        for name, c in calibrations
+        if "doctor" in c
+    ]
 
 
 def _energies(report: Mapping[str, Any]) -> list[list[str]]:

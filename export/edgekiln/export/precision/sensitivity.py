@@ -24,7 +24,14 @@ from edgekiln.export.precision.blocks import Block
 from edgekiln.runtime.errors import EngineError, NonFiniteError, PrecisionError
 from edgekiln.runtime.spec import Logits
 
-__all__ = ["MIN_QUANTIZED_SHARE", "Candidate", "SearchProblem", "SearchResult", "search_precision"]
+__all__ = [
+    "MIN_QUANTIZED_SHARE",
+    "Candidate",
+    "SearchProblem",
+    "SearchResult",
+    "measure_divergence",
+    "search_precision",
+]
 
 MIN_QUANTIZED_SHARE = 0.5
 """Of the MACs. With less in INT8 the variant would be INT8 in name: it is declared impossible instead."""
@@ -347,14 +354,15 @@ def _judge(problem: SearchProblem, keep_float: Collection[str]) -> Candidate:
         broken=int((was_right & ~is_right).sum()),
         mended=int((~was_right & is_right).sum()),
         images=images,
-        divergence=_mean_divergence(problem.baseline, logits),
+        divergence=float(measure_divergence(problem.baseline, logits).mean()),
     )
 
 
-def _mean_divergence(baseline: Logits, logits: Logits) -> float:
-    """Mean over images of KL(P || Q) = sum p (log p - log q), P the baseline's softmax, Q the candidate's; nats."""
+def measure_divergence(baseline: Logits, logits: Logits) -> NDArray[np.float64]:
+    """KL(P || Q) = sum p (log p - log q) of each image, P the baseline's softmax, Q the candidate's; nats, (N,)."""
     log_p, log_q = _log_softmax(baseline), _log_softmax(logits)
-    return float((np.exp(log_p) * (log_p - log_q)).sum(axis=1).mean())
+    divergence: NDArray[np.float64] = (np.exp(log_p) * (log_p - log_q)).sum(axis=1)
+    return divergence
 
 
 def _log_softmax(logits: Logits) -> NDArray[np.float64]:

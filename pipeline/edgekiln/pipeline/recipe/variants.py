@@ -12,6 +12,7 @@ from edgekiln.runtime.bundles.manifest import PREFERENCE
 from edgekiln.runtime.spec import Precision
 
 __all__ = [
+    "AUTO_SECONDS",
     "MAX_FILE_NAME",
     "BatchSettings",
     "BuildSettings",
@@ -21,6 +22,8 @@ __all__ = [
 ]
 
 MAX_FILE_NAME = 64  # of a bundle
+AUTO_SECONDS = 60.0
+"""What comparing methods of calibration may cost, as reckoned, where no recipe asks for it."""
 # The runtime opens these and no recipe makes them: CPUs have no FP16 arithmetic.
 _NOT_MADE = {("onnxruntime-cpu", Precision.FP16)}
 
@@ -105,9 +108,10 @@ class VariantSettings(Section):
     required: bool = Field(True, description="run exits 3 when it does not pass")
     max_drop: float | None = Field(None, ge=0, lt=1, description="overrides gate.max_drop")
     calibration_images: int = Field(512, ge=32, description="pictures of train that ranges are read from")
-    calibration_method: Literal["minmax", "max", "entropy", "percentile"] | None = Field(
+    calibration_method: Literal["auto", "minmax", "max", "entropy", "percentile"] | None = Field(
         None,
-        description="CPU backends: minmax (default), entropy, percentile; TensorRT: max (default), entropy",
+        description="CPU backends: minmax, entropy, percentile; TensorRT: max, entropy; auto takes what agrees best "
+        "with FP32. default: auto where that costs under a minute more, else minmax or max; with qat: max",
     )
     min_precision_share: float | None = Field(
         None,
@@ -149,9 +153,17 @@ class VariantSettings(Section):
         return (*graphs, *(sizes or (f"{self.name}.engine",)))
 
     @property
+    def calibration_methods(self) -> tuple[Any, ...]:
+        """What the backend can calibrate by; the first is the simple one, which takes all that was seen."""
+        return ("max", "entropy") if self.builds_engine else ("minmax", "entropy", "percentile")
+
+    @property
     def calibration(self) -> Any:
-        """The calibration method, or the backend's default."""
-        return self.calibration_method or ("max" if self.builds_engine else "minmax")
+        """The calibration method, ``auto`` among them, or the default; what trains for INT8 leaves no choice."""
+        asked = self.calibration_method
+        if self.precision is Precision.INT8 and self.qat is None:
+            return asked or "auto"
+        return self.calibration_methods[0] if asked in {None, "auto"} else asked
 
     @property
     def precision_share(self) -> float:
@@ -173,7 +185,7 @@ class VariantSettings(Section):
             raise ValueError(
                 f"{self.backend} has no {self.precision.value} variant; its precisions are {', '.join(sorted(there))}"
             )
-        known = {"max", "entropy"} if self.builds_engine else {"minmax", "entropy", "percentile"}
+        known = {"auto", *self.calibration_methods}
         if self.calibration not in known:
             raise ValueError(
                 f"{self.backend} calibrates by {' or '.join(sorted(known))}, not {self.calibration}"
@@ -204,6 +216,11 @@ class VariantSettings(Section):
         if self.search:
             raise ValueError(
                 "search = true and qat exclude each other: what is trained for INT8 stays in INT8"
+            )
+        if self.calibration_method == "auto":
+            raise ValueError(
+                "calibration_method = 'auto' and qat exclude each other: the training starts from one method's "
+                "ranges; name max or entropy"
             )
 
     def _check_build(self) -> None:

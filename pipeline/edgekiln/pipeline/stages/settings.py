@@ -12,6 +12,7 @@ from typing import Any
 
 from edgekiln.pipeline.data import fingerprint_source, read_source
 from edgekiln.pipeline.recipe import DataSettings, Recipe, VariantSettings
+from edgekiln.pipeline.recipe.variants import AUTO_SECONDS
 from edgekiln.pipeline.stages.stage import Listed, Wish
 from edgekiln.pipeline.workspace.data_memory import remember_data
 from edgekiln.runtime.backends import CPU_BACKENDS
@@ -158,6 +159,7 @@ def settings_of_variant(wish: Wish, variant: VariantSettings) -> dict[str, Any]:
             "family": _FAMILIES.get(variant.backend, "gpu"),
             "calibration_images": variant.calibration_images,
             "calibration_method": variant.calibration,
+            **({"calibration_seconds": AUTO_SECONDS} if _may_choose(variant) else {}),
             "precision_share": variant.precision_share,
             "fallback": variant.fallback,
             "fp16_tolerance": recipe.export.fp16_tolerance,
@@ -169,6 +171,11 @@ def settings_of_variant(wish: Wish, variant: VariantSettings) -> dict[str, Any]:
     if variant.qat is not None:
         relevant["export"] = recipe.export.model_dump(mode="json")
     return relevant
+
+
+def _may_choose(variant: VariantSettings) -> bool:
+    """Whether methods of calibration are compared only where that is cheap."""
+    return variant.calibration == "auto" and variant.calibration_method is None
 
 
 def tools_of_variant(_: Recipe, variant: VariantSettings) -> tuple[str, ...]:

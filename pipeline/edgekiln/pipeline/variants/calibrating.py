@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from edgekiln.pipeline.data import SplitName, load_split, read_classes
 from edgekiln.pipeline.recipe import VariantSettings
 from edgekiln.pipeline.workspace.stage_files import MODEL_NAME, StageContext
-from edgekiln.runtime.spec import Precision
+from edgekiln.runtime.spec import Frames, Precision
 
 if TYPE_CHECKING:
     from edgekiln.export.calibration import CalibrationSet
 
-__all__ = ["choose_calibration_set", "examine_calibration_set"]
+__all__ = ["MOST_HELD_OUT", "choose_calibration_set", "examine_calibration_set", "hold_out"]
+
+MOST_HELD_OUT = 256
+"""Training pictures that methods of calibration are compared on."""
 
 
 def choose_calibration_set(context: StageContext, variant: VariantSettings) -> CalibrationSet:
@@ -21,19 +28,38 @@ def choose_calibration_set(context: StageContext, variant: VariantSettings) -> C
 
     train = load_split(context.inputs["data"], "train")
     return choose_calibration(
-        train.frames, variant.calibration_images, context.recipe.seed, _hash_judging(context)
+        train.frames, variant.calibration_images, context.recipe.seed, _hash_judging(context.inputs["data"])
     )
 
 
-def _hash_judging(context: StageContext) -> set[str]:
+def hold_out(context: StageContext, calibration: CalibrationSet) -> Frames:
+    """Training pictures uint8 (N, H, W, 3) that do not calibrate, nor any of the same pixels; none of val or test.
+
+    At most 256, fewer where train has no more; the same for the same recipe and data.
+    """
+    from edgekiln.export.calibration import hash_frames
+
+    frames = load_split(context.inputs["data"], "train").frames
+    out = {*_hash_judging(context.inputs["data"]), *hash_frames(calibration.frames)}
+    rest = np.setdiff1d(np.arange(len(frames)), calibration.indices)
+    picked: list[int] = []
+    for index in np.random.default_rng([context.recipe.seed, 1]).permutation(rest):
+        if len(picked) == MOST_HELD_OUT:
+            break
+        (digest,) = hash_frames(frames[index : index + 1])
+        if digest not in out:
+            out.add(digest)
+            picked.append(int(index))
+    return np.array(frames[np.sort(np.array(picked, np.int64))])
+
+
+@lru_cache(maxsize=1)  # a finished stage's folder does not change, and variants follow one another
+def _hash_judging(data: Path) -> frozenset[str]:
     """Hashes of the frames of val and test, to keep them out; nothing else of test is looked at."""
     from edgekiln.export.calibration import hash_frames
 
-    judging: set[str] = set()
     judges: tuple[SplitName, ...] = ("val", "test")
-    for name in judges:
-        judging.update(hash_frames(load_split(context.inputs["data"], name).frames))
-    return judging
+    return frozenset(digest for name in judges for digest in hash_frames(load_split(data, name).frames))
 
 
 def examine_calibration_set(
@@ -53,7 +79,7 @@ def examine_calibration_set(
             calibration.frames,
             train.labels[calibration.indices],
             training=describe_training(train.frames, train.labels, read_classes(data)),
-            judging=_hash_judging(context),
+            judging=_hash_judging(data),
             source=(context.inputs["export"] / MODEL_NAME).read_bytes(),
             left_out=calibration.left_out,
         )

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from edgekiln.export.child import Child
 from edgekiln.pipeline.recipe import VariantSettings
 from edgekiln.pipeline.variants.calibrating import examine_calibration_set
+from edgekiln.pipeline.variants.choosing import choose_method
 from edgekiln.pipeline.variants.isolated import IsolatedSession
 from edgekiln.pipeline.variants.searching import Loop, answer, hold_budget
 from edgekiln.pipeline.workspace.stage_files import (
@@ -39,6 +40,8 @@ from edgekiln.runtime.spec import Frames, Logits, Precision
 
 if TYPE_CHECKING:
     from edgekiln.export.calibration import CalibrationSet
+    from edgekiln.export.precision.int8_tensorrt import Int8Report
+    from edgekiln.export.precision.onnxruntime_quantizer import ActivationRanges
     from edgekiln.export.precision.outliers import FloatPlan
 
 __all__ = ["make_variant"]
@@ -148,11 +151,16 @@ def _quantize_for_tensorrt(
     from edgekiln.export.precision.simulation import Simulation, simulate
 
     calibration = examine_calibration_set(context, variant, about)
-    method = variant.calibration
-    about["calibration"]["method"] = method
-    context.progress.advance(0, 2, f"calibrating on {len(calibration.frames)} images")
     plan = _plan_float(context, variant, source, calibration, about)
-    report = quantize_for_tensorrt(source, target, calibration, method, plan=plan)
+    reports: dict[str, Int8Report] = {}
+    evaluate = partial(simulate, open_graph=partial(IsolatedSession, child, Simulation))
+
+    def quantize(method: Any, pictures: CalibrationSet) -> None:
+        rest = next((known.rest for known in reports.values()), None)
+        reports[method] = quantize_for_tensorrt(source, target, pictures, method, rest=rest, plan=plan)
+
+    method = choose_method(context, variant, calibration, (quantize, evaluate), about)
+    report = reports[method]
     if variant.searches:
 
         def make(keep_float: Collection[str]) -> bytes:
@@ -163,7 +171,6 @@ def _quantize_for_tensorrt(
             return part.read_bytes()
 
         judged_by = "a simulation of the graph on the CPU, not by an engine"
-        evaluate = partial(simulate, open_graph=partial(IsolatedSession, child, Simulation))
         loop = Loop(target.read_bytes(), make, evaluate, judged_by, report.rest.upper())
         kept = hold_budget(context, variant, loop, about)
         if kept:
@@ -174,9 +181,7 @@ def _quantize_for_tensorrt(
     if plan.products:
         about["kept_share"] = _share_of(source, {*report.kept_float, *plan.products})
     context.progress.advance(1, 2, "NaN and infinity on real images")
-    simulate(
-        target.read_bytes(), calibration.frames[:_PARITY_IMAGES], partial(IsolatedSession, child, Simulation)
-    )
+    evaluate(target.read_bytes(), calibration.frames[:_PARITY_IMAGES])
 
 
 def _export_trained(
@@ -229,13 +234,16 @@ def _quantize_for_cpu(
 
     judge = _cpu_judge(variant, child)
     calibration = examine_calibration_set(context, variant, about)
-    method = variant.calibration
-    about["calibration"]["method"] = method
-    context.progress.advance(0, 1, f"calibrating on {len(calibration.frames)} images")
-    ranges = measure_ranges(source, calibration, method)
     plan = _plan_float(context, variant, source, calibration, about)
+    made: dict[str, tuple[ActivationRanges, bool]] = {}
+
+    def quantize(method: Any, pictures: CalibrationSet) -> None:
+        ranges = measure_ranges(source, pictures, method)
+        made[method] = ranges, quantize_for_cpu(source, target, pictures, method, ranges=ranges, plan=plan)
+
+    method = choose_method(context, variant, calibration, (quantize, judge.evaluate), about)
+    ranges, pixels = made[method]
     kept: tuple[str, ...] = ()
-    pixels = quantize_for_cpu(source, target, calibration, method, ranges=ranges, plan=plan)
     if variant.searches:
 
         def make(keep_float: Collection[str]) -> bytes:
