@@ -331,9 +331,10 @@ def test_page_tells_what_changed_in_the_answers_and_what_the_doctor_said(report)
     row, own = report["variants"][1], report["baseline"]["accuracy"]
     assert f"<td>PyTorch</td><td>-</td><td>{own['ece']:.4f}</td>" + "<td>-</td>" * 7 in page
     assert f"<td>{row['kl_nats']:.3g}</td><td>{row['accuracy']['distinct_outputs']}</td>" in page
-    assert "Calibration of int8: 48 images. Nothing to complain of" in page
+    assert "Calibration of int8: 48 images, by minmax; methods are compared on training pictures" in page
+    assert "wanted 64 at least. Nothing to complain of" in page
     report["variants"][1]["calibration"]["doctor"]["warnings"] = ["no calibration image of red"]
-    told = "Calibration of int8: 48 images. The doctor says: no calibration image of red."
+    told = "wanted 64 at least. The doctor says: no calibration image of red."
     assert told in " ".join(render_page(report).split())
 
 

@@ -349,5 +349,5 @@ def test_only_int8_without_training_is_chosen_for(made, tmp_path, variant, metho
 
 
 def test_training_for_int8_leaves_no_choice(made, tmp_path):
-    with pytest.raises(ValueError, match="'auto' and qat exclude each other.*name max or entropy"):
+    with pytest.raises(ValueError, match="'auto' and qat exclude each other"):
         context_of(made, tmp_path / "v", backend="tensorrt", qat={}, calibration_method="auto")

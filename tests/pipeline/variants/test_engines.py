@@ -34,7 +34,7 @@ def rows(run):
         ('backend = "onnxruntime-cuda"\nprecision = "int8"', "onnxruntime-cuda has no int8 variant"),
         (
             'backend = "tensorrt"\nprecision = "int8"\ncalibration_method = "minmax"',
-            "calibrates by entropy or max",
+            "calibrates by auto or entropy or max, not minmax",
         ),
         ('backend = "tensorrt"\nprecision = "fp16"\nfallback = "fp16"', "fallback = 'fp16' is for INT8"),
         ('precision = "int8"\nbuild = {tf32 = true}', "onnxruntime-cpu runs the graph itself"),

@@ -95,7 +95,7 @@ def choose_method(
     calibration: CalibrationSet,
     tools: tuple[Quantize, Evaluate],
     about: dict[str, Any],
-) -> str:
+) -> Any:  # the backend's own literals
     """The variant's method of calibration; the stage's graph is then what it makes of all calibration pictures.
 
     Args:
