@@ -7,18 +7,17 @@ import numpy as np
 import pytest
 import torch
 from hostile import CLASSES, SIZE, colored_frames
-from tests_support import refuse_audit
 from torch import nn
 
 from edgekiln.export.calibration import hash_frames
-from edgekiln.export.precision import onnxruntime_quantizer
+from edgekiln.export.precision import onnxruntime_quantizer, simulation
 from edgekiln.export.to_onnx import PixelModel, export_onnx
 from edgekiln.pipeline.data import load_split
 from edgekiln.pipeline.recipe import Recipe
 from edgekiln.pipeline.recipe.variants import AUTO_SECONDS
 from edgekiln.pipeline.stages.settings import settings_of_qat, settings_of_variant
 from edgekiln.pipeline.stages.stage import Wish
-from edgekiln.pipeline.variants import choosing, variants
+from edgekiln.pipeline.variants import choosing
 from edgekiln.pipeline.variants.calibrating import choose_calibration_set, hold_out
 from edgekiln.pipeline.variants.choosing import Trial, beats, compare, estimate_seconds
 from edgekiln.pipeline.variants.variants import make_variant
@@ -204,21 +203,18 @@ def test_crash_of_a_challenger_is_its_own_but_lack_of_memory_decides_nothing(
     """Which method is taken must not hang on the machine: then the variant is tried again another time."""
     graphs = []
 
-    def fail_second(graph, frames):
+    def fail_second(graph, frames, open_graph):
         graphs.append(graph)
         if len(graphs) == 2:
             raise error
         return np.zeros((len(frames), 3), np.float32)
 
-    judge = replace(
-        variants._cpu_judge(context_of(made, tmp_path / "v").recipe.variants[0], None), evaluate=fail_second
-    )
-    monkeypatch.setattr(variants, "_cpu_judge", lambda variant, child: replace(judge, audit=refuse_audit))
+    monkeypatch.setattr(simulation, "simulate", fail_second)
     about, graph, _ = run_stage(made, tmp_path / "auto")
     assert graph == graphs[0]  # the simple method's
     if kept:
         assert "it crashed" in about["calibration"]["choice"]["methods"]["entropy"]["failure"]
-        assert "Only 10% run in INT8" in about["failure"]  # it came to the audit
+        assert about["audit"]["share"] == 1.0  # it came to the end
     else:
         assert "no memory" in about["not_built"]
 

@@ -175,9 +175,9 @@ def test_search_that_stops_for_time_says_so(made, tmp_path):
 def test_interrupted_stage_goes_on_where_it_was(made, tmp_path, monkeypatch):
     asked = []
 
-    def count(source, target, calibration, method, *, keep_float=(), ranges=None):
+    def count(source, target, calibration, method, *, keep_float=(), **options):
         asked.append(tuple(keep_float))
-        return int8_cpu_quantize(source, target, calibration, method, keep_float=keep_float, ranges=ranges)
+        return int8_cpu_quantize(source, target, calibration, method, keep_float=keep_float, **options)
 
     int8_cpu_quantize = int8_cpu.quantize_for_cpu
     monkeypatch.setattr(int8_cpu, "quantize_for_cpu", count)

@@ -1,8 +1,9 @@
 """Which method takes the activation ranges from the calibration pictures, where the recipe leaves it open.
 
 Decided by what the graphs answer next to the FP32 graph on training pictures that do not calibrate; val and test judge
-nothing here. Whether that is cheap enough is reckoned from the network, never timed: a stage's result is the same on
-every machine. Knows no quantizer.
+nothing here. Graphs are computed as written (``export/precision/simulation.py``), so that no machine's kernels decide
+and libraries that take the same file get the same method; and whether all this is cheap enough is reckoned from the
+network, never timed. Knows no quantizer.
 """
 
 from __future__ import annotations
@@ -10,17 +11,20 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from edgekiln.export.child import Child
 from edgekiln.pipeline.recipe import VariantSettings
 from edgekiln.pipeline.recipe.variants import AUTO_SECONDS
 from edgekiln.pipeline.variants.calibrating import MOST_HELD_OUT, hold_out
+from edgekiln.pipeline.variants.isolated import IsolatedSession
 from edgekiln.pipeline.variants.searching import answer
 from edgekiln.pipeline.workspace.stage_files import MODEL_NAME, StageContext
-from edgekiln.runtime.errors import BuildError, EngineError, GateError, NonFiniteError
+from edgekiln.runtime.errors import BuildError, EngineError, GateError
 from edgekiln.runtime.spec import Frames, Logits
 
 if TYPE_CHECKING:
@@ -29,7 +33,6 @@ if TYPE_CHECKING:
 __all__ = ["Trial", "beats", "choose_method", "compare", "estimate_seconds"]
 
 Quantize = Callable[[str, "CalibrationSet"], None]
-Evaluate = Callable[[bytes, Frames], Logits]
 
 _LEAST_HELD_OUT = 64
 _FIRST_IMAGES = 64
@@ -93,7 +96,7 @@ def choose_method(
     context: StageContext,
     variant: VariantSettings,
     calibration: CalibrationSet,
-    tools: tuple[Quantize, Evaluate],
+    tools: tuple[Quantize, Child],
     about: dict[str, Any],
 ) -> Any:  # the backend's own literals
     """The variant's method of calibration; the stage's graph is then what it makes of all calibration pictures.
@@ -102,14 +105,14 @@ def choose_method(
         context: of the stage.
         variant: an INT8 one; with ``calibration`` other than ``auto`` nothing is compared.
         calibration: the pictures; each method's ranges are those of a recipe that names it.
-        tools: what writes the stage's graph by a method, and what gives a graph's logits. Of all that the method which
-            is returned has made, its last is the stage's graph.
+        tools: what writes the stage's graph by a method, and the process that graphs are run in. Of all that the
+            method which is returned has made, its last is the stage's graph.
         about: gets ``method`` and, where there was a choice, ``choice`` in its ``calibration``.
 
     Raises:
-        What the simple method's graph raises. A challenger that fails is out of the race, and told.
+        What making the simple method's graph raises, and ResourceError. A challenger that fails is out, and told.
     """
-    quantize, evaluate = tools
+    quantize, child = tools
     simple = variant.calibration_methods[0]
     method = simple if variant.calibration == "auto" else variant.calibration
     about["calibration"]["method"] = method
@@ -117,7 +120,7 @@ def choose_method(
     quantize(method, calibration)
     if variant.calibration != "auto":
         return method
-    race = _Race(context, calibration, quantize, evaluate)
+    race = _Race(context, calibration, quantize, child)
     reason = _refuse(context, variant, len(calibration.frames)) or race.prepare()
     if reason is None:
         method = race.run(variant.calibration_methods)
@@ -161,12 +164,14 @@ class _Race:
         context: StageContext,
         calibration: CalibrationSet,
         quantize: Quantize,
-        evaluate: Evaluate,
+        child: Child,
     ) -> None:
+        from edgekiln.export.precision.simulation import Simulation
+
         self.held_out: Frames = calibration.frames[:0]
         self.figures: dict[str, dict[str, Any]] = {}
         self._context, self._calibration = context, calibration
-        self._quantize, self._evaluate = quantize, evaluate
+        self._quantize, self._open = quantize, partial(IsolatedSession, child, Simulation)
         self._graphs: dict[str, bytes] = {}
 
     def prepare(self) -> str | None:
@@ -216,11 +221,11 @@ class _Race:
 
     def _compare(self, method: str, pictures: CalibrationSet) -> Trial | None:
         """What the stage's graph answers; it was made by this method of these pictures."""
+        from edgekiln.export.precision.simulation import simulate
+
         graph = self._graphs[method] = (self._context.folder / MODEL_NAME).read_bytes()
         try:
-            logits = self._evaluate(graph, self.held_out)
-            if not np.isfinite(logits).all():
-                raise NonFiniteError("NaN or infinity is among the answers.")
+            logits = simulate(graph, self.held_out, self._open)
         except (GateError, EngineError, BuildError) as error:
             self._fail(method, pictures, error)
             return None

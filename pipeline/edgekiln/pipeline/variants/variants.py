@@ -159,7 +159,7 @@ def _quantize_for_tensorrt(
         rest = next((known.rest for known in reports.values()), None)
         reports[method] = quantize_for_tensorrt(source, target, pictures, method, rest=rest, plan=plan)
 
-    method = choose_method(context, variant, calibration, (quantize, evaluate), about)
+    method = choose_method(context, variant, calibration, (quantize, child), about)
     report = reports[method]
     if variant.searches:
 
@@ -241,7 +241,7 @@ def _quantize_for_cpu(
         ranges = measure_ranges(source, pictures, method)
         made[method] = ranges, quantize_for_cpu(source, target, pictures, method, ranges=ranges, plan=plan)
 
-    method = choose_method(context, variant, calibration, (quantize, judge.evaluate), about)
+    method = choose_method(context, variant, calibration, (quantize, child), about)
     ranges, pixels = made[method]
     kept: tuple[str, ...] = ()
     if variant.searches:
