@@ -80,7 +80,9 @@ def beats(challenger: Trial, simple: Trial) -> bool:
 
 
 def estimate_seconds(macs: int, methods: int, calibration: int, held_out: int = MOST_HELD_OUT) -> float:
-    """Seconds of one core that the comparison takes at most, besides the simple method's own calibration.
+    """Seconds of one core that the comparison may take, besides the simple method's own calibration.
+
+    That each graph is also written, loaded and optimized is left out: some seconds for a network of 50 layers.
 
     Args:
         macs: of the network, for one picture.
