@@ -10,7 +10,7 @@ import numpy as np
 from edgekiln.runtime.errors import ParityError
 from edgekiln.runtime.spec import Logits
 
-__all__ = ["Parity", "check_parity"]
+__all__ = ["Compared", "Parity", "check_parity"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +35,22 @@ class Parity:
         return self.max_difference / self.logit_range if self.logit_range else float(self.max_difference > 0)
 
 
-def check_parity(reference: Logits, logits: Logits, keys: Sequence[str], tolerance: float) -> Parity:
+@dataclass(frozen=True, slots=True)
+class Compared:
+    """What an error calls the two sides, and what it advises."""
+
+    graph: str = "The exported graph"
+    source: str = "PyTorch"
+    hint: str = "A layer was exported wrongly; try another export.opset or PyTorch version."
+
+
+def check_parity(
+    reference: Logits,
+    logits: Logits,
+    keys: Sequence[str],
+    tolerance: float,
+    compared: Compared = Compared(),  # frozen
+) -> Parity:
     """Compare logits (N, C) of the same images.
 
     The same top-1 is wanted wherever the reference's two best logits lie further apart than the tolerance; closer
@@ -46,6 +61,7 @@ def check_parity(reference: Logits, logits: Logits, keys: Sequence[str], toleran
         logits: logits of the exported graph.
         keys: names of the N images.
         tolerance: largest |difference| as a share of the logit range.
+        compared: the words of an error.
 
     Raises:
         ParityError: too large a difference, or another top-1; names the worst image.
@@ -55,16 +71,17 @@ def check_parity(reference: Logits, logits: Logits, keys: Sequence[str], toleran
     parity = Parity(len(keys), float(difference[worst]), float(np.ptp(reference)), keys[worst])
     if not parity.relative <= tolerance:
         raise ParityError(
-            f"The exported graph differs from PyTorch by {parity.max_difference:.2e} in a logit, "
+            f"{compared.graph} differs from {compared.source} by {parity.max_difference:.2e} in a logit, "
             f"{parity.relative:.1e} of their range; allowed is {tolerance:.1e}. Worst image: {keys[worst]}.",
-            hint="A layer was exported wrongly; try another export.opset or PyTorch version.",
+            hint=compared.hint,
         )
     best_two = np.sort(reference, axis=1)[:, -2:]
     clear = best_two[:, 1] - best_two[:, 0] > tolerance * parity.logit_range
     flipped = np.flatnonzero(clear & (reference.argmax(axis=1) != logits.argmax(axis=1)))
     if flipped.size:
         raise ParityError(
-            f"The exported graph gives another class than PyTorch for {flipped.size} of {len(keys)} images; "
-            f"the first is {keys[flipped[0]]}."
+            f"{compared.graph} gives another class than {compared.source} for {flipped.size} of {len(keys)} images; "
+            f"the first is {keys[flipped[0]]}.",
+            hint=compared.hint,
         )
     return parity

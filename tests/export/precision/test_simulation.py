@@ -83,5 +83,9 @@ def test_parity_names_the_worst_picture(tmp_path):
     model = export_residual(tmp_path / "m.onnx").read_bytes()
     other = export_residual(tmp_path / "o.onnx", seed=1).read_bytes()
     assert check_simulated_parity(model, model, make_frames(5), 1e-6).max_difference == 0
-    with pytest.raises(ParityError, match=r"Worst image: calibration image [0-4]\."):
+    with pytest.raises(ParityError, match=r"Worst image: calibration image [0-4]\.") as caught:
         check_simulated_parity(model, other, make_frames(5), 0.01)
+    assert str(caught.value).startswith(
+        "The converted graph differs from the FP32 graph by"
+    )  # and not from PyTorch
+    assert "export.fp16_tolerance" in caught.value.hint

@@ -13,7 +13,7 @@ from typing import Protocol
 
 import numpy as np
 
-from edgekiln.export.parity import Parity, check_parity
+from edgekiln.export.parity import Compared, Parity, check_parity
 from edgekiln.runtime.backends.onnxruntime import import_onnxruntime
 from edgekiln.runtime.errors import EngineError, NonFiniteError
 from edgekiln.runtime.spec import INPUT_NAME, OUTPUT_NAME, Frames, Logits
@@ -21,6 +21,11 @@ from edgekiln.runtime.spec import INPUT_NAME, OUTPUT_NAME, Frames, Logits
 __all__ = ["Simulation", "check_simulated_parity", "simulate"]
 
 _BATCH = 32
+_CONVERTED = Compared(
+    "The converted graph",
+    "the FP32 graph",
+    "The network's values suit FP16 badly: train it longer, raise export.fp16_tolerance, or take FP32.",
+)
 
 
 class Runs(Protocol):
@@ -119,4 +124,4 @@ def check_simulated_parity(
     """
     keys = [f"calibration image {i}" for i in range(len(frames))]
     reference, logits = (simulate(model, frames, open_graph) for model in (source, converted))
-    return check_parity(reference, logits, keys, tolerance)
+    return check_parity(reference, logits, keys, tolerance, _CONVERTED)

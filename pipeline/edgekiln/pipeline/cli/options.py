@@ -54,7 +54,9 @@ json_option = click.option(
 )
 quiet_option = click.option("-q", "--quiet", is_flag=True, callback=_remember, help="No progress on stderr.")
 device_option = click.option(  # `load` refuses any other
-    "--device", metavar="cpu|cuda|cuda:N", help="Only engines for this device; cuda:1 is the second GPU seen here."
+    "--device",
+    metavar="cpu|cuda|cuda:N",
+    help="Only engines for this device; cuda:1 is the second GPU seen here.",
 )
 trusted_key_option = click.option(
     "--trusted-key", "trusted_keys", multiple=True, type=click.Path(path_type=Path), metavar="KEY.pub",
