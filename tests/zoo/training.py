@@ -16,7 +16,7 @@ from edgekiln.pipeline.training.backbones import build_backbone
 __all__ = ["train_weights"]
 
 _BATCH = 16
-_STEPS, _FEWER_STEPS, _LARGE = 100, 40, 7_000_000
+_STEPS, _FEWER_STEPS, _LARGE = 70, 40, 7_000_000
 """How many steps, how many of a network with more parameters than that: seconds on one core, the same weights again."""
 
 _RATE, _RATE_WITHOUT_BATCH_NORM = 3e-3, 5e-4
@@ -45,8 +45,10 @@ def train_weights(model: str, size: int, data: Path, path: Path) -> None:
         BackboneSettings(model=model, weights="none", normalization="own"), int(labels.max()) + 1, size
     )
     network = PixelModel(backbone.network, backbone.normalization).train()
+    network.to(memory_format=torch.channels_last)  # type: ignore[call-overload] # a quarter faster on CPUs
     _train(network, frames, labels)
     _measure_statistics(network, frames)
+    network.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
     torch.save(backbone.network.state_dict(), path)
 
 
