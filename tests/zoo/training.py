@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import numpy as np
@@ -16,8 +17,8 @@ from edgekiln.pipeline.training.backbones import build_backbone
 __all__ = ["train_weights"]
 
 _BATCH = 16
-_STEPS, _FEWER_STEPS, _LARGE = 70, 40, 7_000_000
-"""How many steps, how many of a network with more parameters than that: seconds on one core, the same weights again."""
+_STEPS = ((2_500_000, 150), (7_000_000, 70), (math.inf, 40))
+"""By number of parameters, up to: seconds on one core, the same weights again. Small networks take more steps."""
 
 _RATE, _RATE_WITHOUT_BATCH_NORM = 3e-3, 5e-4
 _WARM_UP = 0.2
@@ -57,9 +58,10 @@ def _train(network: PixelModel, frames: Tensor, labels: Tensor) -> None:
     for module in modules:
         if type(module).__name__.startswith(("Dropout", "DropPath", "StochasticDepth")):
             module.eval()
-    large = sum(parameter.numel() for parameter in network.parameters()) > _LARGE
+    size = sum(parameter.numel() for parameter in network.parameters())
+    steps = next(steps for most, steps in _STEPS if size <= most)
     normed = any(isinstance(module, _BATCH_NORM) for module in modules)
-    rate, steps = _RATE if normed else _RATE_WITHOUT_BATCH_NORM, _FEWER_STEPS if large else _STEPS
+    rate = _RATE if normed else _RATE_WITHOUT_BATCH_NORM
     optimizer = torch.optim.AdamW(network.parameters(), lr=rate)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, rate, total_steps=steps, pct_start=_WARM_UP)
     for _ in range(steps):
