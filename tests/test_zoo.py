@@ -80,7 +80,7 @@ def watch(end, without=(), limits=None, stop=None):
         ("time.sleep(60)", Limits(2, 4096), "limit", "it went beyond 2 s"),
         ("kept = bytearray(300 << 20); time.sleep(60)", Limits(60, 200), "limit", "it went beyond 200 MiB"),
         (
-            "import subprocess; subprocess.run([sys.executable, '-c', 'kept = bytearray(300 << 20); input()'])",
+            "import subprocess; subprocess.run([sys.executable, '-c', 'import time; kept = bytearray(300 << 20); time.sleep(60)'])",
             Limits(60, 200), "limit", "it went beyond 200 MiB",
         ),
     ],
@@ -164,6 +164,17 @@ def test_a_refusal_of_one_variant_hides_no_other(tmp_path, monkeypatch):
 # -- the table
 
 
+MACHINE = {
+    "cpu": "A CPU",
+    "cores": 2,
+    "vnni": False,
+    "python": "3.11.7",
+    "versions": dict.fromkeys(
+        ("torch", "timm", "torchvision", "onnxruntime", "openvino", "tensorrt-rtx"), "1.2"
+    ),
+}
+
+
 def row(**changes):
     variant = {
         "failure": None,
@@ -176,6 +187,9 @@ def row(**changes):
     return {
         "parameters": 3_000_000,
         "images": 100,
+        "top1": 0.87,
+        "weights": "none",
+        "date": "2026-11-30",
         "seconds": 61.4,
         "steps": {"finetune": {"state": "done", "seconds": 1}},
         "variants": dict.fromkeys(VARIANTS, variant),
@@ -186,19 +200,30 @@ def row(**changes):
 def test_the_table_tells_figures_and_why_the_others_ended():
     few = {**row()["variants"], "int8": {**row()["variants"]["int8"], "agreement": 0.5}}
     refused = {**row()["variants"], "int8-rtx": {**row()["variants"]["int8"], "failure": "a scale of zero"}}
-    ended = {"steps": {"export": {"state": "refused", "reason": "no\nsuch operator"}}, "seconds": 5.0}
+    ended = {
+        "steps": {"export": {"state": "refused", "reason": "no\nsuch operator"}},
+        "seconds": 5.0,
+        "weights": "package:a",
+        "date": "2026-11-28",
+    }
     text = render(
         {
+            "machine": MACHINE,
             "rows": {
                 "timm/a@64": row(),
                 "timm/b@64": row(variants=few),
                 "timm/c@64": row(variants=refused),
                 "timm/d@64": ended,
-            }
+            },
         }
     )
-    assert text.startswith("1 of 4 went all the way.\n\n| architecture @ px |")
-    assert "| `timm/a@64` | 3.0 M | 7 M | 2.5 MB | 2.5 MB | 98.0 % / 99.0 % |" in text
+    assert text.startswith(
+        "1 of 4 went all the way, 2 refused with a reason, 1 lossy, none crashed. "
+        f"{len(ARCHITECTURES)} of the zoo's {len(ARCHITECTURES)} have not been run yet.\n\n"
+        "Made on 2026-11-28 to 2026-11-30, on A CPU, 2 cores, without VNNI; Python 3.11.7, torch 1.2, timm 1.2, "
+    )
+    assert "| `timm/d@64`, ImageNet's weights | - |" in text
+    assert "| `timm/a@64` | 3.0 M | 7 M | 87.0 % | 2.5 MB | 2.5 MB | 98.0 % / 99.0 % |" in text
     assert "- `timm/b@64`: lossy: int8: 50.0 % of 100 answers are PyTorch's" in text
     assert "- `timm/c@64`: refused: int8-rtx: a scale of zero" in text
     assert "- `timm/d@64`: refused: export: no such operator" in text
@@ -212,7 +237,7 @@ def test_the_page_shows_the_kept_result():
 
 
 def test_into_puts_the_table_into_a_page(tmp_path):
-    (tmp_path / "zoo.json").write_text(json.dumps({"rows": {"timm/a@64": row()}}))
+    (tmp_path / "zoo.json").write_text(json.dumps({"machine": MACHINE, "rows": {"timm/a@64": row()}}))
     page = tmp_path / "page.md"
     page.write_text(f"above\n\n{BEGIN}\n\nold\n\n{END}\n\nbelow\n")
     assert zoo.main(["--out", str(tmp_path / "zoo.json"), "--into", str(page)]) == 0

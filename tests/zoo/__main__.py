@@ -87,6 +87,7 @@ def _run_one(architecture: Architecture, limits: Limits, stop: threading.Event) 
     return {
         "weights": architecture.weights,
         "commit": read_commit(),
+        "date": time.strftime("%Y-%m-%d", time.gmtime()),
         "steps": steps,
         **known,
         "peak_mib": peak,
