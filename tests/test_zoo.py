@@ -80,7 +80,8 @@ def watch(end, without=(), limits=None, stop=None):
         ("time.sleep(60)", Limits(2, 4096), "limit", "it went beyond 2 s"),
         ("kept = bytearray(300 << 20); time.sleep(60)", Limits(60, 200), "limit", "it went beyond 200 MiB"),
         (
-            "import subprocess; subprocess.run([sys.executable, '-c', 'import time; kept = bytearray(300 << 20); time.sleep(60)'])",
+            "import subprocess; subprocess.run("
+            "[sys.executable, '-c', 'import time; kept = bytearray(300 << 20); time.sleep(60)'])",
             Limits(60, 200), "limit", "it went beyond 200 MiB",
         ),
     ],
