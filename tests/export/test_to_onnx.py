@@ -145,3 +145,22 @@ def test_torchvision_transformer_keeps_its_layer_norms_whole(tmp_path):
     operators = Counter(node.op_type for node in onnx.load(tmp_path / "m.onnx").graph.node)
     assert operators["LayerNormalization"] == sum(isinstance(m, nn.LayerNorm) for m in network.modules()) == 3
     assert not set(operators) & {"Pow", "Sqrt", "Reciprocal", "ReduceMean"}
+
+
+def test_a_slice_of_everything_leaves_nothing_between_convolutions(tmp_path):
+    class Sliced(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.second, self.head = nn.Conv2d(3, 8, 3), nn.Conv2d(16, 8, 3), nn.Linear(8, 3)
+
+        def forward(self, pixels):
+            cut = torch.cat([self.first(pixels), self.first(pixels)], 1)[:, :16]
+            cut += 1  # as GhostNet adds its shortcut: in place, into a view of everything
+            return self.head(self.second(cut).mean((2, 3)))
+
+    model = PixelModel(Sliced(), SHARED_NORMALIZATION).eval()
+    export_onnx(model, contract(), tmp_path / "m.onnx")
+    assert "Identity" not in {node.op_type for node in onnx.load(tmp_path / "m.onnx").graph.node}
+    session = open_session("onnxruntime-cpu", (tmp_path / "m.onnx").read_bytes())
+    with torch.no_grad():
+        np.testing.assert_allclose(session.run(frames(2)), model(torch.from_numpy(frames(2))), atol=1e-4)

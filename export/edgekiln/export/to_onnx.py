@@ -123,6 +123,7 @@ def _finish(proto: Any, contract: Contract, opset: int) -> None:
         del value.metadata_props[:]
     del proto.graph.metadata_props[:]
     del proto.metadata_props[:]
+    _drop_identities(proto.graph)
     metadata = {
         CONTRACT_KEY: contract.to_json(),
         CONTRACT_DIGEST_KEY: contract.digest,
@@ -140,6 +141,20 @@ def _finish(proto: Any, contract: Contract, opset: int) -> None:
     batch = proto.graph.input[0].type.tensor_type.shape.dim[0]
     if not batch.dim_param:
         raise GateError("The exporter fixed the batch dimension.", hint="Avoid batch-dependent Python code.")
+
+
+def _drop_identities(graph: Any) -> None:
+    """A slice that takes everything leaves an Identity, and quantizers see no convolution behind it."""
+    results = {value.name for value in graph.output}
+    sources: dict[str, str] = {}
+    for node in [node for node in graph.node if node.op_type == "Identity" and node.output[0] not in results]:
+        sources[node.output[0]] = sources.get(node.input[0], node.input[0])
+        graph.node.remove(node)
+    for node in graph.node:
+        for place, name in enumerate(node.input):
+            node.input[place] = sources.get(name, name)
+    for value in [value for value in graph.value_info if value.name in sources]:
+        graph.value_info.remove(value)
 
 
 def entry_chain(graph: Any) -> list[Any]:

@@ -119,7 +119,7 @@ KINDS: tuple[StageKind, ...] = (
         subjects=_once,
         settings=settings_of_export,
         tools=_use("torch", "onnx", "onnxscript", "onnxruntime", "onnxruntime-gpu"),
-        revision=2,
+        revision=3,
     ),
     StageKind(
         "qat",
