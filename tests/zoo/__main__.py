@@ -102,7 +102,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "--out", type=Path, required=True, help="JSON; architectures that it holds are not run again"
     )
     parser.add_argument(
-        "--only", action="append", help="architectures whose name holds this text; may be repeated"
+        "--only", action="append", help="architectures whose name holds this text; repeated: in this order"
     )
     parser.add_argument(
         "--again", action="store_true", help="run the chosen ones although the JSON holds them"
@@ -116,7 +116,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         table = render(json.loads(wish.out.read_text("utf-8")))
         wish.into.write_text(replace_between_marks(wish.into.read_text("utf-8"), table), "utf-8")
         return 0
-    chosen = [a for a in ARCHITECTURES if not wish.only or any(text in a.name for text in wish.only)]
+    chosen = [*dict.fromkeys(a for text in wish.only or [""] for a in ARCHITECTURES if text in a.name)]
     if wish.again and wish.out.exists():
         document = json.loads(wish.out.read_text("utf-8"))
         for architecture in chosen:

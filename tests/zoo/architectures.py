@@ -68,8 +68,8 @@ ARCHITECTURES = (
     Architecture("timm/convnext_atto", 64),
     Architecture("torchvision/convnext_tiny", 64),
     # with attention, or mixing tokens
-    Architecture("timm/mobilevit_xs", 96),
-    Architecture("timm/mobilevitv2_050", 96),
+    Architecture("timm/mobilevit_xs", 64),
+    Architecture("timm/mobilevitv2_050", 64),
     Architecture("timm/fastvit_t8", 64),
     Architecture("timm/edgenext_x_small", 64),
     Architecture("timm/efficientvit_b0", 64),

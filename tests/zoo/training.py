@@ -17,7 +17,7 @@ from edgekiln.pipeline.training.backbones import build_backbone
 __all__ = ["train_weights"]
 
 _BATCH = 16
-_STEPS = ((2_500_000, 150), (7_000_000, 70), (math.inf, 40))
+_STEPS = ((2_500_000, 100), (7_000_000, 70), (math.inf, 40))
 """By number of parameters, up to: seconds on one core, the same weights again. Small networks take more steps."""
 
 _RATE, _RATE_WITHOUT_BATCH_NORM = 3e-3, 5e-4
