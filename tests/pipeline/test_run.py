@@ -161,7 +161,7 @@ def test_kill_of_the_library_is_tried_again(tiny_run, tmp_path, monkeypatch):
 def test_graph_that_cannot_be_quantized_fails_its_variant_and_keeps_the_rest(tiny_run, tmp_path, monkeypatch):
     from edgekiln.export.precision import int8_cpu
 
-    def fail(*arguments):
+    def fail(*arguments, **options):
         raise KeyError("axes")
 
     monkeypatch.setattr(int8_cpu, "run_quantizer", fail)

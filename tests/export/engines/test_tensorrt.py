@@ -71,7 +71,7 @@ def models(tmp_path_factory):
         ("resnet18", 0.999),
         ("mobilenet_v3_small", 0.89),
         ("efficientnet_lite0", 0.999),
-        ("vit_tiny", 0.999),
+        ("vit_tiny", 0.98),  # attention stays in FP16
     ],
     ids=FAMILIES,
 )

@@ -16,6 +16,7 @@ from edgekiln.runtime import Batcher, ImageError, load
 from edgekiln.runtime.backends.onnxruntime import OnnxRuntimeSession
 from edgekiln.runtime.pictures.fast_decode import prepare_fast
 from edgekiln.runtime.pictures.image import prepare
+from edgekiln.runtime.serving import selecting
 
 SIDE = 32  # of the tiny run's contract: a picture of this size is not resized
 RED, BLUE = (200, 30, 20), (20, 40, 210)
@@ -139,6 +140,7 @@ def served(tiny_run):
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(OnnxRuntimeSession, "_run_plainly", record)
+        patch.setattr(selecting, "ask_canaries", lambda *_: None)  # the engine is given made pictures, too
         with load(tiny_run[2].bundle, threads=1) as classifier:
             yield tiny_run[2].bundle, classifier, reached
 

@@ -49,7 +49,9 @@ def study_of(runs):
 
 
 def checkpoints(runs):
-    return {p: p.stat().st_mtime_ns for p in runs.glob(f"tiny/stages/finetune/*/out/{CHECKPOINT_NAME}")}
+    """Of finished stages: what a stage is called until it is moved to its place begins with a dot."""
+    found = runs.glob(f"tiny/stages/finetune/[!.]*/out/{CHECKPOINT_NAME}")
+    return {p: p.stat().st_mtime_ns for p in found}
 
 
 # -- what a study finds

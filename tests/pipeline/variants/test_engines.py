@@ -221,7 +221,7 @@ def test_engine_of_the_wrong_precision_fails_its_variant(tensorrt_run, tmp_path,
 
     from edgekiln.pipeline.variants import variants
 
-    def keep_fp32(context, variant, source, target, about):
+    def keep_fp32(context, variant, source, target, about, child):
         shutil.copyfile(source, target)
 
     monkeypatch.setattr(variants, "_convert_to_fp16", keep_fp32)
@@ -245,7 +245,7 @@ def test_engine_that_was_not_inspected_fully_is_asked_again_by_the_next_run(tmp_
     monkeypatch.setattr(engines, "build_engines", lambda *_: built)
     made = tmp_path / "made"
     made.mkdir()
-    (made / ABOUT_NAME).write_text('{"products": {}}')
+    (made / ABOUT_NAME).write_text('{"products": {}, "not_built": null}')
     (made / MODEL_NAME).write_bytes(b"")
     recipe = tmp_path / "recipe.toml"
     recipe.write_text(TINY_RECIPE.replace("[gate]", TENSORRT_VARIANTS + "[gate]"))

@@ -64,7 +64,7 @@ def test_the_command_line_exits_with_130_whatever_the_library_said(edgekiln, tin
 def test_an_engine_that_an_interrupt_spoiled_is_not_kept_as_failed(tiny_recipe, tmp_path, monkeypatch):
     from edgekiln.export.precision import int8_cpu
 
-    def quantize(*arguments):
+    def quantize(*arguments, **options):
         try:
             os.kill(os.getpid(), signal.SIGINT)
         except KeyboardInterrupt as error:

@@ -66,7 +66,7 @@ class PictureSearch:
     def describe_passed_over(self) -> list[str]:
         """Sentences for people; none where nothing was passed over."""
         told = [
-            f"Left out: {count} {why.value}; the first is {name_picture(Path(self._examples[why]))}."
+            f"Left out: {count} {why.value}; the first is {printable_name(self._examples[why])}."
             for why, count in self.left_out.items()
         ]
         if count := self.passed_over.total():
@@ -80,7 +80,7 @@ class PictureSearch:
         if _is_no_path(path):
             yield path
         elif path.is_dir():
-            complaint = f"The folder {name_picture(path)} holds no pictures."
+            complaint = f"The folder {printable_name(path)} holds no pictures."
             yield from _require(self._walk(path), complaint, path)
         elif glob.has_magic(argument) and not path.exists():
             found = (p for p in map(Path, sorted(glob.glob(argument, recursive=True))) if p.is_file())  # noqa: PTH207 # absolute ones too
@@ -104,8 +104,8 @@ class PictureSearch:
 
 
 def name_picture(path: Path) -> str:
-    """The path as text that can be printed; see ``printable_name``."""
-    return printable_name(path)
+    """The path as text, for rows that programs read: bytes that are no UTF-8 become question marks."""
+    return os.fsencode(path).decode("utf-8", "replace")
 
 
 def _name(found: Iterable[_Found]) -> Iterator[tuple[str, _Found]]:
