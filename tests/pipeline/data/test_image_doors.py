@@ -140,7 +140,7 @@ def served(tiny_run):
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(OnnxRuntimeSession, "_run_plainly", record)
-        patch.setattr(selecting, "ask_canaries", lambda *_: None)  # the engine is given made pictures, too
+        patch.setattr(selecting, "ask_canaries", lambda *_, **__: None)  # they would be written down, too
         with load(tiny_run[2].bundle, threads=1) as classifier:
             yield tiny_run[2].bundle, classifier, reached
 
