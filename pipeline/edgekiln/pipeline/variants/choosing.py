@@ -43,7 +43,7 @@ _MARGIN = 0.25
 """Share of the divergence that a challenger must save besides: less is not worth another graph."""
 _CALIBRATING_NS, _ANSWERING_NS = 1.0, 0.25
 """For each MAC of a picture, on one core: histograms of all activations took 0.2 to 0.9 ns (ResNet-18 and
-EfficientNet-Lite0 at 64 pixels, MobileNetV2 at 128; an Intel Xeon, busy), answers less than a quarter of that."""
+EfficientNet-Lite0 at 64 pixels, MobileNetV2 at 128; an Intel Xeon, busy). An answer is reckoned at a quarter."""
 
 
 @dataclass(frozen=True, slots=True)
