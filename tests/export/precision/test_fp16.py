@@ -238,3 +238,20 @@ def test_file_too_new_for_tensorrt_10_3_is_refused(tmp_path, field):
         changed.ir_version = 11
     with pytest.raises(PrecisionError, match=r"TensorRT 10\.3 reads opset 20 and IR 10 at most"):
         finish_model(changed, original)
+
+
+def test_sizes_that_the_library_does_not_know_are_not_called_the_same(tmp_path):
+    original = onnx.load(export_residual(tmp_path / "m.onnx"))
+    changed = onnx.ModelProto()
+    changed.CopyFrom(original)
+    renamed = 0
+    for value in changed.graph.value_info:  # as AutoCast leaves EdgeNeXt's, which onnxruntime then cannot run
+        for dim in value.type.tensor_type.shape.dim[1:]:
+            dim.dim_param, renamed = "unk", renamed + 1
+    assert renamed > 4
+    finished = onnx.load_from_string(finish_model(changed, original))
+    names = {d.dim_param for v in finished.graph.value_info for d in v.type.tensor_type.shape.dim}
+    assert names - {""} == {original.graph.input[0].type.tensor_type.shape.dim[0].dim_param}
+    frames = np.random.default_rng(0).integers(0, 256, (5, 16, 16, 3), np.uint8)
+    got, wanted = (simulate(model.SerializeToString(), frames) for model in (finished, original))
+    assert np.array_equal(got, wanted)

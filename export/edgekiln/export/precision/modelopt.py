@@ -113,6 +113,7 @@ def finish_model(converted: Any, original: Any) -> bytes:
             f"The conversion wrote opset {opsets} and IR {converted.ir_version}; TensorRT 10.3 reads opset "
             f"{MAX_OPSET} and IR {MAX_IR_VERSION} at most."
         )
+    _forget_names(converted.graph, {dim.dim_param for value in interface for dim in _dimensions(value)})
     for node in converted.graph.node:
         del node.metadata_props[:]
         node.ClearField("doc_string")
@@ -121,3 +122,15 @@ def finish_model(converted: Any, original: Any) -> bytes:
     onnx.checker.check_model(converted, full_check=True)
     data: bytes = converted.SerializeToString(deterministic=True)
     return data
+
+
+def _forget_names(graph: Any, known: set[str]) -> None:
+    """AutoCast calls every size that it does not know ``unk``, and onnxruntime takes what has one name for one size."""
+    for value in graph.value_info:
+        for dim in _dimensions(value):
+            if dim.dim_param not in known:
+                dim.ClearField("dim_param")
+
+
+def _dimensions(value: Any) -> Any:
+    return value.type.tensor_type.shape.dim
