@@ -33,7 +33,7 @@ help:
 	@echo "make bench      the speed figures of the README (about 5 minutes on a quiet machine)"
 	@echo "make canaries   does a bundle answer the same under other library versions and processors? BUNDLES=FOLDER..."
 	@echo "make aarch64    the runtime on emulated ARM processors; needs Debian on x86-64, takes some minutes"
-	@echo "make zoo        50 architectures through every stage, on WORKERS=2 cores (about an hour); goes on where it was"
+	@echo "make zoo        50 architectures through every stage, on WORKERS=2 cores (1 to 2 hours); goes on where it was"
 	@echo "make gpu-prepare  what gpu-test needs, made without a GPU, in parts below 60 MiB, into INPUTS=gpu-inputs"
 	@echo "make gpu-test   all that needs a GPU, within 800 s, into OUT=gpu-results.json; installs nothing"
 	@echo "make clean      remove .venv, runs/ and .cache/"
