@@ -218,16 +218,18 @@ def test_the_table_tells_figures_and_why_the_others_ended():
             },
         }
     )
-    assert text.startswith(
+    flat = " ".join(text.split())
+    assert max(len(line) for line in text.splitlines() if not line.startswith("|")) <= 120
+    assert flat.startswith(
         "1 of 4 went all the way, 2 refused with a reason, 1 lossy, none crashed. "
-        f"{len(ARCHITECTURES)} of the zoo's {len(ARCHITECTURES)} have not been run yet.\n\n"
+        f"{len(ARCHITECTURES)} of the zoo's {len(ARCHITECTURES)} have not been run yet. "
         "Made on 2026-11-28 to 2026-11-30, on A CPU, 2 cores, without VNNI; Python 3.11.7, torch 1.2, timm 1.2, "
     )
     assert "| `timm/d@64`, ImageNet's weights | - |" in text
     assert "| `timm/a@64` | 3.0 M | 7 M | 87.0 % | 2.5 MB | 2.5 MB | 98.0 % / 99.0 % |" in text
-    assert "- `timm/b@64`: lossy: int8: 50.0 % of 100 answers are PyTorch's" in text
-    assert "- `timm/c@64`: refused: int8-rtx: a scale of zero" in text
-    assert "- `timm/d@64`: refused: export: no such operator" in text
+    assert "- `timm/b@64`: lossy: int8: 50.0 % of 100 answers are PyTorch's" in flat
+    assert "- `timm/c@64`: refused: int8-rtx: a scale of zero" in flat
+    assert "- `timm/d@64`: refused: export: no such operator" in flat
 
 
 def test_the_page_shows_the_kept_result():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections import Counter
 from collections.abc import Mapping
 from typing import Any
@@ -65,11 +66,17 @@ def render(document: Mapping[str, Any]) -> str:
     rows = document["rows"]
     ended = {name: told for name, row in rows.items() if (told := summarize(row)) != _ALL_THE_WAY}
     lines = [_describe_row(name, row) for name, row in rows.items()]
-    parts = [_count(rows, ended), _describe_machine(document), table(_HEADINGS, lines)]
+    parts = [_wrap(_count(rows, ended)), _wrap(_describe_machine(document)), table(_HEADINGS, lines)]
     if ended:
         parts.append("The others:")
-        parts.append("\n".join(" ".join(f"- `{name}`: {told}".split()) for name, told in ended.items()))
+        parts.append("\n".join(_wrap(f"- `{name}`: {told}", "  ") for name, told in ended.items()))
     return "\n\n".join(parts)
+
+
+def _wrap(text: str, indent: str = "") -> str:
+    return textwrap.fill(
+        " ".join(text.split()), 120, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False
+    )
 
 
 def _count(rows: Mapping[str, Row], ended: Mapping[str, str]) -> str:
