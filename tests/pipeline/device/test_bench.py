@@ -247,8 +247,12 @@ def test_places_and_pictures_that_will_not_do(parent, pictures, tmp_path):
     (tmp_path / "used" / "file").touch()
     with pytest.raises(UsageError, match="is in use"):
         run(parent, tmp_path / "used", pictures)
-    with pytest.raises(DataError, match="None of the 1 files"):
+    with pytest.raises(DataError, match="None of the 1 files") as raised:
         run(parent, tmp_path / "here", tmp_path / "used")
+    assert "`edgekiln build` without --data" in raised.value.hint  # bench itself cannot do without
+    with pytest.raises(UsageError, match="There is no folder") as raised:
+        run(parent, tmp_path / "here", tmp_path / "nowhere")
+    assert "--data" in raised.value.hint
     assert sorted(entry.name for entry in tmp_path.iterdir()) == ["parent", "used"]
 
 

@@ -63,7 +63,8 @@ def find_pictures(parent: Bundle, folder: Path, progress: Progress, room: Path) 
         DataError: it has none of them, or one cannot be decoded here.
     """
     if not folder.is_dir():
-        raise UsageError(f"There is no folder {folder}.", path=folder)
+        hint = "Give --data the folder with the test pictures."
+        raise UsageError(f"There is no folder {folder}.", hint=hint, path=folder)
     answers = read_answers(parent)
     index = {digest: i for i, digest in enumerate(answers.digests)}
     found, others = _match_files(folder, index, progress)
@@ -74,7 +75,8 @@ def find_pictures(parent: Bundle, folder: Path, progress: Progress, room: Path) 
         raise DataError(
             f"None of the {others} files below {folder} is one of the {len(index)} pictures that the parent was "
             "judged on.",
-            hint="Copy the original files of its test split here, byte for byte; or leave --data out.",
+            hint="Copy the original files of its test split here, byte for byte. "
+            "`edgekiln build` without --data builds, and judges nothing.",
             path=folder,
         )
     positions = sorted(found)

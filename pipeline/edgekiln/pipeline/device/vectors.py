@@ -25,7 +25,7 @@ from edgekiln.pipeline.device.canary_records import (
 from edgekiln.pipeline.device.made_pictures import MadePicture, make_pictures
 from edgekiln.runtime.backends import CPU_BACKENDS, open_session
 from edgekiln.runtime.bundles.beside import place_beside, remove
-from edgekiln.runtime.bundles.bundle import Bundle
+from edgekiln.runtime.bundles.bundle import Bundle, check_usable
 from edgekiln.runtime.bundles.canaries import CanaryRecord, check_canaries
 from edgekiln.runtime.bundles.canary_inputs import CANARIES, make_canaries
 from edgekiln.runtime.bundles.manifest import VariantRecord
@@ -123,16 +123,7 @@ def _choose(bundle: Bundle, name: str | None, allow_unverified: bool) -> list[Va
             path=bundle.path,
         )
     for variant in chosen:
-        if not variant.files:
-            raise UsageError(
-                f"Variant {variant.name!r} was never built: {variant.reason}",
-                hint="`edgekiln build` makes engines on the machine that will run them; take its bundle.",
-            )
-        if not variant.deployable and not allow_unverified:
-            raise UsageError(
-                f"Variant {variant.name!r} is not deployable (verdict {variant.verdict}): {variant.reason}",
-                hint="Take another variant, or add --allow-unverified.",
-            )
+        check_usable(variant, allow_unverified=allow_unverified)
     return chosen
 
 

@@ -127,7 +127,7 @@ def load_state(network: nn.Module, tensors: Mapping[str, Tensor]) -> None:
     state = network.state_dict()
     versions = state._metadata  # type: ignore[attr-defined] # torch sets it on the dict
     state = type(state)(tensors)
-    state._metadata = versions  # type: ignore[attr-defined]
+    state._metadata = versions  # type: ignore[attr-defined] # as above
     network.load_state_dict(state, strict=True)
 
 

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from edgekiln.runtime.bundles.keys import KeySource
     from edgekiln.runtime.bundles.signature import SignedContent
 
-__all__ = ["Bundle", "open_bundle"]
+__all__ = ["Bundle", "check_usable", "open_bundle"]
 
 _WHERE_BUNDLES_ARE = "`edgekiln run` prints the path of the bundle that it made: RUNS/NAME/bundle."
 
@@ -220,4 +220,22 @@ def _check_listing(bundle: Bundle) -> None:
             f"{bundle.path / name} is not listed in the manifest.",
             hint="Remove it: a bundle holds exactly what its manifest lists.",
             path=bundle.path / name,
+        )
+
+
+def check_usable(variant: VariantRecord, *, allow_unverified: bool) -> None:
+    """That a variant, asked for by name, can be loaded or packed.
+
+    Raises:
+        UsageError: it was never built, or its gate did not pass and ``allow_unverified`` is not set.
+    """
+    if variant.file is None:
+        raise UsageError(
+            f"Variant {variant.name!r} was never built: {variant.reason}",
+            hint="Take another variant. `edgekiln build` makes TensorRT engines on the machine that runs them.",
+        )
+    if not variant.deployable and not allow_unverified:
+        raise UsageError(
+            f"Variant {variant.name!r} is not deployable (verdict {variant.verdict}): {variant.reason}",
+            hint="Take another variant, or allow this one with allow_unverified=True (--allow-unverified).",
         )

@@ -97,7 +97,7 @@ def walk_pictures(
             if why is None:
                 pictures.append(name)
             else:
-                tell(os.path.join(place, name), why)  # noqa: PTH118
+                tell(os.path.join(place, name), why)  # noqa: PTH118 # as os.walk joins
         yield place, pictures
 
 
@@ -162,7 +162,7 @@ def _judge_file(place: str, name: str) -> LeftOut | None:
         return None
     if lower.endswith(".toml"):  # a recipe, which ``init`` may write beside the pictures
         return LeftOut.OWN
-    path = os.path.join(place, name)  # noqa: PTH118
+    path = os.path.join(place, name)  # noqa: PTH118 # texts, as above
     if os.path.islink(path) and not os.path.exists(path):  # noqa: PTH110, PTH114
         return LeftOut.DANGLING
     return None if _has_picture_head(path) else LeftOut.NO_PICTURE

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Literal
 
 from edgekiln.runtime.arguments import check_strings, check_threads, check_whole_number
 from edgekiln.runtime.backends import ONNX_BACKENDS, SLOT_BACKENDS, open_session
-from edgekiln.runtime.bundles.bundle import Bundle, open_bundle
+from edgekiln.runtime.bundles.bundle import Bundle, check_usable, open_bundle
 from edgekiln.runtime.bundles.judged_with import find_versions, tell_other_kind, tell_other_version
 from edgekiln.runtime.bundles.machine_kind import read_kind
 from edgekiln.runtime.bundles.manifest import PREFERENCE, VariantRecord
@@ -111,16 +111,7 @@ def load_model(path: str | os.PathLike[str], options: LoadOptions, *, thorough: 
 
 
 def _check_loadable(variant: VariantRecord, device: str | None, allow_unverified: bool) -> None:
-    if variant.file is None:
-        raise UsageError(
-            f"Variant {variant.name!r} was never built: {variant.reason}",
-            hint=f"Take another variant. {_WHERE_ENGINES_ARE_BUILT}",
-        )
-    if not variant.deployable and not allow_unverified:
-        raise UsageError(
-            f"Variant {variant.name!r} is not deployable (verdict {variant.verdict}): {variant.reason}",
-            hint="Take another variant, or load it with allow_unverified=True (--allow-unverified).",
-        )
+    check_usable(variant, allow_unverified=allow_unverified)
     if device is not None and variant.device != device:
         raise UsageError(
             f"Variant {variant.name!r} runs on {variant.backend}, not on {device}.",

@@ -27,7 +27,7 @@ from edgekiln.pipeline.shipping.triton.warmup import WarmupWish, choose_frames
 from edgekiln.runtime.backends import Backend, open_session
 from edgekiln.runtime.backends.engine_header import read_engine_header
 from edgekiln.runtime.bundles.beside import place_beside, remove
-from edgekiln.runtime.bundles.bundle import Bundle
+from edgekiln.runtime.bundles.bundle import Bundle, check_usable
 from edgekiln.runtime.bundles.manifest import PREFERENCE, VariantRecord
 from edgekiln.runtime.errors import EnvironmentProblem, ResourceError, UsageError
 from edgekiln.runtime.session import Session
@@ -160,16 +160,7 @@ def _check_servable(variant: VariantRecord, allow_unverified: bool) -> None:
             f"Triton cannot serve variant {variant.name!r}: it is for {variant.backend}.",
             hint=f"{_REMEDIES[variant.backend]}.",
         )
-    if not variant.files:
-        raise UsageError(
-            f"Variant {variant.name!r} was never built: {variant.reason}",
-            hint="`edgekiln build` makes TensorRT engines on the machine that will serve them; pack its bundle.",
-        )
-    if not variant.deployable and not allow_unverified:
-        raise UsageError(
-            f"Variant {variant.name!r} is not deployable (verdict {variant.verdict}): {variant.reason}",
-            hint="Take another variant, or pack it with --allow-unverified.",
-        )
+    check_usable(variant, allow_unverified=allow_unverified)
 
 
 def _try_opening(bundle: Bundle, variant: VariantRecord) -> str | None:
