@@ -17,8 +17,11 @@ from edgekiln.pipeline.training.backbones import build_backbone
 __all__ = ["train_weights"]
 
 _BATCH = 16
-_STEPS = ((2_500_000, 100), (7_000_000, 70), (math.inf, 40))
+_STEPS = ((2_500_000, 150), (7_000_000, 120), (math.inf, 60))
 """By number of parameters, up to: seconds on one core, the same weights again. Small networks take more steps."""
+
+_MORE_WITHOUT_BATCH_NORM = 2
+"""Times as many steps, at a smaller rate: after fewer a ViT's answers have no margins, and any rounding flips them."""
 
 _RATE, _RATE_WITHOUT_BATCH_NORM = 3e-3, 5e-4
 _WARM_UP = 0.2
@@ -61,6 +64,7 @@ def _train(network: PixelModel, frames: Tensor, labels: Tensor) -> None:
     size = sum(parameter.numel() for parameter in network.parameters())
     steps = next(steps for most, steps in _STEPS if size <= most)
     normed = any(isinstance(module, _BATCH_NORM) for module in modules)
+    steps *= 1 if normed else _MORE_WITHOUT_BATCH_NORM
     rate = _RATE if normed else _RATE_WITHOUT_BATCH_NORM
     optimizer = torch.optim.AdamW(network.parameters(), lr=rate)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, rate, total_steps=steps, pct_start=_WARM_UP)
