@@ -201,6 +201,7 @@ class _Engine:
     def _dynamic_model(self) -> Any:
         with self._compiling:
             if self._dynamic is None:
+                _fix_known_shapes(self._library, self._graph)
                 self._dynamic = self._core.compile_model(self._graph, "CPU", _settings(self._threads))
             return self._dynamic
 
@@ -268,6 +269,22 @@ def _converted_errors(what: str) -> Iterator[None]:
 def _version() -> str:
     """Of the library that is loaded, as 2026.4.1."""
     return str(sys.modules["openvino"].__version__).partition("-")[0]
+
+
+def _fix_known_shapes(library: ModuleType, graph: Any) -> None:
+    """Write shapes that do not depend on the batch into the ``Reshape`` operations that compute them.
+
+    The reader of ONNX reshapes a convolution's bias by the rank of the convolution's result, which it asks for when
+    the model runs. Where a network reads the size of its batch (the class token of a ViT), OpenVINO 2026.4 asks that
+    of the same result, keeps the convolution apart from its bias for it, and drops the bias.
+    """
+    for operation in graph.get_ops():
+        if operation.get_type_name() != "Reshape":
+            continue
+        shape = operation.output(0).get_partial_shape()
+        if shape.is_static and operation.input_value(1).get_node().get_type_name() != "Constant":
+            constant = library.opset13.constant(np.array(list(shape.to_shape()), np.int64))
+            operation.input(1).replace_source_output(constant.output(0))
 
 
 def _is_quantized(graph: Any) -> bool:
