@@ -17,7 +17,7 @@ from edgekiln.pipeline.training.backbones import build_backbone
 __all__ = ["train_weights"]
 
 _BATCH = 16
-_STEPS = ((2_500_000, 150), (7_000_000, 120), (math.inf, 60))
+_STEPS = ((2_500_000, 300), (7_000_000, 120), (math.inf, 60))
 """By number of parameters, up to: seconds on one core, the same weights again. Small networks take more steps."""
 
 _MORE_WITHOUT_BATCH_NORM = 2
