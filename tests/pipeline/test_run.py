@@ -12,6 +12,7 @@ from tests_support import be_killed_in_audit, crash_in_audit, refuse_audit, writ
 from edgekiln.benchmarks.judging.required import check_gate
 from edgekiln.benchmarks.judging.stored_answers import digest_split
 from edgekiln.benchmarks.report import render_page
+from edgekiln.pipeline.cli.running import print_report
 from edgekiln.pipeline.recipe import load_recipe
 from edgekiln.pipeline.run import run_recipe
 from edgekiln.pipeline.workspace.progress import SilentProgress
@@ -225,6 +226,40 @@ def test_gate_on_balanced_accuracy_reaches_row_and_manifest(tiny_run, tmp_path):
         assert row["metric"] == "balanced"
         assert row["reason"].startswith("balanced accuracy drop ")
         assert row["warnings"] == row["notices"] == []
+
+
+def test_a_network_that_guesses_is_told_first_and_everywhere(tiny_run, tmp_path, monkeypatch, capsys):
+    """The interval of 30 right answers of 30 is widened to nothing known: the rest is what a run does."""
+    monkeypatch.setattr("edgekiln.benchmarks.judging.floor.wilson_interval", lambda *_: (0.0, 1.0))
+    result = again(tiny_run, tmp_path, "gate.max_drop=0.25")
+    notice = result.report["notices"][0]
+    assert notice.startswith("NO BETTER THAN GUESSING: top-1 of PyTorch ")
+    assert ", int8 " in notice
+    for name in ("report.html", "MODEL_CARD.md"):
+        assert "NO BETTER THAN GUESSING" in (result.bundle / name).read_text()
+    assert "Its answers are no better than guessing." in render_page(result.report)
+    print_report(result.report, result.bundle, as_json=False)
+    assert capsys.readouterr().out.startswith("NO BETTER THAN GUESSING")
+
+
+def test_a_floor_is_judged_in_a_run_and_refuses_with_its_figures(tiny_run, tmp_path):
+    result = again(tiny_run, tmp_path, "gate.max_drop=0.25", "gate.min_top1=0.999")
+    assert ran(result) == {"bundle"}
+    manifest = open_bundle(result.bundle).manifest
+    assert manifest["gate"]["min_top1"] == 0.999
+    assert [v["verdict"] for v in manifest["variants"]] == ["inconclusive"] * 2
+    assert "at least, of PyTorch as of each engine" in (result.bundle / "MODEL_CARD.md").read_text()
+    with pytest.raises(
+        GateError, match=r"int8: inconclusive \(.*wanted at least 99\.90 \(gate\.min_top1\)"
+    ) as caught:
+        check_gate(result.report)
+    assert "train longer" in caught.value.hint
+    reached = again(tiny_run, tmp_path / "more", "gate.max_drop=0.25", "gate.min_top1=0.8")
+    check_gate(reached.report)
+    assert (
+        "wanted at least 80.00 (gate.min_top1): the whole interval is inside"
+        in reached.report["variants"][1]["reason"]
+    )
 
 
 def test_collapse_is_a_notice_of_the_report(tiny_run, tmp_path, monkeypatch):

@@ -221,6 +221,10 @@ mistake(
     path="r.toml",
 )(lambda desk: desk.run(("validation = 0.2", "validation = 20")))  # fmt: skip
 mistake(
+    "percent for a floor", code="recipe", says=("gate.min_top1 = 90", "less than 1"), path="r.toml",
+    hint="a share that top-1 must reach",
+)(lambda desk: desk.run(("[gate]", "[gate]\nmin_top1 = 90")))  # fmt: skip
+mistake(
     "an unknown precision", code="recipe", says=("variants.int8.precision = 'int4'", "'fp32', 'fp16' or 'int8'"),
     hint="what the engine's products compute in", path="r.toml",
 )(lambda desk: desk.run(('precision = "int8"', 'precision = "int4"')))  # fmt: skip

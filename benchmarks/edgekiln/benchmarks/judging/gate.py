@@ -20,7 +20,8 @@ from edgekiln.benchmarks.judging.accuracy import PairedCounts
 from edgekiln.runtime.errors import DataError
 
 __all__ = ["GateResult", "Metric", "balanced_interval", "check_metric", "format_confidence", "images_to_decide",
-           "judge", "judge_balanced", "mcnemar_p", "newcombe_interval", "tango_interval", "tango_limits"]  # fmt: skip
+           "judge", "judge_balanced", "mcnemar_p", "newcombe_interval", "tango_interval", "tango_limits",
+           "wilson_interval"]  # fmt: skip
 
 Metric = Literal["top1", "balanced"]
 Interval = tuple[float, float]
@@ -254,12 +255,15 @@ def newcombe_interval(first: int, second: int, images: int, confidence: float) -
         confidence: two-sided.
     """
     p1, p2 = first / images, second / images
-    (l1, u1), (l2, u2) = (_wilson_interval(right, images, confidence) for right in (first, second))
+    (l1, u1), (l2, u2) = (wilson_interval(right, images, confidence) for right in (first, second))
     return p1 - p2 - math.hypot(p1 - l1, u2 - p2), p1 - p2 + math.hypot(u1 - p1, p2 - l2)
 
 
-def _wilson_interval(right: int, images: int, confidence: float) -> Interval:
-    """Wilson, E. B. (1927), Journal of the American Statistical Association 22:209-212."""
+def wilson_interval(right: int, images: int, confidence: float) -> Interval:
+    """Score interval of a share ``right / images``, two-sided.
+
+    Wilson, E. B. (1927), Journal of the American Statistical Association 22:209-212.
+    """
     z = NormalDist().inv_cdf(0.5 + confidence / 2)
     share, extra = right / images, z * z / images
     middle = (share + extra / 2) / (1 + extra)

@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from edgekiln.benchmarks.judging.floor import judge_floor
 from edgekiln.runtime.errors import GateError
 
 __all__ = ["advise", "check_gate"]
 
 
 def check_gate(report: Mapping[str, Any]) -> None:
-    """Raise GateError when a required variant did not pass, as the recipe's gate says.
+    """Raise GateError when a required variant did not pass, as the recipe's gate says, or PyTorch is below its floor.
 
     Raises:
         GateError: names the variants and why.
@@ -23,6 +24,8 @@ def check_gate(report: Mapping[str, Any]) -> None:
         if v["required"]
         and (v["verdict"] in {"fail", "not-run"} or (v["verdict"] == "inconclusive" and undecided_fails))
     ]
+    if not failed and (reason := _below_floor(report)):
+        raise GateError(f"PyTorch itself did not pass: {reason}.", hint=_MEND_NETWORK)
     if failed:
         raise GateError(
             f"{len(failed)} required variant{'s' if len(failed) > 1 else ''} did not pass: {'; '.join(failed)}.",
@@ -32,8 +35,27 @@ def check_gate(report: Mapping[str, Any]) -> None:
         )
 
 
+_MEND_NETWORK = (
+    "The network is not good enough, whatever its engines are: check the labels, train longer or on more pictures, or "
+    "lower gate.min_top1."
+)
+
+
+def _below_floor(report: Mapping[str, Any]) -> str | None:
+    """Why PyTorch's own answers are below ``gate.min_top1``; ``None`` where they are not, or nothing is asked."""
+    gate = report["recipe"]["gate"]
+    accuracy = report.get("baseline", {}).get("accuracy")
+    if gate.get("min_top1") is None or not accuracy:
+        return None
+    verdict, reason = judge_floor(accuracy, gate["min_top1"], gate["confidence"])
+    allowed = {"pass"} if gate["inconclusive"] == "fail" else {"pass", "inconclusive"}
+    return None if verdict in allowed else reason
+
+
 def advise(report: Mapping[str, Any]) -> list[str]:
     """What may help INT8 engines that were judged and lost too much: the ways that their recipe has not tried yet."""
+    if _below_floor(report):
+        return [_MEND_NETWORK]
     lost = [
         v
         for v in report["variants"]

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from edgekiln.benchmarks.judging.floor import warn_of_guessing
 from edgekiln.benchmarks.judging.gate import format_confidence
 from edgekiln.benchmarks.report.drawings import (
     MOST_LOSSES,
@@ -143,7 +144,13 @@ def render_template(template: str, **values: Any) -> str:
 
 
 def _headline(report: Mapping[str, Any]) -> str:
-    """The verdict of the whole run, in a sentence."""
+    """The verdict of the whole run, in a sentence; and that the network guesses, where it does."""
+    engines, gate = [report["baseline"], *report["variants"]], report["recipe"]["gate"]
+    guesses = warn_of_guessing(engines, report["data"]["classes"], gate["confidence"])
+    return f"{_verdict(report)}{' Its answers are no better than guessing.' if guesses else ''}"
+
+
+def _verdict(report: Mapping[str, Any]) -> str:
     required = [v for v in report["variants"] if v.get("required", True)]
     passing = [v for v in required if v["verdict"] == "pass"]
     others = sum(v["verdict"] == "pass" for v in report["variants"]) - len(passing)

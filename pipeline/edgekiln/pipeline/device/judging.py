@@ -10,6 +10,8 @@ from typing import Any
 
 import numpy as np
 
+from edgekiln.benchmarks.judging.accuracy import measure_accuracy
+from edgekiln.benchmarks.judging.floor import apply_floor
 from edgekiln.benchmarks.judging.verdict import judge_answers
 from edgekiln.pipeline.device.canary_records import CanaryReference, record_canaries
 from edgekiln.pipeline.device.pictures import KnownPictures
@@ -70,6 +72,8 @@ def judge_engines(
         metric=gate["metric"],
         failure=failure,
     )
+    baseline = measure_accuracy(pictures.reference.logits, pictures.reference.labels).to_dict()
+    judged = apply_floor(judged, baseline, gate["min_top1"])
     judged["canaries"] = canaries
     judged["judged_images"] = {"here": len(logits), "parent": pictures.known}
     return judged, logits

@@ -10,6 +10,7 @@ from typing import Any
 
 from edgekiln.benchmarks.environment import describe_machine
 from edgekiln.benchmarks.judging.accuracy import measure_accuracy
+from edgekiln.benchmarks.judging.floor import warn_of_guessing
 from edgekiln.benchmarks.judging.stored_answers import digest_split
 from edgekiln.benchmarks.report.reading import REPORT_SCHEMA, read_bundled_report
 from edgekiln.benchmarks.report.timings import BASELINE, latency_of, timing_notices
@@ -46,6 +47,7 @@ def device_report(
     recipe["gate"] = {**read_gate(parent, ""), **(recipe.get("gate") or {})}
     shown = (recipe.get("report") or {}).get("images", True)
     variants = [_variant_row(row, benchmark, pictures, shown) for row in rows]
+    baseline = _describe_baseline(parent, pictures, benchmark)
     return {
         "schema_version": REPORT_SCHEMA,
         "name": parent.name,
@@ -55,14 +57,14 @@ def device_report(
         **{key: original[key] for key in _OF_THE_MODEL if key in original},
         "recipe": recipe,
         "data": _describe_data(parent, pictures),
-        "baseline": _describe_baseline(parent, pictures, benchmark),
+        "baseline": baseline,
         "peers": [],
         "variants": variants,
         "notices": [
+            *warn_of_guessing([baseline, *variants], parent.contract.classes, recipe["gate"]["confidence"]),
             *_picture_notices(pictures),
             *(notice for variant in variants for notice in variant["notices"]),
-            *([] if problem is None else [problem]),
-            *_untimed(benchmark),
+            *_untimed(benchmark, problem),
             *timing_notices(benchmark),
         ],
         "benchmark": benchmark,
@@ -142,7 +144,10 @@ def _picture_notices(pictures: KnownPictures) -> list[str]:
     ]
 
 
-def _untimed(benchmark: Mapping[str, Any] | None) -> list[str]:
-    """A sentence for each engine that ran and could not be timed; of PyTorch another notice tells."""
+def _untimed(benchmark: Mapping[str, Any] | None, problem: str | None) -> list[str]:
+    """Why nothing was timed; a sentence for each engine that ran and could not be. Of PyTorch another notice tells."""
     left_out = (benchmark or {}).get("left_out", {})
-    return [f"{name} was not timed: {why.rstrip('.')}." for name, why in left_out.items() if name != BASELINE]
+    told = [] if problem is None else [problem]
+    return told + [
+        f"{name} was not timed: {why.rstrip('.')}." for name, why in left_out.items() if name != BASELINE
+    ]

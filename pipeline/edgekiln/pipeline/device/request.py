@@ -28,7 +28,13 @@ __all__ = [
     "read_wishes",
 ]
 
-_DEFAULT_GATE = {"metric": "top1", "max_drop": 0.01, "confidence": 0.95, "inconclusive": "fail"}
+_DEFAULT_GATE = {
+    "metric": "top1",
+    "max_drop": 0.01,
+    "confidence": 0.95,
+    "min_top1": None,
+    "inconclusive": "fail",
+}
 _DEFAULT_SHARE = 0.8
 _FOUND_ELSEWHERE = frozenset({
     "accuracy", "agreement", "balanced_drop", "confidence", "counts", "drop", "images_to_decide", "judged_images",
@@ -115,6 +121,7 @@ def read_gate(parent: Bundle, name: str) -> dict[str, Any]:
         limits = {
             "max_drop": float(gate["max_drop"] if own is None else own),
             "confidence": float(gate["confidence"]),
+            "min_top1": None if gate["min_top1"] is None else _share(gate["min_top1"]),
         }
     except (TypeError, ValueError, AttributeError) as error:
         raise _cannot_use(parent, name, error) from error

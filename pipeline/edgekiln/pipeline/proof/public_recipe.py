@@ -18,8 +18,10 @@ def public_recipe(recipe: Recipe, *, as_given: bool = False) -> dict[str, Any]:
             section["path"] = Path(section["path"]).name
     if recipe.teacher is not None:
         values["teacher"]["checkpoint"] = recipe.teacher.checkpoint.name
-    if recipe.backbone.weights.endswith((".pth", ".safetensors")):
+    if recipe.backbone.from_file:
         values["backbone"]["weights"] = Path(recipe.backbone.weights).name
+    if recipe.gate.min_top1 is None:
+        values.get("gate", {}).pop("min_top1", None)
     if not recipe.ship.baseline:
         values.pop(
             "ship", None

@@ -8,6 +8,7 @@ from typing import Any
 
 from edgekiln.benchmarks.environment import describe_machine, read_work_commit
 from edgekiln.benchmarks.judging.accuracy import measure_accuracy
+from edgekiln.benchmarks.judging.floor import warn_of_guessing
 from edgekiln.benchmarks.judging.stored_answers import digest_split
 from edgekiln.benchmarks.judging.verdict import Reference
 from edgekiln.benchmarks.report.reading import REPORT_SCHEMA
@@ -43,6 +44,7 @@ def build_report(context: StageContext) -> dict[str, Any]:
     reference = Reference(baseline, test.labels, [str(i) for i in range(len(test))], contract.classes)
     variants = _judge_variants(context, reference, benchmark, test)
     about_data, parity = _describe_data(context, index)
+    about_baseline = _describe_baseline(context, reference, benchmark)
     return {
         "schema_version": REPORT_SCHEMA,
         "name": context.recipe.name,
@@ -57,11 +59,12 @@ def build_report(context: StageContext) -> dict[str, Any]:
             **about_data,
         },
         "parity": parity,
-        "baseline": _describe_baseline(context, reference, benchmark),
+        "baseline": about_baseline,
         "training": summarize_training(context.inputs["finetune"] / LOG_NAME),
         "peers": peer_rows(benchmark),
         "variants": variants,
         "notices": [
+            *warn_of_guessing([about_baseline, *variants], contract.classes, context.recipe.gate.confidence),
             *describe_unjudged(index["unjudged"]),
             *(notice for variant in variants for notice in variant["notices"]),
             *timing_notices(benchmark),

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from edgekiln.benchmarks.judging.accuracy import measure_accuracy
+from edgekiln.benchmarks.judging.floor import apply_floor
 from edgekiln.benchmarks.judging.verdict import Reference, judge_answers, summarize_simulation
 from edgekiln.benchmarks.report.timings import latency_of
 from edgekiln.pipeline.data import load_split, read_classes
@@ -68,6 +69,8 @@ def judge_variant(
         metric=gate.metric,
         failure=row["failure"],
     )
+    baseline = measure_accuracy(reference.logits, reference.labels).to_dict()
+    judged = apply_floor(judged, baseline, gate.min_top1)
     return {
         **row,
         **judged,

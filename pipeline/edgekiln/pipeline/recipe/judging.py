@@ -17,6 +17,13 @@ class GateSettings(Section):
     metric: Literal["top1", "balanced"] = Field("top1", description="what may not drop by more than max_drop")
     max_drop: float = Field(0.01, ge=0, lt=1, description="a share: 0.01 is one point of the metric")
     confidence: float = Field(0.95, gt=0.5, lt=1, description="of the interval that decides")
+    min_top1: float | None = Field(
+        None,
+        gt=0,
+        lt=1,
+        description="a share that top-1 must reach, of PyTorch as of each engine; left out, a network that guesses is "
+        "told and not refused",
+    )
     inconclusive: Literal["fail", "warn"] = Field(
         "fail", description="what an undecided required variant does"
     )

@@ -210,7 +210,7 @@ KINDS: tuple[StageKind, ...] = (
         subjects=_once,
         settings=settings_of_bundle,
         tools=_use("jinja2", "matplotlib"),
-        revision=5,
+        revision=6,
     ),
 )
 """All kinds of stages, in the order in which they run."""

@@ -86,7 +86,7 @@ def settings_of_finetune(wish: Wish, _: None) -> dict[str, Any]:
     weights, task, teacher = Path(recipe.backbone.weights), recipe.source_task, recipe.teacher
     return {
         "backbone": recipe.backbone.model_dump(mode="json"),
-        "weights_file": _file_digest(weights) if weights.suffix in {".pth", ".safetensors"} else None,
+        "weights_file": _file_digest(weights) if recipe.backbone.from_file else None,
         "finetune": recipe.finetune.model_dump(mode="json", exclude=_WITHOUT_EFFECT),
         # The checkpoint carries the contract: other rules may give the same pixels of these pictures.
         "preparation": recipe.data.model_dump(mode="json", include=_PREPARED_BY),
@@ -267,9 +267,16 @@ def settings_of_mlperf(wish: Wish, _: None) -> dict[str, Any]:
     return {
         "seconds": wish.recipe.benchmark.mlperf_seconds,
         # An engine is driven when it passed, and verdicts depend on the gate.
-        "gate": wish.recipe.gate.model_dump(mode="json", exclude={"inconclusive"}),
+        # Without a key that was added later and is left out: what is on disk stays good.
+        "gate": wish.recipe.gate.model_dump(
+            mode="json", exclude={"inconclusive"} | _unset_floor(wish.recipe)
+        ),
         "max_drops": [variant.max_drop for variant in wish.recipe.variants],
     }
+
+
+def _unset_floor(recipe: Recipe) -> set[str]:
+    return {"min_top1"} if recipe.gate.min_top1 is None else set()
 
 
 def settings_of_bundle(wish: Wish, _: None) -> dict[str, Any]:
