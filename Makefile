@@ -28,7 +28,7 @@ help:
 	@echo "make demo       set up .venv, then fine-tune, export, quantize, judge and bundle the demo"
 	@echo "make test       set up .venv, then run every test"
 	@echo "make test-fast  the tests that take at most a few seconds each"
-	@echo "make check      format, lint, types, tests"
+	@echo "make check      format, lint, spelling, types, tests"
 	@echo "make docs       write the generated parts of docs/ again"
 	@echo "make bench      the speed figures of the README (about 5 minutes on a quiet machine)"
 	@echo "make canaries   does a bundle answer the same under other library versions and processors? BUNDLES=FOLDER..."
@@ -112,6 +112,7 @@ format: $(VENV)/.dev
 lint: $(VENV)/.dev
 	$(PY) -m ruff format --check .
 	$(PY) -m ruff check .
+	$(PY) -m codespell_lib
 
 types: $(VENV)/.dev
 	$(PY) -m mypy

@@ -103,12 +103,12 @@ def test_an_unknown_option_is_one_document_with_json(edgekiln, path):
     [
         (["rnu"], "No such command 'rnu'. Did you mean 'run'?"),
         (["quantise", "r.toml"], "No such command 'quantise'. Did you mean 'quantize'?"),
-        (["recipe", "vaildate"], "No such command 'vaildate'. Did you mean 'validate'?"),
+        (["recipe", "validaet"], "No such command 'validaet'. Did you mean 'validate'?"),
         (["cache", "xyz"], "No such command 'xyz'. There are: ls, prune."),
         (["run", "r.toml", "--dryrun"], "No such option '--dryrun'. (Did you mean one of: '--dry-run'"),
         (["run", "r.toml", "--until", "quantise"], "There is no stage 'quantise'"),
         (["run", "r.toml", "--until", "finetun"], "Did you mean 'finetune'?"),
-        (["run", "r.toml", "--force", "evalute"], "Did you mean 'evaluate'?"),
+        (["run", "r.toml", "--force", "evaluaet"], "Did you mean 'evaluate'?"),
         (
             ["quantize", "r.toml", "--variant", "in8"],
             "no variant 'in8'; it has: fp32, int8. Did you mean 'int8'?",

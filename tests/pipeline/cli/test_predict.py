@@ -88,12 +88,12 @@ def test_a_list_of_paths_from_a_file_or_standard_input(tiny_run, edgekiln, photo
 
 
 def test_file_names_that_are_no_utf8_are_answered(tiny_run, photos, tmp_path):
-    odd = os.fsencode(tmp_path) + b"/caf\xe9.png"
+    odd = os.fsencode(tmp_path) + b"/th\xe9.png"
     shutil.copy(photos / "b-red.png", odd)
     for arguments, stdin in (([tmp_path], b""), (["--from-file", "-"], odd + b"\n")):
         code, out, _ = predict_in_child(tiny_run[2].bundle, *arguments, "--format", "csv", stdin=stdin)
         assert code == 0
-        assert out.splitlines()[1].startswith(f"{tmp_path}/caf\N{REPLACEMENT CHARACTER}.png,red,")
+        assert out.splitlines()[1].startswith(f"{tmp_path}/th\N{REPLACEMENT CHARACTER}.png,red,")
 
 
 def test_pictures_are_not_collected(tmp_path):

@@ -22,7 +22,7 @@ def test_shipped_recipes_are_valid(path):
     [
         ("epochs = 2", "epoch = 2", "unknown key 'finetune.epoch'; did you mean 'epochs'?"),
         ("[gate]", "[gates]", "unknown key 'gates'; did you mean 'gate'?"),
-        ("precision = \"int8\"", "precission = \"int8\"", "did you mean 'precision'?"),
+        ("precision = \"int8\"", "preecision = \"int8\"", "did you mean 'precision'?"),
         ("seed = 3", "sede = 3", "did you mean 'seed'?"),
         ("epochs = 2", "epochs = 2\nzzz = 1", "known keys: accumulate, augmentation, batch_size"),
         ("epochs = 2", "epochs = -2", "finetune.epochs = -2"),
