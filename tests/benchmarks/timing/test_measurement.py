@@ -4,10 +4,12 @@ import pytest
 from edgekiln.benchmarks.timing.measurement import (
     Block,
     Measurement,
+    Ratio,
     assess,
     compare_speed,
     interval_width,
     is_narrow,
+    widen_ratio,
 )
 from edgekiln.benchmarks.timing.plan import BenchmarkPlan
 
@@ -72,6 +74,36 @@ def test_baseline_that_differs_from_itself_invalidates():
     verdict = assess([base], steal=0.0, foreign_load=0.0)
     assert verdict.state == "invalid"
     assert "differs from itself" in verdict.reasons[0]
+
+
+def test_baseline_that_misses_itself_a_little_is_noisy_and_widens_every_ratio():
+    base = measurement("baseline", grid(10.0, 0.01, 1), second_turn=grid(10.4, 0.01, 2))
+    verdict = assess([base], steal=0.0, foreign_load=0.0)
+    assert verdict.state == "noisy"
+    assert "the baseline differs from itself" in verdict.reasons[0]
+    plain = compare_speed(base, measurement("b", grid(2.5, 0.01, 3)))
+    widened, own = widen_ratio(plain, verdict.self_ratio), verdict.self_ratio
+    assert own.high < 1  # the second turn was slower by 4 %
+    assert widened.value == plain.value
+    assert widened.low == pytest.approx(plain.low * own.low)
+    assert widened.high == pytest.approx(plain.high / own.low)
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "state"),
+    [
+        (0.96, 1.05, "valid"), (0.95, 1.06, "noisy"), (1.001, 1.02, "noisy"), (0.90, 1.05, "invalid"),
+        (1.0, 1.11, "invalid"),
+    ],
+)  # fmt: skip
+def test_how_far_the_baseline_may_miss_itself(monkeypatch, low, high, state):
+    own = Ratio((low + high) / 2, low, high)
+    monkeypatch.setattr(
+        "edgekiln.benchmarks.timing.measurement._paired_ratio", lambda *arguments, **seed: own
+    )
+    quiet = measurement("baseline", grid(10.0, 0.01, 1), second_turn=grid(10.0, 0.01, 2))
+    assert assess([quiet], steal=0.0, foreign_load=0.0).state == state
+    assert (widen_ratio(Ratio(2, 1.9, 2.1), own) == Ratio(2, 1.9, 2.1)) == (state == "valid")
 
 
 def test_too_wide_a_self_interval_invalidates():

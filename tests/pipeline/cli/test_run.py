@@ -79,8 +79,9 @@ def test_evaluate_judges_as_the_report_does(tiny_run, edgekiln):
     assert document["baseline"]["accuracy"] == result.report["baseline"]["accuracy"]
     code, out, _ = edgekiln("evaluate", path, "--runs", runs, "-q")
     assert code == 0
-    assert out.splitlines()[0].startswith("engine   precision")
-    assert "int8: top-1 drop" in out
+    assert out.splitlines()[0].split("  ")[0] == "engine"
+    assert "drop, points [95% CI]" in out.splitlines()[0]
+    assert "int8: pass" not in out  # only what did not pass has a reason below the table
 
 
 def test_evaluate_exits_3_like_the_run(tiny_run, edgekiln, tmp_path):

@@ -15,11 +15,11 @@ def check_gate(report: Mapping[str, Any]) -> None:
     """Raise GateError when a required variant did not pass, as the recipe's gate says, or PyTorch is below its floor.
 
     Raises:
-        GateError: names the variants and why.
+        GateError: names the variants and their verdicts; why stands in the report.
     """
     undecided_fails = report["recipe"]["gate"]["inconclusive"] == "fail"
     failed = [
-        f"{v['name']}: {v['verdict']} ({v['reason']})"
+        f"{v['name']}: {v['verdict']}"
         for v in report["variants"]
         if v["required"]
         and (v["verdict"] in {"fail", "not-run"} or (v["verdict"] == "inconclusive" and undecided_fails))

@@ -32,6 +32,8 @@ from edgekiln.benchmarks.report.table import (
     format_markdown,
     mlperf_headings,
     mlperf_rows,
+    short_headings,
+    short_rows,
     table_headings,
     table_rows,
     throughput_headings,
@@ -90,12 +92,16 @@ def render_card(report: Mapping[str, Any]) -> str:
     )
 
 
-def render_summary(report: Mapping[str, Any]) -> str:
-    """The report as a short Markdown summary for a pull request: verdicts, table, notices; no links."""
+def render_summary(report: Mapping[str, Any], *, wide: bool = False) -> str:
+    """The report as a short Markdown summary for a pull request: verdicts, table, notices; no links.
+
+    The table has what decides, or with ``wide`` every column.
+    """
+    rows, headings = (table_rows, table_headings) if wide else (short_rows, short_headings)
     return _render(
         "summary.md",
         report,
-        markdown_table=format_markdown(table_rows(report), table_headings(report)),
+        markdown_table=format_markdown(rows(report), headings(report)),
         mlperf_table=format_markdown(mlperf_rows(report), mlperf_headings()),
         headline=_headline(report),
     )

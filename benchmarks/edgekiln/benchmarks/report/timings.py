@@ -9,7 +9,15 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-__all__ = ["BASELINE", "find_reference", "latency_of", "peer_rows", "shown_name", "timing_notices"]
+__all__ = [
+    "BASELINE",
+    "find_reference",
+    "is_noisy",
+    "latency_of",
+    "peer_rows",
+    "shown_name",
+    "timing_notices",
+]
 
 BASELINE = "baseline"
 """Name of the PyTorch model among those that were timed."""
@@ -21,6 +29,12 @@ def find_reference(report: Mapping[str, Any]) -> str | None:
     """The engine that speed-ups are over, where PyTorch was not timed; ``None`` where they are over PyTorch."""
     reference = (report.get("benchmark") or {}).get("reference")
     return None if reference is None else str(reference["name"])
+
+
+def is_noisy(report: Mapping[str, Any]) -> bool:
+    """Whether the timings are shown with reservations; of invalid ones there is no speed-up to show."""
+    validity = (report.get("benchmark") or {}).get("validity") or {}
+    return bool(validity.get("state") == "noisy")
 
 
 def shown_name(measurement: Mapping[str, Any]) -> str:

@@ -20,6 +20,7 @@ __all__ = [
     "compare_speed",
     "interval_width",
     "is_narrow",
+    "widen_ratio",
 ]
 
 Boundary = Literal["engine", "call", "image"]
@@ -28,6 +29,8 @@ P99_FROM_CALLS = 1000
 """Below this many calls the 99th percentile rests on fewer than ten values and is not reported."""
 P999_FROM_CALLS = 10_000
 MAX_SELF_INTERVAL = 0.10
+MAX_SELF_ERROR = 0.10
+"""How far from 1 the ratio of the baseline to itself may be at the outer end of its interval, as a factor less one."""
 MIN_REPEATED = 0.90
 """One repeated image may be faster than varying ones by a tenth, as in MLPerf's TEST04: more means a cache."""
 _MAX_SPREAD = 0.10
@@ -149,7 +152,10 @@ class Ratio:
 
 @dataclass(frozen=True, slots=True)
 class Validity:
-    """Whether a run may be believed: an ``invalid`` one gets no ratio, a ``noisy`` one gets it with reasons."""
+    """Whether a run may be believed: an ``invalid`` one gets no ratio, a ``noisy`` one gets it with reasons.
+
+    ``self_ratio`` is the baseline against itself. Where it misses 1 a little, ratios are widened (``widen_ratio``).
+    """
 
     state: Literal["valid", "noisy", "invalid"]
     reasons: tuple[str, ...]
@@ -166,6 +172,34 @@ def compare_speed(baseline: Measurement, contender: Measurement, *, seed: int = 
     few processes there are (``_stretch_for``).
     """
     return _paired_ratio(baseline.block_medians(), contender.block_medians(), seed)
+
+
+def widen_ratio(ratio: Ratio, self_ratio: Ratio) -> Ratio:
+    """A contender's ratio with the error that the baseline's ratio to itself shows, where that misses 1.
+
+    The two turns of the baseline are the same code: whatever lies between them is an error of the machine that
+    resampling blocks does not see, and any other ratio may hold as much of it. So both ends move by the factor
+    max(high, 1 / low) of ``self_ratio``. Where that holds 1 and is narrow enough, the ratio stays as it is.
+    """
+    if not _name_misses(self_ratio, "the baseline"):
+        return ratio
+    error = _self_error(self_ratio)
+    return Ratio(ratio.value, ratio.low / error, ratio.high * error)
+
+
+def _self_error(own: Ratio) -> float:
+    """The factor by which the baseline may differ from itself; 1 is none."""
+    return max(own.high, 1 / own.low)
+
+
+def _name_misses(own: Ratio, name: str) -> list[str]:
+    """What is wrong with the baseline's ratio to itself, each in a few words."""
+    misses = []
+    if own.high - own.low > MAX_SELF_INTERVAL:
+        misses.append(f"{name} against itself is known only to {own.low:.2f} .. {own.high:.2f}")
+    if not own.low <= 1 <= own.high:
+        misses.append(f"{name} differs from itself: {own.low:.3f} .. {own.high:.3f}")
+    return misses
 
 
 def _paired_ratio(
@@ -245,8 +279,9 @@ def assess(
 ) -> Validity:
     """Judge a whole run.
 
-    The baseline takes two turns in every round and is compared with itself like any contender: a machine on which
-    that ratio differs from 1, or is known to no better than 10 %, cannot support any other.
+    The baseline takes two turns in every round and is compared with itself like any contender. Where that ratio
+    excludes 1, or is known to no better than 10 %, the run is noisy and its other ratios are widened
+    (``widen_ratio``). Where it may be 10 % off, the machine cannot support any other ratio: the run is invalid.
 
     Args:
         measurements: the baseline first.
@@ -257,12 +292,8 @@ def assess(
     own = _paired_ratio(measurements[0].block_medians(0), measurements[0].block_medians(1), seed=0)
     name = measurements[0].name  # an engine's, where there was no PyTorch to be the baseline
     first = "the baseline" if name == "baseline" else name
-    reasons = []
-    if own.high - own.low > MAX_SELF_INTERVAL:
-        reasons.append(f"{first} against itself is known only to {own.low:.2f} .. {own.high:.2f}")
-    if not own.low <= 1 <= own.high:
-        reasons.append(f"{first} differs from itself: {own.low:.3f} .. {own.high:.3f}")
-    if reasons:
+    reasons = _name_misses(own, first)
+    if reasons and _self_error(own) > 1 + MAX_SELF_ERROR:
         return Validity("invalid", tuple(reasons), own)
     reasons += [
         f"{m.name} varies by {m.spread:.0%} between blocks" for m in measurements if m.spread > _MAX_SPREAD

@@ -13,7 +13,14 @@ import numpy as np
 
 from edgekiln.benchmarks.timing.conditions import judge_conditions, keep_sound_turns
 from edgekiln.benchmarks.timing.configurations import best_configuration
-from edgekiln.benchmarks.timing.measurement import Boundary, Measurement, Ratio, Validity, compare_speed
+from edgekiln.benchmarks.timing.measurement import (
+    Boundary,
+    Measurement,
+    Ratio,
+    Validity,
+    compare_speed,
+    widen_ratio,
+)
 from edgekiln.benchmarks.timing.rounds import SIDES, read_block
 
 __all__ = ["BenchmarkResult", "summarize"]
@@ -156,4 +163,6 @@ def _ratios(measurements: Sequence[Measurement], baseline: str, validity: Validi
     """By contender; none where the run is invalid or the baseline has no such boundary."""
     if validity.state == "invalid" or not measurements or measurements[0].name != baseline:
         return {}
-    return {m.name: compare_speed(measurements[0], m) for m in measurements[1:]}
+    return {
+        m.name: widen_ratio(compare_speed(measurements[0], m), validity.self_ratio) for m in measurements[1:]
+    }

@@ -12,6 +12,7 @@ import click
 
 from edgekiln.pipeline.cli.options import print_document
 from edgekiln.pipeline.cli.running import RunWish, execute, print_report, print_run, run_options
+from edgekiln.pipeline.cli.tables import wide_option
 from edgekiln.runtime.errors import UsageError
 
 __all__ = ["bench"]
@@ -45,6 +46,7 @@ __all__ = ["bench"]
     help="Of a bundle: the run's checkpoint.safetensors, to time PyTorch too.",
 )  # fmt: skip
 @click.option("--no-bench", is_flag=True, help="Of a bundle: build and judge, and time nothing.")
+@wide_option
 @run_options
 def bench(  # noqa: PLR0913 # one argument for each option
     wish: RunWish,
@@ -177,11 +179,11 @@ def _measure_bundle(
         timed=not no_bench,
         find_baseline=functools.partial(find_baseline, checkpoint=checkpoint),
     )
-    print_report(bench_on_device(request, make_progress(wish.quiet)), out, wish.as_json)
+    print_report(bench_on_device(request, make_progress(wish.quiet)), out, wish)
 
 
 def _measure_recipe(recipe: Path, again: bool, wish: RunWish) -> None:
     force = (*wish.force, "benchmark") if again else wish.force
     done = execute(recipe, replace(wish, force=force))
     if done is not None:
-        print_run(done[1], wish.as_json)
+        print_run(done[1], wish)

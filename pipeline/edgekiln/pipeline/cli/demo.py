@@ -9,6 +9,7 @@ import click
 
 from edgekiln.pipeline.cli.options import print_document
 from edgekiln.pipeline.cli.running import RunWish, execute, print_run, run_options
+from edgekiln.pipeline.cli.tables import wide_option
 from edgekiln.runtime.errors import MissingExtraError, UsageError
 
 __all__ = ["demo"]
@@ -24,6 +25,7 @@ _PACKAGES = {
 
 @click.command()
 @click.option("--out", type=click.Path(path_type=Path), help="Write the demo's recipe to this file and stop.")
+@wide_option
 @run_options
 def demo(wish: RunWish, out: Path | None) -> None:
     """Run the demo: traffic lights, from photos to a judged bundle.
@@ -40,7 +42,7 @@ def demo(wish: RunWish, out: Path | None) -> None:
     _check_packages()
     done = execute(_RECIPE, wish)
     if done is not None:
-        print_run(done[1], wish.as_json)
+        print_run(done[1], wish)
 
 
 def _write_recipe(out: Path, as_json: bool) -> None:

@@ -10,6 +10,7 @@ import click
 
 from edgekiln.pipeline.cli.options import print_document, trusted_key_option
 from edgekiln.pipeline.cli.running import RunWish, execute, print_run, run_options
+from edgekiln.pipeline.cli.tables import wide_option
 from edgekiln.runtime.errors import UsageError
 
 if TYPE_CHECKING:
@@ -20,7 +21,7 @@ __all__ = ["pack"]
 _EVERY = ("recipe", "triton", "vectors")
 _USES = {
     **dict.fromkeys(("source", "quiet", "as_json", "verbose", "debug"), _EVERY),
-    **dict.fromkeys(("overrides", "runs", "force", "dry_run"), ("recipe",)),
+    **dict.fromkeys(("overrides", "runs", "force", "dry_run", "wide"), ("recipe",)),
     **dict.fromkeys(("variant", "allow_unverified", "trusted_keys"), ("triton", "vectors")),
     "vectors": ("vectors",),
 }
@@ -29,6 +30,7 @@ _USES = {
 
 @click.command()
 @click.argument("source", metavar="RECIPE|BUNDLE", type=click.Path(path_type=Path))
+@wide_option
 @run_options
 @click.option(
     "--triton",
@@ -121,7 +123,7 @@ def pack(
         return
     done = execute(source, run)
     if done is not None:
-        print_run(done[1], run.as_json)
+        print_run(done[1], run)
 
 
 def _refuse_foreign_options(context: click.Context, use: str) -> None:

@@ -1,8 +1,9 @@
-"""``report``: a finished run's report once more, as a page, a summary or a model card."""
+"""``report``: a finished run's report once more, as a page, a table, a summary or a model card."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import functools
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -10,11 +11,12 @@ import click
 
 from edgekiln.pipeline.cli.damage import untrusted_when_damaged
 from edgekiln.pipeline.cli.options import json_option, print_document
+from edgekiln.pipeline.cli.tables import print_judgement, render_judgement, wide_option
 from edgekiln.runtime.errors import UsageError
 
 __all__ = ["report"]
 
-Format = Literal["html", "markdown", "card"]
+Format = Literal["html", "table", "markdown", "card"]
 _WHAT_TO_GIVE = (
     "Give a run's folder, a bundle (a folder or a .zip) or a report.json; `edgekiln run` makes them."
 )
@@ -24,24 +26,33 @@ _WHAT_TO_GIVE = (
 @click.argument("target", type=click.Path(path_type=Path))
 @click.option("--out", type=click.Path(path_type=Path), help="File to write, instead of standard output.")
 @click.option(
-    "--format", "form", type=click.Choice(["html", "markdown", "card"]), default="html", show_default=True,
-    help="The page, a summary for a pull request, or the model card.",
+    "--format", "form", type=click.Choice(["html", "table", "markdown", "card"]), default="html", show_default=True,
+    help="The page, the table that a run prints, a summary for a pull request, or the model card.",
 )  # fmt: skip
+@wide_option
 @json_option
-def report(target: Path, out: Path | None, form: Format, as_json: bool) -> None:
+def report(target: Path, out: Path | None, form: Format, wide: bool, as_json: bool) -> None:
     """Render the report of a run, a bundle or a report.json again. A bundle is never changed.
 
     \b
     edgekiln report runs/traffic-lights --out report.html
+    edgekiln report runs/traffic-lights --format table --wide
     edgekiln report runs/traffic-lights/bundle --format markdown
     """
     from edgekiln.benchmarks.report import render_card, render_page, render_summary
     from edgekiln.runtime.extras import import_extra
 
+    if wide and form not in {"table", "markdown"}:
+        raise UsageError(f"--wide belongs to --format table and markdown; {form} has every figure.")
     path, values = _read_target(target)
     if out is not None:
         _check_out(out)
-    render = {"html": render_page, "markdown": render_summary, "card": render_card}[form]
+    render: Callable[[Mapping[str, Any]], str] = {
+        "html": render_page,
+        "table": functools.partial(render_judgement, wide=wide),
+        "markdown": functools.partial(render_summary, wide=wide),
+        "card": render_card,
+    }[form]
     undefined = import_extra("jinja2", "build").UndefinedError
     with untrusted_when_damaged(f"{path} cannot be rendered", path, also=(undefined,)):
         text = render(values)
@@ -51,6 +62,8 @@ def report(target: Path, out: Path | None, form: Format, as_json: bool) -> None:
         print_document(_describe(values, form, path, out, text))
     elif out is not None:
         click.echo(str(out))
+    elif form == "table":
+        print_judgement(values, wide=wide)
     else:
         click.echo(text.encode(), nl=not text.endswith("\n"))  # bytes: a terminal's encoding may lack letters
 

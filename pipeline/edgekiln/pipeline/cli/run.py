@@ -7,6 +7,7 @@ from pathlib import Path
 import click
 
 from edgekiln.pipeline.cli.running import RunWish, execute, print_run, recipe_argument, run_options
+from edgekiln.pipeline.cli.tables import wide_option
 
 __all__ = ["run"]
 
@@ -14,6 +15,7 @@ __all__ = ["run"]
 @click.command()
 @recipe_argument
 @click.option("--until", metavar="STAGE", help="Stop after this stage, for example export.")
+@wide_option
 @run_options
 def run(wish: RunWish, recipe: Path, until: str | None) -> None:
     """Run a recipe: fine-tune, export, quantize, judge, bundle.
@@ -27,4 +29,4 @@ def run(wish: RunWish, recipe: Path, until: str | None) -> None:
     """
     done = execute(recipe, wish, until=until)
     if done is not None:
-        print_run(done[1], wish.as_json)
+        print_run(done[1], wish)

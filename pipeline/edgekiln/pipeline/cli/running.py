@@ -19,6 +19,7 @@ from edgekiln.pipeline.cli.options import (
     program_name,
     quiet_option,
 )
+from edgekiln.pipeline.cli.tables import print_judgement
 from edgekiln.runtime.errors import GateError
 
 if TYPE_CHECKING:
@@ -58,7 +59,7 @@ _OPTIONS = (
 
 @dataclass(frozen=True, slots=True)
 class RunWish:
-    """The options of every command that runs a recipe."""
+    """The options of every command that runs a recipe; ``wide`` of those that print the table."""
 
     overrides: tuple[str, ...]
     runs: Path
@@ -66,6 +67,7 @@ class RunWish:
     dry_run: bool
     quiet: bool
     as_json: bool
+    wide: bool = False
 
 
 def run_options(function: Callable[..., None]) -> Callable[..., None]:
@@ -73,7 +75,7 @@ def run_options(function: Callable[..., None]) -> Callable[..., None]:
 
     @functools.wraps(function)
     def collected(*context: click.Context, **values: Any) -> None:
-        wish = RunWish(**{name: values.pop(name) for name in RunWish.__slots__})
+        wish = RunWish(**{name: values.pop(name) for name in RunWish.__slots__ if name in values})
         function(*context, wish, **values)
 
     return functools.reduce(lambda wrapped, option: option(wrapped), reversed(_OPTIONS), collected)
@@ -163,16 +165,16 @@ def describe_stages(result: RunResult) -> dict[str, Any]:
     }
 
 
-def print_run(result: RunResult, as_json: bool) -> None:
+def print_run(result: RunResult, wish: RunWish) -> None:
     """The table of a finished run, or its stages where it stopped before; raises where the gate did not pass."""
     if result.report is None or result.bundle is None:
-        print_stages(result, as_json)
+        print_stages(result, wish.as_json)
         return
-    print_report(result.report, result.bundle, as_json, {"stages": describe_stages(result)})
+    print_report(result.report, result.bundle, wish, {"stages": describe_stages(result)})
 
 
 def print_report(
-    report: Mapping[str, Any], bundle: Path, as_json: bool, more: Mapping[str, Any] | None = None
+    report: Mapping[str, Any], bundle: Path, wish: RunWish, more: Mapping[str, Any] | None = None
 ) -> None:
     """The table of a report that lies in ``bundle``, or its JSON with ``more``; raises where the gate did not pass."""
     from edgekiln.benchmarks.judging.required import check_gate
@@ -181,13 +183,13 @@ def print_report(
     document = {**{key: report[key] for key in parts}, **(more or {}), "bundle": str(bundle)}
     if "parent" in report:
         document |= {"parent": report["parent"], "benchmark": _without_times(report["benchmark"])}
-    if not as_json:
-        _print_report(report, bundle)
+    if not wish.as_json:
+        _print_report(report, bundle, wide=wish.wide)
     try:
         check_gate(report)
     except GateError as error:
-        fail(error, document, as_json)
-    if as_json:
+        fail(error, document, wish.as_json)
+    if wish.as_json:
         print_document(document)
 
 
@@ -202,24 +204,12 @@ def _without_times(benchmark: Mapping[str, Any] | None) -> dict[str, Any] | None
     return {**benchmark, **figures}
 
 
-def _print_report(report: Mapping[str, Any], bundle: Path) -> None:
-    from edgekiln.benchmarks.report import (
-        describe_mlperf,
-        describe_simulation,
-        format_text,
-        mlperf_headings,
-        mlperf_rows,
-        table_headings,
-        table_rows,
-    )
+def _print_report(report: Mapping[str, Any], bundle: Path, *, wide: bool) -> None:
+    from edgekiln.benchmarks.report import describe_mlperf, format_text, mlperf_headings, mlperf_rows
 
     for notice in report["notices"]:
         click.echo(notice)
-    click.echo(format_text(table_rows(report), table_headings(report)))
-    click.echo("")
-    for variant in report["variants"]:
-        if variant["verdict"] == "not-run":
-            click.echo(f"{variant['name']}: {variant['reason']}{describe_simulation(variant)}")
+    print_judgement(report, wide=wide)
     if report["benchmark"]:
         _print_timings(report)
     if rows := mlperf_rows(report):

@@ -18,6 +18,7 @@ from edgekiln.pipeline.cli.running import (
     run_options,
     variant_option,
 )
+from edgekiln.pipeline.cli.tables import print_judgement, wide_option
 from edgekiln.runtime.errors import GateError
 
 if TYPE_CHECKING:
@@ -75,6 +76,7 @@ def quantize(wish: RunWish, recipe: Path, variants: Sequence[str]) -> None:
 @click.command()
 @recipe_argument
 @variant_option
+@wide_option
 @run_options
 def evaluate(wish: RunWish, recipe: Path, variants: Sequence[str]) -> None:
     """Judge every engine against PyTorch on the test pictures.
@@ -87,12 +89,11 @@ def evaluate(wish: RunWish, recipe: Path, variants: Sequence[str]) -> None:
     """
     done = execute(recipe, wish, until="evaluate", variants=variants)
     if done is not None:
-        _judge_and_print(*done, variants, wish.as_json)
+        _judge_and_print(*done, variants, wish)
 
 
-def _judge_and_print(recipe: Recipe, result: RunResult, variants: Sequence[str], as_json: bool) -> None:
+def _judge_and_print(recipe: Recipe, result: RunResult, variants: Sequence[str], wish: RunWish) -> None:
     from edgekiln.benchmarks.judging.required import advise, check_gate
-    from edgekiln.benchmarks.report import format_text, table_headings, table_rows
     from edgekiln.pipeline.proof.variant_rows import judge_evaluated
     from edgekiln.pipeline.workspace.progress import SilentProgress
     from edgekiln.pipeline.workspace.stage_files import StageContext
@@ -101,13 +102,10 @@ def _judge_and_print(recipe: Recipe, result: RunResult, variants: Sequence[str],
     chosen = [v for v in recipe.variants if not variants or v.name in variants]
     rows = judge_evaluated(StageContext(recipe, Path(), folders, SilentProgress()), chosen)
     report = {**rows, "recipe": {"gate": recipe.gate.model_dump(mode="json")}}
-    if not as_json:
-        click.echo(format_text(table_rows(report), table_headings(report)))
+    if not wish.as_json:
+        print_judgement(report, wide=wish.wide)
         click.echo("")
-        for row in rows["variants"]:
-            click.echo(f"{row['name']}: {row['reason']}")
-        click.echo("")
-        print_stages(result, as_json)
+        print_stages(result, wish.as_json)
     without_flips = [{k: v for k, v in row.items() if k != "flips"} for row in rows["variants"]]
     document: dict[str, Any] = {
         "baseline": rows["baseline"],
@@ -119,8 +117,8 @@ def _judge_and_print(recipe: Recipe, result: RunResult, variants: Sequence[str],
     except GateError as error:
         hints = ["`edgekiln pack` puts everything into a bundle, for a look.", *advise(report)]
         known = GateError(error.message, hint=" ".join(hints))
-        fail(known, document, as_json)
-    if as_json:
+        fail(known, document, wish.as_json)
+    if wish.as_json:
         print_document(document)
 
 

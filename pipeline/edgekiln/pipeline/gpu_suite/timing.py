@@ -13,7 +13,14 @@ from typing import Any, Protocol
 import numpy as np
 
 from edgekiln.benchmarks.environment import measure_foreign_load, read_cpu_times
-from edgekiln.benchmarks.timing.measurement import Block, Measurement, Ratio, assess, compare_speed
+from edgekiln.benchmarks.timing.measurement import (
+    Block,
+    Measurement,
+    Ratio,
+    assess,
+    compare_speed,
+    widen_ratio,
+)
 from edgekiln.runtime.spec import Frames, Logits
 
 __all__ = ["Caller", "Contender", "TimingPlan", "summarize", "time_in_turns"]
@@ -155,7 +162,9 @@ def summarize(
             name: {
                 **_figures(measurement, device_ms),
                 "times_faster_than": {
-                    other: _ratio_dict(compare_speed(measurements[other], measurement))
+                    other: _ratio_dict(
+                        widen_ratio(compare_speed(measurements[other], measurement), validity.self_ratio)
+                    )
                     for other in references
                     if trusted and other in measurements and other != name
                 },

@@ -187,7 +187,7 @@ KINDS: tuple[StageKind, ...] = (
         settings=settings_of_benchmark,
         tools=tools_of_benchmark,
         resumable=_always,
-        revision=7,
+        revision=8,
     ),
     StageKind(
         "mlperf",
