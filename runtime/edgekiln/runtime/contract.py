@@ -61,7 +61,11 @@ class Contract:
         interpolation: Pillow's filter of that name; Pillow antialiases when it shrinks.
         normalization: applied inside the graph, never by ``prepare``.
         classes: label of each logit, in order.
-        background: RGB that pictures with transparency are laid upon. What else holds for pictures is the same for all
+        background: RGB that pictures with transparency are laid upon.
+        sensor_bits: 8 to 16, how many bits of a 16-bit sample a camera fills: a value becomes
+            ``value * 255 / (2 ** sensor_bits - 1)``, rounded, and TIFF, PGM and PPM are taken too. ``None`` takes the
+            usual formats alone, and their 16-bit samples in full. It is no part of the JSON where it is ``None``, so
+            that contracts of earlier versions keep their digests. What else holds for pictures is the same for all
             contracts, see docs/images.md.
     """
 
@@ -73,6 +77,7 @@ class Contract:
     normalization: Normalization = SHARED_NORMALIZATION
     classes: tuple[str, ...]
     background: tuple[int, int, int] = (255, 255, 255)
+    sensor_bits: int | None = None
 
     def __post_init__(self) -> None:
         _check_geometry(self)
@@ -87,10 +92,17 @@ class Contract:
             raise UsageError(f"A contract needs two or more distinct class names, got {list(self.classes)}.")
         if len(self.background) != 3 or not all(0 <= v <= 255 for v in self.background):
             raise UsageError(f"The background must be three values from 0 to 255, got {self.background}.")
+        if self.sensor_bits is not None and not (
+            type(self.sensor_bits) is int and 8 <= self.sensor_bits <= 16
+        ):
+            raise UsageError(f"sensor_bits must be a whole number from 8 to 16, got {self.sensor_bits!r}.")
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain JSON values, with the schema version."""
-        return {"schema_version": SCHEMA_VERSION, **json.loads(json.dumps(asdict(self)))}
+        """Plain JSON values, with the schema version; without ``sensor_bits`` where that is ``None``."""
+        values: dict[str, Any] = json.loads(json.dumps(asdict(self)))
+        if self.sensor_bits is None:
+            del values["sensor_bits"]
+        return {"schema_version": SCHEMA_VERSION, **values}
 
     def to_json(self) -> str:
         """Canonical JSON: the same contract always gives the same bytes."""
@@ -187,6 +199,8 @@ def _typed(fields: dict[str, Any]) -> dict[str, Any]:
         raise TypeError("background is not all whole numbers")
     if fields["shorter_side"] is not None and type(fields["shorter_side"]) is not int:
         raise TypeError(f"shorter_side is {fields['shorter_side']!r}")
+    if "sensor_bits" in fields and type(fields["sensor_bits"]) is not int:
+        raise TypeError(f"sensor_bits is {fields['sensor_bits']!r}, not int")
     return {
         **fields,
         "classes": tuple(fields["classes"]),

@@ -6,6 +6,7 @@ Knows no size that is wanted, and nothing of where a picture comes from but its 
 from __future__ import annotations
 
 import logging
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,13 +14,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgekiln.runtime.errors import ImageError
+from edgekiln.runtime.pictures.levels import scale_levels
 from edgekiln.runtime.pictures.limits import check_cost
 from edgekiln.runtime.pictures.refusals import name_picture, told_as_image_errors
 
 if TYPE_CHECKING:
     from PIL import Image
 
-__all__ = ["apply_orientation", "convert_upright", "read_orientation"]
+__all__ = ["ConversionRules", "apply_orientation", "convert_upright", "read_orientation"]
 
 _STRIP_PIXELS = 2**20  # converted at a time: copies of a whole picture would be several times its size
 _ALPHA_MODES = frozenset({"RGBA", "LA", "PA", "La", "RGBa"})
@@ -31,14 +33,27 @@ _EXIF_ORIENTATION = 0x0112
 _log = logging.getLogger("edgekiln.runtime")
 
 
+@dataclass(frozen=True, slots=True)
+class ConversionRules:
+    """What a contract says of pixels before they are resized; its fields of these names.
+
+    Attributes:
+        background: RGB, shown through what is transparent.
+        sensor_bits: of 16-bit samples, 8 to 16; ``None`` scales them in full, and takes the usual formats alone.
+    """
+
+    background: tuple[int, int, int] = (255, 255, 255)
+    sensor_bits: int | None = None
+
+
 def convert_upright(
-    image: Image.Image, background: tuple[int, int, int], path: Path | None, *, owned: bool
+    image: Image.Image, rules: ConversionRules, path: Path | None, *, owned: bool
 ) -> Image.Image:
     """The picture in mode RGB, turned as its EXIF says; raises ImageError.
 
     Args:
         image: opened, loaded or not.
-        background: shown through what is transparent.
+        rules: those of a contract.
         path: where it comes from, for messages.
         owned: whether nobody else needs ``image``: it is then closed as soon as it is converted.
     """
@@ -47,10 +62,12 @@ def convert_upright(
         raise ImageError(f"{name} has {image.width} x {image.height} pixels.", reason="type", path=path)
     with told_as_image_errors(path):
         check_cost(image, None, name)
+        if rules.sensor_bits is not None:
+            _check_depth(image, name)
         key = _transparent_color(image)
         image.load()  # of an animation this is the first frame
         orientation = read_orientation(image)
-        converted = _to_rgb(image, background, key)
+        converted = _to_rgb(image, rules, key)
         if owned and converted is not image:
             image.close()  # before the next copy is made
         return apply_orientation(converted, orientation)
@@ -102,7 +119,23 @@ def _transparent_color(image: Image.Image) -> object:
     return key
 
 
-def _to_rgb(image: Image.Image, background: tuple[int, int, int], key: object) -> Image.Image:
+def _check_depth(image: Image.Image, name: str) -> None:
+    """Refuse a caller's picture of which Pillow has dropped or scaled bits, or would, as far as that can be told."""
+    tiles = getattr(image, "tile", ())
+    layouts = [
+        str(part) for tile in tiles for part in (tile[3] if isinstance(tile[3], tuple) else (tile[3],))
+    ]
+    halved = image.mode not in _SIXTEEN_BIT_MODES and any(";16" in layout for layout in layouts)
+    scaled = image.format == "PPM" and (image.mode == "I" or any(tile[0] != "raw" for tile in tiles))
+    if halved or scaled:
+        raise ImageError(
+            f"{name}, opened by Pillow as mode {image.mode}, does not keep the values of its file.",
+            reason="mode",
+            hint="Hand in its path, its bytes, or a uint16 array of its values.",
+        )
+
+
+def _to_rgb(image: Image.Image, rules: ConversionRules, key: object) -> Image.Image:
     """The picture itself where it is RGB; else a new one, converted strip by strip.
 
     ``key`` is the transparent color where ``image.info`` has it in other values.
@@ -117,15 +150,15 @@ def _to_rgb(image: Image.Image, background: tuple[int, int, int], key: object) -
         strip = image.crop((0, top, image.width, min(top + rows, image.height)))
         if key is not None:
             strip.info["transparency"] = key
-        converted.paste(_convert(strip, background), (0, top))
+        converted.paste(_convert(strip, rules), (0, top))
     return converted
 
 
-def _convert(image: Image.Image, background: tuple[int, int, int]) -> Image.Image:
+def _convert(image: Image.Image, rules: ConversionRules) -> Image.Image:
     from PIL import Image
 
     if image.mode in _SIXTEEN_BIT_MODES:
-        return _convert_sixteen_bit(image, background)
+        return _convert_sixteen_bit(image, rules)
     if image.mode == "F":
         raise ImageError(
             "A floating-point picture has no defined brightness range.",
@@ -135,18 +168,22 @@ def _convert(image: Image.Image, background: tuple[int, int, int]) -> Image.Imag
     if image.mode in _ALPHA_MODES or "transparency" in image.info:
         # Of premultiplied grey, Pillow converts to LA alone.
         upper = (image.convert("LA") if image.mode == "La" else image).convert("RGBA")
-        canvas = Image.new("RGBA", upper.size, (*background, 255))
+        canvas = Image.new("RGBA", upper.size, (*rules.background, 255))
         return Image.alpha_composite(canvas, upper).convert("RGB")
     return image.convert("RGB")  # 1, L, P, CMYK, YCbCr, LAB, HSV: Pillow's own conversion
 
 
-def _convert_sixteen_bit(image: Image.Image, background: tuple[int, int, int]) -> Image.Image:
+def _convert_sixteen_bit(image: Image.Image, rules: ConversionRules) -> Image.Image:
     from PIL import Image
 
-    converted = Image.fromarray(_scale_sixteen_bit(image)).convert("RGB")
+    bits = rules.sensor_bits
+    levels = (
+        _scale_sixteen_bit(image) if bits is None else scale_levels(np.asarray(image), bits, "The picture")
+    )
+    converted = Image.fromarray(levels).convert("RGB")
     if "transparency" in image.info:
         transparent = np.asarray(image) == image.info["transparency"]
-        converted.paste(background, mask=Image.fromarray(transparent))
+        converted.paste(rules.background, mask=Image.fromarray(transparent))
     return converted
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import io
 import os
+import re
 import stat
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, TypeAlias
@@ -19,13 +20,30 @@ from edgekiln.runtime.pictures.refusals import SCALE_DOWN, name_picture, told_as
 if TYPE_CHECKING:
     from PIL import Image
 
-__all__ = ["FORMATS", "SUFFIXES", "Encoded", "as_path", "open_encoded", "read_at_most", "read_encoded"]
+__all__ = [
+    "CAMERA_FORMATS",
+    "CAMERA_SUFFIXES",
+    "FORMATS",
+    "SUFFIXES",
+    "Encoded",
+    "as_path",
+    "is_netpbm",
+    "is_tiff",
+    "open_encoded",
+    "read_at_most",
+    "read_encoded",
+]
 
 Encoded: TypeAlias = "str | os.PathLike[str] | bytes | bytearray | memoryview"
 
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP")
 SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp"})
 """Endings of files of these formats, in lower case. What a file holds is told by its bytes alone."""
+CAMERA_FORMATS = ("TIFF", "PGM", "PPM")
+"""Taken besides where a contract has ``sensor_bits``; see ``camera_files.py``."""
+CAMERA_SUFFIXES = frozenset({".tif", ".tiff", ".pgm", ".ppm"})
+_TIFF_HEADS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+_NETPBM_HEAD = re.compile(rb"P[1-7Ff]\s")
 _PIECE_BYTES = 2**20
 
 
@@ -110,12 +128,23 @@ def _too_many_bytes(name: str, size: int, path: Path | None) -> ImageError:
     )
 
 
-def open_encoded(data: bytes, path: Path | None = None) -> Image.Image:
+def is_tiff(data: bytes) -> bool:
+    """By its first bytes; BigTIFF too."""
+    return data.startswith(_TIFF_HEADS)
+
+
+def is_netpbm(data: bytes) -> bool:
+    """By its first bytes: PBM, PGM, PPM, PAM or PFM."""
+    return _NETPBM_HEAD.match(data) is not None
+
+
+def open_encoded(data: bytes, path: Path | None = None, *, sensor: bool = False) -> Image.Image:
     """Read the header, and refuse what would cost too much to decode; raises ImageError.
 
     Args:
         data: a file of one of ``FORMATS``, at most ``MAX_BYTES``.
         path: where it comes from, for messages.
+        sensor: whether ``CAMERA_FORMATS`` are taken too, elsewhere: for messages.
     """
     from PIL import Image, UnidentifiedImageError
 
@@ -125,12 +154,23 @@ def open_encoded(data: bytes, path: Path | None = None) -> Image.Image:
         try:
             image = Image.open(io.BytesIO(drop_texts(data)), formats=FORMATS)
         except UnidentifiedImageError as error:
+            wanted = (*FORMATS, *CAMERA_FORMATS) if sensor else FORMATS
             raise ImageError(
-                f"{name} is not a {', '.join(FORMATS)} picture ({len(data)} bytes, starts with {data[:8]!r}).",
+                f"{name} is not a {', '.join(wanted)} picture ({len(data)} bytes, starts with {data[:8]!r}).",
                 reason="format",
-                hint="Convert it to JPEG or PNG." if data else "The file is empty: copy it again.",
+                hint=_advise(data),
             ) from error
         except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
             raise ImageError(f"{name} is too large: {error}.", reason="too_large", hint=SCALE_DOWN) from error
         check_cost(image, walk, name)
     return image
+
+
+def _advise(data: bytes) -> str:
+    """What to do about a file of no known format."""
+    if is_tiff(data) or is_netpbm(data):
+        return (
+            f"{', '.join(CAMERA_FORMATS)} are for models whose recipe has data.sensor_bits. For others convert it to "
+            "JPEG or PNG."
+        )
+    return "Convert it to JPEG or PNG." if data else "The file is empty: copy it again."

@@ -30,8 +30,11 @@ __all__ = [
     "MAX_PIXELS",
     "MAX_SCANS",
     "MAX_SEGMENTS",
+    "MAX_STRIPS",
+    "MAX_TAGS",
     "Walk",
     "check_cost",
+    "check_size",
     "check_structure",
 ]
 
@@ -53,6 +56,10 @@ MAX_CHUNKS = 65_536
 """Of a PNG. 64 MiB in libpng's customary pieces of 8 KiB are 8,192."""
 MAX_EXIF_BYTES = 65_536
 """As many as a segment of a JPEG can hold. Entries may overlap, so that a reader takes up many times as much."""
+MAX_TAGS = 1024
+"""Of a TIFF. Cameras write tens."""
+MAX_STRIPS = 65_536
+"""Of a TIFF. Each is decoded by a call of its own."""
 
 _REWRITE = "Save it again with any picture program."
 _MAX_PHOTOSHOP = 10_000  # of Photoshop's resources, of twelve bytes or more, which Pillow reads one by one
@@ -120,15 +127,7 @@ def check_cost(image: Image.Image, walk: Walk | None, name: str) -> None:
         raise ImageError(
             f"{name} cannot be decoded: its segments cannot be followed.", reason="corrupt", hint=_REWRITE
         )
-    width, height = image.size
-    if width * height > MAX_PIXELS:
-        raise _too_large(f"{name} has {width} x {height} pixels, the limit is {MAX_PIXELS}")
-    needed = width * height * _bytes_per_pixel(image, walk)
-    if needed > MAX_MEMORY:
-        raise _too_large(
-            f"{name}, {width} x {height} pixels, needs {needed / 1e6:.0f} MB to be decoded, "
-            f"the limit is {MAX_MEMORY / 1e6:.0f} MB"
-        )
+    check_size(image.size, _bytes_per_pixel(image, walk), name)
     if any(tile[0] == "bmp_rle" for tile in getattr(image, "tile", ())):
         raise ImageError(f"{name} is a run-length encoded BMP.", reason="format", hint=_REWRITE)
     exif = (image.info.get("exif"), image.info.get("Raw profile type exif"))
@@ -138,6 +137,19 @@ def check_cost(image: Image.Image, walk: Walk | None, name: str) -> None:
             f"{name} has EXIF of {length} bytes, the limit is {MAX_EXIF_BYTES}.",
             reason="too_large",
             hint=_REWRITE,
+        )
+
+
+def check_size(size: tuple[int, int], bytes_per_pixel: int, name: str) -> None:
+    """Refuse a picture of (width, height) that takes so much at the worst moment; raises ImageError ``too_large``."""
+    width, height = size
+    if width * height > MAX_PIXELS:
+        raise _too_large(f"{name} has {width} x {height} pixels, the limit is {MAX_PIXELS}")
+    needed = width * height * bytes_per_pixel
+    if needed > MAX_MEMORY:
+        raise _too_large(
+            f"{name}, {width} x {height} pixels, needs {needed / 1e6:.0f} MB to be decoded, "
+            f"the limit is {MAX_MEMORY / 1e6:.0f} MB"
         )
 
 
