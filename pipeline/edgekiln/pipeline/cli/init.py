@@ -54,7 +54,12 @@ def init(folder: Path, out: Path, force: bool, quiet: bool, as_json: bool) -> No
     proposal = propose(survey, out)
     _write(out, render_proposal(proposal, survey), force)
     if as_json:
-        about = {"size": proposal.size, "max_drop": proposal.max_drop, "weights": proposal.weights}
+        about = {
+            "size": proposal.size,
+            "max_drop": proposal.max_drop,
+            "weights": proposal.weights,
+            "sensor_bits": proposal.sensor_bits,
+        }
         print_document({"recipe": str(out), "proposal": about, **_describe(survey)})
         return
     _print(survey)

@@ -58,8 +58,9 @@ def describe(path: Path, trusted_keys: Sequence[Path] | None = None) -> dict[str
 
 
 def _describe_contract(contract: Contract) -> dict[str, Any]:
+    sensor = "" if contract.sensor_bits is None else f", sensor of {contract.sensor_bits} bits"
     return {
-        "input": f"{contract.height} x {contract.width}, {contract.resize}, {contract.interpolation}",
+        "input": f"{contract.height} x {contract.width}, {contract.resize}, {contract.interpolation}{sensor}",
         "classes": list(contract.classes),
         "contract": contract.digest,
     }

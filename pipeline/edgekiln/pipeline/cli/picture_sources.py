@@ -38,6 +38,7 @@ class PictureSearch:
         lists: files that hold a path per line; ``-`` is standard input.
 
     Attributes:
+        camera: whether TIFF, PGM and PPM of folders are taken, as the contract says; to be set before the first one.
         passed_over: how many files of the folders so far are no pictures, by ending.
         left_out: how many files and folders are left out for another reason.
 
@@ -49,9 +50,11 @@ class PictureSearch:
         if [*arguments, *lists].count(STANDARD_INPUT) > 1:
             raise UsageError("Standard input (-) can be read once only.", hint="Leave one of the two out.")
         self._arguments, self._lists = arguments, lists
+        self.camera = False
         self.passed_over: Counter[str] = Counter()
         self.left_out: Counter[LeftOut] = Counter()
         self._examples: dict[LeftOut, str] = {}
+        self._camera_files = 0
 
     def __iter__(self) -> Iterator[tuple[str, Path | bytes | ImageError]]:
         for argument in self._arguments:
@@ -73,6 +76,10 @@ class PictureSearch:
             endings = ", ".join(ending or "none at all" for ending in sorted(self.passed_over))
             passed = f"{count} file{'' if count == 1 else 's'} passed over: no picture's ending"
             told.insert(0, f"{passed} ({endings}). {_ENDINGS}")
+        if self._camera_files:
+            told.append(
+                f"{self._camera_files} of them TIFF, PGM or PPM: for models whose recipe has data.sensor_bits."
+            )
         return told
 
     def _expand(self, argument: str) -> Iterator[_Found]:
@@ -91,12 +98,13 @@ class PictureSearch:
     def _walk(self, folder: Path) -> Iterator[_Found]:
         """Pictures at any depth, by the rule that training follows too; see ``walk_pictures``."""
         refused: list[OSError] = []
-        for place, names in walk_pictures(folder, self._tell, refused.append):
+        for place, names in walk_pictures(folder, self._tell, refused.append, camera=self.camera):
             yield from (Path(place, name) for name in names)
         yield from map(_unreadable_folder, refused)
 
     def _tell(self, path: str, why: LeftOut) -> None:
-        if why is LeftOut.NO_PICTURE:
+        if why in {LeftOut.NO_PICTURE, LeftOut.CAMERA}:
+            self._camera_files += why is LeftOut.CAMERA
             self.passed_over[Path(path).suffix.lower()] += 1
         else:
             self.left_out[why] += 1

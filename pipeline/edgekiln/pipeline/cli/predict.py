@@ -108,6 +108,7 @@ def predict(  # one argument for each option
     pictures = PictureSearch(images, lists)
     with load(bundle, trusted_keys=trusted_keys or None, **engine) as classifier:
         selection = classifier.variant
+        pictures.camera = classifier.contract.sensor_bits is not None
         if not as_json and not quiet:
             _tell_selection(selection)
         tally, top = _Tally(), min(top, len(classifier.contract.classes))

@@ -11,11 +11,12 @@ import click
 
 from edgekiln.pipeline.cli.options import device_option, json_option, print_document
 from edgekiln.runtime.errors import GateError, UsageError
-from edgekiln.runtime.pictures.encoded import SUFFIXES
+from edgekiln.runtime.pictures.encoded import CAMERA_SUFFIXES, SUFFIXES
 from edgekiln.runtime.pictures.finding import list_pictures
 
 if TYPE_CHECKING:
     from edgekiln.benchmarks.endurance.soak_result import Minute, SoakResult
+    from edgekiln.runtime.contract import Contract
 
 __all__ = ["soak"]
 
@@ -60,8 +61,10 @@ def soak(
     from edgekiln.benchmarks.endurance.soak import run_soak
     from edgekiln.runtime import load
 
-    pictures = [] if images is None else _list_pictures(images)
+    if images is not None and not images.is_dir():
+        raise UsageError(f"There is no folder {images}.", path=images)
     with load(bundle, variant=variant, device=device, threads=threads) as classifier:
+        pictures = [] if images is None else _list_pictures(images, classifier.contract)
         if not as_json:
             click.echo(_format_row(_HEADINGS))
         result = run_soak(
@@ -75,12 +78,12 @@ def soak(
     _print_result(result, as_json)
 
 
-def _list_pictures(folder: Path) -> list[Path]:
-    if not folder.is_dir():
-        raise UsageError(f"There is no folder {folder}.", path=folder)
-    found = list_pictures(folder)
+def _list_pictures(folder: Path, contract: Contract) -> list[Path]:
+    camera = contract.sensor_bits is not None
+    found = list_pictures(folder, camera=camera)
     if not found:
-        raise UsageError(f"{folder} holds no pictures ({', '.join(sorted(SUFFIXES))}).", path=folder)
+        suffixes = sorted(SUFFIXES | CAMERA_SUFFIXES if camera else SUFFIXES)
+        raise UsageError(f"{folder} holds no pictures ({', '.join(suffixes)}).", path=folder)
     return found
 
 

@@ -83,13 +83,17 @@ def print_frame(frame: Frame) -> FramePrint:
 
 @dataclass(frozen=True, slots=True)
 class Looked:
-    """What one look at a picture gave: its sha256, its frame where it was decoded, or why it cannot be used."""
+    """What one look at a picture gave: its sha256, its frame where it was decoded, or why it cannot be used.
+
+    ``levels`` are the frame's darkest and brightest one, of 0 to 255.
+    """
 
     sample: Sample
     sha256: str = ""
     frame: Frame | None = field(default=None, repr=False)
     failure: ImageError | None = None
     print: FramePrint | None = field(default=None, repr=False)
+    levels: tuple[int, int] | None = None
 
     @property
     def identity(self) -> bytes:
@@ -134,6 +138,7 @@ class Sorter:
         self.allowed: list[dict[str, str]] = []
         self.prints: dict[SplitName, list[FramePrint]] = {name: [] for name in SPLITS}
         self.without_pixels = 0
+        self.levels: tuple[int, int] | None = None  # of all frames together
         self._seen: dict[bytes, tuple[str, SplitName]] = {}  # key and split by what tells the pixels
         self._labels: dict[bytes, int] = {}
 
@@ -158,6 +163,9 @@ class Sorter:
             here.setdefault(self._repeats_by(looked), sample.key)
             self._seen.setdefault(looked.identity, (sample.key, name))
             self.without_pixels += looked.print is None
+            if looked.levels is not None:
+                low, high = self.levels or looked.levels
+                self.levels = min(low, looked.levels[0]), max(high, looked.levels[1])
             if looked.print is not None:
                 self.prints[name].append(looked.print)
             keep(sample, looked.frame)

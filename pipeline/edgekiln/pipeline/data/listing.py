@@ -29,7 +29,7 @@ def read_source(settings: DataSettings) -> LabelledImages:
     """
     match settings.source:
         case "imagefolder":
-            images = read_imagefolder(_required_path(settings))
+            images = read_imagefolder(_required_path(settings), camera=settings.sensor_bits is not None)
         case "traffic-lights":
             images = _read_traffic_lights()
         case "cifar10":

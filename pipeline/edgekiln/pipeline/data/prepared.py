@@ -44,6 +44,7 @@ from edgekiln.runtime.pictures.image import Frame, Picture
 __all__ = [
     "INDEX_NAME",
     "PreparedSplit",
+    "describe_levels",
     "describe_unjudged",
     "hold_in_memory",
     "identity_file",
@@ -56,6 +57,7 @@ __all__ = [
 
 INDEX_NAME = "index.json"
 OBSERVED_NAME = "observed.local.json"
+_SHARE_IN_USE = 8  # of the range, one part at least should be used
 _MOST_PAIRS = 1000  # near copies that are kept; all are counted
 _CHUNK = 8  # pictures that a thread takes at a time
 _AHEAD_PICTURES, _AHEAD_BYTES = 512, 2**28  # under way between the threads and the writer, at most
@@ -94,6 +96,7 @@ def make_contract(
         interpolation=settings.interpolation,
         normalization=normalization,
         classes=tuple(classes),
+        sensor_bits=settings.sensor_bits,
     )
 
 
@@ -156,6 +159,7 @@ def _observe(images: LabelledImages, sorter: Sorter) -> dict[str, Any]:
         "notices": list(images.notices),
         "allowed": sorter.allowed,
         "near_copies": None,
+        "levels": sorter.levels,
     }
     if not sorter.without_pixels:
         near = find_near_copies(sorter.prints)
@@ -202,9 +206,10 @@ def _look_at(sample: Sample, look: Callable[[Picture], Frame | None]) -> Looked:
     try:
         encoded = _read_picture(sample.picture)
         frame = look(encoded)
-        return Looked(
-            sample, _digest_picture(encoded), frame, print=None if frame is None else print_frame(frame)
-        )
+        looked = Looked(sample, _digest_picture(encoded), frame)
+        if frame is None:
+            return looked
+        return replace(looked, print=print_frame(frame), levels=(int(frame.min()), int(frame.max())))
     except ImageError as error:
         return Looked(sample, failure=error)
 
@@ -295,6 +300,17 @@ def describe_unjudged(entries: Sequence[dict[str, Any]]) -> list[str]:
     return [*told, f"{len(entries) - 5} more classes likewise."] if len(entries) > 5 else told
 
 
+def describe_levels(levels: Sequence[int] | None) -> list[str]:
+    """A sentence where all frames together use less than an eighth of 0 to 255; ``None`` where none was decoded."""
+    if levels is None or (levels[1] - levels[0]) * _SHARE_IN_USE >= 255:
+        return []
+    return [
+        f"All pictures together use the levels {levels[0]} to {levels[1]} of 0 to 255, less than an eighth: a network "
+        "sees little of them. Where a camera fills 10, 12 or 14 bits of 16-bit files, set data.sensor_bits to its "
+        "bits; `edgekiln init` measures them."
+    ]
+
+
 # --------------------------------------------------------------------------------------------------------------
 # Reading it again
 
@@ -353,13 +369,20 @@ def read_classes(folder: Path) -> tuple[str, ...]:
 
 
 def read_observed(folder: Path) -> dict[str, Any]:
-    """What ``prepare_splits`` saw and nothing depends on: ``ignored``, ``notices``, ``allowed`` and ``near_copies``."""
+    """What ``prepare_splits`` saw and nothing depends on: ``ignored``, ``notices``, ``allowed``, ``near_copies`` and
+    ``levels``, the darkest and the brightest one of all frames where they were decoded."""
     file = folder / OBSERVED_NAME
     if file.exists():
         observed: dict[str, Any] = json.loads(file.read_text("utf-8"))
         return observed
     # Prepared by an earlier version: copies were not looked for.
-    return {"ignored": _read_index(folder)["ignored"], "notices": [], "allowed": [], "near_copies": None}
+    return {
+        "ignored": _read_index(folder)["ignored"],
+        "notices": [],
+        "allowed": [],
+        "near_copies": None,
+        "levels": None,
+    }
 
 
 def _read_index(folder: Path) -> dict[str, Any]:

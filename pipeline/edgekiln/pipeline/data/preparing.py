@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from edgekiln.pipeline.data.leaks import describe_near_copies
-from edgekiln.pipeline.data.prepared import describe_unjudged, prepare_splits
+from edgekiln.pipeline.data.prepared import describe_levels, describe_unjudged, prepare_splits
 from edgekiln.pipeline.data.scaled_frames import keep_scaled_frames
 from edgekiln.pipeline.recipe import DataSettings
 from edgekiln.pipeline.workspace.progress import Progress
@@ -44,7 +44,7 @@ def prepare_data(context: StageContext, settings: DataSettings) -> None:
         context.progress.message(f"  {notice}")
     _tell_left_out(index, context.progress)
     _tell_near_copies(index, context.progress)
-    for notice in describe_unjudged(index["unjudged"]):
+    for notice in (*describe_levels(index["levels"]), *describe_unjudged(index["unjudged"])):
         context.progress.message(f"  {notice}")
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from edgekiln.pipeline.data.survey import Survey, propose_drop
 from edgekiln.pipeline.recipe.show import toml_string
+from edgekiln.runtime.pictures.levels import white_of
 
 __all__ = ["Proposal", "propose", "render_proposal"]
 
@@ -27,6 +28,7 @@ class Proposal:
         max_drop: share of top-1 that the test pictures can prove not to be lost.
         weights: ``backbone.weights``.
         int8: whether there are pictures enough to calibrate with.
+        sensor_bits: of the camera; ``None`` where the pictures need no such key.
     """
 
     name: str
@@ -35,6 +37,7 @@ class Proposal:
     max_drop: float
     weights: str
     int8: bool
+    sensor_bits: int | None
 
 
 def propose(survey: Survey, out: Path) -> Proposal:
@@ -48,6 +51,7 @@ def propose(survey: Survey, out: Path) -> Proposal:
         max_drop=propose_drop(survey.test_images),
         weights=f"package:{_WEIGHTS_PACKAGE}" if package else "imagenet",
         int8=survey.can_calibrate,
+        sensor_bits=survey.sensor_bits,
     )
 
 
@@ -75,7 +79,7 @@ path = {toml_string(proposal.path)}  # relative to this file
 {splits}
 # Height and width of the input, pixels; the pictures' median shorter side is {survey.shorter_side}. Smaller is faster.
 size = {proposal.size}
-
+{_render_sensor(proposal, survey)}
 [backbone]
 model = "timm/tf_efficientnet_lite0"  # or timm/NAME, torchvision/NAME
 weights = "{proposal.weights}"{download}
@@ -92,6 +96,21 @@ precision = "fp32"
 [gate]
 # Top-1 that an engine may lose, as a share. {tests} test pictures cannot prove less.
 max_drop = {proposal.max_drop}
+"""
+
+
+def _render_sensor(proposal: Proposal, survey: Survey) -> str:
+    """The key of a camera with its reason, or nothing."""
+    if proposal.sensor_bits is None:
+        return ""
+    values = f"Of {len(survey.measured)} measured pictures, {len(survey.deep)} hold 16 bits a sample"
+    if survey.deep:
+        values += f", values up to {max(each.high for each in survey.deep)}"
+    return f"""\
+# Bits that the camera fills: value * 255 / (2^sensor_bits - 1). TIFF, PGM and PPM are taken too.
+# {values}. Above {white_of(proposal.sensor_bits)}
+# they would be refused: correct this where the camera's data sheet says more.
+sensor_bits = {proposal.sensor_bits}
 """
 
 

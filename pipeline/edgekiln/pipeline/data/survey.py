@@ -1,16 +1,19 @@
 """A folder of labelled pictures, looked at before anything is trained: counts, sizes, and what will go wrong.
 
-Reads names and headers only, so that a picture whose end is missing is not noticed here but when the run decodes it.
+Reads names and headers, so that a picture whose end is missing is not noticed here but when the run decodes it. Of some
+pictures the values are read too, to tell the bits of a camera.
 """
 
 from __future__ import annotations
 
 import contextlib
 import hashlib
+import mmap
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
+from typing import cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,10 +21,16 @@ from numpy.typing import NDArray
 from edgekiln.benchmarks.judging.gate import tango_interval
 from edgekiln.pipeline.data.labelled import LabelledImages, Sample, SplitName, split_samples
 from edgekiln.pipeline.data.listing import read_source
+from edgekiln.pipeline.data.prepared import describe_levels
 from edgekiln.pipeline.recipe import DataSettings
 from edgekiln.runtime.errors import DataError, ImageError
-from edgekiln.runtime.pictures.encoded import FORMATS, open_encoded, read_encoded
-from edgekiln.runtime.pictures.limits import MAX_PIXELS
+from edgekiln.runtime.pictures.camera_files import open_raster
+from edgekiln.runtime.pictures.encoded import CAMERA_FORMATS, CAMERA_SUFFIXES, FORMATS, read_encoded
+from edgekiln.runtime.pictures.finding import LeftOut, walk_pictures
+from edgekiln.runtime.pictures.image import open_picture
+from edgekiln.runtime.pictures.levels import white_of
+from edgekiln.runtime.pictures.limits import MAX_BYTES, MAX_PIXELS
+from edgekiln.runtime.pictures.raster import Raster
 
 __all__ = ["Survey", "images_to_prove", "propose_drop", "provable_drop", "survey_folder"]
 
@@ -32,6 +41,8 @@ _SKEW = 4  # times as many pictures in the largest class as in the smallest
 _FEW = 10  # pictures of a class
 _TINY_PIXELS = 32
 _START_BYTES = 4096
+_MEASURED = 64  # pictures whose values are read
+_SENSORS = (8, 10, 12, 14, 16)  # bits of cameras
 _MIN_CALIBRATION = 32  # export.calibration wants as many
 
 
@@ -43,6 +54,8 @@ class Survey:
         counts: of pictures, by split as it would be cut, then by class in the order of ``images.classes``.
         sizes: int64 (N, 2), widths and heights of the pictures whose headers could be read.
         unreadable: (key, reason) of the others.
+        camera: whether TIFF, PGM and PPM are taken, as most of what is there.
+        measured: what some of the pictures hold.
     """
 
     folder: Path
@@ -50,6 +63,8 @@ class Survey:
     counts: Mapping[SplitName, NDArray[np.int64]]
     sizes: NDArray[np.int64] = field(repr=False)
     unreadable: tuple[tuple[str, str], ...]
+    camera: bool = False
+    measured: tuple[MeasuredValues, ...] = field(default=(), repr=False)
 
     @property
     def total(self) -> int:
@@ -72,9 +87,37 @@ class Survey:
         return int(np.median(self.sizes.min(axis=1)))
 
     @property
+    def deep(self) -> tuple[MeasuredValues, ...]:
+        """The measured pictures with 16 bits a sample."""
+        return tuple(each for each in self.measured if each.bits == 16)
+
+    @property
+    def sensor_bits(self) -> int | None:
+        """``data.sensor_bits`` for these pictures; ``None`` where they need none."""
+        stated = [each.stated.bit_length() for each in self.deep if each.stated not in {None, 65535}]
+        highest = max((each.high for each in self.deep), default=0)
+        bits = max(stated, default=next(bits for bits in _SENSORS if highest < 2**bits))
+        return bits if self.camera or (self.deep and bits < 16) else None
+
+    @property
+    def levels(self) -> tuple[int, int] | None:
+        """The darkest and the brightest level that the measured pictures have with ``sensor_bits``."""
+        scales = {8: 255, 16: white_of(self.sensor_bits or 16)}
+        ends = [
+            (each.low * 255 // scales[each.bits], each.high * 255 // scales[each.bits])
+            for each in self.measured
+        ]
+        return (min(low for low, _ in ends), max(high for _, high in ends)) if ends else None
+
+    @property
     def warnings(self) -> list[str]:
         """What will fail, mislead or prove little, each in a sentence that says what to do."""
-        return [*_warn_of_layout(self), *_warn_of_pictures(self), *_warn_of_counts(self)]
+        return [
+            *_warn_of_layout(self),
+            *_warn_of_pictures(self),
+            *_warn_of_range(self),
+            *_warn_of_counts(self),
+        ]
 
 
 def survey_folder(folder: Path, advance: Callable[[int, int], None] = lambda done, total: None) -> Survey:
@@ -83,12 +126,27 @@ def survey_folder(folder: Path, advance: Callable[[int, int], None] = lambda don
     Raises:
         DataError: it could not be trained on: no folder, one class, no pictures, a layout of two meanings.
     """
-    settings = DataSettings(source="imagefolder", path=folder)
+    camera = _holds_camera_files(folder)
+    settings = DataSettings(source="imagefolder", path=folder, sensor_bits=16 if camera else None)
     images = read_source(settings)
     parts = split_samples(images, validation=settings.validation, test=settings.test, seed=0)
     counts = {name: _count(part, len(images.classes)) for name, part in parts.items()}
-    sizes, unreadable = _read_sizes([s for part in parts.values() for s in part], advance)
-    return Survey(folder, images, counts, sizes, tuple(unreadable))
+    samples = [s for part in parts.values() for s in part]
+    sizes, unreadable = _read_sizes(samples, advance)
+    return Survey(folder, images, counts, sizes, tuple(unreadable), camera, tuple(_measure_some(samples)))
+
+
+def _holds_camera_files(folder: Path) -> bool:
+    """Whether most of the pictures below are TIFF, PGM or PPM; a few beside others are left out, and told."""
+    camera = 0
+
+    def tell(_: str, why: LeftOut) -> None:
+        nonlocal camera
+        camera += why is LeftOut.CAMERA
+
+    # A folder that cannot be read is told by who lists the pictures.
+    others = sum(len(names) for _, names in walk_pictures(folder, tell, lambda error: None))
+    return camera > others
 
 
 def _count(samples: Sequence[Sample], classes: int) -> NDArray[np.int64]:
@@ -111,7 +169,7 @@ def _read_sizes(
         key, reason = unreadable[0]
         raise DataError(
             f"None of {len(samples)} pictures can be read; the first is {key}: {reason}.",
-            hint=f"Wanted {', '.join(FORMATS)}.",
+            hint=f"Wanted {', '.join((*FORMATS, *CAMERA_FORMATS))}.",
         )
     return np.array(sizes, np.int64), unreadable
 
@@ -125,12 +183,68 @@ def _read_size(path: Path) -> tuple[int, int] | str:
             width, height = image.size
     except Exception:  # a decoder may raise anything on garbage
         try:  # as a run does, which reads the whole file
-            width, height = open_encoded(read_encoded(path)).size
+            width, height = _read_camera_size(path) or open_picture(read_encoded(path), path, 16).size
         except ImageError as error:
             return " ".join(error.message.replace(str(path), "the picture").split())
     if width * height > MAX_PIXELS:
         return f"{width} x {height} pixels, the limit is {MAX_PIXELS}"
     return width, height
+
+
+def _read_camera_size(path: Path) -> tuple[int, int] | None:
+    """The same of TIFF, PGM and PPM, of which the file is not read but mapped: pixels are many megabytes."""
+    if path.suffix.lower() not in CAMERA_SUFFIXES or not 0 < path.stat().st_size <= MAX_BYTES:
+        return None
+    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+        raster = open_raster(cast("bytes", data), path)
+        return None if raster is None else raster.size
+
+
+@dataclass(frozen=True, slots=True)
+class MeasuredValues:
+    """The darkest and the brightest value of a picture, as its file holds them.
+
+    Attributes:
+        bits: of a sample, 8 or 16.
+        stated: the brightest value that a PGM or PPM states.
+    """
+
+    bits: int
+    low: int
+    high: int
+    stated: int | None = None
+
+
+def _measure_some(samples: Sequence[Sample]) -> Iterator[MeasuredValues]:
+    """Of pictures all over the folder; those that cannot be read are told elsewhere."""
+    wide = None  # the first picture of 8 bits that uses its range: no other one is then decoded
+    for place in np.unique(np.linspace(0, len(samples) - 1, _MEASURED).round().astype(int)):
+        measured = _measure(Path(str(samples[place].picture)), wide)
+        if measured is not None:
+            yield measured
+            if measured.bits == 8 and not describe_levels((measured.low, measured.high)):
+                wide = measured
+
+
+def _measure(path: Path, wide: MeasuredValues | None) -> MeasuredValues | None:
+    try:
+        opened = open_picture(read_encoded(path), path, 16)
+        if isinstance(opened, Raster):
+            if opened.bits == 8 and wide is not None:
+                return wide
+            ends = [(int(band.min()), int(band.max())) for band in opened.bands()]
+            low, high = min(low for low, _ in ends), max(high for _, high in ends)
+            return MeasuredValues(opened.bits, low, high, opened.white)
+        if opened.mode.startswith("I"):
+            values = np.asarray(opened)
+            return MeasuredValues(16, int(values.min()), int(values.max()))
+        if wide is not None:
+            return wide
+        opened.draft(None, (1, 1))  # the decoder's smallest scale
+        bands = np.asarray(opened.convert("RGB").getextrema())
+        return MeasuredValues(8, int(bands.min()), int(bands.max()))
+    except Exception:  # a decoder may raise anything on garbage
+        return None
 
 
 # --------------------------------------------------------------------------------------------------------------
@@ -240,6 +354,20 @@ def _warn_of_pictures(survey: Survey) -> list[str]:
             "enlarging them adds nothing that a network could see."
         )
     return warnings
+
+
+def _warn_of_range(survey: Survey) -> list[str]:
+    bits = survey.sensor_bits
+    if bits is None or bits == 16 or not survey.deep:
+        return describe_levels(survey.levels)
+    low, high = min(each.low for each in survey.deep), max(each.high for each in survey.deep)
+    kept = (high + 128) // 257 - (low + 128) // 257 + 1
+    return [
+        f"{len(survey.deep)} of {len(survey.measured)} measured pictures hold 16 bits a sample and use {low} to {high} "
+        f"of 0 to 65535, as a camera of {bits} bits does: the recipe says data.sensor_bits = {bits}. Without it "
+        f"{kept} of 256 levels would be left.",
+        *describe_levels(survey.levels),
+    ]
 
 
 def _warn_of_counts(survey: Survey) -> list[str]:

@@ -16,6 +16,8 @@ def public_recipe(recipe: Recipe, *, as_given: bool = False) -> dict[str, Any]:
     for section in (values["data"], (values.get("source_task") or {}).get("data") or {}):
         if section.get("path"):
             section["path"] = Path(section["path"]).name
+        if section.get("sensor_bits") is None:
+            section.pop("sensor_bits", None)  # as "ship" below
     if recipe.teacher is not None:
         values["teacher"]["checkpoint"] = recipe.teacher.checkpoint.name
     if recipe.backbone.from_file:

@@ -18,6 +18,7 @@ _KEYS_OF_SOURCES = {
     "path_column": ("csv",),
     "label_column": ("csv",),
     "download": ("cifar10",),
+    "sensor_bits": ("imagefolder", "csv"),
 }
 
 
@@ -45,6 +46,13 @@ class DataSettings(Section):
     shorter_side: int | None = Field(None, description="pixels, for resize = 'shorter-side'")
     interpolation: Interpolation = Field(
         "bilinear", description="Pillow's filter, antialiased when it shrinks"
+    )
+    sensor_bits: int | None = Field(
+        None,
+        ge=8,
+        le=16,
+        description="of a camera whose 16-bit files hold 10, 12 or 14 bits: a value becomes value * 255 / "
+        "(2^sensor_bits - 1); also takes TIFF, PGM and PPM; left out, 16 bits are scaled in full",
     )
     validation: Fraction = Field(0.15, description="share of train cut off for choosing an epoch")
     test: Fraction = Field(

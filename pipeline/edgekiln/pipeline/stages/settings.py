@@ -38,10 +38,12 @@ __all__ = [
 ]
 
 _WITHOUT_EFFECT = {"checkpoint_seconds", "workers", "tensorboard"}  # of [finetune], on the weights
-_LISTED_BY = ("source", "path", "path_column", "label_column", "download")
+_LISTED_BY = ("source", "path", "path_column", "label_column", "download", "sensor_bits")
 """Keys of a data section that decide which pictures a source lists."""
-_PREPARED_BY = {"size", "resize", "shorter_side", "interpolation"}
+_PREPARED_BY = {"size", "resize", "shorter_side", "interpolation", "sensor_bits"}
 """Keys of it that decide how a picture becomes a frame."""
+_ADDED_LATER = ("leaks", "sensor_bits")
+"""Keys of it that are left out of a stage's key where they are left out of the recipe: what is on disk stays good."""
 _FAMILIES = {"onnxruntime-cpu": "cpu", "openvino": "openvino"}
 ENGINE_LIBRARIES = ("tensorrt", "tensorrt-cu12", "tensorrt-cu13", "tensorrt-lean", "tensorrt-rtx")
 
@@ -76,8 +78,8 @@ def _listed_by(data: DataSettings) -> str:
 
 
 def _without_unset(data: DataSettings) -> dict[str, Any]:
-    """The section without keys that were added later and are left out: what is on disk stays good."""
-    return data.model_dump(mode="json", exclude={key for key in ("leaks",) if getattr(data, key) is None})
+    """The section without ``_ADDED_LATER`` where that is not set."""
+    return data.model_dump(mode="json", exclude={key for key in _ADDED_LATER if getattr(data, key) is None})
 
 
 def settings_of_finetune(wish: Wish, _: None) -> dict[str, Any]:
@@ -89,7 +91,7 @@ def settings_of_finetune(wish: Wish, _: None) -> dict[str, Any]:
         "weights_file": _file_digest(weights) if recipe.backbone.from_file else None,
         "finetune": recipe.finetune.model_dump(mode="json", exclude=_WITHOUT_EFFECT),
         # The checkpoint carries the contract: other rules may give the same pixels of these pictures.
-        "preparation": recipe.data.model_dump(mode="json", include=_PREPARED_BY),
+        "preparation": {key: v for key, v in _without_unset(recipe.data).items() if key in _PREPARED_BY},
         "code": _source_digest(recipe.backbone.model),
         "source_task": task.model_dump(mode="json", exclude={"data"}) if task else None,
         "teacher": teacher

@@ -70,7 +70,7 @@ def _check(stored: StoredWeights, contract: Contract) -> None:
             hint="Train the teacher on the same classes, in the same order, or name the checkpoint of such a run.",
             path=path,
         )
-    for key in ("height", "width", "resize", "shorter_side", "interpolation", "background"):
+    for key in ("height", "width", "resize", "shorter_side", "interpolation", "background", "sensor_bits"):
         got, wanted = getattr(theirs, key), getattr(contract, key)
         if got != wanted:
             raise RecipeError(

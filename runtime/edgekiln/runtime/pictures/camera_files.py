@@ -34,6 +34,10 @@ _RGB, _GREY_ALPHA, _RGB_ALPHA = 2, 4, 6
 def open_raster(data: bytes, path: Path | None) -> Raster | None:
     """Read the header of a file whose samples this project reads itself; ``None`` for every other one.
 
+    Args:
+        data: the whole file; of a mapped one, only the pages of its header are read.
+        path: where it comes from, for messages.
+
     Raises:
         ImageError: it is of a kind that is not taken, damaged, or would cost too much to decode.
     """
@@ -43,7 +47,7 @@ def open_raster(data: bytes, path: Path | None) -> Raster | None:
             raster = read_tiff(data, name)
         elif is_netpbm(data):
             raster = read_netpbm(data, name)
-        elif data.startswith(_PNG) and data[_DEPTH : _DEPTH + 1] == b"\x10":
+        elif data[: len(_PNG)] == _PNG and data[_DEPTH : _DEPTH + 1] == b"\x10":
             if data[_COLOR] not in {_RGB, _GREY_ALPHA, _RGB_ALPHA}:
                 return None  # grey: Pillow gives its 16 bits
             raster = _read_png(data, path)

@@ -130,7 +130,7 @@ def _too_many_bytes(name: str, size: int, path: Path | None) -> ImageError:
 
 def is_tiff(data: bytes) -> bool:
     """By its first bytes; BigTIFF too."""
-    return data.startswith(_TIFF_HEADS)
+    return data[:4] in _TIFF_HEADS
 
 
 def is_netpbm(data: bytes) -> bool:

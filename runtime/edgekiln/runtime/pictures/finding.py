@@ -2,7 +2,8 @@
 
 Links are followed, and loops end. What a system, an editor, a NAS or edgekiln itself left there is no picture. A file
 with a picture's ending is taken at its word, and whoever opens it tells if it is none; of the others the first bytes
-decide. Decodes nothing, and knows no classes.
+decide. TIFF, PGM and PPM are pictures for models with ``sensor_bits`` alone, and TIFF by its ending alone: raw files of
+photo cameras begin as TIFFs do. Decodes nothing, and knows no classes.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from pathlib import Path
 from typing import TypeAlias
 
 from edgekiln.runtime.errors import DataError
-from edgekiln.runtime.pictures.encoded import SUFFIXES
+from edgekiln.runtime.pictures.encoded import CAMERA_SUFFIXES, SUFFIXES, is_netpbm
 
 __all__ = ["LeftOut", "Tell", "list_pictures", "printable_name", "unreadable_folder", "walk_pictures"]
 
@@ -26,6 +27,7 @@ class LeftOut(Enum):
     """Why something below a folder is no picture; the value says it in words, behind a number."""
 
     NO_PICTURE = "files that are no picture (JPEG, PNG, WebP or BMP)"
+    CAMERA = "pictures of a camera (TIFF, PGM or PPM), which the recipe's key data.sensor_bits takes"
     HIDDEN = "hidden names, which begin with a dot"
     SYSTEM = "names of a system, a NAS or a program"
     COPY = "backups of an editor or unfinished copies"
@@ -52,6 +54,7 @@ _COPY = re.compile(
 _RUN_FOLDER = frozenset({"stages", "bundle", "data.json", "transfer"})
 """What a run's folder may hold beside its ``.lock`` and hidden names."""
 _SUFFIXES = tuple(sorted(SUFFIXES))
+_CAMERA_SUFFIXES = tuple(sorted(CAMERA_SUFFIXES))
 _CONTROLS = frozenset({"Cc", "Zl", "Zp"})  # they move the cursor or begin a line
 _HEAD_BYTES = 18  # of a file, as many as tell its format
 _BMP_HEADERS = frozenset(
@@ -61,7 +64,7 @@ _MOST_LINKS = 16  # ways by which one folder is followed: links that cross would
 
 
 def walk_pictures(
-    folder: str | os.PathLike[str], tell: Tell, refuse: Callable[[OSError], None]
+    folder: str | os.PathLike[str], tell: Tell, refuse: Callable[[OSError], None], *, camera: bool = False
 ) -> Iterator[tuple[str, list[str]]]:
     """(path, names of its pictures) of the folder and of each below it: top-down, each list sorted by name.
 
@@ -71,6 +74,7 @@ def walk_pictures(
         folder: is looked into whatever its own name is.
         tell: of what is left out.
         refuse: is given the error of each folder that cannot be read; the walk goes on if it returns.
+        camera: whether TIFF, PGM and PPM are pictures, as a contract with ``sensor_bits`` says.
     """
     root = os.fspath(folder)
     above: dict[str, frozenset[_Identity]] = {root: frozenset()}  # of the folders still to be read
@@ -94,15 +98,15 @@ def walk_pictures(
         pictures = []
         for name in sorted(files):
             why = _judge_file(place, name)
-            if why is None:
+            if why is None or (camera and why is LeftOut.CAMERA):
                 pictures.append(name)
             else:
                 tell(os.path.join(place, name), why)  # noqa: PTH118 # as os.walk joins
         yield place, pictures
 
 
-def list_pictures(folder: Path) -> list[Path]:
-    """The pictures below a folder, sorted; what is left out is not told.
+def list_pictures(folder: Path, *, camera: bool = False) -> list[Path]:
+    """The pictures below a folder, sorted; what is left out is not told. ``camera`` as for ``walk_pictures``.
 
     Raises:
         DataError: a folder cannot be read.
@@ -111,7 +115,7 @@ def list_pictures(folder: Path) -> list[Path]:
     def refuse(error: OSError) -> None:
         raise unreadable_folder(error) from error
 
-    found = walk_pictures(folder, lambda path, why: None, refuse)
+    found = walk_pictures(folder, lambda path, why: None, refuse, camera=camera)
     return sorted(Path(place, name) for place, names in found for name in names)
 
 
@@ -160,23 +164,32 @@ def _judge_file(place: str, name: str) -> LeftOut | None:
         return LeftOut.COPY
     if lower.endswith(_SUFFIXES):
         return None
+    if lower.endswith(_CAMERA_SUFFIXES):
+        return LeftOut.CAMERA
     if lower.endswith(".toml"):  # a recipe, which ``init`` may write beside the pictures
         return LeftOut.OWN
     path = os.path.join(place, name)  # noqa: PTH118 # texts, as above
     if os.path.islink(path) and not os.path.exists(path):  # noqa: PTH110, PTH114
         return LeftOut.DANGLING
-    return None if _has_picture_head(path) else LeftOut.NO_PICTURE
+    head = _read_head(path)
+    if _is_picture_head(head):
+        return None
+    return LeftOut.CAMERA if is_netpbm(head) and head[1:2] in b"56" else LeftOut.NO_PICTURE
 
 
-def _has_picture_head(path: str) -> bool:
-    """Whether the first bytes are those of a format that can be decoded; a pipe is not opened."""
+def _read_head(path: str) -> bytes:
+    """The first bytes; none of what cannot be read, or is a pipe, which is not opened."""
     try:
         if not os.path.isfile(path):  # noqa: PTH113
-            return False
+            return b""
         with open(path, "rb", buffering=0) as file:  # noqa: PTH123
-            head = file.read(_HEAD_BYTES)
+            return file.read(_HEAD_BYTES)
     except OSError:
-        return False
+        return b""
+
+
+def _is_picture_head(head: bytes) -> bool:
+    """Whether they are those of one of the usual formats."""
     if head.startswith((b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n")):
         return True
     if head.startswith(b"RIFF"):

@@ -39,7 +39,7 @@ def read_frames(images: Path | None, contract: Contract) -> Frames:
         return frames[choose_frames(len(frames))]
     if not images.is_dir():
         raise DataError(f"There is no folder {images}.", path=images)
-    paths = list_pictures(images)
+    paths = list_pictures(images, camera=contract.sensor_bits is not None)
     _check_count(len(paths), images)
     return np.stack([prepare(paths[i], contract) for i in choose_frames(len(paths))])
 

@@ -292,7 +292,9 @@ def _no_pictures(tree: Tree) -> DataError:
     """Says what the folder holds instead: loose pictures, other files, or nothing."""
     wanted = f"Wanted {tree.place}/CLASS/PICTURE.jpg with endings {', '.join(sorted(SUFFIXES))}."
     loose = list(_loose(tree.root))
-    others = [key for key, why in tree.left_out if why is LeftOut.NO_PICTURE]
+    others = [key for key, why in tree.left_out if why in {LeftOut.NO_PICTURE, LeftOut.CAMERA}]
+    if any(why is LeftOut.CAMERA for _, why in tree.left_out):
+        wanted = f"TIFF, PGM and PPM of a camera are taken with data.sensor_bits, its bits. {wanted}"
     if loose:
         lie = "picture lies" if len(loose) == 1 else "pictures lie"
         holds = f"{len(loose)} {lie} in no class folder, the first is {loose[0]}"

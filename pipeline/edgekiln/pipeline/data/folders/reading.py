@@ -20,8 +20,10 @@ PICTURE_SUFFIXES = SUFFIXES
 _NAMED = 3  # examples in a sentence
 
 
-def read_imagefolder(folder: Path) -> LabelledImages:
+def read_imagefolder(folder: Path, *, camera: bool = False) -> LabelledImages:
     """Pictures of ``folder/CLASS/``, or of ``folder/train/CLASS/`` with val and test beside it; see ``find_layout``.
+
+    ``camera`` says whether TIFF, PGM and PPM are pictures.
 
     Raises:
         DataError: no such folder, no pictures, splits with different classes, a layout that can be read in two ways.
@@ -34,7 +36,7 @@ def read_imagefolder(folder: Path) -> LabelledImages:
             hint="A relative data.path is taken from the recipe's own folder.",
             path=folder,
         )
-    tree = read_tree(folder)
+    tree = read_tree(folder, camera=camera)
     layout = find_layout(tree)
     classes = _name_classes(tree, layout)
     parts = {split: _list_samples(tree, folders, classes) for split, folders in layout.splits.items()}
@@ -205,7 +207,8 @@ def _dotted(tree: Tree, key: str) -> str:
 
 def _count(tree: Tree, key: str) -> int:
     place = tree.place / key
-    return len(list_pictures(place)) if place.is_dir() else 0  # not where the name holds what cannot be shown
+    # Not a folder where the name holds what cannot be shown.
+    return len(list_pictures(place, camera=tree.camera)) if place.is_dir() else 0
 
 
 def _list_some(keys: Sequence[str]) -> str:

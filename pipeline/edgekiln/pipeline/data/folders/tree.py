@@ -64,15 +64,17 @@ class Tree:
     Attributes:
         place: of the root, as it was asked for.
         left_out: (key, why) of every file and folder that is no picture; a folder's key ends with a slash.
+        camera: whether TIFF, PGM and PPM are pictures.
     """
 
     place: Path
     root: Folder
     left_out: list[tuple[str, LeftOut]]
+    camera: bool = False
 
 
-def read_tree(place: Path) -> Tree:
-    """List what lies below a folder.
+def read_tree(place: Path, *, camera: bool = False) -> Tree:
+    """List what lies below a folder; ``camera`` as for ``walk_pictures``.
 
     Raises:
         DataError: a folder in it cannot be read: its pictures would vanish.
@@ -99,11 +101,11 @@ def read_tree(place: Path) -> Tree:
     def refuse(error: OSError) -> None:
         raise unreadable_folder(error) from error
 
-    for path, pictures in walk_pictures(start, tell, refuse):
+    for path, pictures in walk_pictures(start, tell, refuse, camera=camera):
         at(path).pictures = pictures
     root = folders[start]
     _complete(root)
-    return Tree(place, root, left_out)
+    return Tree(place, root, left_out, camera)
 
 
 def _complete(folder: Folder) -> None:
