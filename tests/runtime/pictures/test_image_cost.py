@@ -7,10 +7,12 @@ import subprocess
 import sys
 import time
 import zlib
+from dataclasses import replace
 from functools import cache
 
 import numpy as np
 import pytest
+from camera_support import lzw, make_pgm, make_tiff
 from PIL import Image
 
 from edgekiln.runtime.contract import Contract
@@ -25,6 +27,7 @@ from edgekiln.runtime.pictures.limits import (
     MAX_JUNK_BYTES,
     MAX_SCANS,
     MAX_SEGMENTS,
+    MAX_STRIPS,
     check_structure,
 )
 
@@ -143,6 +146,45 @@ ALLOWED = {
     "PNG, many chunks": lambda: chunks(MAX_CHUNKS - 3, b"abCd"),
     "WebP, noise": lambda: encoded(noise(5120), "WEBP", quality=50, method=0),
 }  # fmt: skip
+
+
+DEEP_SIDE, LZW_SIDE = 5900, 5910  # squared just below what 420 MB hold at 12 bytes a pixel
+
+
+@cache
+def twelve(side, channels=1):
+    """Noise of 12 bits, in blocks: what is packed keeps a codec busy."""
+    block = np.random.default_rng(0).integers(0, 4096, (64, 64, channels), np.uint16)
+    return np.tile(block, (side // 64 + 1, side // 64 + 1, 1))[:side, :side].squeeze()
+
+
+CAMERA_ALLOWED = {
+    "TIFF, grey": lambda: make_tiff(twelve(5700), rows=8),
+    "TIFF, grey, deflate, in one strip, turned": lambda: make_tiff(
+        twelve(SIDE), compression=8, predictor=2, tags={274: (3, [6])}),
+    "TIFF, RGB, deflate": lambda: make_tiff(twelve(DEEP_SIDE, 3), compression=8, rows=64),
+    "TIFF, RGB, LZW, in one strip": lambda: make_tiff(np.zeros((LZW_SIDE, LZW_SIDE, 3), np.uint16), compression=5),
+    "TIFF, as many strips as allowed": lambda: make_tiff(
+        np.broadcast_to(twelve(700)[0], (MAX_STRIPS, 700)), rows=1, compression=8),
+    "TIFF, LZW, as many strips as allowed": lambda: make_tiff(
+        np.zeros((MAX_STRIPS, 700), np.uint16), rows=1, strips=[lzw(bytes(1400))] * MAX_STRIPS, compression=5),
+    "PGM": lambda: make_pgm(twelve(5700), 4095),
+    "PPM": lambda: make_pgm(twelve(3300, 3), 65535),
+    "PNG, 16 bits of colour": lambda: raw_png(16, 2, 6, DEEP_SIDE),
+}  # fmt: skip
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", CAMERA_ALLOWED)
+def test_the_costliest_files_of_cameras_stay_within_the_budget(kind, tmp_path):
+    data = CAMERA_ALLOWED[kind]()
+    assert len(data) <= MAX_BYTES
+    (tmp_path / "picture").write_bytes(data)
+    bits = 16 if kind.startswith("PNG") else 12
+    seconds, megabytes, outcome = measure(tmp_path / "picture", replace(CONTRACT, sensor_bits=bits))
+    assert outcome == "224x224x3"
+    assert seconds < MAX_SECONDS
+    assert megabytes < MAX_MEGABYTES
 
 
 @pytest.mark.slow

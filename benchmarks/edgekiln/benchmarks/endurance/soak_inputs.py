@@ -81,5 +81,5 @@ def _bad() -> Iterator[Picture]:
     yield "no/such/picture.jpg"
     yield "."
     yield np.zeros((8, 8), np.uint8)
-    yield np.zeros((8, 8, 3), np.float32)  # wrong on purpose
+    yield np.zeros((8, 8, 3), np.float32)  # type: ignore[misc] # wrong on purpose
     yield Image.fromarray(np.zeros((8, 8), np.float32))

@@ -108,7 +108,6 @@ def predict(  # one argument for each option
     pictures = PictureSearch(images, lists)
     with load(bundle, trusted_keys=trusted_keys or None, **engine) as classifier:
         selection = classifier.variant
-        pictures.camera = classifier.contract.sensor_bits is not None
         if not as_json and not quiet:
             _tell_selection(selection)
         tally, top = _Tally(), min(top, len(classifier.contract.classes))
@@ -140,6 +139,7 @@ def _tell_rest(pictures: PictureSearch, tally: _Tally) -> None:
 
 
 def _classify(classifier: Classifier, pictures: PictureSearch, top: int) -> Iterator[_Answer]:
+    pictures.camera = classifier.contract.sensor_bits is not None
     for name, picture in pictures:
         if isinstance(picture, ImageError):
             yield _Answer(name, (), picture)

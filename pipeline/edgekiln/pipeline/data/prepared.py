@@ -44,7 +44,6 @@ from edgekiln.runtime.pictures.image import Frame, Picture
 __all__ = [
     "INDEX_NAME",
     "PreparedSplit",
-    "describe_levels",
     "describe_unjudged",
     "hold_in_memory",
     "identity_file",
@@ -57,7 +56,6 @@ __all__ = [
 
 INDEX_NAME = "index.json"
 OBSERVED_NAME = "observed.local.json"
-_SHARE_IN_USE = 8  # of the range, one part at least should be used
 _MOST_PAIRS = 1000  # near copies that are kept; all are counted
 _CHUNK = 8  # pictures that a thread takes at a time
 _AHEAD_PICTURES, _AHEAD_BYTES = 512, 2**28  # under way between the threads and the writer, at most
@@ -298,17 +296,6 @@ def describe_unjudged(entries: Sequence[dict[str, Any]]) -> list[str]:
         for e in entries[:5]
     ]
     return [*told, f"{len(entries) - 5} more classes likewise."] if len(entries) > 5 else told
-
-
-def describe_levels(levels: Sequence[int] | None) -> list[str]:
-    """A sentence where all frames together use less than an eighth of 0 to 255; ``None`` where none was decoded."""
-    if levels is None or (levels[1] - levels[0]) * _SHARE_IN_USE >= 255:
-        return []
-    return [
-        f"All pictures together use the levels {levels[0]} to {levels[1]} of 0 to 255, less than an eighth: a network "
-        "sees little of them. Where a camera fills 10, 12 or 14 bits of 16-bit files, set data.sensor_bits to its "
-        "bits; `edgekiln init` measures them."
-    ]
 
 
 # --------------------------------------------------------------------------------------------------------------

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from edgekiln.pipeline.data.folders.values import describe_levels
 from edgekiln.pipeline.data.leaks import describe_near_copies
-from edgekiln.pipeline.data.prepared import describe_levels, describe_unjudged, prepare_splits
+from edgekiln.pipeline.data.prepared import describe_unjudged, prepare_splits
 from edgekiln.pipeline.data.scaled_frames import keep_scaled_frames
 from edgekiln.pipeline.recipe import DataSettings
 from edgekiln.pipeline.workspace.progress import Progress

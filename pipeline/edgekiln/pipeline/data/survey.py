@@ -8,29 +8,31 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import mmap
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
-from typing import cast
 
 import numpy as np
 from numpy.typing import NDArray
 
 from edgekiln.benchmarks.judging.gate import tango_interval
+from edgekiln.pipeline.data.folders.values import (
+    MeasuredValues,
+    describe_levels,
+    holds_camera_files,
+    measure_some,
+    propose_bits,
+    read_camera_size,
+)
 from edgekiln.pipeline.data.labelled import LabelledImages, Sample, SplitName, split_samples
 from edgekiln.pipeline.data.listing import read_source
-from edgekiln.pipeline.data.prepared import describe_levels
 from edgekiln.pipeline.recipe import DataSettings
 from edgekiln.runtime.errors import DataError, ImageError
-from edgekiln.runtime.pictures.camera_files import open_raster
-from edgekiln.runtime.pictures.encoded import CAMERA_FORMATS, CAMERA_SUFFIXES, FORMATS, read_encoded
-from edgekiln.runtime.pictures.finding import LeftOut, walk_pictures
+from edgekiln.runtime.pictures.encoded import CAMERA_FORMATS, FORMATS, read_encoded
 from edgekiln.runtime.pictures.image import open_picture
 from edgekiln.runtime.pictures.levels import white_of
-from edgekiln.runtime.pictures.limits import MAX_BYTES, MAX_PIXELS
-from edgekiln.runtime.pictures.raster import Raster
+from edgekiln.runtime.pictures.limits import MAX_PIXELS
 
 __all__ = ["Survey", "images_to_prove", "propose_drop", "provable_drop", "survey_folder"]
 
@@ -41,8 +43,6 @@ _SKEW = 4  # times as many pictures in the largest class as in the smallest
 _FEW = 10  # pictures of a class
 _TINY_PIXELS = 32
 _START_BYTES = 4096
-_MEASURED = 64  # pictures whose values are read
-_SENSORS = (8, 10, 12, 14, 16)  # bits of cameras
 _MIN_CALIBRATION = 32  # export.calibration wants as many
 
 
@@ -94,9 +94,7 @@ class Survey:
     @property
     def sensor_bits(self) -> int | None:
         """``data.sensor_bits`` for these pictures; ``None`` where they need none."""
-        stated = [each.stated.bit_length() for each in self.deep if each.stated not in {None, 65535}]
-        highest = max((each.high for each in self.deep), default=0)
-        bits = max(stated, default=next(bits for bits in _SENSORS if highest < 2**bits))
+        bits = propose_bits(self.deep)
         return bits if self.camera or (self.deep and bits < 16) else None
 
     @property
@@ -126,27 +124,22 @@ def survey_folder(folder: Path, advance: Callable[[int, int], None] = lambda don
     Raises:
         DataError: it could not be trained on: no folder, one class, no pictures, a layout of two meanings.
     """
-    camera = _holds_camera_files(folder)
+    camera = holds_camera_files(folder)
     settings = DataSettings(source="imagefolder", path=folder, sensor_bits=16 if camera else None)
     images = read_source(settings)
     parts = split_samples(images, validation=settings.validation, test=settings.test, seed=0)
     counts = {name: _count(part, len(images.classes)) for name, part in parts.items()}
     samples = [s for part in parts.values() for s in part]
     sizes, unreadable = _read_sizes(samples, advance)
-    return Survey(folder, images, counts, sizes, tuple(unreadable), camera, tuple(_measure_some(samples)))
-
-
-def _holds_camera_files(folder: Path) -> bool:
-    """Whether most of the pictures below are TIFF, PGM or PPM; a few beside others are left out, and told."""
-    camera = 0
-
-    def tell(_: str, why: LeftOut) -> None:
-        nonlocal camera
-        camera += why is LeftOut.CAMERA
-
-    # A folder that cannot be read is told by who lists the pictures.
-    others = sum(len(names) for _, names in walk_pictures(folder, tell, lambda error: None))
-    return camera > others
+    return Survey(
+        folder,
+        images,
+        counts,
+        sizes,
+        tuple(unreadable),
+        camera,
+        tuple(measure_some([Path(str(s.picture)) for s in samples])),
+    )
 
 
 def _count(samples: Sequence[Sample], classes: int) -> NDArray[np.int64]:
@@ -183,68 +176,12 @@ def _read_size(path: Path) -> tuple[int, int] | str:
             width, height = image.size
     except Exception:  # a decoder may raise anything on garbage
         try:  # as a run does, which reads the whole file
-            width, height = _read_camera_size(path) or open_picture(read_encoded(path), path, 16).size
+            width, height = read_camera_size(path) or open_picture(read_encoded(path), path, 16).size
         except ImageError as error:
             return " ".join(error.message.replace(str(path), "the picture").split())
     if width * height > MAX_PIXELS:
         return f"{width} x {height} pixels, the limit is {MAX_PIXELS}"
     return width, height
-
-
-def _read_camera_size(path: Path) -> tuple[int, int] | None:
-    """The same of TIFF, PGM and PPM, of which the file is not read but mapped: pixels are many megabytes."""
-    if path.suffix.lower() not in CAMERA_SUFFIXES or not 0 < path.stat().st_size <= MAX_BYTES:
-        return None
-    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
-        raster = open_raster(cast("bytes", data), path)
-        return None if raster is None else raster.size
-
-
-@dataclass(frozen=True, slots=True)
-class MeasuredValues:
-    """The darkest and the brightest value of a picture, as its file holds them.
-
-    Attributes:
-        bits: of a sample, 8 or 16.
-        stated: the brightest value that a PGM or PPM states.
-    """
-
-    bits: int
-    low: int
-    high: int
-    stated: int | None = None
-
-
-def _measure_some(samples: Sequence[Sample]) -> Iterator[MeasuredValues]:
-    """Of pictures all over the folder; those that cannot be read are told elsewhere."""
-    wide = None  # the first picture of 8 bits that uses its range: no other one is then decoded
-    for place in np.unique(np.linspace(0, len(samples) - 1, _MEASURED).round().astype(int)):
-        measured = _measure(Path(str(samples[place].picture)), wide)
-        if measured is not None:
-            yield measured
-            if measured.bits == 8 and not describe_levels((measured.low, measured.high)):
-                wide = measured
-
-
-def _measure(path: Path, wide: MeasuredValues | None) -> MeasuredValues | None:
-    try:
-        opened = open_picture(read_encoded(path), path, 16)
-        if isinstance(opened, Raster):
-            if opened.bits == 8 and wide is not None:
-                return wide
-            ends = [(int(band.min()), int(band.max())) for band in opened.bands()]
-            low, high = min(low for low, _ in ends), max(high for _, high in ends)
-            return MeasuredValues(opened.bits, low, high, opened.white)
-        if opened.mode.startswith("I"):
-            values = np.asarray(opened)
-            return MeasuredValues(16, int(values.min()), int(values.max()))
-        if wide is not None:
-            return wide
-        opened.draft(None, (1, 1))  # the decoder's smallest scale
-        bands = np.asarray(opened.convert("RGB").getextrema())
-        return MeasuredValues(8, int(bands.min()), int(bands.max()))
-    except Exception:  # a decoder may raise anything on garbage
-        return None
 
 
 # --------------------------------------------------------------------------------------------------------------

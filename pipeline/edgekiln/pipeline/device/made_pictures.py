@@ -20,6 +20,7 @@ __all__ = ["MadePicture", "make_pictures"]
 
 _LONGEST = 4096  # pixels: also for the largest input a picture stays within the limits of docs/images.md
 _SPOTS, _BLOCKS, _GRADIENTS, _STRIPES = 0, 1, 3, 11  # places among the canaries
+_FORMATS = {".jpg": "JPEG", ".png": "PNG", ".tif": "TIFF"}
 _ORIENTATION, _QUARTER_TURN = 0x0112, 6  # EXIF's tag, and: turn it clockwise by 90 degrees to see it upright
 
 
@@ -42,13 +43,17 @@ class MadePicture:
         """The file's name without its ending."""
         return Path(self.file).stem
 
-    def decode(self) -> NDArray[np.uint8]:
-        """uint8 (height, width) or (height, width, channels): the pixels as they are stored, nothing turned."""
+    def decode(self) -> NDArray[Any]:
+        """uint8 (height, width) or (height, width, channels), of a sensor's file uint16: the pixels as they are stored,
+        nothing turned."""
         return np.asarray(Image.open(io.BytesIO(self.data)))
 
 
-def make_pictures(height: int, width: int) -> list[MadePicture]:
-    """For a model that takes so many pixels; the same bytes with the same versions of Pillow and libjpeg-turbo."""
+def make_pictures(height: int, width: int, sensor_bits: int | None = None) -> list[MadePicture]:
+    """For a model that takes so many pixels; the same bytes with the same versions of Pillow and libjpeg-turbo.
+
+    With ``sensor_bits`` there are also files of 16 bits a sample that use so many, as PNG and as TIFF.
+    """
     large, wide = min(height * 3 // 2 + 1, _LONGEST), min(width * 2 + 1, _LONGEST)
     small, narrow = height // 2 + 1, width // 3 + 1
     exif = Image.Exif()
@@ -76,6 +81,18 @@ def make_pictures(height: int, width: int) -> list[MadePicture]:
             quality=90,
             exif=exif,
         ),
+        *([] if sensor_bits is None else _make_sensor_pictures(grey, sensor_bits)),
+    ]
+
+
+def _make_sensor_pictures(grey: NDArray[np.uint8], bits: int) -> list[MadePicture]:
+    """A ramp over all values of the sensor, from black to white."""
+    ramp = np.arange(grey.size, dtype=np.uint64) * (2**bits - 1) // max(1, grey.size - 1)
+    values = ramp.astype(np.uint16).reshape(grey.shape)
+    shows = f"16-bit samples of which {bits} are used become levels before anything else"
+    return [
+        _encode("sensor.png", f"{shows}, as PNG", values),
+        _encode("sensor-tiff.tif", f"{shows}, as TIFF", values),
     ]
 
 
@@ -83,7 +100,7 @@ def _pixels(index: int, height: int, width: int) -> NDArray[np.uint8]:
     return make_canaries(height, width, [index]).reshape(height, width, 3)
 
 
-def _encode(file: str, shows: str, pixels: NDArray[np.uint8], **options: Any) -> MadePicture:
+def _encode(file: str, shows: str, pixels: NDArray[Any], **options: Any) -> MadePicture:
     buffer = io.BytesIO()
-    Image.fromarray(pixels).save(buffer, "JPEG" if file.endswith(".jpg") else "PNG", **options)
+    Image.fromarray(pixels).save(buffer, _FORMATS[Path(file).suffix], **options)
     return MadePicture(file, shows, buffer.getvalue())

@@ -32,6 +32,7 @@ from edgekiln.runtime.bundles.manifest import VariantRecord
 from edgekiln.runtime.contract import Contract
 from edgekiln.runtime.errors import EngineError, EnvironmentProblem, ResourceError, SelfTestError, UsageError
 from edgekiln.runtime.pictures.image import prepare
+from edgekiln.runtime.pictures.levels import white_of
 from edgekiln.runtime.session import Session
 from edgekiln.runtime.spec import INPUT_NAME, OUTPUT_NAME, Frames, Logits, Precision
 from edgekiln.runtime.version import __version__
@@ -94,7 +95,7 @@ def write_vectors(
         raise UsageError(f"{folder} exists.", hint="Name another folder, or remove it first.", path=folder)
     chosen = _choose(bundle, variant, allow_unverified)
     contract = bundle.contract
-    pictures = make_pictures(contract.height, contract.width)
+    pictures = make_pictures(contract.height, contract.width, contract.sensor_bits)
     frames = np.concatenate(
         [make_canaries(contract.height, contract.width), [prepare(made.data, contract) for made in pictures]]
     )
@@ -309,7 +310,7 @@ def _tell_contract(contract: Contract) -> list[str]:
             f"{antialiased}. Cut {size} out of its centre."
         )
     return [
-        "Decode the picture to 8 bits a channel, and turn it as its EXIF orientation says.",
+        _tell_decoding(contract.sensor_bits),
         f"Lay transparent pixels upon RGB {contract.background}; repeat grey over the three channels.",
         "Order the channels red, green, blue, and keep them in the last axis.",
         resize,
@@ -320,3 +321,14 @@ def _tell_contract(contract: Contract) -> list[str]:
         "Frames 0 to 15 are input as it is. Each later one is what must come of its picture; another resizing gives "
         "other pixels, and how much that matters is told by the logits and their tolerances.",
     ]
+
+
+def _tell_decoding(bits: int | None) -> str:
+    turn = "and turn it as its EXIF orientation says"
+    if bits is None:
+        return f"Decode the picture to 8 bits a channel, {turn}."
+    white = white_of(bits)
+    return (
+        f"Decode the picture, {turn}. A sample of 16 bits becomes value * 255 / {white}, rounded (no value lies "
+        f"half-way between two levels); a value above {white} is an error. A sample of 8 bits stays as it is."
+    )

@@ -90,7 +90,7 @@ def _rows_of(image: Image.Image) -> Iterator[NDArray[np.uint8]]:
         yield np.asarray(image.crop((0, top, image.width, min(top + rows, image.height))))
 
 
-def raster_of_array(array: NDArray[np.uint16], *, reverse: bool) -> Raster:
+def raster_of_array(array: NDArray[Any], *, reverse: bool) -> Raster:
     """Of uint16 (H, W) or (H, W, 3); ``reverse`` where its channels are BGR. Raises ImageError for another shape."""
     if array.ndim not in {2, 3} or array.shape[2:] not in {(), (3,)}:
         raise ImageError(

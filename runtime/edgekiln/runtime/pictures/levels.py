@@ -35,7 +35,8 @@ def scale_levels(values: NDArray[Any], bits: int, name: str) -> NDArray[np.uint8
             reason="mode",
             hint="data.sensor_bits must be the bits that the camera fills; 16 where values stand in the upper bits.",
         )
-    return _levels(bits)[values]
+    levels: NDArray[np.uint8] = _levels(bits)[values]
+    return levels
 
 
 @cache

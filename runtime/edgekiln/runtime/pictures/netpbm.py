@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from edgekiln.runtime.errors import ImageError
 from edgekiln.runtime.pictures.levels import white_of
@@ -65,9 +67,9 @@ def read_netpbm(data: bytes, name: str) -> Raster:
         )
 
     def bands() -> Iterator[Samples]:
-        samples = np.frombuffer(data, dtype, width * height * channels, start)
+        samples: NDArray[Any] = np.frombuffer(data, dtype, width * height * channels, start)
         for band in split_rows(samples.reshape(height, width, channels)):
-            yield band.astype(dtype.newbyteorder("="))
+            yield band.astype(np.uint8 if white <= white_of(8) else np.uint16)
 
     return Raster(
         (width, height), 1 if channels == 1 else 3, 8 if dtype.itemsize == 1 else 16, bands, 4, white

@@ -243,10 +243,13 @@ def _decode_strips(strips: _Strips, name: str) -> Iterator[tuple[Any, int]]:
 
 def _decode_lzw(strips: _Strips, name: str) -> Iterator[tuple[Any, int]]:
     """The same of LZW. The rows are given to libtiff as grey of 8 bits, so that their bytes come back as they are."""
+    from PIL import Image
     from PIL.TiffImagePlugin import TiffImageFile
 
     width, height = strips.row_bytes, strips.size[1]
     with TiffImageFile(io.BytesIO(_wrap(strips))) as image:
+        # Made here, since Pillow would take bytes for pixels in its own limit; ours was looked at before.
+        image.im = Image.new("L", image.size).im
         image.load()
         rows = max(1, 2**20 // width)
         for top in range(0, height, rows):
