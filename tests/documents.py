@@ -30,6 +30,10 @@ _INLINE = re.compile(r"`([^`\n]+)`")
 _EDGEKILN = re.compile(r"(?:\S*/)?edgekiln$")
 
 
+WHEEL = re.compile(r"edgekiln-([\w.]+)-py3-none-any\.whl")
+"""The wheel's file name, with its version."""
+
+
 def name_of(document: Path) -> str:
     return str(document.relative_to(ROOT))
 

@@ -1,4 +1,4 @@
-"""What docs/tensorrt.md, jetson.md and backends.md tell is what the code says: keys, options, rules, messages.
+"""What docs/tensorrt.md, jetson.md, backends.md and problems.md tell is what the code says: keys, rules, messages.
 
 That the blocks of all documents run and their links lead somewhere is in ``test_docs_blocks`` and ``test_docs_links``.
 """
@@ -27,7 +27,9 @@ if sys.version_info >= (3, 11):
 else:
     import tomli as tomllib
 
-TENSORRT, JETSON, BACKENDS = (ROOT / f"docs/{name}.md" for name in ("tensorrt", "jetson", "backends"))
+TENSORRT, JETSON, BACKENDS, PROBLEMS = (
+    ROOT / f"docs/{name}.md" for name in ("tensorrt", "jetson", "backends", "problems")
+)
 PACKAGES = ("pipeline", "export", "runtime", "benchmarks")
 
 each_document = pytest.mark.parametrize("document", [TENSORRT, JETSON], ids=lambda path: path.name)
@@ -121,10 +123,17 @@ def texts_of_the_code():
 
 def test_messages_and_reasons_that_are_told_are_in_the_code():
     texts = "\n".join(texts_of_the_code())
-    messages = table(TENSORRT, "message", "exit code", "cause", "remedy")
+    messages = (table(page, "message", "exit code", "cause", "remedy") for page in (TENSORRT, PROBLEMS))
     reasons = table(TENSORRT, "reason begins with", "meaning")
-    told = [row[0].strip("`") for row in itertools.chain(messages, reasons)]
+    told = [row[0].strip("`") for row in itertools.chain(*messages, reasons)]
     assert [text for text in told if text not in texts] == []
+
+
+def test_every_exit_code_has_a_row_among_the_problems():
+    told = {int(row[0]) for row in table(PROBLEMS, "code", "what it means", "look")}
+    assert told == {int(code) for code in ExitCode} - {int(ExitCode.OK)}
+    messages = table(PROBLEMS, "message", "exit code", "cause", "remedy")
+    assert {int(row[1]) for row in messages} <= told
 
 
 def test_report_entries_of_fp16_are_the_reports_own():

@@ -7,6 +7,7 @@ import pytest
 from documents import (
     DOCUMENTS,
     PENDING,
+    WHEEL,
     all_options,
     anchors,
     edgekiln_commands_in_prose,
@@ -15,11 +16,13 @@ from documents import (
     name_of,
     options_in_prose,
     options_of,
+    table,
 )
 from tests_support import ROOT
 
 from edgekiln.pipeline.cli import cli
 from edgekiln.runtime.errors import ExitCode
+from edgekiln.runtime.version import __version__
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -31,6 +34,7 @@ FOREIGN_OPTIONS = {
     "--nproc-per-node",
     "--system-site-packages",
     "--no-deps",
+    "--no-index",
     "--extra-index-url",
     "--prepare",
     "--into",
@@ -82,8 +86,19 @@ def test_options_that_are_named_exist(document):
 @each_document
 def test_extras_that_are_named_exist(document):
     extras = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]["optional-dependencies"]
-    named = re.findall(r"edgekiln\[([\w,]+)\]", document.read_text("utf-8"))
+    named = re.findall(r"(?:edgekiln|\.whl)\[([\w,]+)\]", document.read_text("utf-8"))
     assert {extra for group in named for extra in group.split(",")} <= set(extras)
+
+
+@each_document
+def test_wheels_that_are_named_are_of_this_version(document):
+    assert set(WHEEL.findall(document.read_text("utf-8"))) <= {__version__}
+
+
+def test_every_extra_is_told():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
+    told = {row[0].strip("`") for row in table(ROOT / "docs/install.md", "extra", "what it adds")}
+    assert told == set(project["optional-dependencies"])
 
 
 @each_document

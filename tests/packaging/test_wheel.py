@@ -2,11 +2,15 @@ import os
 import shutil
 import subprocess
 import sys
+import sysconfig
+import tarfile
 import zipfile
 from email.parser import Parser
 from pathlib import Path, PurePosixPath
 
 import pytest
+from release.distributions import Distributions, build_distributions, check_metadata
+from release.roles import ROLES, CleanEnvironment, Inputs, try_role
 from tests_support import ROOT
 
 RUNTIME_SMOKE = """
@@ -35,37 +39,20 @@ PACKAGES = {
 
 
 @pytest.fixture(scope="session")
-def wheel(tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("wheel")
-    source = folder / "source"  # a copy: building must not write into the checkout
-    kept = ("runtime", "export", "pipeline", "benchmarks", "pyproject.toml", "README.md", "LICENSE")
-    for name in kept:
-        target = source / name
-        if (ROOT / name).is_dir():
-            shutil.copytree(ROOT / name, target, ignore=shutil.ignore_patterns("__pycache__"))
-        else:
-            source.mkdir(exist_ok=True)
-            shutil.copy(ROOT / name, target)
-    command = [
-        sys.executable,
-        "-m",
-        "build",
-        "--wheel",
-        "--no-isolation",
-        "--outdir",
-        str(folder),
-        str(source),
-    ]
-    subprocess.run(command, check=True, capture_output=True)
-    [path] = folder.glob("*.whl")
-    return path
+def distributions(tmp_path_factory) -> Distributions:
+    return build_distributions(ROOT, tmp_path_factory.mktemp("dist"))
+
+
+@pytest.fixture(scope="session")
+def wheel(distributions) -> Path:
+    return distributions.wheel
 
 
 def test_wheel_holds_the_four_parts_and_nothing_else(wheel):
     names = zipfile.ZipFile(wheel).namelist()
     expected = {
         f"edgekiln/{path.relative_to(ROOT / part / 'edgekiln').as_posix()}"
-        for part in ("runtime", "export", "pipeline", "benchmarks")
+        for part in PACKAGES
         for path in (ROOT / part / "edgekiln").rglob("*")
         if path.is_file() and "__pycache__" not in path.parts
     }
@@ -77,8 +64,8 @@ def test_wheel_holds_the_four_parts_and_nothing_else(wheel):
         for root in PACKAGES
         for folder in ("", *PACKAGES[root].split())
     }
-    assert folders == named
-    for part in ("runtime", "export", "pipeline", "benchmarks"):
+    assert folders == named | {"edgekiln"}
+    for part in PACKAGES:
         assert f"edgekiln/{part}/py.typed" in names
     assert "edgekiln/benchmarks/report/page.html" in names
     assert any(n.endswith("licenses/LICENSE") for n in names)
@@ -97,6 +84,33 @@ def test_metadata_promises_the_extras_and_a_small_base(wheel):
     assert base == {"numpy", "pillow", "click", "rich"}
     assert metadata["License-Expression"] == "Apache-2.0"
     assert metadata["Requires-Python"] == ">=3.10"
+
+
+def test_the_sdist_holds_what_the_documents_and_the_makefile_name(distributions):
+    with tarfile.open(distributions.sdist) as archive:
+        names = {str(PurePosixPath(*PurePosixPath(name).parts[1:])) for name in archive.getnames()}
+    assert {"Makefile", "CHANGELOG.md", "LICENSE", "docs/README.md", "recipes/traffic-lights.toml"} <= names
+    assert {"tests/conftest.py", "tests/release/__main__.py", "tests/data/trt_api_surface.tsv"} <= names
+    assert not [
+        name for name in names if name.startswith((".venv", "runs", ".cache")) or "__pycache__" in name
+    ]
+
+
+def test_twine_has_no_complaint(distributions):
+    check_metadata(distributions)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "role", ["embed", "benchmark"]
+)  # `make wheel` tries the third too, which installs torch
+def test_a_role_is_played_with_the_wheel_and_uninstalling_leaves_nothing(role, wheel, tiny_run, tmp_path):
+    """As `make wheel` does it; what the wheel depends on is borrowed, so that no network is needed."""
+    environment = CleanEnvironment(tmp_path, borrowed=Path(sysconfig.get_path("purelib")))
+    inputs = Inputs(tiny_run[0].parent / "pictures", tiny_run[0], tiny_run[2].bundle)
+    try_role(ROLES[role], wheel, environment, inputs, ["--no-index", "--no-deps"])
+    (environment.folder / "bin" / "edgekiln").touch()
+    assert environment.leftovers() == [environment.folder / "bin" / "edgekiln"]
 
 
 def find_python(version: str) -> str | None:

@@ -41,6 +41,19 @@ class RunResult:
     bundle: Path | None
     report: Mapping[str, Any] | None
 
+    def _repr_html_(self) -> str:
+        """What a notebook shows: each variant's verdict, or the stages where it stopped before the bundle."""
+        from edgekiln.runtime.bundles.notebook import show_table, show_variants
+
+        if self.report is None:
+            rows = [
+                (name, "on disk" if s.cached else f"{s.seconds:.1f} s") for name, s in self.stages.items()
+            ]
+            return show_table("Run without a bundle", ("stage", "took"), rows)
+        keys = ("name", "backend", "precision", "verdict", "reason")
+        variants = (tuple(str(variant[key]) for key in keys) for variant in self.report["variants"])
+        return show_variants(f"Run {self.report['name']}", variants)
+
 
 @dataclass(frozen=True, slots=True)
 class PlannedStage:

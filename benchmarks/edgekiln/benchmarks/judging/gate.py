@@ -56,6 +56,12 @@ class GateResult:
     images_to_decide: int | None
     reason: str
 
+    def _repr_html_(self) -> str:
+        """What a notebook shows: the verdict, and the sentence that says why."""
+        from edgekiln.runtime.bundles.notebook import show_table
+
+        return show_table(f"Gate: {self.verdict}", (), [(self.reason,)])
+
 
 def judge(counts: PairedCounts, *, max_drop: float, confidence: float) -> GateResult:
     """Judge paired answers against the largest allowed drop of top-1 (a share)."""

@@ -1,8 +1,10 @@
-"""Tells a person on stderr how far a stage is: a bar on a terminal, a line every ten seconds elsewhere."""
+"""Tells how far a stage is: a bar on a terminal and in a notebook, a line on stderr every ten seconds elsewhere."""
 
 from __future__ import annotations
 
 import contextlib
+import html
+import importlib
 import sys
 import threading
 import time
@@ -13,6 +15,7 @@ from typing import Any, Protocol
 __all__ = ["Progress", "SilentProgress", "TerminalProgress", "format_seconds", "make_progress"]
 
 _LINE_EVERY_SECONDS = 10.0
+_BAR_EVERY_SECONDS = 1.0  # in a notebook, where one place is written again
 _WINDOW_SECONDS = 60.0  # of work that tells how fast it goes
 
 
@@ -86,6 +89,52 @@ class LineProgress:
 
     def message(self, text: str) -> None:
         print(text, file=sys.stderr, flush=True)
+
+
+class NotebookProgress(LineProgress):
+    """One bar below the cell, and the lines that stay in a box below it. Both are written again in place."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._place: Any = None
+        self._line_of_bar, self._lines = "", list[str]()
+
+    @contextlib.contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        with super().stage(name):
+            self._show(f"{name}: begun")
+            yield
+        self._done = self._total = 1  # whole: a bar without an end would go on moving in a stored notebook
+        self._show(f"{name}: {format_seconds(time.monotonic() - self._started)}")
+
+    def message(self, text: str) -> None:
+        self._lines.append(text)
+        self._show(self._line_of_bar)
+
+    def _tell_until(self, over: threading.Event) -> None:
+        while not over.wait(_BAR_EVERY_SECONDS):
+            self._show(self._line(time.monotonic()))
+
+    def _show(self, line: str) -> None:
+        self._line_of_bar = line
+        share = f' value="{self._done}" max="{self._total}"' if self._total else ""
+        box = html.escape("\n".join(self._lines))
+        picture = {
+            "text/plain": "\n".join([*self._lines, line]),
+            "text/html": f"<progress{share}></progress> {html.escape(line)}"
+            f'<pre style="max-height:12em;overflow:auto">{box}</pre>',
+        }
+        if self._place is None:
+            display = importlib.import_module("IPython.display").display  # there, since this is its kernel
+            self._place = display(picture, raw=True, display_id=True)
+        else:
+            self._place.update(picture, raw=True)
+
+
+def _is_notebook() -> bool:
+    """Whether this process is a notebook's kernel: IPython has a shell, and the shell has a kernel."""
+    ipython = sys.modules.get("IPython")
+    return ipython is not None and getattr(ipython.get_ipython(), "kernel", None) is not None
 
 
 class _Pace:
@@ -166,4 +215,6 @@ def make_progress(quiet: bool) -> Progress:
     """The kind that fits where stderr leads."""
     if quiet:
         return SilentProgress()
+    if _is_notebook():
+        return NotebookProgress()
     return TerminalProgress() if sys.stderr.isatty() else LineProgress()

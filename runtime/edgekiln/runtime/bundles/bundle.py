@@ -72,6 +72,16 @@ class Bundle:
             path=self.path,
         )
 
+    def _repr_html_(self) -> str:
+        """What a notebook shows: the variants with their verdicts. Its folder is not named: notebooks are passed on."""
+        from edgekiln.runtime.bundles.notebook import show_variants
+
+        signed = f"signed by {self.signer[:12]}" if self.signer else "signature not asked for"
+        return show_variants(
+            f"Bundle {self.name}, {self.digest[:12]}, {signed}",
+            ((v.name, v.backend, v.precision.value, v.verdict, v.reason) for v in self.variants),
+        )
+
     def read(self, name: str) -> bytes:
         """The bytes of one file, hashed as they are returned; raises BundleError where they changed."""
         record = self.files.get(name)

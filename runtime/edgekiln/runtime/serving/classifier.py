@@ -195,6 +195,25 @@ class Classifier:
             self._closed, model = True, self._model
         model.retire()
 
+    def __repr__(self) -> str:
+        variant, state = self.variant, ", closed" if self._closed else ""
+        return f"Classifier({variant.name}, {variant.backend}, {len(self.contract.classes)} classes{state})"
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows: what runs, why, and what it takes and answers."""
+        from edgekiln.runtime.bundles.notebook import show_table
+
+        contract, variant = self.contract, self.variant
+        rows = [
+            ("variant", f"{variant.name}: {variant.precision} with {variant.backend}"),
+            ("why", variant.reason),
+            ("notice", variant.notice),
+            ("takes", f"any picture; prepared to {contract.width} x {contract.height} pixels"),
+            (f"{len(contract.classes)} classes", ", ".join(contract.classes)),
+        ]
+        title = f"Classifier{' (closed)' if self._closed else ''}"
+        return show_table(title, (), [row for row in rows if row[1]])
+
     def __enter__(self) -> Classifier:
         return self
 

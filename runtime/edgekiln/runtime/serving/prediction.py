@@ -45,6 +45,16 @@ class Prediction:
         order = np.argsort(-scores, kind="stable")[:k]
         return tuple(Candidate(self.classes[i], int(i), float(scores[i])) for i in order)
 
+    def _repr_html_(self) -> str:
+        """What a notebook shows: the five most likely classes."""
+        from edgekiln.runtime.bundles.notebook import show_table
+
+        return show_table(
+            f"{self.label}, the likeliest of {len(self.classes)} classes",
+            ("class", "score"),
+            [(candidate.label, candidate.score) for candidate in self.top(5)],
+        )
+
 
 @dataclass(frozen=True, slots=True)
 class Selection:
