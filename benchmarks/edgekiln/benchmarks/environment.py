@@ -13,7 +13,8 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from edgekiln.runtime.bundles.machine import count_affinity, read_board, read_cpu_quota, read_processor
+from edgekiln.runtime.bundles.machine import read_board, read_processor
+from edgekiln.runtime.limits import count_affinity, read_cpu_quota
 
 __all__ = [
     "ClockPolicy",

@@ -15,15 +15,15 @@ import subprocess
 import sys
 import tempfile
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from multiprocessing import Pipe
 from multiprocessing.connection import Connection
-from pathlib import Path
 from typing import IO, Any, ParamSpec, TypeVar
 
 from edgekiln.runtime.errors import BuildError, ResourceError
+from edgekiln.runtime.processes import child_environment, module_command
 
-__all__ = ["Child", "describe_end", "start_python", "stop_process"]
+__all__ = ["Child", "describe_end", "start_module", "stop_process"]
 
 _P = ParamSpec("_P")
 _T = TypeVar("_T")
@@ -38,14 +38,10 @@ _COMPLAINTS = 4000  # characters of stderr that are looked at
 # Any process of this project
 
 
-def start_python(arguments: Sequence[str], **popen: Any) -> subprocess.Popen[bytes]:
-    """Start this interpreter with this process's import path, and nothing on its stdin."""
-    paths = [str(Path(path).absolute()) for path in sys.path]  # the child may work elsewhere; "" means here
+def start_module(module: str, *arguments: str, **popen: Any) -> subprocess.Popen[bytes]:
+    """Start a module in a process of its own, with this one's import path and nothing on its stdin."""
     return subprocess.Popen(
-        [sys.executable, *arguments],
-        stdin=subprocess.DEVNULL,
-        env=os.environ | {"PYTHONPATH": os.pathsep.join(paths)},
-        **popen,
+        module_command(module, *arguments), stdin=subprocess.DEVNULL, env=child_environment(), **popen
     )
 
 
@@ -148,8 +144,10 @@ class Child:
         with theirs:
             try:
                 self._complaints = tempfile.TemporaryFile()  # noqa: SIM115 # closed with the process
-                self._process = start_python(
-                    ["-m", __name__, str(theirs.fileno()), str(logging.getLogger().getEffectiveLevel())],
+                self._process = start_module(
+                    __name__,
+                    str(theirs.fileno()),
+                    str(logging.getLogger().getEffectiveLevel()),
                     stdout=self._complaints,  # a result may be written to this process's own stdout
                     stderr=self._complaints,
                     pass_fds=[theirs.fileno()],

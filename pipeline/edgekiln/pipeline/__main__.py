@@ -19,4 +19,6 @@ def start() -> None:
 
 
 if __name__ == "__main__":
+    if not (sys.flags.isolated or getattr(sys.flags, "safe_path", False)):  # safe_path: from Python 3.11 on
+        del sys.path[0]  # `python -m` put the working folder there: a random.py in it would be imported
     start()

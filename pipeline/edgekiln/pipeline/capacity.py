@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from edgekiln.runtime.errors import ResourceError
+from edgekiln.runtime.limits import control_group_folders
 
 __all__ = [
     "FULL_ERRORS",
@@ -60,20 +61,12 @@ def available_memory_bytes(root: Path = Path("/")) -> int | None:
         for line in (_read(root / "proc/meminfo") or "").splitlines()
         if line.startswith("MemAvailable:")
     ]
-    amounts += [left for folder in _cgroup_folders(root) if (left := _left_in_cgroup(folder)) is not None]
+    amounts += [
+        left
+        for folder in control_group_folders("memory", root)
+        if (left := _left_in_cgroup(folder)) is not None
+    ]
     return min(amounts, default=None)
-
-
-def _cgroup_folders(root: Path) -> Iterator[Path]:
-    """Folders of the memory controller that may limit this process: its own and all above it, of v2 and of v1."""
-    for line in ["0::/", "0:memory:/", *(_read(root / "proc/self/cgroup") or "").splitlines()]:
-        _, controllers, own = line.split(":", 2)
-        if controllers and "memory" not in controllers.split(","):
-            continue
-        top = root / "sys/fs/cgroup" / ("memory" if controllers else "")
-        place = top / own.lstrip("/")
-        yield place
-        yield from (parent for parent in place.parents if parent == top or top in parent.parents)
 
 
 def _left_in_cgroup(folder: Path) -> int | None:

@@ -12,8 +12,8 @@ __all__ = ["Session"]
 class Session(Protocol):
     """A loaded engine. ``run`` may be called from any thread and never writes to its input.
 
-    It belongs to the process that opened it. A backend says so itself (``forking.HomeProcess``), and keeps a library's
-    object whose destructor waits for threads from being freed in a fork (``forking.keep_in_forks``).
+    It belongs to the process that opened it. A backend says so itself (``HomeProcess`` of ``processes.py``), and keeps
+    a library's object whose destructor waits for threads from being freed in a fork (``keep_in_forks`` there).
     """
 
     @property

@@ -395,9 +395,14 @@ def test_cancelled_worker_is_an_interrupt(use_worker, cache, models):
         build(cache, models)
 
 
-def test_worker_finds_the_modules_of_the_current_folder(use_worker, cache, models, monkeypatch, tmp_path):
+def test_worker_is_not_sought_in_the_working_folder_but_where_pythonpath_names_it(
+    use_worker, cache, models, monkeypatch, tmp_path
+):
     use_worker("raise SystemExit('found')")
     monkeypatch.setattr("sys.path", ["", *(path for path in sys.path if path != str(tmp_path))])
     monkeypatch.chdir(tmp_path)
+    with pytest.raises(EnvironmentProblem, match="No module named fake_worker"):
+        build(cache, models)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path), prepend=os.pathsep)
     with pytest.raises(EnvironmentProblem, match="exit code 1: found"):
         build(cache, models)

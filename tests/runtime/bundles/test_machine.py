@@ -5,10 +5,8 @@ import os
 import pytest
 
 from edgekiln.runtime.bundles.machine import (
-    count_cores,
     parse_cpuinfo,
     read_board,
-    read_cpu_quota,
     read_driver,
     read_governors,
     read_power_mode,
@@ -148,31 +146,6 @@ def test_driver_is_the_modules_version_or_the_jetsons_release(tmp_path):
     assert read_driver(tmp_path) == "L4T 36.4.3"
     write(tmp_path / "sys/module/nvidia/version", "580.95.05")
     assert read_driver(tmp_path) == "580.95.05"
-
-
-def test_a_quota_below_the_affinity_counts(tmp_path):
-    assert count_cores(tmp_path) == len(os.sched_getaffinity(0))
-    write(tmp_path / "proc/self/cgroup", "0::/a")
-    write(tmp_path / "sys/fs/cgroup/a/cpu.max", "50000 100000")
-    assert count_cores(tmp_path) == 0.5
-
-
-@pytest.mark.parametrize(
-    ("files", "cores"),
-    [
-        ({}, None),
-        ({"a/b/cpu.max": "max 100000", "cpu.max": "max 100000"}, None),
-        ({"a/b/cpu.max": "max 100000", "a/cpu.max": "150000 100000"}, 1.5),
-        ({"a/b/cpu.max": "50000 100000", "a/cpu.max": "150000 100000"}, 0.5),
-        ({"cpu/cpu.cfs_quota_us": "200000", "cpu/cpu.cfs_period_us": "100000"}, 2.0),
-        ({"cpu/cpu.cfs_quota_us": "-1", "cpu/cpu.cfs_period_us": "100000"}, None),
-    ],
-)
-def test_cpu_quota_is_the_least_of_the_groups_above(tmp_path, files, cores):
-    write(tmp_path / "own", "0::/a/b")
-    for name, text in files.items():
-        write(tmp_path / "cgroup" / name, text)
-    assert read_cpu_quota(tmp_path / "cgroup", tmp_path / "own") == cores
 
 
 CONFIG = "< POWER_MODEL ID=0 NAME=MAXN >\n< POWER_MODEL ID=2 NAME=15W >\n< PM_CONFIG DEFAULT=2 >\n"

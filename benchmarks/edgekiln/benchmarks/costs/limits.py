@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 from edgekiln.runtime.errors import EngineError
+from edgekiln.runtime.limits import usable_threads
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -54,7 +54,7 @@ def _threads_used(measurement: Mapping[str, Any]) -> int | None:
     """CPU threads of a contender, or ``None`` where it ran on a GPU."""
     if measurement["device"] not in {"cpu", None}:
         return None
-    return measurement["config"].get("threads") or len(os.sched_getaffinity(0))
+    return measurement["config"].get("threads") or usable_threads()
 
 
 def _find_floor(

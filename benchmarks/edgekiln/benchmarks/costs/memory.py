@@ -22,6 +22,7 @@ from typing import Any
 import numpy as np
 
 from edgekiln.runtime.errors import EdgekilnError, EngineError
+from edgekiln.runtime.processes import child_environment, module_command
 from edgekiln.runtime.spec import Frames
 
 __all__ = ["MemoryUse", "measure_memory", "read_peak_rss_mb"]
@@ -76,7 +77,8 @@ def measure_memory(
 def _run_child(request: str) -> subprocess.CompletedProcess[str]:
     try:
         return subprocess.run(
-            [sys.executable, "-m", "edgekiln.benchmarks.costs.memory"],
+            module_command("edgekiln.benchmarks.costs.memory"),
+            env=child_environment(),
             input=request,
             capture_output=True,
             text=True,

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import statistics
 import subprocess
-import sys
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -20,6 +19,7 @@ from edgekiln.benchmarks.costs.installed_size import compare_installations
 from edgekiln.benchmarks.environment import describe_machine, measure_foreign_load
 from edgekiln.runtime.bundles.bundle import open_bundle
 from edgekiln.runtime.contract import Contract
+from edgekiln.runtime.processes import child_environment, code_command
 from edgekiln.runtime.serving.loading import load
 from edgekiln.runtime.spec import Logits
 
@@ -88,7 +88,7 @@ def measure_runtime_cost(bundle: Path) -> dict[str, Any]:
 
 def _python(code: str, *arguments: str) -> str:
     done = subprocess.run(
-        [sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=True
+        code_command(code, *arguments), env=child_environment(), capture_output=True, text=True, check=True
     )
     return done.stdout
 

@@ -5,7 +5,6 @@ Turns with other contenders are not known here: a search has the machine for its
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ import numpy as np
 
 from edgekiln.benchmarks.timing.contender import Contender
 from edgekiln.benchmarks.timing.worker_process import open_worker
+from edgekiln.runtime.limits import count_affinity
 
 __all__ = ["best_configuration", "search_configurations"]
 
@@ -42,7 +42,7 @@ def best_configuration(entries: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """
     fastest = min(float(entry["median_ms"]) for entry in entries)
     near = [entry for entry in entries if float(entry["median_ms"]) <= fastest / _LEAST_GAIN]
-    cores = len(os.sched_getaffinity(0))
+    cores = count_affinity()
 
     def threads(entry: Mapping[str, Any]) -> int:
         count = entry["config"].get("threads", 0)  # a GPU's configurations have none

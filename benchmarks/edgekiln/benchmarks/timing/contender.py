@@ -7,7 +7,6 @@ it runs in.
 from __future__ import annotations
 
 import hashlib
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from edgekiln.runtime.backends import CPU_BACKENDS
+from edgekiln.runtime.limits import usable_threads
 from edgekiln.runtime.spec import Logits
 
 __all__ = ["LOGIT_TOLERANCE", "Contender", "engine_contender", "peer_contender", "thread_choices"]
@@ -68,7 +68,7 @@ class Contender:
 
 def thread_choices() -> list[int]:
     """1, 2, 4, ... up to the usable cores, and that number itself."""
-    cores = len(os.sched_getaffinity(0))
+    cores = usable_threads()
     return sorted({*(2**i for i in range(cores.bit_length()) if 2**i <= cores), cores})
 
 

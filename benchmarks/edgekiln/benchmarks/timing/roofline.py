@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import itertools
 import json
-import os
 import subprocess
 import sys
 import threading
@@ -27,6 +26,7 @@ from typing import Any
 import numpy as np
 
 from edgekiln.runtime.errors import EngineError, EnvironmentProblem
+from edgekiln.runtime.processes import child_environment, module_command
 
 __all__ = ["Ceilings", "floor_ms", "measure_ceilings", "measure_gpu_ceilings", "share_of_floor"]
 
@@ -119,11 +119,11 @@ def measure_gpu_ceilings() -> Ceilings | None:
 
 
 def _ask_process(device: str, threads: int | None) -> Ceilings | None:
-    environment = {key: value for key, value in os.environ.items() if key != "OMP_WAIT_POLICY"}
+    environment = child_environment(without=["OMP_WAIT_POLICY"])
     environment |= dict.fromkeys(
         _THREAD_VARIABLES, "1"
     )  # the threads are this module's own, see _sum_of_best
-    command = [sys.executable, "-m", "edgekiln.benchmarks.timing.roofline", device, str(threads or 0)]
+    command = module_command("edgekiln.benchmarks.timing.roofline", device, str(threads or 0))
     try:
         done = subprocess.run(
             command, capture_output=True, text=True, check=True, env=environment, timeout=_TIMEOUT_SECONDS

@@ -10,7 +10,6 @@ import json
 import os
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -21,6 +20,7 @@ import numpy as np
 from edgekiln.benchmarks.timing.contender import Contender
 from edgekiln.benchmarks.timing.measurement import Boundary
 from edgekiln.runtime.errors import EngineError, GateError
+from edgekiln.runtime.processes import child_environment, module_command
 from edgekiln.runtime.spec import Logits
 
 __all__ = ["WorkerProcess", "open_worker"]
@@ -115,9 +115,9 @@ class WorkerProcess:
 def open_worker(inputs: Path, contender: Contender) -> Iterator[WorkerProcess]:
     """A fresh process of one contender. It ends with the block; at once where that ends with an exception."""
     # Waiting policies of OpenMP belong to the caller's own work; a contender runs at its library's best.
-    environment = {k: v for k, v in os.environ.items() if k != "OMP_WAIT_POLICY"}
+    environment = child_environment(without=["OMP_WAIT_POLICY"])
     process = subprocess.Popen(
-        [sys.executable, "-m", "edgekiln.benchmarks.timing.worker", str(inputs), str(time.perf_counter_ns())],
+        module_command("edgekiln.benchmarks.timing.worker", str(inputs), str(time.perf_counter_ns())),
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,

@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from edgekiln.export.child import describe_end, start_python, stop_process
+from edgekiln.export.child import describe_end, start_module, stop_process
 from edgekiln.export.engines.failures import explain_death, explain_failure
 from edgekiln.export.engines.options import BuildOptions
 from edgekiln.runtime.backends.engine_header import Flavour
@@ -118,7 +118,7 @@ def _read_result(folder: Path) -> dict[str, Any] | None:
 def _watch(module: str, folder: Path, advance: Advance) -> tuple[int, str]:
     """Run the child to its end; returns its exit code and the end of what it wrote to stderr."""
     with (folder / "stderr").open("wb") as stderr:
-        child = start_python(["-m", module, str(folder)], stdout=subprocess.PIPE, stderr=stderr, cwd=folder)
+        child = start_module(module, str(folder), stdout=subprocess.PIPE, stderr=stderr, cwd=folder)
     assert child.stdout is not None
     with child.stdout:
         try:

@@ -95,6 +95,8 @@ def execute(
     from edgekiln.pipeline.workspace.progress import make_progress
 
     recipe = load_recipe(recipe_path, wish.overrides)
+    for notice in recipe.notices:
+        click.echo(as_printable(notice), err=True)
     if wish.dry_run:
         plan = plan_run(recipe, wish.runs, until=until, force=wish.force, variants=variants)
         _print_plan(plan, wish.runs / recipe.name, wish.as_json)

@@ -115,7 +115,10 @@ def import_callable(reference: str) -> Callable[..., Any]:
     try:
         function: Any = getattr(importlib.import_module(module_name), name)
     except Exception as error:  # importing runs the user's own code
-        raise DataError(f"{reference!r} cannot be imported: {type(error).__name__}: {error}") from error
+        raise DataError(
+            f"{reference!r} cannot be imported: {type(error).__name__}: {error}",
+            hint="The module is sought among what is installed, then beside the recipe; never in the working folder.",
+        ) from error
     if not callable(function):
         raise DataError(f"{reference!r} is not callable.")
     return function  # type: ignore[no-any-return] # getattr gives Any

@@ -6,12 +6,13 @@ already where its user reads it. Order and content are those of a plain loop, wh
 
 from __future__ import annotations
 
-import os
 from collections import deque
 from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
 from typing import TypeVar
+
+from edgekiln.runtime.limits import usable_threads
 
 __all__ = ["map_ahead"]
 
@@ -33,7 +34,7 @@ def map_ahead(
         threads: as many as there are usable cores where it is left out.
     """
     rest = iter(items)
-    with ThreadPoolExecutor(threads or len(os.sched_getaffinity(0)), "edgekiln-load") as pool:
+    with ThreadPoolExecutor(threads or usable_threads(), "edgekiln-load") as pool:
         waiting = deque(pool.submit(work, item) for item in islice(rest, ahead))
         try:
             while waiting:

@@ -26,6 +26,7 @@ import numpy as np
 from edgekiln.benchmarks.costs.memory import read_peak_rss_mb
 from edgekiln.benchmarks.environment import describe_machine, measure_foreign_load
 from edgekiln.runtime.errors import EngineError
+from edgekiln.runtime.processes import child_environment, module_command
 
 __all__ = ["measure_loading", "write_jpegs"]
 
@@ -83,7 +84,8 @@ def measure_loading(pictures: Path, folder: Path, *, cache: str, check: str, siz
     request = {"pictures": str(pictures), "folder": str(folder), "begun": time.monotonic()}
     request["settings"] = {"cache": cache, "check": check, "size": size}
     done = subprocess.run(
-        [sys.executable, "-m", "edgekiln.pipeline.data.loading_cost", "--child"],
+        module_command("edgekiln.pipeline.data.loading_cost", "--child"),
+        env=child_environment(),
         input=json.dumps(request),
         capture_output=True,
         text=True,

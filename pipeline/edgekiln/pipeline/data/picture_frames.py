@@ -6,7 +6,6 @@ Reads like the array that the other caches map: same shape, same pixels, since b
 from __future__ import annotations
 
 import hashlib
-import os
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -18,6 +17,7 @@ from numpy.typing import NDArray
 
 from edgekiln.runtime.contract import Contract
 from edgekiln.runtime.errors import ImageError
+from edgekiln.runtime.limits import usable_threads
 from edgekiln.runtime.pictures.image import Frame, prepare
 from edgekiln.runtime.spec import Frames
 
@@ -98,7 +98,7 @@ class PictureFrames:
             for place in range(len(chosen)):
                 put(place)
             return
-        with ThreadPoolExecutor(min(len(chosen), len(os.sched_getaffinity(0)))) as pool:
+        with ThreadPoolExecutor(min(len(chosen), usable_threads())) as pool:
             for _ in pool.map(put, range(len(chosen))):
                 pass  # the first failure in order, whichever came first
 

@@ -21,6 +21,7 @@ from edgekiln.pipeline.workspace.progress import Progress
 from edgekiln.runtime.bundles.bundle import Bundle
 from edgekiln.runtime.contract import Contract
 from edgekiln.runtime.errors import DataError, ImageError, UsageError
+from edgekiln.runtime.limits import usable_threads
 from edgekiln.runtime.pictures.image import prepare
 from edgekiln.runtime.spec import Frames
 
@@ -100,7 +101,7 @@ def _match_files(folder: Path, index: Mapping[str, int], progress: Progress) -> 
     others = 0
     with (
         progress.stage("pictures"),
-        ThreadPoolExecutor(_cores()) as pool,
+        ThreadPoolExecutor(usable_threads()) as pool,
     ):  # hashing lets go of the interpreter
         paths = sorted(_walk(folder))
         for number, (path, digest) in enumerate(zip(paths, pool.map(_digest, paths), strict=True), start=1):
@@ -139,7 +140,7 @@ def _prepare_all(contract: Contract, paths: Sequence[Path], room: Path, progress
     """uint8 (N, H, W, 3), mapped from a file that goes with the process. Decoding lets go of the interpreter."""
     shape = (len(paths), contract.height, contract.width, 3)
     try:
-        with tempfile.TemporaryFile(dir=room) as file, ThreadPoolExecutor(_cores()) as pool:
+        with tempfile.TemporaryFile(dir=room) as file, ThreadPoolExecutor(usable_threads()) as pool:
             for first in range(0, len(paths), _AT_ONCE):
                 for frame in pool.map(lambda path: prepare(path, contract), paths[first : first + _AT_ONCE]):
                     file.write(frame.tobytes())
@@ -152,7 +153,3 @@ def _prepare_all(contract: Contract, paths: Sequence[Path], room: Path, progress
             hint="Its bytes are right, so this machine's Pillow lacks its format.",
             path=error.path,
         ) from error
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0))

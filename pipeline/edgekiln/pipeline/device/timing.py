@@ -6,7 +6,6 @@ over.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
@@ -29,6 +28,7 @@ from edgekiln.runtime.backends import CPU_BACKENDS
 from edgekiln.runtime.bundles.bundle import Bundle
 from edgekiln.runtime.bundles.times import TIMES
 from edgekiln.runtime.errors import BundleError, EngineError, GateError
+from edgekiln.runtime.limits import usable_threads
 from edgekiln.runtime.spec import Logits
 
 __all__ = ["BaselineMaker", "TimingSetup", "read_plan", "time_engines"]
@@ -197,7 +197,7 @@ def _add_costs(
         )
     by_name = {contender.name: contender for contender in timed.contenders}
     wanted = [(by_name[m["name"]], m["config"]) for m in values["measurements"] if m["name"] != BASELINE]
-    callers = caller_counts(len(os.sched_getaffinity(0)))
+    callers = caller_counts(usable_threads())
     seconds = _BLOCKS_OF_A_TURN * values["plan"]["block_seconds"]
     with progress.stage("throughput"):
         try:

@@ -7,15 +7,14 @@ imported. So the child has a temporary home, and telemetry that can be switched 
 from __future__ import annotations
 
 import json
-import os
 import signal
 import subprocess
-import sys
 import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from edgekiln.runtime.processes import child_environment, module_command
 from edgekiln.runtime.telemetry import OPT_OUTS
 
 __all__ = ["Answer", "ask_child"]
@@ -42,7 +41,7 @@ class Answer:
 def ask_child(task: str, *arguments: str, seconds: float = SECONDS) -> Answer:
     """Run one of the tasks of ``probes.py``; nothing that goes wrong in it raises here."""
     with tempfile.TemporaryDirectory(prefix="edgekiln-doctor-") as home:
-        command = [sys.executable, "-m", "edgekiln.pipeline.doctor.probes", task, *arguments]
+        command = module_command("edgekiln.pipeline.doctor.probes", task, *arguments)
         try:
             done = subprocess.run(
                 command,
@@ -61,9 +60,8 @@ def ask_child(task: str, *arguments: str, seconds: float = SECONDS) -> Answer:
 
 def _environment(home: str) -> dict[str, str]:
     """This process's own, with the same import path and another home."""
-    path = os.pathsep.join(entry for entry in sys.path if entry)
     private = dict.fromkeys(("HOME", "XDG_CACHE_HOME", "XDG_CONFIG_HOME", "XDG_DATA_HOME"), home)
-    return {**os.environ, **private, **OPT_OUTS, "PYTHONPATH": path, "PYTHONSAFEPATH": "1"}
+    return {**child_environment(), **private, **OPT_OUTS}
 
 
 def _read_answer(done: subprocess.CompletedProcess[bytes]) -> Answer:

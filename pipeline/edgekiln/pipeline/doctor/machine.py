@@ -9,7 +9,8 @@ from pathlib import Path
 from edgekiln.benchmarks.environment import ClockPolicy, describe_governors, read_clock_policies
 from edgekiln.pipeline.capacity import available_memory_bytes
 from edgekiln.pipeline.doctor.row import Row, fail, ok, warn
-from edgekiln.runtime.bundles.machine import count_affinity, read_board, read_cpu_quota, read_processor
+from edgekiln.runtime.bundles.machine import read_board, read_processor
+from edgekiln.runtime.limits import count_affinity, read_cpu_quota
 
 __all__ = [
     "check_cores",
@@ -103,7 +104,7 @@ def check_cores() -> Row:
     if quota is not None and quota < cores:
         return warn(
             "cores",
-            f"{found}, and a quota of {quota:g}: threads beyond it are stalled",
+            f"{found}, and a quota of {quota:g} (a container's): threads beyond it are stalled",
             f"Give --threads {max(1, int(quota))}, or raise the container's limit.",
         )
     return ok("cores", found)

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import os
 import re
 import subprocess
-import sys
 import tempfile
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Mapping
@@ -14,6 +12,7 @@ from typing import Any
 
 from edgekiln.pipeline.gpu_suite.isolation import SkippedPart, Tell
 from edgekiln.pipeline.gpu_suite.machine import is_installed
+from edgekiln.runtime.processes import child_environment, module_command
 
 __all__ = ["parse_junit", "run_gpu_tests"]
 
@@ -37,12 +36,12 @@ def run_gpu_tests(arguments: Mapping[str, Any], tell: Tell) -> dict[str, Any]:
         raise SkippedPart("there are no tests here: this is no checkout of edgekiln")
     with tempfile.TemporaryDirectory(prefix="edgekiln-gpu-") as folder:
         report = Path(folder) / "junit.xml"
-        command = [sys.executable, "-m", "pytest", "-m", "gpu", "-q", "-p", "no:cacheprovider"]
+        command = module_command("pytest", "-m", "gpu", "-q", "-p", "no:cacheprovider")
         command += ["--continue-on-collection-errors", f"--junitxml={report}", *map(str, files)]
         done = subprocess.run(
             command,
             cwd=root,
-            env={**os.environ, "EDGEKILN_CACHE": str(Path(folder) / "cache")},
+            env={**child_environment(), "EDGEKILN_CACHE": str(Path(folder) / "cache")},
             capture_output=True,
             text=True,
             errors="replace",

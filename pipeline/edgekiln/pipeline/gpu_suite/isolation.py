@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from edgekiln.runtime.errors import BuildError, DeviceLostError, EnvironmentProblem
+from edgekiln.runtime.processes import child_environment, module_command
 
 __all__ = ["Outcome", "SkippedPart", "State", "Tell", "run_isolated", "skip", "state_after"]
 
@@ -109,18 +110,11 @@ def _watch(
     (folder / "events").touch()
     with (folder / "output").open("wb") as output, (folder / "events").open() as events:
         child = subprocess.Popen(
-            [
-                sys.executable,
-                "-X",
-                "faulthandler",
-                "-m",
-                "edgekiln.pipeline.gpu_suite.isolation",
-                str(folder),
-            ],
+            module_command("edgekiln.pipeline.gpu_suite.isolation", str(folder)),
             stdout=output,
             stderr=subprocess.STDOUT,
             stdin=subprocess.DEVNULL,
-            env=os.environ | {"PYTHONPATH": os.pathsep.join(path for path in sys.path if path)},
+            env=child_environment() | {"PYTHONFAULTHANDLER": "1"},
             start_new_session=True,  # its own children end with it
         )
         try:

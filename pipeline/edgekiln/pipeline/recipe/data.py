@@ -27,7 +27,7 @@ class DataSettings(Section):
 
     source: str = Field(
         description="imagefolder, csv, cifar10, fashion-mnist, digits, traffic-lights, "
-        "or module:callable returning LabelledImages"
+        "or module:callable returning LabelledImages (the module is installed, or lies beside the recipe)"
     )
     path: Path | None = Field(
         None,
@@ -99,7 +99,9 @@ class DataSettings(Section):
 class BackboneSettings(Section):
     """The network and its first weights."""
 
-    model: str = Field(description="timm/NAME, torchvision/NAME, edgekiln/tiny-cnn, or module:callable")
+    model: str = Field(
+        description="timm/NAME, torchvision/NAME, edgekiln/tiny-cnn, or module:callable, sought as for data.source"
+    )
     weights: str = Field(
         "imagenet", description="imagenet, none, a .safetensors or .pth file, or package:DISTRIBUTION"
     )

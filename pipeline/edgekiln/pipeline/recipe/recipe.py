@@ -24,6 +24,7 @@ from pydantic import (
 
 from edgekiln.pipeline.recipe.data import BackboneSettings, DataSettings
 from edgekiln.pipeline.recipe.judging import BenchmarkSettings, GateSettings, ReportSettings, ShipSettings
+from edgekiln.pipeline.recipe.own_code import seek_beside
 from edgekiln.pipeline.recipe.section import Name, Section
 from edgekiln.pipeline.recipe.training import (
     FinetuneSettings,
@@ -63,11 +64,17 @@ class Recipe(Section):
     report: ReportSettings = ReportSettings()
     ship: ShipSettings = ShipSettings()
     _folder: Path | None = PrivateAttr(None)  # no wish, and no part of any key
+    _notices: tuple[str, ...] = PrivateAttr(())
 
     @property
     def folder(self) -> Path | None:
         """Where the file lies that the recipe was read from; ``None`` for one that was made otherwise."""
         return self._folder
+
+    @property
+    def notices(self) -> tuple[str, ...]:
+        """What was noticed when the recipe was read, in sentences for people."""
+        return self._notices
 
     @field_validator("variants")
     @classmethod
@@ -111,7 +118,8 @@ def load_recipe(path: Path, overrides: Iterable[str] = ()) -> Recipe:
     """Read and validate a recipe file.
 
     Args:
-        path: TOML file. A relative ``data.path`` or weight file is taken from its folder.
+        path: TOML file. A relative ``data.path`` or weight file is taken from its folder, and ``module:callable`` is
+            sought there at last.
         overrides: ``section.key=value``, the value in TOML (a bare word is a string).
 
     Raises:
@@ -147,6 +155,8 @@ def load_recipe(path: Path, overrides: Iterable[str] = ()) -> Recipe:
         message, hint = _explain(error, values)
         raise RecipeError(f"{path}: {message}", hint=hint, path=path) from error
     recipe._folder = path.resolve().parent
+    datas = [recipe.data, *([recipe.source_task.data] if recipe.source_task else [])]
+    recipe._notices = seek_beside(recipe._folder, [recipe.backbone.model, *(data.source for data in datas)])
     return recipe
 
 

@@ -242,6 +242,8 @@ def settings_of_benchmark(wish: Wish, _: None) -> dict[str, Any]:
         "backbone": wish.recipe.backbone.model_dump(mode="json"),
         "variants": [v.name for v in wish.recipe.variants],
         "machine": {key: machine[key] for key in _machine_keys()},
+        # A container's, which decides the times; without one, keys stay as they were.
+        **({"cpu_quota_cores": machine["cpu_quota_cores"]} if machine["cpu_quota_cores"] is not None else {}),
         **_power_mode(),
     }
 

@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, default_collate
 
 from edgekiln.pipeline.data import PreparedSplit
+from edgekiln.pipeline.training.shared_memory import explain_lost_worker
 from edgekiln.pipeline.training.world import ALONE, World
 from edgekiln.runtime.errors import EdgekilnError
 
@@ -154,11 +155,16 @@ class Feed:
 
         Raises:
             ImageError: a picture that is decoded only now is not as it was listed.
+            ResourceError: a worker ran out of shared memory, or was killed.
         """
         if self._stream is None or step != self._next:
+            self._stream = None  # its workers end, and leave their shared memory, before others start
             self._stream = self._open(step)
         self._next = step + 1
-        found = next(self._stream)
+        try:
+            found = next(self._stream)
+        except RuntimeError as error:
+            raise explain_lost_worker(error) or error from error
         if isinstance(found, EdgekilnError):
             raise found
         pixels, labels = found

@@ -33,9 +33,10 @@ from edgekiln.pipeline.training.state import (
     split_progress,
 )
 from edgekiln.pipeline.training.step import Stepper
-from edgekiln.pipeline.training.threads import torch_threads, usable_cores
+from edgekiln.pipeline.training.threads import torch_threads
 from edgekiln.pipeline.training.validation import Validation
 from edgekiln.pipeline.training.world import ALONE, World, check_batch
+from edgekiln.runtime.limits import usable_threads
 
 __all__ = ["Trainer", "begin_training", "finetune", "training"]
 
@@ -106,7 +107,7 @@ class Trainer:
     def __init__(self, job: FinetuneJob, folder: Path | None, world: World = ALONE) -> None:
         settings, rate = job.settings, job.settings.learning_rate
         self.job, self.folder, self.world = job, folder, world
-        self.threads = settings.threads or max(1, usable_cores() // world.local_size)
+        self.threads = settings.threads or max(1, usable_threads() // world.local_size)
         self.state = TrainingState(threads=self.threads, learning_rate=0.0 if rate == "find" else rate)
         self.log = LogWriter(folder, self.state, tensorboard=settings.tensorboard)
         self.learner = Learner(job, world)

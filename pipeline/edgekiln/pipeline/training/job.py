@@ -12,6 +12,7 @@ from edgekiln.pipeline.training.backbones import build_backbone
 from edgekiln.pipeline.training.heads import find_head
 from edgekiln.pipeline.training.source_task import SourceData, check_labels, read_source_head
 from edgekiln.pipeline.training.weights import read_weights
+from edgekiln.pipeline.training.world import ALONE, World
 from edgekiln.runtime.contract import Contract
 from edgekiln.runtime.errors import RecipeError
 
@@ -30,6 +31,7 @@ class FinetuneJob:
 
     Attributes:
         advance: told of progress as ``advance(done, total, note)``.
+        tell: told what people should read, in sentences.
         source: the source task of the combined loss, if any.
         beta: weight of the target's loss.
         teacher: a larger network to learn from, if any.
@@ -42,15 +44,22 @@ class FinetuneJob:
     val: PreparedSplit
     seed: int
     advance: Advance = lambda done, total, note: None
+    tell: Callable[[str], None] = lambda text: None
     source: SourceData | None = None
     beta: float = 1.0
     teacher: TeacherSettings | None = None
+
+    def batch_bytes(self, world: World = ALONE) -> int:
+        """Of the pixels of a batch, uint8, in one process of ``world``."""
+        pictures = -(-self.settings.batch_size // world.size)
+        return pictures * self.contract.height * self.contract.width * 3
 
 
 def make_job(
     recipe: Recipe,
     inputs: Mapping[str, Path],
     advance: Advance = lambda done, total, note: None,
+    tell: Callable[[str], None] = lambda text: None,
 ) -> FinetuneJob:
     """What is to be trained.
 
@@ -58,6 +67,7 @@ def make_job(
         recipe: the wish.
         inputs: folder of the stage ``data``, and of ``data.source`` where the source task counts.
         advance: told of progress.
+        tell: told what people should read.
 
     Raises:
         DataError: source and target have a class of the same name.
@@ -77,6 +87,7 @@ def make_job(
         val=load_split(data, "val", in_memory=recipe.data.cache == "memory"),
         seed=recipe.seed,
         advance=advance,
+        tell=tell,
         source=_load_source(recipe, inputs, classes),
         beta=recipe.source_task.beta if recipe.source_task and recipe.source_task.alpha else 1.0,
         teacher=recipe.teacher,

@@ -19,9 +19,10 @@ from edgekiln.pipeline.training.augmentation import augment_batch, augment_pictu
 from edgekiln.pipeline.training.batches import Batches, Feed, step_seed
 from edgekiln.pipeline.training.job import FinetuneJob
 from edgekiln.pipeline.training.learner import Learner
+from edgekiln.pipeline.training.shared_memory import fit_workers
 from edgekiln.pipeline.training.teacher import distillation_loss
-from edgekiln.pipeline.training.threads import usable_cores
 from edgekiln.pipeline.training.world import World
+from edgekiln.runtime.limits import usable_threads
 
 __all__ = ["Part", "StepLoss", "weigh_classes"]
 
@@ -145,9 +146,11 @@ def _open_feeds(job: FinetuneJob, world: World, *, on_gpu: bool) -> tuple[Feed, 
     """The pictures of the target task, and of the source's."""
     settings = job.settings
     augment = augment_picture(settings.augmentation, job.contract)
-    cores = usable_cores() // world.local_size
+    cores = usable_threads() // world.local_size
     automatic = min(8, max(1, cores - 1)) if on_gpu else 0
-    workers = automatic if settings.workers is None else settings.workers
+    wanted = automatic if settings.workers is None else settings.workers
+    sharers = world.local_size * (1 if job.source is None else 2)
+    workers = fit_workers(wanted, job.batch_bytes(world), sharers, job.tell)
     common: dict[str, Any] = {"world": world, "workers": workers, "pin": on_gpu}
     balance = job.train.labels if settings.sampling == "balanced" else None
     batches = Batches(len(job.train), settings.batch_size, job.seed, (), balance)

@@ -41,9 +41,11 @@ from edgekiln.pipeline.training.log_writer import LogWriter
 from edgekiln.pipeline.training.loss import weigh_classes
 from edgekiln.pipeline.training.optimization import learning_rate_factor
 from edgekiln.pipeline.training.probe import evaluate_model
-from edgekiln.pipeline.training.threads import torch_threads, usable_cores
+from edgekiln.pipeline.training.shared_memory import fit_workers
+from edgekiln.pipeline.training.threads import torch_threads
 from edgekiln.runtime.contract import SHARED_NORMALIZATION, Contract
 from edgekiln.runtime.errors import GateError, RecipeError, UntrustedError
+from edgekiln.runtime.limits import usable_threads
 from edgekiln.runtime.spec import Frames
 
 __all__ = ["TRAINED_NAME", "QatJob", "load_trained", "train_quantized"]
@@ -139,11 +141,12 @@ class _Trainer:
         self.batches = Batches(len(tuning.train), self.tuning.batch_size, tuning.seed, (), balance)
         self.total_steps = self.batches.per_epoch * job.settings.epochs
         augment = augment_picture(self.tuning.augmentation, tuning.contract)
-        self.feed = Feed(tuning.train, self.batches, augment, tuning.seed, workers=self.tuning.workers or 0)
+        workers = fit_workers(self.tuning.workers or 0, tuning.batch_bytes(), 1, tuning.tell)
+        self.feed = Feed(tuning.train, self.batches, augment, tuning.seed, workers=workers)
         self.mix = augment_batch(self.tuning.augmentation, len(tuning.contract.classes))
         weights = weigh_classes(tuning) if self.tuning.class_balance else None
         self.class_weights = None if weights is None else torch.from_numpy(weights).to(self.device)
-        self.state = _State(threads=self.tuning.threads or usable_cores())
+        self.state = _State(threads=self.tuning.threads or usable_threads())
         self.log = LogWriter(folder, self.state)
 
     def _make_optimizer(self) -> torch.optim.Optimizer:

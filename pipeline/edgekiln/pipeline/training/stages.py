@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from edgekiln.pipeline.data import load_split, read_classes
 from edgekiln.pipeline.training.checkpoint import CHECKPOINT_NAME, load_checkpoint
 from edgekiln.pipeline.training.finetune import begin_training, finetune
@@ -19,11 +21,15 @@ def train_network(context: StageContext) -> None:
     recipe = context.recipe
     if ":" in recipe.backbone.model:  # a library's was tried before the pictures were read
         try_backbone(recipe.backbone, recipe.data.size, len(read_classes(context.inputs["data"])))
-    job = make_job(recipe, context.inputs, context.progress.advance)
+    job = make_job(recipe, context.inputs, context.progress.advance, _say(context))
     if has_followers():  # what fails before the first step fails before anybody waits for it
         begin_training(job, context.folder)
     with train_together(recipe, context.inputs) as world:
         finetune(job, context.folder, world)
+
+
+def _say(context: StageContext) -> Callable[[str], None]:
+    return lambda text: context.progress.message(f"  {text}")
 
 
 def evaluate_baseline(context: StageContext) -> None:

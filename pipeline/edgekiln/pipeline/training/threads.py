@@ -1,19 +1,13 @@
-"""CPU threads of a training: how many there may be, and torch's inside a block."""
+"""CPU threads of a training: torch's inside a block."""
 
 from __future__ import annotations
 
 import contextlib
-import os
 from collections.abc import Iterator
 
 import torch
 
-__all__ = ["torch_threads", "usable_cores"]
-
-
-def usable_cores() -> int:
-    """CPU cores that this process may use."""
-    return len(os.sched_getaffinity(0))
+__all__ = ["torch_threads"]
 
 
 @contextlib.contextmanager

@@ -54,6 +54,7 @@ def _train(context: StageContext, variant: VariantSettings) -> dict[str, Any]:
         val=load_split(data, "val"),
         seed=recipe.seed,
         advance=context.progress.advance,
+        tell=lambda text: context.progress.message(f"  {text}"),
     )
     job = QatJob(
         finetune=finetune,

@@ -9,6 +9,7 @@ from collections.abc import Collection, Sequence
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from edgekiln.runtime.errors import UsageError
+from edgekiln.runtime.limits import default_threads
 from edgekiln.runtime.session import Session
 
 if TYPE_CHECKING:
@@ -52,9 +53,8 @@ def open_session(
 
     Args:
         backend: which library and device.
-        model: the engine's bytes, whose digest the caller has checked; for the TensorRT backends also several
-            engines of one model, one for each batch size.
-        threads: CPU worker threads; ``None`` leaves it to the library.
+        model: the engine's bytes, whose digest the caller has checked; for TensorRT also several, by batch size.
+        threads: CPU worker threads; ``None`` leaves it to the library, within ``limits.default_threads``.
         allow_operators: operators of other domains than ONNX's that an ONNX file may hold; see ``onnx_files/scan.py``.
         device: number of the GPU, among those that ``CUDA_VISIBLE_DEVICES`` shows; a CPU backend has none.
         slots: calls that may run at once; the TensorRT backends only. ``None`` is the backend's own default.
@@ -66,7 +66,7 @@ def open_session(
         EngineError: the library refused the bytes.
     """
     engines = [model] if isinstance(model, bytes) else list(model)
-    chosen = _choose_slots(backend, slots, wait)
+    chosen, threads = _choose_slots(backend, slots, wait), _count(threads, backend)
     match backend:
         case "onnxruntime-cpu" | "onnxruntime-cuda":
             from edgekiln.runtime.backends.onnxruntime import OnnxRuntimeSession
@@ -83,6 +83,11 @@ def open_session(
             return TensorRTSession(engines, flavour=backend, device=device, **chosen)
         case _:
             raise UsageError(f"Unknown backend {backend!r}; known: {', '.join(get_args(Backend))}.")
+
+
+def _count(threads: int | None, backend: Backend) -> int | None:
+    """``threads``, or where nobody chose what the system's limits ask for; on a GPU they do not matter."""
+    return default_threads() if threads is None and backend in CPU_BACKENDS else threads
 
 
 def _choose_slots(backend: str, slots: int | None, wait: Wait | None) -> dict[str, Any]:

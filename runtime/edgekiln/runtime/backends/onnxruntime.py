@@ -35,8 +35,8 @@ from edgekiln.runtime.errors import (
     UsageError,
 )
 from edgekiln.runtime.extras import import_extra
-from edgekiln.runtime.forking import keep_in_forks
 from edgekiln.runtime.onnx_files.scan import check_onnx
+from edgekiln.runtime.processes import keep_in_forks
 from edgekiln.runtime.spec import Frames, Logits, check_finite
 
 __all__ = ["OnnxRuntimeSession", "import_onnxruntime"]

@@ -25,9 +25,9 @@ from edgekiln.runtime.backends.settling import again, settled
 from edgekiln.runtime.cuda import CudaApi, DeviceMemory, PinnedMemory
 from edgekiln.runtime.cuda.collector import collector_held_off
 from edgekiln.runtime.errors import DeviceError, DeviceLostError
-from edgekiln.runtime.forking import HomeProcess
+from edgekiln.runtime.limits import explain_no_thread
+from edgekiln.runtime.processes import HomeProcess
 from edgekiln.runtime.spec import Frames, Logits
-from edgekiln.runtime.threads import explain_no_thread
 
 __all__ = ["MAX_BUCKET", "BoundRunner", "cuda_options"]
 

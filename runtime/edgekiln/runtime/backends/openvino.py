@@ -27,10 +27,10 @@ from edgekiln.runtime.arguments import check_threads
 from edgekiln.runtime.backends.session_base import HomeSession, SessionFacts
 from edgekiln.runtime.errors import EngineError
 from edgekiln.runtime.extras import import_extra
-from edgekiln.runtime.forking import keep_in_forks
+from edgekiln.runtime.limits import start_thread
 from edgekiln.runtime.onnx_files.scan import check_onnx
+from edgekiln.runtime.processes import keep_in_forks
 from edgekiln.runtime.spec import Frames, Logits, check_finite
-from edgekiln.runtime.threads import start_thread
 
 __all__ = ["OpenVinoSession", "RuntimeLayer", "import_openvino", "read_layers"]
 

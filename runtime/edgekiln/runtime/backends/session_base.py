@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 from edgekiln.runtime.errors import UsageError
-from edgekiln.runtime.forking import HomeProcess
+from edgekiln.runtime.processes import HomeProcess, NotPicklable
 from edgekiln.runtime.spec import Frames, check_frames
 
 __all__ = ["DescribedSession", "HomeSession", "SessionFacts", "closed_error"]
@@ -33,7 +33,7 @@ class SessionFacts:
     num_classes: int
 
 
-class DescribedSession:
+class DescribedSession(NotPicklable):
     """The properties of ``Session``, from facts that stay as they were when the engine was opened."""
 
     _facts: SessionFacts

@@ -30,7 +30,7 @@ from edgekiln.runtime.backends.tensorrt_library import import_tensorrt, library_
 from edgekiln.runtime.backends.tensorrt_slot import Slot
 from edgekiln.runtime.cuda import CudaApi, Wait, open_cuda
 from edgekiln.runtime.errors import DeviceError, DeviceLostError, EdgekilnError, EngineError, UsageError
-from edgekiln.runtime.forking import keep_in_forks
+from edgekiln.runtime.processes import keep_in_forks
 from edgekiln.runtime.spec import Frames, Logits, check_finite, check_frames
 
 __all__ = ["GraphUse", "TensorRTSession"]

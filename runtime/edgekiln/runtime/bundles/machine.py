@@ -1,4 +1,4 @@
-"""What this machine is, read from /proc and /sys: processor, CPU features, board, usable cores, power mode.
+"""What this machine is, read from /proc and /sys: processor, CPU features, board, power mode.
 
 Starts no program, asks no driver and reads no serial number. What is not told is ``None``, never guessed. The facts of
 a GPU come from ``runtime/cuda``; which facts a verdict or a time holds for stands in ``machine_kind.py``.
@@ -16,11 +16,8 @@ from pathlib import Path
 
 __all__ = [
     "Processor",
-    "count_affinity",
-    "count_cores",
     "parse_cpuinfo",
     "read_board",
-    "read_cpu_quota",
     "read_driver",
     "read_governors",
     "read_power_mode",
@@ -164,39 +161,6 @@ def read_board(root: Path = _ROOT) -> str | None:
     tree = _read(root / "proc/device-tree/model")
     name = (tree or "").strip("\0 \n") or read_processor(root).board
     return name or _read(root / "sys/class/dmi/id/product_name") or None
-
-
-def count_affinity() -> int:
-    """Cores that this process may be put on; see ``count_cores`` for the quota on top."""
-    return len(os.sched_getaffinity(0))
-
-
-def count_cores(root: Path = _ROOT) -> float:
-    """Cores that this process may use: its affinity, and a container's quota where that is less (1.5, for example)."""
-    quota = read_cpu_quota(root / "sys/fs/cgroup", root / "proc/self/cgroup")
-    return count_affinity() if quota is None else min(float(count_affinity()), quota)
-
-
-def read_cpu_quota(
-    cgroups: Path = Path("/sys/fs/cgroup"), own: Path = Path("/proc/self/cgroup")
-) -> float | None:
-    """Cores that the container's quota allows, or ``None`` without one. A quota stalls threads for part of a period.
-
-    cgroup v2: the least of cpu.max of this group and those above it; v1: cpu.cfs_quota_us.
-    """
-    lines = (_read(own) or "").splitlines()
-    group = next((line[3:].strip("/") for line in lines if line.startswith("0::")), "")
-    folders = [cgroups / group, *(cgroups / group).parents]
-    shares = [
-        text.split()
-        for folder in folders
-        if folder.is_relative_to(cgroups) and (text := _read(folder / "cpu.max"))
-    ]
-    v1 = [_read(cgroups / "cpu" / f"cpu.cfs_{name}_us") for name in ("quota", "period")]
-    if not shares and v1[0] and v1[1] and not v1[0].startswith("-"):
-        shares = [[v1[0], v1[1]]]
-    quotas = [int(quota) / int(period) for quota, period in shares if quota != "max"]
-    return round(min(quotas), 2) if quotas else None
 
 
 def read_power_mode(root: Path = _ROOT) -> tuple[str, str | None] | None:

@@ -17,13 +17,13 @@ from typing import Any
 
 from edgekiln.runtime.backends import CPU_BACKENDS, Backend
 from edgekiln.runtime.bundles.machine import (
-    count_cores,
     read_board,
     read_driver,
     read_governors,
     read_power_mode,
     read_processor,
 )
+from edgekiln.runtime.limits import count_cores
 
 __all__ = [
     "LIBRARIES",

@@ -24,15 +24,15 @@ from weakref import WeakSet
 
 from edgekiln.runtime.arguments import MAX_THREADS, check_duration, check_whole_number
 from edgekiln.runtime.errors import DeadlineError, EdgekilnError, OverloadedError, UsageError
-from edgekiln.runtime.forking import HomeProcess
+from edgekiln.runtime.limits import explain_no_thread, start_thread
 from edgekiln.runtime.pictures.image import ColorOrder, Frame, Picture
+from edgekiln.runtime.processes import HomeProcess, NotPicklable
 from edgekiln.runtime.serving.batching_counters import BatcherCounters, Tally
 from edgekiln.runtime.serving.batching_queue import RequestQueue
 from edgekiln.runtime.serving.batching_request import TAKEN_AWAY, Answer, Request, claim
 from edgekiln.runtime.serving.batching_wait import BatchWait
 from edgekiln.runtime.serving.classifier import Classifier
 from edgekiln.runtime.serving.prediction import Prediction
-from edgekiln.runtime.threads import explain_no_thread, start_thread
 
 __all__ = ["Batcher"]
 
@@ -41,7 +41,7 @@ _T = TypeVar("_T")
 _POOL_NAME = "edgekiln-prepare"
 
 
-class Batcher:
+class Batcher(NotPicklable):
     """Answers single requests from any thread, or from asyncio, by running them in batches.
 
     The classifier stays the caller's: it may be reloaded meanwhile, and is to be closed after the batcher. Use the

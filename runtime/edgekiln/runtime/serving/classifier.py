@@ -14,8 +14,8 @@ import numpy as np
 from edgekiln.runtime.arguments import check_several, check_whole_number
 from edgekiln.runtime.contract import Contract
 from edgekiln.runtime.errors import ImageError, UsageError
-from edgekiln.runtime.forking import HomeProcess
 from edgekiln.runtime.pictures.image import ColorOrder, Picture
+from edgekiln.runtime.processes import HomeProcess, NotPicklable
 from edgekiln.runtime.serving.loaded import LoadedModel
 from edgekiln.runtime.serving.prediction import Prediction, Selection
 from edgekiln.runtime.serving.selecting import LoadOptions, load_model
@@ -26,11 +26,11 @@ __all__ = ["Classifier", "serve_model"]
 _log = logging.getLogger("edgekiln.runtime")
 
 
-class Classifier:
+class Classifier(NotPicklable):
     """Predicts from paths, bytes, PIL images and uint8 arrays. Safe to share between threads.
 
     Usually made by ``edgekiln.runtime.load``. Use it as a context manager, or call ``close``. It belongs to the
-    process that made it: in a fork every call but ``close`` raises ForkedError.
+    process that made it: in a fork every call but ``close`` raises ForkedError, and pickling it UsageError.
     """
 
     def __init__(

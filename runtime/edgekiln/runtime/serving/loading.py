@@ -36,7 +36,7 @@ def load(  # noqa: PLR0913 # a product's one door: each option is asked for by n
         variant: by name; ``None`` takes of those that passed and run here the fastest as measured on this kind of
             machine, else the first in ``PREFERENCE``. ``classifier.variant.reason`` says why it was taken.
         device: restrict the choice to ``cpu`` or ``cuda``; ``cuda:1`` is the second GPU that is seen here.
-        threads: CPU worker threads; ``None`` takes those it was measured with if it was chosen so, else the library's.
+        threads: CPU worker threads; ``None`` takes those it was measured with, else what the library or a quota sets.
         allow_unverified: also load a variant, named by ``variant``, whose gate did not pass.
         trusted_keys: public keys, as paths of PEM files or PEM bytes. The bundle must be signed by one of them; this
             is checked before its manifest is read or an engine library is handed a byte. ``None`` asks for none.

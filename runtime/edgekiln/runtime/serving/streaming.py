@@ -17,11 +17,11 @@ from typing import Literal
 
 from edgekiln.runtime.arguments import MAX_THREADS, check_choice, check_several, check_whole_number
 from edgekiln.runtime.errors import ImageError, NonFiniteError
-from edgekiln.runtime.forking import HomeProcess
+from edgekiln.runtime.limits import explain_no_thread, start_thread
 from edgekiln.runtime.pictures.image import ColorOrder, Frame, Picture
+from edgekiln.runtime.processes import HomeProcess, NotPicklable
 from edgekiln.runtime.serving.loaded import LoadedModel, ModelHolder
 from edgekiln.runtime.serving.prediction import Prediction
-from edgekiln.runtime.threads import explain_no_thread, start_thread
 
 __all__ = ["OnError", "stream_predictions"]
 
@@ -72,7 +72,7 @@ class _End:
     error: BaseException | None
 
 
-class _Reader:
+class _Reader(NotPicklable):
     """Reads the source and has its pictures decoded, a few ahead of the consumer."""
 
     def __init__(

@@ -6,15 +6,14 @@ This is the side that asks: one request in, one answer out, each a line of JSON.
 from __future__ import annotations
 
 import json
-import os
 import subprocess
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
 from edgekiln.benchmarks.costs.energy.per_image import EnergyPerImage
 from edgekiln.runtime.errors import EngineError
+from edgekiln.runtime.processes import child_environment, module_command
 
 __all__ = ["measure_contender"]
 
@@ -48,10 +47,10 @@ def measure_contender(
         "factory": factory, "arguments": dict(arguments), "frames": str(frames_file), "device": device,
         "seconds": seconds, "places": dict(places or {}),
     }  # fmt: skip
-    environment = {key: value for key, value in os.environ.items() if key != "OMP_WAIT_POLICY"}
+    environment = child_environment(without=["OMP_WAIT_POLICY"])
     try:
         done = subprocess.run(
-            [sys.executable, "-m", "edgekiln.benchmarks.costs.energy"],
+            module_command("edgekiln.benchmarks.costs.energy"),
             input=json.dumps(request), capture_output=True, text=True, check=True, env=environment,
             timeout=_TIMEOUT_SECONDS,
         )  # fmt: skip

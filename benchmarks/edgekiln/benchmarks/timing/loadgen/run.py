@@ -8,9 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import subprocess
-import sys
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -29,6 +27,7 @@ from edgekiln.benchmarks.timing.loadgen.verdict import judge_run
 from edgekiln.runtime.bundles.bundle import open_bundle
 from edgekiln.runtime.errors import UsageError
 from edgekiln.runtime.extras import import_extra
+from edgekiln.runtime.processes import child_environment, module_command
 from edgekiln.runtime.spec import Frames
 
 __all__ = ["EngineFiles", "drive_engine", "run_loadgen"]
@@ -134,12 +133,10 @@ def _run_job(job: Mapping[str, Any], frames: Frames) -> dict[str, Any]:
 
 def _run_child(folder: Path) -> None:
     """Run ``__main__`` on ``folder``; Ctrl-C here ends it."""
-    environment = {
-        k: v for k, v in os.environ.items() if k != "OMP_WAIT_POLICY"
-    }  # as in worker_process.open_worker
+    environment = child_environment(without=["OMP_WAIT_POLICY"])  # as in worker_process.open_worker
     with (folder / "output.txt").open("wb") as output:
         process = subprocess.Popen(
-            [sys.executable, "-m", "edgekiln.benchmarks.timing.loadgen", str(folder)],
+            module_command("edgekiln.benchmarks.timing.loadgen", str(folder)),
             stdin=subprocess.PIPE,  # the child ends when it closes, also where this process is killed
             stdout=output,
             stderr=subprocess.STDOUT,
