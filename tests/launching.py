@@ -67,9 +67,9 @@ os._exit(0)  # it has nothing to tidy up, and its libraries would take seconds
 
 MODULES = (
     "torch", "torchvision.transforms.v2", "timm", "onnx", "onnxruntime", "onnxruntime.quantization", "onnxscript",
-    "torch.onnx", "torch.export", "torch._dynamo", "torch.onnx._internal.exporter._core", "jinja2", "matplotlib",
+    "torch.onnx", "torch.export", "torch._dynamo", "torch.onnx._internal.exporter._core", "jinja2",
     "torch.onnx._internal.exporter._torchlib.ops", "torch._inductor.codecache", "networkx", "onnxscript.rewriter",
-    "matplotlib.pyplot", "matplotlib.backends.backend_svg", "safetensors.torch", "PIL.Image", "scipy",
+    "safetensors.torch", "PIL.Image", "scipy",
     "edgekiln.pipeline.cli", "edgekiln.pipeline.run", "edgekiln.pipeline.training.finetune",
     "edgekiln.pipeline.proof.packing",
     "edgekiln.pipeline.training.checkpoint", "edgekiln.export.to_onnx", "edgekiln.export.precision.int8_cpu",

@@ -155,6 +155,29 @@ def make_search(verdict: str) -> dict[str, Any]:
     }  # fmt: skip
 
 
+def make_study() -> dict[str, Any]:
+    """What a transfer study stores: two methods at one size, one seed of which failed."""
+    entry = {
+        "share": 1.0, "mean": 0.9, "median": 0.9, "low": 0.85, "high": 0.95, "values": [0.88, 0.9, 0.92],
+        "train_images": 200, "steps": 10, "images_seen": 100, "seconds": 1.5, "seeds": 3, "failed": 0,
+    }  # fmt: skip
+    cell = {"share": 1.0, "seed": 0}
+    choice = {"share": 1.0, "method": "probe", "reason": "it is cheap", "not_compared": []}
+    return {
+        "name": "fruit", "metric": "top1", "notices": ["a class is called <b>"], "test": {"images": 100},
+        "seeds": [0, 1, 2], "margin": 0.01, "choice": choice, "choices": [choice],
+        "methods": [{"name": name, "title": name, "about": name} for name in ("probe", "full")],
+        "means": [{**entry, "method": "probe"}, {**entry, "method": "full"}],
+        "differences": [],
+        "cells": [
+            {**cell, "method": "probe", "state": "done", "top1": 0.9, "balanced": 0.8, "train_images": 200,
+             "val_images": 20, "steps": 10, "seconds": 1.0},
+            {**cell, "method": "full", "state": "failed", "error": "no memory"},
+        ],
+        "recipe": {"name": "fruit"}, "machine": {"cpu": "a CPU"},
+    }  # fmt: skip
+
+
 def make_mlperf() -> dict[str, Any]:
     """What the stage ``mlperf`` stores: a valid and an invalid run, and an engine that was not driven."""
     common = {

@@ -937,7 +937,7 @@ def test_a_file_that_may_not_grow_is_told_like_a_full_disk(desk):
     code = (
         "import resource\n"
         "from edgekiln.pipeline.cli import main\n"
-        "import torch, torchvision, timm, onnx, matplotlib, jinja2, onnxruntime\n"
+        "import torch, torchvision, timm, onnx, jinja2, onnxruntime\n"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, resource.RLIM_INFINITY))\n"
         "main(['run', 'r.toml', '-q'])"
     )

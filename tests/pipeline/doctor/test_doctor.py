@@ -139,7 +139,7 @@ def test_a_failed_check_exits_5_and_json_says_which(edgekiln, site):
 def test_runs_where_only_the_runtime_is_installed():
     code = (
         "import sys\n"
-        "for name in ('torch', 'torchvision', 'pydantic', 'onnx', 'timm', 'matplotlib', 'jinja2', 'safetensors',"
+        "for name in ('torch', 'torchvision', 'pydantic', 'onnx', 'timm', 'jinja2', 'safetensors',"
         " 'tomli', 'scipy', 'packaging'): sys.modules[name] = None\n"
         "from edgekiln.pipeline.cli import main\n"
         "main(['doctor'])"

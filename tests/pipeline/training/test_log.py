@@ -7,7 +7,7 @@ from finetune_support import events, job
 from report_support import make_report
 
 from edgekiln.benchmarks.report import render_page
-from edgekiln.benchmarks.report.drawings import draw_training
+from edgekiln.benchmarks.report.charts.training import draw_training
 from edgekiln.pipeline.training.finetune import finetune
 from edgekiln.pipeline.training.log import LOG_NAME, summarize_training
 

@@ -6,20 +6,24 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from edgekiln.benchmarks.judging.floor import warn_of_guessing
 from edgekiln.benchmarks.judging.gate import format_confidence
-from edgekiln.benchmarks.report.drawings import (
-    MOST_LOSSES,
+from edgekiln.benchmarks.report.charts.accuracy import (
+    MOST_CLASSES,
+    compare_confusions,
     confusion_matrix,
-    draw_accuracy_latency,
-    draw_confusion,
-    draw_distributions,
-    draw_precisions,
-    draw_recall_losses,
-    draw_search,
-    draw_series,
-    draw_training,
+    draw_drops,
+    draw_recalls,
+    recall_changes,
 )
+from edgekiln.benchmarks.report.charts.precision import draw_precisions, draw_search
+from edgekiln.benchmarks.report.charts.speed import (
+    draw_accuracy_latency,
+    draw_distributions,
+    draw_series,
+    draw_speedups,
+)
+from edgekiln.benchmarks.report.charts.training import draw_training
+from edgekiln.benchmarks.report.first_screen import answer_first, engine_lines, tell_headline
 from edgekiln.benchmarks.report.table import (
     CONDITION_HEADINGS,
     condition_rows,
@@ -44,18 +48,17 @@ from edgekiln.runtime.extras import import_extra
 
 __all__ = ["render_card", "render_page", "render_summary", "render_template"]
 
-_TEMPLATES = Path(__file__).parent
-_MATRIX_CLASSES = 20
-"""Up to this many classes a confusion matrix can be read on a phone."""
+_TEMPLATES = Path(__file__).parent / "templates"
 _MAX_LISTED = 200
 """Changed answers listed by name, of each engine; report.json has all."""
 
 
 def render_page(report: Mapping[str, Any]) -> str:
     """The report as one HTML page; every value is escaped, so a class may be called ``<script>``."""
-    markupsafe = import_extra("markupsafe", "build")
     timed = bool(report.get("benchmark"))
-    drawings = {
+    charts = {
+        "speedups": draw_speedups(report),
+        "drops": draw_drops(report),
         "pareto": draw_accuracy_latency(report),
         "latency": draw_distributions(report) if timed else "",
         "series": draw_series(report) if timed else "",
@@ -65,9 +68,12 @@ def render_page(report: Mapping[str, Any]) -> str:
     return _render(
         "page.html",
         report,
-        drawings={name: markupsafe.Markup(text) for name, text in drawings.items()},
-        confusions=[{**part, "drawing": markupsafe.Markup(part["drawing"])} for part in _confusions(report)],
-        headline=_headline(report),
+        charts=charts,
+        first=answer_first(report),
+        engine_lines=engine_lines(report),
+        confusions=_confusions(report),
+        recalls=_recalls(report),
+        headline=tell_headline(report),
         boundaries=_boundaries(report),
         throughput_headings=throughput_headings(report),
         throughput_rows=throughput_rows(report),
@@ -76,11 +82,11 @@ def render_page(report: Mapping[str, Any]) -> str:
         floors=_floors(report),
         energies=_energies(report),
         no_energy=_explain_no_energy(report),
-        searches=[{**part, "drawing": markupsafe.Markup(part["drawing"])} for part in _searches(report)],
+        searches=_searches(report),
         answers=_answers(report),
         doctors=_doctors(report),
         environment=_describe_environment(report),
-        matrix_classes=_MATRIX_CLASSES,
+        few_classes=MOST_CLASSES,
         max_listed=_MAX_LISTED,
     )
 
@@ -103,7 +109,7 @@ def render_summary(report: Mapping[str, Any], *, wide: bool = False) -> str:
         report,
         markdown_table=format_markdown(rows(report), headings(report)),
         mlperf_table=format_markdown(mlperf_rows(report), mlperf_headings()),
-        headline=_headline(report),
+        headline=tell_headline(report),
     )
 
 
@@ -123,7 +129,8 @@ def _render(template: str, report: Mapping[str, Any], **extra: Any) -> str:
 def render_template(template: str, **values: Any) -> str:
     """A template of this folder filled in; in HTML every value is escaped that is no Markup.
 
-    Pages extend ``base.html``, which writes ``style.css`` into each of them, so that a page stays one file.
+    Pages extend ``base.html``, which writes ``style.css`` into each of them, so that a page stays one file. What the
+    macro ``section`` opens stands in the page's list of contents.
     """
     jinja2 = import_extra("jinja2", "build")
     environment = jinja2.Environment(
@@ -145,57 +152,48 @@ def render_template(template: str, **values: Any) -> str:
         # Markdown lets HTML through, and a reason may quote a name of the user's.
         "plain": lambda text: str(text).replace("&", "&amp;").replace("<", "&lt;"),
     }
-    text: str = environment.get_template(template).render(**values)
+    text: str = environment.get_template(template).render(contents=[], **values)
     return text
 
 
-def _headline(report: Mapping[str, Any]) -> str:
-    """The verdict of the whole run, in a sentence; and that the network guesses, where it does."""
-    engines, gate = [report["baseline"], *report["variants"]], report["recipe"]["gate"]
-    guesses = warn_of_guessing(engines, report["data"]["classes"], gate["confidence"])
-    return f"{_verdict(report)}{' Its answers are no better than guessing.' if guesses else ''}"
-
-
-def _verdict(report: Mapping[str, Any]) -> str:
-    required = [v for v in report["variants"] if v.get("required", True)]
-    passing = [v for v in required if v["verdict"] == "pass"]
-    others = sum(v["verdict"] == "pass" for v in report["variants"]) - len(passing)
-    beside = f" Of those not required, {others} pass." if len(required) < len(report["variants"]) else ""
-    if not required:
-        return f"No engine is required.{beside}"
-    if len(passing) == len(required):
-        count = (
-            "The required engine passes"
-            if len(required) == 1
-            else f"All {len(required)} required engines pass"
-        )
-        return f"{count}.{beside}"
-    return f"{len(required) - len(passing)} of {len(required)} required engines do not pass.{beside}"
-
-
 def _confusions(report: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """One drawing per judged engine of what it confuses otherwise than PyTorch: which classes did it lose?"""
+    """For each judged engine: which classes it lost, what it confuses that PyTorch did not, and its recalls."""
     baseline, classes = report["baseline"].get("accuracy"), report["data"]["classes"]
     judged = [v for v in report["variants"] if v.get("accuracy")] if baseline else []
     parts = []
-    for number, variant in enumerate(judged):
-        losses = _recall_losses(baseline, variant["accuracy"], classes)
-        if len(classes) <= _MATRIX_CLASSES:
-            before, now = confusion_matrix(baseline), confusion_matrix(variant["accuracy"])
-            drawing = draw_confusion(before, now, classes, f"confusion{number}")
-        else:
-            drawing = draw_recall_losses(losses[:MOST_LOSSES], f"confusion{number}")
-        parts.append({"name": variant["name"], "drawing": drawing, "lost": len(losses), "losses": losses[:3]})
+    for variant in judged:
+        changes = recall_changes(baseline, variant["accuracy"], classes)
+        lost = [(name, recall - own) for name, own, recall in changes if recall < own]
+        shown = changes if len(classes) <= MOST_CLASSES else [c for c in changes if c[1] != c[2]]
+        before, now = confusion_matrix(baseline), confusion_matrix(variant["accuracy"])
+        parts.append(
+            {
+                "name": variant["name"],
+                "lost": len(lost),
+                "losses": lost[:3],
+                "heat": compare_confusions(before, now, classes),
+                "recalls": draw_recalls(shown[:MOST_CLASSES], variant["name"]),
+            }
+        )
     return parts
 
 
-def _recall_losses(
-    before: Mapping[str, Any], now: Mapping[str, Any], classes: Sequence[str]
-) -> list[tuple[str, float]]:
-    """The classes whose recall fell and by how much, worst first."""
-    pairs = zip(classes, before["recall"], now["recall"], strict=False)
-    changes = [(name, b - a) for name, a, b in pairs if a is not None and b is not None and b < a]
-    return sorted(changes, key=lambda change: change[1])
+def _recalls(report: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Headings and rows of the recall of each class by each engine; of many classes those that an engine changed."""
+    engines = [{**report["baseline"], "name": "PyTorch"}, *report["variants"]]
+    engines = [e for e in engines if e.get("accuracy")]
+    if len(engines) < 2:
+        return None
+    columns = [engine["accuracy"]["recall"] for engine in engines]
+    rows = [(name, *(column[i] for column in columns)) for i, name in enumerate(report["data"]["classes"])]
+    changed = [row for row in rows if len(set(row[1:])) > 1]
+    shown = rows if len(rows) <= _MAX_LISTED else changed[:_MAX_LISTED]
+    return {
+        "headings": ["class", *(f"{engine['name']} %" for engine in engines)],
+        "rows": [[row[0], *("-" if r is None else f"{100 * r:.2f}" for r in row[1:])] for row in shown],
+        "classes": len(rows),
+        "changed": len(changed),
+    }
 
 
 def _boundaries(report: Mapping[str, Any]) -> list[list[str]]:
@@ -304,10 +302,7 @@ def _explain_no_energy(report: Mapping[str, Any]) -> list[str]:
 def _searches(report: Mapping[str, Any]) -> list[dict[str, Any]]:
     """The closed loop of each variant that had one: its words and its curve."""
     searched = [(v["name"], v["search"]) for v in report["variants"] if v.get("search")]
-    return [
-        {"name": name, "search": search, "drawing": draw_search(search, f"search{number}")}
-        for number, (name, search) in enumerate(searched)
-    ]
+    return [{"name": name, "search": search, "drawing": draw_search(search)} for name, search in searched]
 
 
 def _describe_environment(report: Mapping[str, Any]) -> list[str]:

@@ -87,7 +87,7 @@ def execute(
     """Run the stages, or with --dry-run print the plan and give ``None``."""
     from edgekiln.runtime.extras import import_extra
 
-    for module in ("pydantic", "torch", "torchvision", "timm", "onnx", "jinja2", "matplotlib"):
+    for module in ("pydantic", "torch", "torchvision", "timm", "onnx", "jinja2"):
         import_extra(module, "build")
     import_extra("onnxruntime", "onnx")
     from edgekiln.pipeline.recipe import load_recipe

@@ -100,7 +100,7 @@ def transfer(wish: StudyWish, recipe: Path) -> None:
     """
     from edgekiln.runtime.extras import import_extra
 
-    for module in ("pydantic", "torch", "torchvision", "timm", "jinja2", "matplotlib"):
+    for module in ("pydantic", "torch", "torchvision", "timm", "jinja2"):
         import_extra(module, "build")
     from edgekiln.pipeline.recipe import load_recipe
     from edgekiln.pipeline.study.cells import find_cells, make_plan, run_study

@@ -209,7 +209,7 @@ KINDS: tuple[StageKind, ...] = (
         calls="edgekiln.pipeline.proof.packing:pack_bundle",
         subjects=_once,
         settings=settings_of_bundle,
-        tools=_use("jinja2", "matplotlib"),
+        tools=_use("jinja2"),
         revision=6,
     ),
 )
