@@ -8,6 +8,7 @@ is told.
 from __future__ import annotations
 
 import os
+import unicodedata
 from enum import IntEnum
 from typing import Any, ClassVar, TypeAlias
 
@@ -38,6 +39,7 @@ __all__ = [
     "SignatureError",
     "UntrustedError",
     "UsageError",
+    "as_printable",
     "join_hint",
 ]
 
@@ -64,6 +66,26 @@ def join_hint(message: str, hint: str | None) -> str:
     if not hint:
         return message
     return f"{message}{'' if message.endswith(('.', '?', '!', ':', ';')) else '.'} {hint}"
+
+
+_BIDI = frozenset("\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
+"""They turn round what is written after them, in a terminal, a page and an editor."""
+
+
+def as_printable(text: str) -> str:
+    """The text for one line: control characters, line ends and what turns text round, of a name say, become escapes.
+
+    Bytes that are no UTF-8 become question marks.
+    """
+    try:
+        shown = text.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
+    except UnicodeEncodeError:  # half of a surrogate pair that stands for no byte
+        shown = text.encode("utf-8", "backslashreplace").decode()
+    return "".join(c.encode("unicode_escape").decode() if _is_control(c) else c for c in shown)
+
+
+def _is_control(character: str) -> bool:
+    return character in _BIDI or unicodedata.category(character) in {"Cc", "Zl", "Zp"}
 
 
 class EdgekilnError(Exception):

@@ -5,6 +5,7 @@ and no traceback; under `--json` the same stands in `error`. `says` are words of
 remedy, `path` is the end of the path that is named (`None` where no file is concerned).
 """
 
+import argparse
 import errno
 import json
 import os
@@ -364,6 +365,17 @@ def _(desk):
 
 
 @mistake(
+    "a control character in a label", code="data", says="The class '\\x1b[31mcat' holds a control character",
+    hint="Give it another name, in the labels", path="labels.csv",
+)  # fmt: skip
+def _(desk):
+    desk.picture("a.png")
+    desk.picture("b.png")
+    desk.write("labels.csv", "path,label\na.png,\x1b[31mcat\nb.png,dog\n")
+    return desk.run(("imagefolder", "csv"), ('path = "pictures"', 'path = "labels.csv"'))
+
+
+@mistake(
     "equal pixels in train and test", code="data",
     says=("18 pictures have the same pixels in two splits", " = test/blue/0", "; and 15 more."),
     hint="set data.leaks = 'move'", path="p",
@@ -501,6 +513,56 @@ mistake(
     hint="state_dict",
     path="w.pth",
 )(lambda desk: weights(desk, desk.write("w.pth", b"garbage" * 20)))
+
+mistake(
+    "weights of an unknown ending", code="recipe", says=("backbone.weights = 'w.h5'", ".ckpt, .bin, .pth.tar"),
+    hint="or what torch.save wrote", path="r.toml",
+)(lambda desk: weights(desk, desk.write("w.h5", b"\x89HDF\r\n")))  # fmt: skip
+mistake(
+    "a page in the place of weights", code="recipe", says="w.bin cannot be read as weights: it is a web page",
+    hint="Download the file itself", path="w.bin",
+)(lambda desk: weights(desk, desk.write("w.bin", b"<!DOCTYPE html>")))  # fmt: skip
+mistake(
+    "a pointer in the place of weights", code="recipe", says="it is a pointer of Git LFS", hint="git lfs pull",
+    path="w.pt",
+)(lambda desk: weights(desk, desk.write("w.pt", b"version https://git-lfs.github.com/spec/v1\n")))  # fmt: skip
+
+
+@mistake(
+    "a checkpoint with objects", code="recipe",
+    says=("c.ckpt cannot be read as weights: it holds argparse.Namespace besides tensors",),
+    hint="torch.save(torch.load('c.ckpt', weights_only=False)['state_dict'], 'weights.pth')", path="c.ckpt",
+)  # fmt: skip
+def _(desk):
+    import torch
+
+    torch.save({"state_dict": {"a": torch.zeros(1)}, "args": argparse.Namespace(lr=1)}, "c.ckpt")
+    return weights(desk, "c.ckpt")
+
+
+@mistake(
+    "a whole network in the place of weights", code="recipe", says="holds a whole pickled network (torch.nn.modules.",
+    hint="weights_only=False).state_dict(), 'weights.pth')", path="n.pt",
+)  # fmt: skip
+def _(desk):
+    import torch
+
+    torch.save(torch.nn.Linear(2, 2), "n.pt")
+    return weights(desk, "n.pt")
+
+
+@mistake(
+    "weights of another network under a prefix", code="recipe", path="o.pth",
+    says=("o.pth does not fit", "Nearest in the file to conv1.weight (64 x 3 x 3 x 3): module.stem.conv.weight"),
+    hint="the same network as backbone.model",
+)  # fmt: skip
+def _(desk):
+    import torch
+
+    torch.save(
+        {"module.stem.conv.weight": torch.zeros(8, 3, 3, 3), "module.fc.bias": torch.zeros(3)}, "o.pth"
+    )
+    return weights(desk, "o.pth")
 
 
 @mistake(

@@ -23,7 +23,7 @@ from edgekiln.pipeline.training.optimization import pull_to_pretrained
 from edgekiln.pipeline.training.source_task import SourceData, check_labels, read_source_head
 from edgekiln.pipeline.training.step import Stepper
 from edgekiln.pipeline.training.threads import torch_threads
-from edgekiln.pipeline.training.weights import read_weights
+from edgekiln.pipeline.training.weight_files import read_weights
 from edgekiln.pipeline.training.world import ALONE
 from edgekiln.pipeline.workspace.progress import SilentProgress
 from edgekiln.runtime.contract import Contract

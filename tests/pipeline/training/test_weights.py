@@ -96,7 +96,7 @@ def test_another_number_of_classes_is_refused_unless_the_head_is_replaced(tmp_pa
     with pytest.raises(
         RecipeError,
         match=r"2 tensors differ: fc2\.bias is 3, wanted 5, fc2\.weight is 3 x 512, wanted 5 x 512\. "
-        r"Only the head differs: backbone\.head = 'replace'",
+        r"Only the head differs \(3 classes in the file, 5 in the data\): backbone\.head = 'replace'",
     ):
         build_backbone(settings(weights=tmp_path / "a.safetensors"), 5, 32)
     replaced = build_backbone(settings(weights=tmp_path / "a.safetensors", head="replace"), 5, 32).network
@@ -123,7 +123,7 @@ def test_what_differs_besides_the_head_is_listed_and_gets_no_false_hint(tmp_path
         build_backbone(settings(weights=tmp_path / "w.pth"), 3, 32)
     assert caught.value.message == (
         "w.pth does not fit the model; 3 tensors differ: conv1.weight is 8 x 3 x 3 x 3, wanted 64 x 3 x 3 x 3, "
-        "conv2.bias is missing, extra is not of this model."
+        "conv2.bias is missing, extra is not of this model. Nearest in the file to conv2.bias (128): extra (1)."
     )
     assert caught.value.hint == "Take weights of the same network as backbone.model."
 

@@ -6,6 +6,7 @@ import hashlib
 import importlib
 import importlib.util
 import os
+import unicodedata
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -16,7 +17,7 @@ import numpy as np
 from edgekiln.pipeline.data.folders.reading import read_imagefolder
 from edgekiln.pipeline.data.labelled import LabelledImages, Sample
 from edgekiln.pipeline.recipe import DataSettings
-from edgekiln.runtime.errors import DataError, MissingExtraError
+from edgekiln.runtime.errors import DataError, MissingExtraError, as_printable
 
 __all__ = ["fingerprint_source", "import_callable", "read_source"]
 
@@ -125,6 +126,13 @@ def import_callable(reference: str) -> Callable[..., Any]:
 
 
 def _check_classes(images: LabelledImages, path: Path | None) -> None:
+    for name in images.classes:
+        if any(unicodedata.category(character) in {"Cc", "Zl", "Zp"} for character in name):
+            raise DataError(
+                f"The class '{as_printable(name)}' holds a control character or a line end.",
+                hint="Give it another name, in the labels.",
+                path=path,
+            )
     if len(images.classes) < 2:
         raise DataError(
             f"Found {len(images.classes)} class ({', '.join(images.classes) or 'none'}), wanted at least 2.",

@@ -44,6 +44,7 @@ def build_report(context: StageContext) -> dict[str, Any]:
     reference = Reference(baseline, test.labels, [str(i) for i in range(len(test))], contract.classes)
     variants = _judge_variants(context, reference, benchmark, test)
     about_data, parity = _describe_data(context, index)
+    training = summarize_training(context.inputs["finetune"] / LOG_NAME)
     about_baseline = _describe_baseline(context, reference, benchmark)
     return {
         "schema_version": REPORT_SCHEMA,
@@ -60,12 +61,13 @@ def build_report(context: StageContext) -> dict[str, Any]:
         },
         "parity": parity,
         "baseline": about_baseline,
-        "training": summarize_training(context.inputs["finetune"] / LOG_NAME),
+        "training": training,
         "peers": peer_rows(benchmark),
         "variants": variants,
         "notices": [
             *warn_of_guessing([about_baseline, *variants], contract.classes, context.recipe.gate.confidence),
             *describe_unjudged(index["unjudged"]),
+            *training.get("weights", ()),
             *(notice for variant in variants for notice in variant["notices"]),
             *timing_notices(benchmark),
         ],

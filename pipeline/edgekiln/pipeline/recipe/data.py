@@ -10,7 +10,9 @@ from pydantic import Field, field_validator, model_validator
 from edgekiln.pipeline.recipe.section import Fraction, Section
 from edgekiln.runtime.contract import Interpolation, ResizeRule
 
-__all__ = ["BackboneSettings", "DataSettings"]
+__all__ = ["BackboneSettings", "DataSettings", "names_file"]
+
+_WEIGHT_FILES = (".safetensors", ".pth", ".pt", ".ckpt", ".bin", ".pth.tar")
 
 _SOURCES = {"imagefolder", "csv", "cifar10", "fashion-mnist", "digits", "traffic-lights"}
 _KEYS_OF_SOURCES = {
@@ -20,6 +22,11 @@ _KEYS_OF_SOURCES = {
     "download": ("cifar10",),
     "sensor_bits": ("imagefolder", "csv"),
 }
+
+
+def names_file(weights: str) -> bool:
+    """Whether ``backbone.weights`` names a local file."""
+    return not weights.startswith("package:") and weights.lower().endswith(_WEIGHT_FILES)
 
 
 class DataSettings(Section):
@@ -103,7 +110,9 @@ class BackboneSettings(Section):
         description="timm/NAME, torchvision/NAME, edgekiln/tiny-cnn, or module:callable, sought as for data.source"
     )
     weights: str = Field(
-        "imagenet", description="imagenet, none, a .safetensors or .pth file, or package:DISTRIBUTION"
+        "imagenet",
+        description="imagenet, none, package:DISTRIBUTION, or a file: .safetensors, or what torch.save wrote (.pth, "
+        ".pt, .ckpt, .bin, .pth.tar)",
     )
     normalization: Literal["shared", "own"] = Field(
         "shared", description="shared folds the pretrained mean and std into the first convolution"
@@ -121,10 +130,11 @@ class BackboneSettings(Section):
     @field_validator("weights")
     @classmethod
     def _known(cls, weights: str) -> str:
-        endings = (".safetensors", ".pth")
-        if weights in {"imagenet", "none"} or weights.startswith("package:") or weights.endswith(endings):
+        if weights in {"imagenet", "none"} or weights.startswith("package:") or names_file(weights):
             return weights
-        raise ValueError("known: imagenet, none, a .safetensors or .pth file, package:DISTRIBUTION")
+        raise ValueError(
+            f"known: imagenet, none, package:DISTRIBUTION, a file that ends in {', '.join(_WEIGHT_FILES)}"
+        )
 
     @model_validator(mode="after")
     def _usable(self) -> BackboneSettings:
@@ -142,7 +152,7 @@ class BackboneSettings(Section):
     @property
     def from_file(self) -> bool:
         """Whether the first weights are a local file's."""
-        return self.weights.endswith((".safetensors", ".pth"))
+        return names_file(self.weights)
 
     @property
     def keeps_head(self) -> bool:

@@ -22,7 +22,7 @@ from pydantic import (
     model_validator,
 )
 
-from edgekiln.pipeline.recipe.data import BackboneSettings, DataSettings
+from edgekiln.pipeline.recipe.data import BackboneSettings, DataSettings, names_file
 from edgekiln.pipeline.recipe.judging import BenchmarkSettings, GateSettings, ReportSettings, ShipSettings
 from edgekiln.pipeline.recipe.own_code import seek_beside
 from edgekiln.pipeline.recipe.section import Name, Section
@@ -218,7 +218,7 @@ def _resolve_paths(values: dict[str, Any], folder: Path) -> None:
     teacher = values.get("teacher")
     if isinstance(teacher, dict) and isinstance(teacher.get("checkpoint"), str):
         teacher["checkpoint"] = str(folder / Path(teacher["checkpoint"]).expanduser())
-    if isinstance(backbone, dict) and str(backbone.get("weights", "")).endswith((".safetensors", ".pth")):
+    if isinstance(backbone, dict) and names_file(str(backbone.get("weights", ""))):
         backbone["weights"] = str(folder / Path(backbone["weights"]).expanduser())
 
 

@@ -16,7 +16,8 @@ from torch import nn
 from edgekiln.pipeline.recipe import BackboneSettings
 from edgekiln.pipeline.training.constructors import create_network
 from edgekiln.pipeline.training.heads import find_head
-from edgekiln.pipeline.training.weights import StoredWeights, adapt_weights, fit_weights, read_weights
+from edgekiln.pipeline.training.weight_files import StoredWeights, read_weights
+from edgekiln.pipeline.training.weights import adapt_weights, fit_weights, rename_weights
 from edgekiln.runtime.contract import SHARED_NORMALIZATION, Normalization
 from edgekiln.runtime.errors import RecipeError
 
@@ -25,10 +26,15 @@ __all__ = ["Backbone", "build_backbone", "fold_normalization"]
 
 @dataclass(frozen=True, slots=True)
 class Backbone:
-    """A network with its new head, and the normalization that its graph must apply to pixels."""
+    """A network with its new head, and the normalization that its graph must apply to pixels.
+
+    Attributes:
+        told: how the names of a weight file were brought to the network's, in sentences.
+    """
 
     network: nn.Module
     normalization: Normalization
+    told: tuple[str, ...] = ()
 
 
 def build_backbone(
@@ -48,9 +54,10 @@ def build_backbone(
     """
     weights = settings.weights if load_weights else "none"
     network, trained_with = create_network(settings, weights, num_classes, size)
-    if weights.endswith((".safetensors", ".pth")):
-        trained_with = _load_file(network, settings, num_classes, size, trained_with)
-        return Backbone(network, trained_with if settings.normalization == "own" else SHARED_NORMALIZATION)
+    if load_weights and settings.from_file:
+        trained_with, told = _load_file(network, settings, num_classes, size, trained_with)
+        own = settings.normalization == "own"
+        return Backbone(network, trained_with if own else SHARED_NORMALIZATION, told)
     if settings.normalization == "own":
         return Backbone(network, trained_with)
     if settings.weights != "none" and trained_with != SHARED_NORMALIZATION:
@@ -61,8 +68,8 @@ def build_backbone(
 
 def _load_file(
     network: nn.Module, settings: BackboneSettings, num_classes: int, size: int, trained_with: Normalization
-) -> Normalization:
-    """Weights from a local file; returns the normalization that the network then expects."""
+) -> tuple[Normalization, tuple[str, ...]]:
+    """Weights from a local file; the normalization that the network then expects, and how names were changed."""
     stored = read_weights(Path(settings.weights))
     if stored.backbone not in {None, settings.model}:
         raise RecipeError(
@@ -78,11 +85,12 @@ def _load_file(
         trained_with = _check_normalization(stored, settings, trained_with)
     head = find_head(network, num_classes)[0]
     replaced = settings.head == "replace"
+    stored = rename_weights(network, stored, head, replace_head=replaced, optional=optional)
     stored = adapt_weights(network, stored, size, replace_head=replaced)
     fit_weights(network, stored, head, replace_head=replaced, optional=optional)
     if folds and (stored.contract is None or trained_with != SHARED_NORMALIZATION):
         fold_normalization(network, trained_with, size)
-    return trained_with
+    return trained_with, stored.told
 
 
 def _check_normalization(

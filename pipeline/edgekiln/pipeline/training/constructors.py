@@ -124,7 +124,7 @@ def _fetch(create: Callable[[], Any]) -> Any:
     except OSError as error:  # urllib's and huggingface_hub's network errors
         raise EnvironmentProblem(
             f"The pretrained weights could not be fetched: {str(error).splitlines()[0]}",
-            hint="Check the network, or name a local .safetensors or .pth file in backbone.weights.",
+            hint="Check the network, or name a local file in backbone.weights.",
         ) from error
 
 

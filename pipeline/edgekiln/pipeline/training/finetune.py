@@ -127,8 +127,11 @@ class Trainer:
         """All that comes before the first step, by the leader alone."""
         start = Start(self.job, self.learner, self.loss, self.state, self.schedule, self.log)
         self.log.begin()
+        for text in self.learner.told:
+            self.job.tell(text)
         self.log.write(
             "start",
+            **({"weights": list(self.learner.told)} if self.learner.told else {}),
             device=self.learner.device.type,
             precision="bf16" if self.learner.uses_bf16 else "fp32",
             threads=self.state.threads,

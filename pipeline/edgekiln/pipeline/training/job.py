@@ -11,7 +11,7 @@ from edgekiln.pipeline.recipe import BackboneSettings, FinetuneSettings, Recipe,
 from edgekiln.pipeline.training.backbones import build_backbone
 from edgekiln.pipeline.training.heads import find_head
 from edgekiln.pipeline.training.source_task import SourceData, check_labels, read_source_head
-from edgekiln.pipeline.training.weights import read_weights
+from edgekiln.pipeline.training.weight_files import read_weights
 from edgekiln.pipeline.training.world import ALONE, World
 from edgekiln.runtime.contract import Contract
 from edgekiln.runtime.errors import RecipeError

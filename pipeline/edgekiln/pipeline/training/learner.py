@@ -35,6 +35,7 @@ class Learner:
     Attributes:
         model: takes pixels, float32 (B, 3, H, W) of 0 to 255; ``network`` inside it takes normalized ones.
         judged: what val judges: ``model``, or one around the averaged weights.
+        told: how the names of a weight file were brought to the network's, in sentences.
         forward: what a step calls, with normalized pixels of both tasks; data-parallel and compiled where asked for.
     """
 
@@ -45,7 +46,7 @@ class Learner:
         classes = len(job.contract.classes)
         torch.manual_seed(job.seed)  # before the head's random weights
         backbone = build_backbone(job.backbone, classes, job.contract.height)
-        self._normalization = backbone.normalization
+        self._normalization, self.told = backbone.normalization, backbone.told
         self.model = _place(backbone, self.device, channels_last=job.settings.channels_last)
         self.network = self.model.network
         freeze(self.network, job.backbone, classes)

@@ -19,7 +19,7 @@ def summarize_training(log: Path) -> dict[str, Any]:
 
     An epoch has the ``learning_rate`` of its last step where the log's steps tell it. Epoch 0 is the linear probe,
     before any step: it has no training loss. ``source`` is the accuracy on the source task's val split before and
-    after, where there was one.
+    after, where there was one. ``weights``, where a weight file's names were changed, says how, in sentences.
     """
     lines = [json.loads(line) for line in log.read_text("utf-8").splitlines()]
     epochs, since = [], 0
@@ -33,7 +33,9 @@ def summarize_training(log: Path) -> dict[str, Any]:
     done = next((line for line in lines if line["event"] == "done"), {"best_step": 0})
     ends = [line["step"] for line in lines if line["event"] == "epoch"]
     source = {line["when"]: line["val_top1"] for line in lines if line["event"] == "source"}
+    start = next((line for line in lines if line["event"] == "start"), {})
     return {
+        **({"weights": start["weights"]} if "weights" in start else {}),
         "epochs": epochs,
         "best_epoch": epochs[ends.index(done["best_step"])]["epoch"] if done["best_step"] in ends else None,
         "stopped": next((line["reason"] for line in lines if line["event"] == "stopped"), None),

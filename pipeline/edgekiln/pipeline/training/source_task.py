@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from edgekiln.pipeline.data import PreparedSplit
-from edgekiln.pipeline.training.weights import StoredWeights
+from edgekiln.pipeline.training.weight_files import StoredWeights
 from edgekiln.runtime.errors import DataError, RecipeError
 
 __all__ = ["BothTasks", "SourceData", "SourceTask", "check_labels", "read_source_head"]

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from edgekiln.export.to_onnx import PixelModel, normalize
 from edgekiln.pipeline.recipe import BackboneSettings
 from edgekiln.pipeline.training.backbones import build_backbone
-from edgekiln.pipeline.training.weights import StoredWeights, read_weights
+from edgekiln.pipeline.training.weight_files import StoredWeights, read_weights
 from edgekiln.runtime.contract import SHARED_NORMALIZATION, Contract
 from edgekiln.runtime.errors import RecipeError
 

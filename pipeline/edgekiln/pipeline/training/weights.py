@@ -1,84 +1,24 @@
-"""First weights from a local file: a plain state dict, or a checkpoint of an earlier run of edgekiln.
+"""First weights from a local file, of an earlier run of edgekiln or of another training, put into a network.
 
 Nothing is loaded in part: what does not fit is listed and refused, except for the head where the recipe replaces it.
 """
 
 from __future__ import annotations
 
-import json
-import re
 import sys
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
-from pathlib import Path
+from collections.abc import Collection, Mapping
+from dataclasses import replace
 
-import torch
 from torch import Tensor, nn
 
 from edgekiln.pipeline.training.heads import AUXILIARY_HEADS
-from edgekiln.runtime.contract import Contract
+from edgekiln.pipeline.training.weight_files import StoredWeights
+from edgekiln.pipeline.training.weight_names import counters, describe_shape, match_names, name_nearest
 from edgekiln.runtime.errors import RecipeError
 
-__all__ = [
-    "StoredWeights",
-    "adapt_weights",
-    "fit_weights",
-    "load_state",
-    "read_weights",
-    "resize_embeddings",
-]
+__all__ = ["adapt_weights", "fit_weights", "load_state", "rename_weights", "resize_embeddings"]
 
 _MOST_NAMED = 5
-_SAVE_WEIGHTS = (
-    "Wanted a file of tensors alone, as torch.save(model.state_dict(), path) or safetensors write it."
-)
-
-
-@dataclass(frozen=True, slots=True)
-class StoredWeights:
-    """A file's tensors by name. ``backbone`` and ``contract`` are those of an edgekiln checkpoint, else ``None``."""
-
-    path: Path
-    tensors: Mapping[str, Tensor]
-    backbone: str | None = None
-    contract: Contract | None = None
-
-
-def read_weights(path: Path) -> StoredWeights:
-    """Read a ``.safetensors`` or ``.pth`` file; a ``.pth`` is never unpickled into anything but tensors.
-
-    Raises:
-        RecipeError: no such file, damaged, or no plain state dict.
-    """
-    if not path.is_file():
-        raise RecipeError(
-            f"There is no weight file {path}.",
-            hint="A relative path is taken from the recipe's own folder.",
-            path=path,
-        )
-    try:
-        if path.suffix == ".safetensors":
-            return _read_safetensors(path)
-        stored = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # each format has its own errors
-        # torch's text goes on for lines, and advises to run the file's code: its first clause is enough.
-        reason = re.split(r"[\n.] ?", str(error), maxsplit=1)[0]
-        raise RecipeError(
-            f"{path} cannot be read as weights: {reason}.", hint=_SAVE_WEIGHTS, path=path
-        ) from error
-    if not isinstance(stored, Mapping) or not all(isinstance(v, Tensor) for v in stored.values()):
-        raise RecipeError(f"{path} holds no plain state dict.", hint=_SAVE_WEIGHTS, path=path)
-    return StoredWeights(path, stored)
-
-
-def _read_safetensors(path: Path) -> StoredWeights:
-    from safetensors import safe_open
-
-    with safe_open(path, framework="pt") as file:
-        about = json.loads((file.metadata() or {}).get("edgekiln", "{}"))
-        tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 -- not a mapping
-    contract = Contract.from_json(about["contract"]) if "contract" in about else None
-    return StoredWeights(path, tensors, about.get("backbone"), contract)
 
 
 def fit_weights(
@@ -97,11 +37,11 @@ def fit_weights(
         RecipeError: names and shapes of what differs.
     """
     ours = network.state_dict()
-    own_head = {f"{head}.weight", f"{head}.bias"}
+    own_head = _own_head(head)
     given = {k: v for k, v in stored.tensors.items() if not (replace_head and k in own_head)}
-    free = optional | (own_head if replace_head else set())
+    free = optional | (own_head if replace_head else set()) | counters(ours)
     wrong = [
-        _describe(key, given.get(key), ours.get(key))
+        _compare(key, given.get(key), ours.get(key))
         for key in sorted(set(ours) | set(given))
         if not (key in free and key not in given) and _shape(given.get(key)) != _shape(ours.get(key))
     ]
@@ -110,13 +50,49 @@ def fit_weights(
         more = f" and {len(wrong) - _MOST_NAMED} more" if len(wrong) > _MOST_NAMED else ""
         raise RecipeError(
             f"{stored.path.name} does not fit the model; {len(wrong)} tensors differ: "
-            f"{', '.join(wrong[:_MOST_NAMED])}{more}.",
-            hint="Only the head differs: backbone.head = 'replace' starts a fresh one."
+            f"{', '.join(wrong[:_MOST_NAMED])}{more}.{_tell_nearest(ours, given, free)}{_tell_changes(stored)}",
+            hint=f"Only the head differs{_count_classes(given, ours, head)}: backbone.head = 'replace' starts a fresh "
+            "one."
             if only_head
             else "Take weights of the same network as backbone.model.",
             path=stored.path,
         )
     load_state(network, {**ours, **given})
+
+
+def rename_weights(
+    network: nn.Module, stored: StoredWeights, head: str, *, replace_head: bool, optional: frozenset[str]
+) -> StoredWeights:
+    """A file's tensors under the network's names, where one prefix is the difference; arguments as ``fit_weights``."""
+    return match_names(stored, network.state_dict(), optional | (_own_head(head) if replace_head else set()))
+
+
+def _own_head(head: str) -> set[str]:
+    return {f"{head}.weight", f"{head}.bias"}
+
+
+def _tell_nearest(ours: Mapping[str, Tensor], given: Mapping[str, Tensor], free: Collection[str]) -> str:
+    """What in the file is called most like the first name that it lacks."""
+    missing = next((key for key in ours if key not in given and key not in free), None)
+    unknown = {key: tensor for key, tensor in given.items() if key not in ours}
+    if missing is None or not unknown:
+        return ""
+    wanted = describe_shape(ours[missing])
+    return f" Nearest in the file to {missing} ({wanted}): {name_nearest(missing, unknown)}."
+
+
+def _tell_changes(stored: StoredWeights) -> str:
+    return "".join(f" {sentence}" for sentence in stored.told)
+
+
+def _count_classes(given: Mapping[str, Tensor], ours: Mapping[str, Tensor], head: str) -> str:
+    """How many classes the file's head has, and the data."""
+    theirs = given.get(f"{head}.weight")
+    return (
+        ""
+        if theirs is None
+        else f" ({len(theirs)} classes in the file, {len(ours[f'{head}.weight'])} in the data)"
+    )
 
 
 def load_state(network: nn.Module, tensors: Mapping[str, Tensor]) -> None:
@@ -175,13 +151,9 @@ def _shape(tensor: Tensor | None) -> tuple[int, ...] | None:
     return None if tensor is None else tuple(tensor.shape)
 
 
-def _describe(key: str, given: Tensor | None, wanted: Tensor | None) -> str:
+def _compare(key: str, given: Tensor | None, wanted: Tensor | None) -> str:
     if given is None:
         return f"{key} is missing"
     if wanted is None:
         return f"{key} is not of this model"
-    return f"{key} is {_size(given)}, wanted {_size(wanted)}"
-
-
-def _size(tensor: Tensor) -> str:
-    return " x ".join(map(str, tensor.shape)) or "a number"
+    return f"{key} is {describe_shape(given)}, wanted {describe_shape(wanted)}"
