@@ -5,6 +5,7 @@ from html import unescape
 
 import pytest
 import tomllib
+from markdown_it import MarkdownIt  # comes with rich
 from report_support import make_mlperf, make_report, make_search
 
 from edgekiln.benchmarks.report import (
@@ -22,6 +23,7 @@ from edgekiln.benchmarks.report import (
 )
 from edgekiln.benchmarks.report.charts.precision import draw_search
 from edgekiln.benchmarks.report.charts.speed import draw_accuracy_latency
+from edgekiln.runtime.errors import as_printable
 
 
 @pytest.fixture
@@ -65,6 +67,49 @@ def test_text_table_lines_up():
 
 def test_markdown_survives_a_bar_in_a_name():
     assert r"a\|b" in format_markdown([("a|b", "fp32", "1")], ("engine", "precision", "MB"))
+
+
+AWKWARD = (
+    "a|b", "*x*", "_y_", "<b>", "[bold]red[/bold]", "[a](https://x.y)", "`code`", "&amp;", "~~gone~~", "$x$", "\\d",
+    "# head", "1. first", "two\nlines", "\x1b[31mred", "abc\u202edcba", "gate.min_top1", "[ref]: https://x.y", "+ plus",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("name", AWKWARD)
+def test_markdown_shows_a_name_letter_for_letter(report, name):
+    """Read again by markdown-it, which follows CommonMark: nothing in the name marks, links or breaks anything."""
+    shown = as_printable(name)
+    report["data"]["classes"] = [name, "b"]
+    report["notices"] = [name, f"Classes are uneven: 3 pictures of {name}."]
+    report["variants"][0]["reason"] = f"{name} was lost"
+    report["peers"] = [{"name": name, "precision": "fp32", "latency": None, "speedup": None}]
+    for render in (render_card, render_summary):
+        text = render(report)
+        blocks = MarkdownIt("commonmark").enable(["table", "strikethrough"]).parse(text)
+        lines = [block.children for block in blocks if block.type == "inline"]
+        told = ["".join("\n" if c.type == "softbreak" else c.content for c in line) for line in lines]
+        assert told.count(shown) == 2  # the notice, and the cell of the table
+        assert f"Classes are uneven: 3 pictures of {shown}." in told
+        assert any(f"{shown} was lost" in line for line in told)
+        kinds = {
+            c.type for line in lines for c in line if c.content not in {"edgekiln.runtime", "manifest.json"}
+        }
+        assert kinds <= {"text", "softbreak", "strong_open", "strong_close"}
+        assert not {"\x1b", "\u202e"} & set(text)
+        if render is render_card:
+            assert f"An image classifier for: {shown}, b." in told
+
+
+def test_page_shows_names_letter_for_letter(report):
+    report["data"]["classes"] = [*AWKWARD[-6:-3]]
+    report["notices"] = [f"3 pictures of {name}." for name in AWKWARD]
+    page = render_page(report)
+    told = [unescape(text) for text in re.findall(r'<p class="notice">(.*?)</p>', page, re.DOTALL)]
+    assert [" ".join(text.split()) for text in told] == [
+        f"3 pictures of {' '.join(as_printable(line) for line in name.splitlines())}." for name in AWKWARD
+    ]
+    assert not {"\x1b", "\u202e"} & set(page)
+    assert "<b>" not in page
 
 
 def test_page_escapes_class_names_and_needs_no_network(report):

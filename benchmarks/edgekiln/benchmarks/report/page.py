@@ -33,6 +33,7 @@ from edgekiln.benchmarks.report.table import (
     describe_limits,
     describe_mlperf,
     describe_simulation,
+    escape_markdown,
     format_markdown,
     mlperf_headings,
     mlperf_rows,
@@ -44,6 +45,7 @@ from edgekiln.benchmarks.report.table import (
     throughput_rows,
 )
 from edgekiln.benchmarks.report.timings import shown_name
+from edgekiln.runtime.errors import as_printable
 from edgekiln.runtime.extras import import_extra
 
 __all__ = ["render_card", "render_page", "render_summary", "render_template"]
@@ -137,6 +139,7 @@ def render_template(template: str, **values: Any) -> str:
         loader=jinja2.FileSystemLoader(_TEMPLATES),
         autoescape=template.endswith(".html"),
         undefined=jinja2.StrictUndefined,
+        finalize=_without_controls if template.endswith(".html") else None,
         trim_blocks=True,
         lstrip_blocks=True,
         keep_trailing_newline=True,
@@ -149,16 +152,23 @@ def render_template(template: str, **values: Any) -> str:
         "audit": describe_audit,
         "shown": shown_name,
         "simulation": describe_simulation,
-        # Markdown lets HTML through, and a reason may quote a name of the user's.
-        "plain": lambda text: str(text).replace("&", "&amp;").replace("<", "&lt;"),
+        "plain": escape_markdown,  # a reason may quote a name of the user's
     }
     text: str = environment.get_template(template).render(contents=[], **values)
     return text
 
 
+def _without_controls(value: Any) -> Any:
+    """A text of a page with escapes in the place of what would turn it round; drawings and line ends are left alone."""
+    if type(value) is not str:
+        return value
+    return "\n".join(as_printable(line) for line in value.split("\n"))
+
+
 def _confusions(report: Mapping[str, Any]) -> list[dict[str, Any]]:
     """For each judged engine: which classes it lost, what it confuses that PyTorch did not, and its recalls."""
-    baseline, classes = report["baseline"].get("accuracy"), report["data"]["classes"]
+    baseline = report["baseline"].get("accuracy")
+    classes = [as_printable(name) for name in report["data"]["classes"]]
     judged = [v for v in report["variants"] if v.get("accuracy")] if baseline else []
     parts = []
     for variant in judged:

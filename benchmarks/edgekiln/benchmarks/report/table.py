@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from edgekiln.benchmarks.judging.gate import format_confidence
 from edgekiln.benchmarks.report.timings import find_reference, is_noisy
+from edgekiln.runtime.errors import as_printable
 
 __all__ = [
     "CONDITION_HEADINGS",
@@ -21,6 +23,7 @@ __all__ = [
     "describe_reasons",
     "describe_simulation",
     "describe_throughput",
+    "escape_markdown",
     "format_markdown",
     "format_text",
     "mlperf_headings",
@@ -222,10 +225,26 @@ def format_text(rows: Sequence[Sequence[str]], headings: Sequence[str]) -> str:
 
 
 def format_markdown(rows: Sequence[Sequence[str]], headings: Sequence[str]) -> str:
-    """A Markdown table; a bar or backtick in a name cannot break it."""
-    escaped = [[cell.replace("\\", "\\\\").replace("|", "\\|") for cell in row] for row in rows]
+    """A Markdown table; nothing in a name can break it."""
+    escaped = [[_escape_cell(cell) for cell in row] for row in rows]
     lines = [headings, ["---"] * len(headings), *escaped]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def escape_markdown(text: Any) -> str:
+    """Text as Markdown that shows it letter for letter, in one line: a class may be called ``*x*`` or ``a|b``."""
+    return _LINE_START.sub(r"\1\\\2", _escape_cell(str(text)))
+
+
+def _escape_cell(text: str) -> str:
+    shown = as_printable(text).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+    return _MARKS.sub(r"\\\g<0>", shown)
+
+
+_MARKS = re.compile(r"[\\`*|~$]|(?<![^\W_])_|_(?![^\W_])|\](?=[\[(:])")
+"""What marks something anywhere in a line; underscores do only at the ends of a word, brackets only before a link."""
+_LINE_START = re.compile(r"^(\d*)([#+=.)-])")
+"""What begins a heading, a rule or a list where a line begins."""
 
 
 def describe_simulation(variant: Mapping[str, Any]) -> str:

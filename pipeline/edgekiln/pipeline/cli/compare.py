@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from edgekiln.pipeline.cli.damage import untrusted_when_damaged
-from edgekiln.pipeline.cli.options import fail, json_option, print_document
+from edgekiln.pipeline.cli.options import echo_line, fail, json_option, print_document
 from edgekiln.runtime.errors import GateError
 
 if TYPE_CHECKING:
@@ -74,7 +74,8 @@ def compare(
         )
         lines = list(_tell(result, confidence))
     if not as_json:
-        click.echo("\n".join(lines))
+        for line in lines:
+            echo_line(line)
     if result.regressions:
         worse = ", ".join(f"{change.engine} ({change.figure})" for change in result.regressions)
         fail(GateError(f"Worse than before: {worse}."), result.to_dict(), as_json)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from edgekiln.pipeline.cli.options import json_option, print_document
+from edgekiln.pipeline.cli.options import echo_line, json_option, print_document
 
 if TYPE_CHECKING:
     from edgekiln.pipeline.doctor import Row, State
@@ -38,9 +38,9 @@ def doctor(bundle: Path | None, as_json: bool) -> None:
     else:
         width = max(len(row.name) for row in rows)
         for row in rows:
-            click.echo(f"{row.state:4}  {row.name:{width}}  {row.found}")
+            echo_line(f"{row.state:4}  {row.name:{width}}  {row.found}")
             if row.fix:
-                click.echo(f"{'':4}  {'':{width}}  -> {row.fix}")
+                echo_line(f"{'':4}  {'':{width}}  -> {row.fix}")
         click.echo(", ".join(f"{number} {state}" for state, number in counts.items()))
     if counts["FAIL"]:
         raise click.exceptions.Exit(int(ExitCode.ENVIRONMENT))

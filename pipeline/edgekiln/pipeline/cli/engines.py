@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from edgekiln.pipeline.cli.options import SuggestingGroup, fail, json_option, print_document
+from edgekiln.pipeline.cli.options import SuggestingGroup, echo_line, fail, json_option, print_document
 from edgekiln.pipeline.cli.running import RunWish, execute, print_stages, run_options, variant_option
 from edgekiln.runtime.errors import GateError, UsageError
 
@@ -102,9 +102,9 @@ def _build_bundle(
     built = [v for v in content["variants"] if v.get("source")]
     if not wish.as_json:
         for variant in built:
-            click.echo(f"{variant['name']}: {variant['verdict']}. {variant['reason']}")
+            echo_line(f"{variant['name']}: {variant['verdict']}. {variant['reason']}")
             for notice in variant["figures"].get("build", {}).get("notices", ()):
-                click.echo(notice)
+                echo_line(notice)
         click.echo(f"bundle   {out}")
     document = {"bundle": str(out), "parent": content["parent"]["digest"], "variants": built}
     if failure := _judge(content, built):

@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from edgekiln.pipeline.cli.options import json_option, print_document, trusted_key_option
+from edgekiln.pipeline.cli.options import echo_line, json_option, print_document, trusted_key_option
 
 __all__ = ["inspect"]
 
@@ -36,11 +36,11 @@ def inspect(path: Path, trusted_keys: Sequence[Path], as_json: bool) -> None:
         if isinstance(value, list):
             if not value:
                 continue
-            click.echo(f"{key}:")
+            echo_line(f"{key}:")
             for item in value:
-                click.echo(f"  {item if isinstance(item, str) else _one_line(item)}")
+                echo_line(f"  {item if isinstance(item, str) else _one_line(item)}")
         else:
-            click.echo(f"{key}: {value}")
+            echo_line(f"{key}: {value}")
 
 
 def _one_line(item: Mapping[str, Any]) -> str:

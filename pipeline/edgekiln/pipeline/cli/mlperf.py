@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from edgekiln.pipeline.cli.options import print_document
+from edgekiln.pipeline.cli.options import echo_line, print_document
 
 __all__ = ["run_and_print"]
 
@@ -53,7 +53,7 @@ def _print(result: Mapping[str, Any]) -> None:
         if key.startswith("ours_over_loadgen"):
             click.echo(f"  {key} {value:.3f}")
     for reason in result["reasons"]:
-        click.echo(f"  {result['result'].lower()}: {reason}")
+        echo_line(f"  {result['result'].lower()}: {reason}")
     if result["shortfalls"]:
         click.echo(f"  not of MLPerf's length: {'; '.join(result['shortfalls'])}")
 

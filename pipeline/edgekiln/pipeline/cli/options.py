@@ -8,14 +8,13 @@ import json
 import logging
 import shutil
 import sys
-import unicodedata
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NoReturn
 
 import click
 
-from edgekiln.runtime.errors import EdgekilnError, ExitCode, ImageError
+from edgekiln.runtime.errors import EdgekilnError, ExitCode, ImageError, as_printable
 
 __all__ = [
     "JSON_SCHEMA",
@@ -23,6 +22,7 @@ __all__ = [
     "as_printable",
     "describe_error",
     "device_option",
+    "echo_line",
     "fail",
     "json_option",
     "print_document",
@@ -142,20 +142,9 @@ def program_name() -> str:
     return str(invoked)
 
 
-def as_printable(text: str) -> str:
-    """The text for a terminal's line: control characters and line ends, of a file's name say, become escapes.
-
-    Bytes that are no UTF-8 become question marks.
-    """
-    try:
-        shown = text.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
-    except UnicodeEncodeError:  # half of a surrogate pair that stands for no byte
-        shown = text.encode("utf-8", "backslashreplace").decode()
-    return "".join(c.encode("unicode_escape").decode() if _is_control(c) else c for c in shown)
-
-
-def _is_control(character: str) -> bool:
-    return unicodedata.category(character) in {"Cc", "Zl", "Zp"}
+def echo_line(text: str) -> None:
+    """One line for a person on stdout: a class, a file or what a bundle says may hold what a terminal would obey."""
+    click.echo(as_printable(text))
 
 
 def describe_error(error: EdgekilnError) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from edgekiln.pipeline.cli.options import print_document, trusted_key_option
+from edgekiln.pipeline.cli.options import echo_line, print_document, trusted_key_option
 from edgekiln.pipeline.cli.running import RunWish, execute, print_run, run_options
 from edgekiln.pipeline.cli.tables import wide_option
 from edgekiln.runtime.errors import UsageError
@@ -160,7 +160,7 @@ def _write_vectors(
     for name, rows in written.answered.items():
         click.echo(f"{name}: answers to {rows} of {written.rows} frames")
     for name, why in written.left_out.items():
-        click.echo(f"{name} is left out: {why}")
+        echo_line(f"{name} is left out: {why}")
 
 
 def _pack_for_triton(
@@ -181,7 +181,7 @@ def _pack_for_triton(
         )
         click.echo(f"{model.folder}  {model.file}, {config.platform}, {config.kind[5:]}, {batch}")
     for notice in notices:
-        click.echo(notice)
+        echo_line(notice)
 
 
 def _describe(model: PackedModel) -> dict[str, Any]:

@@ -124,9 +124,9 @@ def predict(  # one argument for each option
 
 def _tell_selection(selection: Selection) -> None:
     """Which engine answers, and why that one, on stderr."""
-    click.echo(f"variant {selection.name} ({selection.backend}): {selection.reason}", err=True)
+    click.echo(as_printable(f"variant {selection.name} ({selection.backend}): {selection.reason}"), err=True)
     if selection.notice:
-        click.echo(f"variant {selection.name} was {selection.notice}", err=True)
+        click.echo(as_printable(f"variant {selection.name} was {selection.notice}"), err=True)
 
 
 def _tell_rest(pictures: PictureSearch, tally: _Tally) -> None:

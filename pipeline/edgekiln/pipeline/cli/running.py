@@ -13,6 +13,7 @@ import click
 
 from edgekiln.pipeline.cli.options import (
     as_printable,
+    echo_line,
     fail,
     json_option,
     print_document,
@@ -210,7 +211,7 @@ def _print_report(report: Mapping[str, Any], bundle: Path, *, wide: bool) -> Non
     from edgekiln.benchmarks.report import describe_mlperf, format_text, mlperf_headings, mlperf_rows
 
     for notice in report["notices"]:
-        click.echo(notice)
+        echo_line(notice)
     print_judgement(report, wide=wide)
     if report["benchmark"]:
         _print_timings(report)

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from edgekiln.runtime.errors import as_printable
+
 if TYPE_CHECKING:
     from rich.console import Console
 
@@ -64,7 +66,7 @@ def _render(report: Mapping[str, Any], console: Console, wide: bool) -> str:
     else:
         console.width = min(_WIDTH, console.width) if console.is_terminal else _WIDTH
         lines = _render_table(short_rows(report), short_headings(report), console)
-    return "\n".join([*lines, "", *describe_reasons(report)])
+    return "\n".join([*lines, "", *map(as_printable, describe_reasons(report))])
 
 
 def _render_table(rows: Sequence[Sequence[str]], headings: Sequence[str], console: Console) -> list[str]:
@@ -83,7 +85,7 @@ def _render_table(rows: Sequence[Sequence[str]], headings: Sequence[str], consol
         is_text = place == 0 or heading in {"precision", "verdict"}
         table.add_column(heading, justify="left" if is_text else "right", overflow="fold", width=width)
     for *cells, verdict in rows:
-        table.add_row(*map(Text, cells), Text(verdict, _STYLES.get(verdict, "")))
+        table.add_row(*(Text(as_printable(cell)) for cell in cells), Text(verdict, _STYLES.get(verdict, "")))
     with console.capture() as captured:
         console.print(table)
     return [line.rstrip() for line in captured.get().splitlines()]

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from edgekiln.pipeline.cli.options import fail, json_option, print_document, quiet_option
+from edgekiln.pipeline.cli.options import echo_line, fail, json_option, print_document, quiet_option
 from edgekiln.pipeline.cli.running import recipe_argument, set_option
 from edgekiln.runtime.errors import GateError, UsageError
 
@@ -164,7 +164,7 @@ def _print_plan(
         print_document(document)
         return
     for notice in left_out:
-        click.echo(notice)
+        echo_line(notice)
     for cell, result in found.items():
         seconds = estimates.get(cell)
         state = "to run" if result is None else "done" if result.error is None else "failed"
@@ -212,7 +212,7 @@ def _print_table(study: Mapping[str, Any], files: Mapping[str, Path]) -> None:
     from edgekiln.benchmarks.report.transfer import difference_rows, study_headings, study_rows, tell_choice
 
     for notice in study["notices"]:
-        click.echo(notice)
+        echo_line(notice)
     click.echo(format_text(study_rows(study), study_headings(study)))
     click.echo("")
     if rows := difference_rows(study):

@@ -12,6 +12,8 @@ from collections import deque
 from collections.abc import Iterator
 from typing import Any, Protocol
 
+from edgekiln.runtime.errors import as_printable
+
 __all__ = ["Progress", "SilentProgress", "TerminalProgress", "format_seconds", "make_progress"]
 
 _LINE_EVERY_SECONDS = 10.0
@@ -88,7 +90,7 @@ class LineProgress:
         return f"{self._name}: {counted}, {timing}{f' ({self._note})' if self._note else ''}"
 
     def message(self, text: str) -> None:
-        print(text, file=sys.stderr, flush=True)
+        print(as_printable(text), file=sys.stderr, flush=True)
 
 
 class NotebookProgress(LineProgress):
@@ -183,11 +185,11 @@ class TerminalProgress:
 
         self._console = Console(stderr=True)
         self._bar: Any = Bar(
-            TextColumn("{task.description}"),
+            TextColumn("{task.description}", markup=False),
             BarColumn(),
             MofNCompleteColumn(),
             TimeRemainingColumn(),
-            TextColumn("{task.fields[note]}"),
+            TextColumn("{task.fields[note]}", markup=False),
             console=self._console,
             transient=True,
         )
@@ -208,7 +210,7 @@ class TerminalProgress:
             self._bar.update(self._task, completed=done, total=total, note=note)
 
     def message(self, text: str) -> None:
-        self._console.print(text, highlight=False, markup=False, soft_wrap=True)
+        self._console.print(as_printable(text), highlight=False, markup=False, soft_wrap=True)
 
 
 def make_progress(quiet: bool) -> Progress:
