@@ -26,6 +26,8 @@ from edgekiln.runtime.errors import UsageError
 __all__ = [
     "PlannedStage",
     "RunResult",
+    "check_folder",
+    "claim_folder",
     "find_stages",
     "plan_run",
     "run_recipe",
@@ -109,7 +111,7 @@ def run_recipe(
         require_tensorboard()
     with store.lock(progress):
         stages = plan_stages(recipe)
-        _remember_data(root, store, stages)
+        claim_folder(root, store, stages)
         _sweep(store, root / "bundle", stages)
         chosen = [stage for stage in stages if stage.name in names]
         _try_network(recipe, chosen, store)
@@ -141,18 +143,27 @@ def plan_run(
     found: dict[str, StageRecord] = {}
     plan: list[PlannedStage] = []
     stages = plan_stages(recipe)
-    for listed in _listed(stages):
-        check_data(runs / recipe.name, listed.memory)
+    check_folder(runs / recipe.name, stages)
     for stage in stages:
         if stage.name in names:
             plan.append(_plan_stage(stage, store, found, forced=stage.name in forced))
     return plan
 
 
-def _remember_data(root: Path, store: StageStore, stages: Sequence[Stage]) -> None:
-    """Refuse another data set than the folder's, and write down which one it is."""
+def check_folder(root: Path, stages: Iterable[Stage]) -> None:
+    """Refuse another data set than the one that a run's folder belongs to.
+
+    Raises:
+        UsageError: it belongs to another one.
+    """
     for listed in _listed(stages):
         check_data(root, listed.memory)
+
+
+def claim_folder(root: Path, store: StageStore, stages: Sequence[Stage]) -> None:
+    """``check_folder``, and write down which data set it is; the caller holds the store's lock."""
+    check_folder(root, stages)
+    for listed in _listed(stages):
         with store.explain_writing("data"):
             keep_data(root, listed.memory)
 

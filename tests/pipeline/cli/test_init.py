@@ -8,6 +8,7 @@ import pytest
 from PIL import Image
 from tests_support import COLORS, write_pictures
 
+from edgekiln.pipeline.data import read_source
 from edgekiln.pipeline.data.survey import images_to_prove, provable_drop
 from edgekiln.pipeline.recipe import load_recipe
 
@@ -34,6 +35,76 @@ def write_sizes(folder, sizes, classes=("a", "b"), each=30):
             pixels = generator.integers(0, 256, (height, width, 3), dtype=np.uint8)
             Image.fromarray(pixels).save(folder / name / f"{name}{i}.png")
     return folder
+
+
+def label(folder, text, name="labels.csv"):
+    (folder / name).write_text(text)
+
+
+# -- a table
+
+
+@pytest.mark.parametrize(
+    ("table", "start", "header", "columns"),
+    [
+        (
+            "labels.csv",
+            "photos/",
+            "path,label",
+            ("path", "label"),
+        ),  # beside the folder, whose pictures it names
+        ("photos/train.csv", "", "Image,Unnamed,Category", ("Image", "Category")),
+        ("photos/list.tsv", "", "file\tspecies", ("file", "species")),  # the only other column
+        ("photos/list.csv", "", "file;label;split", ("file", "label")),
+    ],
+)
+def test_labels_in_a_table_make_a_csv_recipe(edgekiln, tmp_path, monkeypatch, table, start, header, columns):
+    monkeypatch.chdir(tmp_path)
+    delimiter = next(d for d in ";\t," if d in header)
+    names, lines = header.split(delimiter), [header]
+    (tmp_path / "photos" / "raw").mkdir(parents=True)
+    for i in range(60):
+        Image.new("RGB", (40, 40), (i, 0, 0)).save(tmp_path / "photos" / "raw" / f"{i}.png")
+        values = {
+            columns[0]: f"{start}raw/{i}.png",
+            columns[1]: "ab"[i % 2],
+            "split": ["train", "test"][i % 3 == 0],
+        }
+        lines.append(delimiter.join(values.get(name, "7") for name in names))
+    label(tmp_path, "\n".join(lines), table)
+    seen = look(edgekiln, "photos")
+    assert seen["images"] == 60
+    assert seen["splits"]["test"] == (20 if "split" in header else 12)
+    recipe = load_recipe(tmp_path / "recipe.toml")
+    assert (recipe.data.source, recipe.data.path.resolve()) == ("csv", tmp_path / table)
+    assert (recipe.data.path_column, recipe.data.label_column) == columns
+    assert len(read_source(recipe.data).classes) == 2  # what a run reads
+    code, out, _ = edgekiln("init", "photos", "--force")
+    assert code == 0
+    assert f"columns {columns[0]!r} and {columns[1]!r}" in out
+
+
+def test_a_table_is_not_guessed(edgekiln, tmp_path, monkeypatch):
+    """Two tables, a table whose pictures are not there, and one with several columns that may be the labels."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "photos").mkdir()
+    for name in "ab":
+        Image.new("RGB", (40, 40)).save(tmp_path / "photos" / f"{name}.png")
+    good = "path,label\na.png,x\nb.png,y\n"
+    for tables in (
+        {"one.csv": good, "two.csv": good},
+        {"one.csv": "path,label\na,x\nb,y\n"},
+        {"one.csv": "path,colour,shape\na.png,x,1\nb.png,y,2\n"},
+        {"one.csv": "path,label\n"},
+        {"one.csv": "\0\xff"},
+    ):
+        for name, text in tables.items():
+            label(tmp_path / "photos", text, name)
+        code, _, err = edgekiln("init", "photos", "--force")
+        assert code == 2
+        assert "There is a table, one.csv" in err
+        for name in tables:
+            (tmp_path / "photos" / name).unlink()
 
 
 # -- the recipe

@@ -262,6 +262,28 @@ def _(desk):
 # -- the data
 
 mistake(
+    "no such folder to look at", code="data", says="There is no folder nowhere.", hint="taken from where you are",
+    path="nowhere",
+)(lambda desk: ["init", "nowhere"])  # fmt: skip
+mistake(
+    "a file to look at", code="data", says="a.zip is a file, wanted the folder", hint="above the class folders",
+    path="a.zip",
+)(lambda desk: ["init", desk.write("a.zip", b"PK")])  # fmt: skip
+
+
+@mistake(
+    "a table of paths from elsewhere", code="data",
+    says="labels.csv lists the pictures of raw by paths that begin in raw", hint="Move the table into raw",
+    path="labels.csv",
+)  # fmt: skip
+def _(desk):
+    desk.picture("raw/a.png")
+    desk.picture("raw/b.png")
+    desk.write("labels.csv", "file,label\na.png,cat\nb.png,dog\n")
+    return ["init", "raw"]
+
+
+mistake(
     "no such folder",
     code="data",
     says="There is no folder nowhere",
@@ -396,6 +418,34 @@ def _(desk):
     about = {"source": "imagefolder", "place": "/elsewhere/photos", "sizes": {"cat/a.png": 3}}
     desk.write("runs/tiny/data.json", json.dumps(about))
     return desk.run_on("yours")
+
+
+@pytest.mark.parametrize("options", [(), ("--dry-run",)], ids=["transfer", "dry"])
+def test_a_study_of_another_data_set_is_refused_as_a_run_is(desk, edgekiln, options):
+    desk.pictures("yours")
+    about = {"source": "imagefolder", "place": "/elsewhere/photos", "sizes": {"blue/000.png": 3}}
+    desk.write("runs/tiny/data.json", json.dumps(about))
+    recipe = desk.recipe(('path = "pictures"', 'path = "yours"'), ('weights = "none"', 'weights = "w.pth"'))
+    exit, _, err = edgekiln("transfer", recipe, "--methods", "scratch", "--shares", "1", "-q", *options)
+    assert exit == 2
+    assert err.startswith("edgekiln: runs/tiny belongs to another data set, /elsewhere/photos; this one is ")
+    assert "with --runs" in err
+    assert not (desk.folder / "runs/tiny/stages").exists()
+
+
+def test_a_study_remembers_its_data_set(desk, monkeypatch):
+    from edgekiln.pipeline.recipe import load_recipe
+    from edgekiln.pipeline.study import cells
+    from edgekiln.pipeline.workspace.progress import SilentProgress
+
+    desk.pictures()
+    recipe = desk.recipe(('weights = "none"', 'weights = "w.pth"'))
+    plan, _ = cells.make_plan(load_recipe(Path(recipe)), methods=["scratch"], shares=[1.0], seeds=1)
+    monkeypatch.setattr(cells, "run_stages", lambda *_: pytest.fail("trained"))
+    with pytest.raises(pytest.fail.Exception):
+        cells.run_study(plan, Path("runs"), SilentProgress())
+    kept = json.loads(Path("runs/tiny/data.json").read_text())
+    assert (kept["source"], kept["place"]) == ("imagefolder", str((desk.folder / "pictures").resolve()))
 
 
 @mistake(

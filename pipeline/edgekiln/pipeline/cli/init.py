@@ -8,7 +8,14 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from edgekiln.pipeline.cli.options import json_option, print_document, program_name, quiet_option
+from edgekiln.pipeline.cli.options import (
+    as_printable,
+    echo_line,
+    json_option,
+    print_document,
+    program_name,
+    quiet_option,
+)
 from edgekiln.runtime.errors import UsageError
 
 if TYPE_CHECKING:
@@ -34,7 +41,8 @@ _MOST_CLASSES = 40  # in the table; --json names all
 def init(folder: Path, out: Path, force: bool, quiet: bool, as_json: bool) -> None:
     """Look at a folder of images and write a recipe for it.
 
-    FOLDER/CLASS/PICTURE, or FOLDER/train/CLASS/PICTURE with val and test beside it.
+    FOLDER/CLASS/PICTURE, or FOLDER/train/CLASS/PICTURE with val and test beside it, or pictures whose labels stand in
+    a CSV file in FOLDER or beside it.
 
     \b
     edgekiln init my-photos
@@ -63,8 +71,8 @@ def init(folder: Path, out: Path, force: bool, quiet: bool, as_json: bool) -> No
         print_document({"recipe": str(out), "proposal": about, **_describe(survey)})
         return
     _print(survey)
-    click.echo(f"recipe   {out}")
-    click.echo(f"next     {program_name()} run {shlex.quote(str(out))}")
+    echo_line(f"recipe   {out}")
+    echo_line(f"next     {program_name()} run {shlex.quote(str(out))}")
 
 
 def _check_out(out: Path, force: bool) -> None:
@@ -121,20 +129,25 @@ def _spread(values: Any) -> dict[str, int]:
 
 def _print(survey: Survey) -> None:
     about = _describe(survey)
-    shown = dict(list(about["classes"].items())[:_MOST_CLASSES])
+    shown = {as_printable(name): counts for name, counts in list(about["classes"].items())[:_MOST_CLASSES]}
     width = max(len(name) for name in ("class", *shown))
-    click.echo(f"{'class':{width}}  {'train':>7}  {'val':>7}  {'test':>7}  {'all':>7}  share")
+    echo_line(f"{'class':{width}}  {'train':>7}  {'val':>7}  {'test':>7}  {'all':>7}  share")
     for name, counts in (*shown.items(), ("all", about["splits"])):
         row = [counts[split] for split in ("train", "val", "test")]
         cells = "  ".join(f"{count:7}" for count in (*row, sum(row)))
-        click.echo(f"{name:{width}}  {cells}  {sum(row) / survey.total:5.1%}")
+        echo_line(f"{name:{width}}  {cells}  {sum(row) / survey.total:5.1%}")
     if len(shown) < len(about["classes"]):
-        click.echo(f"... and {len(about['classes']) - len(shown)} classes more; --json names all")
-    cut = "as its folders say" if about["test_folder"] else "test cut from all, by class"
-    click.echo(f"splits   {cut}")
+        echo_line(f"... and {len(about['classes']) - len(shown)} classes more; --json names all")
+    table = survey.settings.source == "csv"
+    says = f"as {survey.settings.path} says" if table else "as its folders say"
+    cut = says if about["test_folder"] else "test cut from all, by class"
+    if table:
+        columns = f"{survey.settings.path_column!r} and {survey.settings.label_column!r}"
+        echo_line(f"labels   {survey.settings.path}, columns {columns}")
+    echo_line(f"splits   {cut}")
     for side in ("width", "height"):
-        click.echo("{0:8} {min} to {max} pixels, median {median}".format(side, **about[side]))
+        echo_line("{0:8} {min} to {max} pixels, median {median}".format(side, **about[side]))
     for key, reason in survey.unreadable:
-        click.echo(f"unreadable: {key}: {reason}")
+        echo_line(f"unreadable: {key}: {reason}")
     for warning in about["warnings"]:
-        click.echo(f"warning: {warning}")
+        echo_line(f"warning: {warning}")

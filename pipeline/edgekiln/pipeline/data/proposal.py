@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from edgekiln.pipeline.data.survey import Survey, propose_drop
+from edgekiln.pipeline.recipe import DataSettings
 from edgekiln.pipeline.recipe.show import toml_string
 from edgekiln.runtime.pictures.levels import white_of
 
@@ -23,7 +24,7 @@ class Proposal:
     """The values that depend on the folder.
 
     Attributes:
-        path: of the pictures, relative to the recipe's folder.
+        source: the lines of ``[data]`` that say where the pictures are; a path is relative to the recipe's folder.
         size: height and width of the model's input, pixels.
         max_drop: share of top-1 that the test pictures can prove not to be lost.
         weights: ``backbone.weights``.
@@ -32,7 +33,7 @@ class Proposal:
     """
 
     name: str
-    path: str
+    source: str
     size: int
     max_drop: float
     weights: str
@@ -46,13 +47,22 @@ def propose(survey: Survey, out: Path) -> Proposal:
     package = importlib.util.find_spec(_WEIGHTS_PACKAGE.replace("-", "_"))
     return Proposal(
         name=_make_name(folder.name),
-        path=os.path.relpath(folder, out.resolve().parent),
+        source=_render_source(survey.settings, out),
         size=max((size for size in _SIZES if size <= survey.shorter_side), default=_SIZES[0]),
         max_drop=propose_drop(survey.test_images),
         weights=f"package:{_WEIGHTS_PACKAGE}" if package else "imagenet",
         int8=survey.can_calibrate,
         sensor_bits=survey.sensor_bits,
     )
+
+
+def _render_source(settings: DataSettings, out: Path) -> str:
+    assert settings.path is not None  # init looks at a folder
+    path = toml_string(os.path.relpath(settings.path.resolve(), out.resolve().parent))
+    lines = [f"source = {toml_string(settings.source)}", f"path = {path}  # relative to this file"]
+    if settings.source == "csv":
+        lines += [f"{key} = {toml_string(getattr(settings, key))}" for key in ("path_column", "label_column")]
+    return "\n".join(lines)
 
 
 def _make_name(text: str) -> str:
@@ -67,15 +77,17 @@ def render_proposal(proposal: Proposal, survey: Survey) -> str:
     download = (
         "" if proposal.weights.startswith("package:") else "  # downloads ImageNet weights on the first run"
     )
-    splits = _CUT if survey.images.test is None else "# The folder test judges; training never sees it."
+    table = survey.settings.source == "csv"
+    splits = f"# The {'split' if table else 'folder'} test judges; training never sees it."
+    if survey.images.test is None:
+        splits = _CUT_TABLE if table else _CUT
     return f"""\
 # {survey.total} pictures in {classes} classes. `edgekiln recipe show` prints every key with its default.
 name = {toml_string(proposal.name)}
 seed = 0
 
 [data]
-source = "imagefolder"
-path = {toml_string(proposal.path)}  # relative to this file
+{proposal.source}
 {splits}
 # Height and width of the input, pixels; the pictures' median shorter side is {survey.shorter_side}. Smaller is faster.
 size = {proposal.size}
@@ -118,6 +130,10 @@ _CUT = """\
 # There is no test folder: a fifth of each class is held out for the final judgement (test = 0.2), and another share
 # for choosing the epoch (validation = 0.15). Where pictures of one scene would stand on both sides, make folders
 # train and test yourself."""
+_CUT_TABLE = """\
+# The table has no column split with test in it: a fifth of each class is held out for the final judgement (test = 0.2),
+# and another share for choosing the epoch (validation = 0.15). Where pictures of one scene would stand on both sides,
+# add a column split with train, val and test."""
 _INT8 = """\
 [[variants]]
 name = "int8"

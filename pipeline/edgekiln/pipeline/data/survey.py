@@ -27,6 +27,7 @@ from edgekiln.pipeline.data.folders.values import (
 )
 from edgekiln.pipeline.data.labelled import LabelledImages, Sample, SplitName, split_samples
 from edgekiln.pipeline.data.listing import read_source
+from edgekiln.pipeline.data.table_finding import find_table
 from edgekiln.pipeline.recipe import DataSettings
 from edgekiln.runtime.errors import DataError, ImageError
 from edgekiln.runtime.pictures.encoded import CAMERA_FORMATS, FORMATS, read_encoded
@@ -51,6 +52,7 @@ class Survey:
     """What stands in a folder.
 
     Attributes:
+        settings: the source that reads it: class folders, or a table.
         counts: of pictures, by split as it would be cut, then by class in the order of ``images.classes``.
         sizes: int64 (N, 2), widths and heights of the pictures whose headers could be read.
         unreadable: (key, reason) of the others.
@@ -59,6 +61,7 @@ class Survey:
     """
 
     folder: Path
+    settings: DataSettings
     images: LabelledImages
     counts: Mapping[SplitName, NDArray[np.int64]]
     sizes: NDArray[np.int64] = field(repr=False)
@@ -119,20 +122,28 @@ class Survey:
 
 
 def survey_folder(folder: Path, advance: Callable[[int, int], None] = lambda done, total: None) -> Survey:
-    """Look at ``folder/CLASS/PICTURE``, or ``folder/train/CLASS/PICTURE`` with val and test beside.
+    """Look at ``folder/CLASS/PICTURE``, ``folder/train/CLASS/PICTURE`` with val and test beside, or a table's pictures.
 
     Raises:
         DataError: it could not be trained on: no folder, one class, no pictures, a layout of two meanings.
     """
+    if not folder.is_dir():
+        raise DataError(
+            f"{folder} is a file, wanted the folder that holds the pictures."
+            if folder.exists()
+            else f"There is no folder {folder}.",
+            hint="Give the folder above the class folders; a relative path is taken from where you are.",
+            path=folder,
+        )
     camera = holds_camera_files(folder)
-    settings = DataSettings(source="imagefolder", path=folder, sensor_bits=16 if camera else None)
-    images = read_source(settings)
+    settings, images = _read(folder, 16 if camera else None)
     parts = split_samples(images, validation=settings.validation, test=settings.test, seed=0)
     counts = {name: _count(part, len(images.classes)) for name, part in parts.items()}
     samples = [s for part in parts.values() for s in part]
     sizes, unreadable = _read_sizes(samples, advance)
     return Survey(
         folder,
+        settings,
         images,
         counts,
         sizes,
@@ -140,6 +151,19 @@ def survey_folder(folder: Path, advance: Callable[[int, int], None] = lambda don
         camera,
         tuple(measure_some([Path(str(s.picture)) for s in samples])),
     )
+
+
+def _read(folder: Path, sensor_bits: int | None) -> tuple[DataSettings, LabelledImages]:
+    """The pictures of class folders; without such, those of the table that lists them, in the folder or beside it."""
+    settings = DataSettings(source="imagefolder", path=folder, sensor_bits=sensor_bits)
+    try:
+        return settings, read_source(settings)
+    except DataError:
+        table = find_table(folder)
+        if table is None:
+            raise
+        table = table.model_copy(update={"sensor_bits": sensor_bits})
+        return table, read_source(table)
 
 
 def _count(samples: Sequence[Sample], classes: int) -> NDArray[np.int64]:

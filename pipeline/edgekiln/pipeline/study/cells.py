@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgekiln.pipeline.data import load_split
-from edgekiln.pipeline.run import find_stages, run_stages
+from edgekiln.pipeline.run import check_folder, claim_folder, find_stages, run_stages
 from edgekiln.pipeline.stages.planning import plan_training
 from edgekiln.pipeline.study.methods import choose_methods, derive_recipe
 from edgekiln.pipeline.workspace.progress import Progress
@@ -141,6 +141,7 @@ def make_plan(
 def find_cells(plan: StudyPlan, runs: Path) -> dict[Cell, CellResult | None]:
     """What is known of each cell; ``None`` where it was not finished. Trains nothing, writes nothing."""
     store, seen = StageStore(runs / plan.recipe.name), dict[str, str]()
+    check_folder(runs / plan.recipe.name, plan_training(plan.recipe, seen))
     found: dict[Cell, CellResult | None] = {}
     for cell in plan.cells:
         recipe = derive_recipe(plan.recipe, cell.method, cell.share, cell.seed)
@@ -184,9 +185,12 @@ def run_study(plan: StudyPlan, runs: Path, progress: Progress) -> list[CellResul
 
     Raises:
         DataError: the cells were not all judged on the same test images.
+        UsageError: the run's folder belongs to another data set.
         EdgekilnError: what would stop every other cell as well: a full disk, a missing package, a wrong recipe.
     """
     store, seen = StageStore(runs / plan.recipe.name), dict[str, str]()
+    with store.lock(progress):  # no method and no share has other pictures than the recipe itself
+        claim_folder(runs / plan.recipe.name, store, plan_training(plan.recipe, seen))
     results: list[CellResult] = []
     for number, cell in enumerate(plan.cells, start=1):
         recipe = derive_recipe(plan.recipe, cell.method, cell.share, cell.seed)
