@@ -46,7 +46,7 @@ FOREIGN_OPTIONS = {
 each_document = pytest.mark.parametrize("document", DOCUMENTS, ids=name_of)
 
 
-@each_document
+@pytest.mark.parametrize("document", sorted({*DOCUMENTS, *ROOT.glob("*.md")}), ids=name_of)
 def test_relative_links_resolve(document):
     for target in links(document):
         if re.match(r"\w+:", target):
@@ -55,6 +55,21 @@ def test_relative_links_resolve(document):
         path = document.parent / name if name else document
         assert path.exists(), target
         assert not anchor or anchor in anchors(path), target
+
+
+def test_pages_that_the_code_names_exist():
+    """Errors, recipes and comments say ``docs/NAME.md#anchor``."""
+    named = {
+        found
+        for root in ("runtime", "export", "benchmarks", "pipeline", "recipes", "tests", ".ci", "Makefile")
+        for path in [ROOT / root, *(ROOT / root).rglob("*")]
+        if path.is_file() and path.suffix in {".py", ".toml", ".html", ".md", ".sh", ""}
+        for found in re.findall(r"\bdocs/[a-z][\w/-]*\.md(?:#[\w-]+)?", path.read_text("utf-8"))
+    }
+    assert len(named) > 10
+    for name, _, anchor in (text.partition("#") for text in named):
+        assert (ROOT / name).exists(), name
+        assert not anchor or anchor in anchors(ROOT / name), f"{name}#{anchor}"
 
 
 def test_the_index_leads_to_every_page():

@@ -1,6 +1,6 @@
 """What a notebook shows of a result: a small table as HTML. No style sheet, no script, nothing from outside.
 
-It has no colours of its own, so that it can be read on light and on dark pages, and it imports no notebook: IPython
+It takes the page's colours, so that it can be read on light and on dark pages, and it imports no notebook: IPython
 asks an object for ``_repr_html_``. Names and reasons come from files that anybody may have written: they are escaped.
 """
 
@@ -21,7 +21,8 @@ def show_table(title: str, headings: Sequence[str], rows: Sequence[Sequence[str 
     head = "".join(f'<th style="text-align:left">{_escape(text)}</th>' for text in headings)
     more = f"<div>and {len(rows) - MOST_ROWS} more</div>" if len(rows) > MOST_ROWS else ""
     return (
-        f"<div><div><b>{_escape(title)}</b></div><table>{f'<thead><tr>{head}</tr></thead>' if head else ''}"
+        f'<div><div><b>{_escape(title)}</b></div><table style="color:inherit;font:inherit">'
+        f"{f'<thead><tr>{head}</tr></thead>' if head else ''}"
         f"<tbody>{body}</tbody></table>{more}</div>"
     )
 
@@ -33,7 +34,8 @@ def show_variants(title: str, variants: Iterable[Sequence[str]]) -> str:
 
 def _cell(value: str | float) -> str:
     if isinstance(value, str):
-        return f'<td style="text-align:left">{_escape(value)}</td>'
+        wrap = "nowrap" if len(value) <= 40 else "normal"  # a sentence wraps, a name does not
+        return f'<td style="text-align:left;white-space:{wrap}">{_escape(value)}</td>'
     width = 8 * min(max(value, 0.0), 1.0)
     bar = f'<div style="width:{width:.2f}em;height:.7em;background:currentColor;opacity:.6"></div>'
     return (
