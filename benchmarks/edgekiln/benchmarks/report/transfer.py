@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from edgekiln.benchmarks.report.charts.study import METRICS, draw_study, training_sizes
+from edgekiln.benchmarks.report.charts.study import METRICS, draw_study, draw_study_alone, training_sizes
 from edgekiln.benchmarks.report.page import render_template
 
 __all__ = ["difference_rows", "render_study_drawing", "render_study_page", "study_headings", "study_rows",
@@ -82,7 +82,7 @@ def tell_choice(choice: Mapping[str, Any]) -> str:
 
 def render_study_drawing(study: Mapping[str, Any]) -> str:
     """The chart as a file of its own: SVG that is readable on light and on dark pages; no script, no link."""
-    return draw_study(study, alone=True) + "\n"
+    return draw_study_alone(study) + "\n"
 
 
 def render_study_page(study: Mapping[str, Any]) -> str:

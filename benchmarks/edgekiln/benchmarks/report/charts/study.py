@@ -8,7 +8,7 @@ from typing import Any
 
 from edgekiln.benchmarks.report.charts.svg import Chart, Scale
 
-__all__ = ["METRICS", "draw_study", "training_sizes"]
+__all__ = ["METRICS", "draw_study", "draw_study_alone", "training_sizes"]
 
 METRICS = {"top1": "top-1", "balanced": "balanced accuracy"}
 _KINDS = {
@@ -28,29 +28,37 @@ def training_sizes(means: Sequence[Mapping[str, Any]]) -> dict[float, float]:
     return {e["share"]: e["train_images"] for e in means if e["train_images"] is not None}
 
 
-def draw_study(study: Mapping[str, Any], *, alone: bool = False) -> str:
-    """Means over the seeds, seeds as dots, the interval of the mean as a bar; "" where no training finished.
-
-    ``alone``: as a file of its own. As an image it cannot follow its page's colours: it follows the reader's system.
-    """
+def draw_study(study: Mapping[str, Any]) -> str:
+    """Means over the seeds, seeds as dots, the interval of the mean as a bar; "" where no training finished."""
     known = [entry for entry in study["means"] if entry["mean"] is not None]
+    return _draw(study, known).write(_tell(study)) if known else ""
+
+
+def draw_study_alone(study: Mapping[str, Any]) -> str:
+    """The same as a file of its own: an image cannot follow its page's colours, so it follows the reader's system."""
+    known = [entry for entry in study["means"] if entry["mean"] is not None]
+    chart = _draw(study, known) if known else Chart(40)
     if not known:
-        return ""
+        chart.text(0.5, 25, "No training finished.", anchor="middle")
+    style = f"<style>{_STYLE.read_text('utf-8')}</style>"
+    return chart.write(_tell(study), size=(_WIDTH, int(chart.height)), style=style)
+
+
+def _tell(study: Mapping[str, Any]) -> str:
+    return f"Line chart: {METRICS[study['metric']]} over training images, a line a method"
+
+
+def _draw(study: Mapping[str, Any], known: Sequence[Mapping[str, Any]]) -> Chart:
     methods = study["methods"]
     chart = Chart(_PLOT + _AXIS + 20 * len(methods) + 6)
     across, up = _scales(known)
-    _draw_axes(chart, across, up, training_sizes(study["means"]), METRICS[study["metric"]])
+    _draw_axes(chart, across, up, training_sizes(known), METRICS[study["metric"]])
     for number, method in enumerate(methods):
         offset = _SPREAD * (number - (len(methods) - 1) / 2)
         _draw_method(chart, across, up, [e for e in known if e["method"] == method["name"]], offset)
     entries = [(m["title"], f"mark {_KINDS[m['name']][0]}", _KINDS[m["name"]][1]) for m in methods]
     chart.legend(_PLOT + _AXIS + 14, entries, 1)
-    label = f"Line chart: {METRICS[study['metric']]} over training images, a line a method"
-    if not alone:
-        return chart.write(label)
-    return chart.write(
-        label, size=(_WIDTH, int(chart.height)), style=f"<style>{_STYLE.read_text('utf-8')}</style>"
-    )
+    return chart
 
 
 def _scales(known: Sequence[Mapping[str, Any]]) -> tuple[Scale, Scale]:
