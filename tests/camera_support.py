@@ -1,15 +1,23 @@
 """Files of cameras, written byte by byte: Pillow writes no 16 bits of colour, and no kind that is to be refused."""
 
+from __future__ import annotations
+
 import io
 import struct
 import zlib
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeAlias
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image
 from PIL.TiffImagePlugin import TiffImageFile
 
+Samples: TypeAlias = "NDArray[Any]"
+Entry: TypeAlias = "tuple[int, Sequence[int]]"
 
-def make_pgm(samples, white, *, comment=b""):
+
+def make_pgm(samples: Samples, white: int, *, comment: bytes = b"") -> bytes:
     """P5 of (H, W), P6 of (H, W, 3)."""
     height, width = samples.shape[:2]
     dtype = ">u2" if white > 255 else "u1"
@@ -17,11 +25,11 @@ def make_pgm(samples, white, *, comment=b""):
     return kind + b"\n" + comment + b"%d %d\n%d\n" % (width, height, white) + samples.astype(dtype).tobytes()
 
 
-def chunk(kind, data):
+def chunk(kind: bytes, data: bytes) -> bytes:
     return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
 
 
-def make_png(samples, *, color=2, before=b""):
+def make_png(samples: Samples, *, color: int = 2, before: bytes = b"") -> bytes:
     """16 bits a channel of (H, W, channels)."""
     height, width = samples.shape[:2]
     rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in samples)
@@ -30,7 +38,7 @@ def make_png(samples, *, color=2, before=b""):
     return b"\x89PNG\r\n\x1a\n" + parts
 
 
-def lzw(data):
+def lzw(data: bytes) -> bytes:
     """Packed by libtiff, as one strip of grey bytes."""
     buffer = io.BytesIO()
     Image.frombytes("L", (len(data), 1), data).save(buffer, "TIFF", compression="tiff_lzw")
@@ -39,13 +47,20 @@ def lzw(data):
     return buffer.getvalue()[start : start + length]
 
 
-PACK = {1: bytes, 5: lzw, 8: zlib.compress, 32946: zlib.compress}
+PACK: dict[int, Callable[[bytes], bytes]] = {1: bytes, 5: lzw, 8: zlib.compress, 32946: zlib.compress}
 
 
 def make_tiff(
-    samples, *, order="<", compression=1, predictor=1, rows=None, tags=None, next_page=0, strips=None
-):
-    """Of (H, W) or (H, W, 3), uint8 or uint16.
+    samples: Samples,
+    *,
+    order: str = "<",
+    compression: int = 1,
+    predictor: int = 1,
+    rows: int | None = None,
+    tags: Mapping[int, Entry | None] | None = None,
+    strips: Sequence[bytes] | None = None,
+) -> bytes:
+    """Of (H, W) or (H, W, channels), uint8 or uint16.
 
     Args:
         rows: of a strip; all by default.
@@ -57,34 +72,35 @@ def make_tiff(
     values = samples.reshape(height, width, channels)
     if predictor == 2:
         values = np.diff(values, axis=1, prepend=np.zeros_like(values[:, :1]))  # wraps
-    values = values.astype(values.dtype.newbyteorder(order))
+    values = values.astype(values.dtype.newbyteorder("<" if order == "<" else ">"))
     rows = rows or height
     strips = strips or [
         PACK[compression](values[top : top + rows].tobytes()) for top in range(0, height, rows)
     ]
-    all_tags = {
+    wanted: dict[int, Entry | None] = {
         256: (4, [width]), 257: (4, [height]), 258: (3, [samples.dtype.itemsize * 8] * channels),
         259: (3, [compression]), 262: (3, [1 if channels == 1 else 2]), 273: (4, [0] * len(strips)),
         277: (3, [channels]), 278: (4, [rows]), 279: (4, [len(strip) for strip in strips]), 317: (3, [predictor]),
         **(tags or {}),
     }  # fmt: skip
-    all_tags = {number: entry for number, entry in sorted(all_tags.items()) if entry is not None}
-    place = 8 + 2 + 12 * len(all_tags) + 4
-    lists = {}
-    for number, (kind, numbers) in all_tags.items():
-        lists[number] = struct.pack(f"{order}{len(numbers)}{' BxHI'[kind] if kind != 1 else 'B'}", *numbers)
-    outside = {number: packed for number, packed in lists.items() if len(packed) > 4}
-    first = place + sum(map(len, outside.values()))
-    if 273 in lists and not (tags and 273 in tags):
-        offsets = np.cumsum([first, *map(len, strips[:-1])])
-        lists[273] = struct.pack(f"{order}{len(strips)}I", *offsets)
-        if 273 in outside:
-            outside[273] = lists[273]
-    entries = b""
-    for number, (kind, numbers) in all_tags.items():
-        value = lists[number].ljust(4, b"\0")
-        if number in outside:
-            value, place = struct.pack(f"{order}I", place), place + len(outside[number])
-        entries += struct.pack(f"{order}HHI", number, kind, len(numbers)) + value
-    head = struct.pack(f"{order}2sHIH", b"II" if order == "<" else b"MM", 42, 8, len(all_tags))
-    return b"".join([head, entries, struct.pack(f"{order}I", next_page), *outside.values(), *strips])
+    kept = {number: entry for number, entry in sorted(wanted.items()) if entry is not None}
+    start = 8 + 2 + 12 * len(kept) + 4
+    first = start + sum(size for size in map(_size, kept.values()) if size > 4)
+    if 273 in kept and 273 not in (tags or {}):
+        kept[273] = (4, np.cumsum([first, *map(len, strips[:-1])]).tolist())
+    entries, lists = b"", b""
+    for number, (kind, numbers) in kept.items():
+        packed = struct.pack(f"{order}{len(numbers)}{_LETTERS[kind]}", *numbers)
+        if len(packed) > 4:
+            place = struct.pack(f"{order}I", start + len(lists))
+            lists, packed = lists + packed, place
+        entries += struct.pack(f"{order}HHI", number, kind, len(numbers)) + packed.ljust(4, b"\0")
+    head = struct.pack(f"{order}2sHIH", b"II" if order == "<" else b"MM", 42, 8, len(kept))
+    return b"".join([head, entries, bytes(4), lists, *strips])
+
+
+_LETTERS = {3: "H", 4: "I"}  # of the types SHORT and LONG
+
+
+def _size(entry: Entry) -> int:
+    return len(entry[1]) * (2 if entry[0] == 3 else 4)

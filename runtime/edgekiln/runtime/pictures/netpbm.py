@@ -69,7 +69,7 @@ def read_netpbm(data: bytes, name: str) -> Raster:
     def bands() -> Iterator[Samples]:
         samples: NDArray[Any] = np.frombuffer(data, dtype, width * height * channels, start)
         for band in split_rows(samples.reshape(height, width, channels)):
-            yield band.astype(np.uint8 if white <= white_of(8) else np.uint16)
+            yield band.astype(np.uint8) if dtype.itemsize == 1 else band.astype(np.uint16)
 
     return Raster(
         (width, height), 1 if channels == 1 else 3, 8 if dtype.itemsize == 1 else 16, bands, 4, white

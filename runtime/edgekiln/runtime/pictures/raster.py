@@ -74,12 +74,15 @@ def convert_raster(raster: Raster, sensor_bits: int, name: str) -> Image.Image:
             reason="mode",
             hint="data.sensor_bits must be the camera's own bits.",
         )
-    converted, top = Image.new("RGB", raster.size), 0
+    converted, top = None, 0
     for band in raster.bands():
+        # Behind the first band: a decoder of one strip has then let go of what it needed besides.
+        converted = converted or Image.new("RGB", raster.size)
         levels = scale_levels(band, sensor_bits, name) if raster.bits == 16 else band.astype(np.uint8)
         part = Image.fromarray(levels[..., 0] if raster.channels == 1 else levels)
         converted.paste(part.convert("RGB"), (0, top))
         top += len(band)
+    assert converted is not None  # a picture has rows
     return apply_orientation(converted, raster.orientation)
 
 
