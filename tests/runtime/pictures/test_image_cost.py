@@ -185,7 +185,8 @@ CAMERA_ALLOWED = {
     "TIFF, RGB, LZW, in one strip": lambda: make_tiff(
         np.zeros((DEEP_SIDE, DEEP_SIDE, 3), np.uint16), compression=5, strips=[lzw_zeros(DEEP_SIDE**2 * 6)]),
     "TIFF, as many strips as allowed": lambda: make_tiff(
-        np.zeros((MAX_STRIPS, 700), np.uint16), rows=1, strips=[zlib.compress(bytes(1400))] * MAX_STRIPS, compression=8),
+        np.zeros((MAX_STRIPS, 700), np.uint16), rows=1, compression=8,
+        strips=[zlib.compress(bytes(1400))] * MAX_STRIPS),
     "TIFF, LZW, as many strips as allowed": lambda: make_tiff(
         np.zeros((MAX_STRIPS, 700), np.uint16), rows=1, strips=[lzw(bytes(1400))] * MAX_STRIPS, compression=5),
     "PGM": lambda: make_pgm(twelve(5700), 4095),

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TypeAlias
 
 from edgekiln.runtime.errors import DataError
-from edgekiln.runtime.pictures.encoded import CAMERA_SUFFIXES, SUFFIXES, is_netpbm
+from edgekiln.runtime.pictures.encoded import CAMERA_SUFFIXES, SUFFIXES
 
 __all__ = ["LeftOut", "Tell", "list_pictures", "printable_name", "unreadable_folder", "walk_pictures"]
 
@@ -56,6 +56,7 @@ _RUN_FOLDER = frozenset({"stages", "bundle", "data.json", "transfer"})
 _SUFFIXES = tuple(sorted(SUFFIXES))
 _CAMERA_SUFFIXES = tuple(sorted(CAMERA_SUFFIXES))
 _CONTROLS = frozenset({"Cc", "Zl", "Zp"})  # they move the cursor or begin a line
+_NETPBM_HEAD = re.compile(rb"P[56]\s+[0-9#]")
 _HEAD_BYTES = 18  # of a file, as many as tell its format
 _BMP_HEADERS = frozenset(
     {12, 40, 52, 56, 64, 108, 124}
@@ -174,7 +175,7 @@ def _judge_file(place: str, name: str) -> LeftOut | None:
     head = _read_head(path)
     if _is_picture_head(head):
         return None
-    return LeftOut.CAMERA if is_netpbm(head) and head[1:2] in b"56" else LeftOut.NO_PICTURE
+    return LeftOut.CAMERA if _NETPBM_HEAD.match(head) else LeftOut.NO_PICTURE
 
 
 def _read_head(path: str) -> bytes:
