@@ -19,7 +19,7 @@ from edgekiln.pipeline.workspace.data_memory import check_data, keep_data
 from edgekiln.pipeline.workspace.interrupts import check_interrupt
 from edgekiln.pipeline.workspace.placing import put_in_place, restore
 from edgekiln.pipeline.workspace.progress import Progress
-from edgekiln.pipeline.workspace.stage_files import RETRY_NAME, StageContext
+from edgekiln.pipeline.workspace.stage_files import EVIDENCE, RETRY_NAME, StageContext
 from edgekiln.pipeline.workspace.store import StageRecord, StageStore, stage_key
 from edgekiln.runtime.errors import UsageError
 
@@ -264,8 +264,10 @@ def _choose_names(recipe: Recipe, until: str | None, variants: Iterable[str]) ->
         )
     last = len(names) - 1 if until is None else names.index(_matching(names, until)[-1])
     wanted = _known_variants(recipe, variants)
+    evaluated = max(i for i, name in enumerate(names) if name.partition(".")[0] in {"evaluate", EVIDENCE})
+    if until == "evaluate":
+        last = evaluated  # of val too, where the gate asks for it
     chosen = names[: last + 1]
-    evaluated = names.index(_matching(names, "evaluate")[-1])
     if wanted and last > evaluated:
         raise UsageError(
             f"The stages {', '.join(names[evaluated + 1 :])} take all variants.",

@@ -23,7 +23,7 @@ def test_what_a_kind_calls_takes_the_context_and_its_subject(kind):
     parameters = list(inspect.signature(getattr(importlib.import_module(module), name)).parameters)
     assert parameters[0] == "context"
     assert len(parameters) == 1 + (
-        kind.name in {"data", "data.source", "qat", "variant", "engine", "evaluate"}
+        kind.name in {"data", "data.source", "qat", "variant", "engine", "evaluate", "evidence"}
     )
 
 

@@ -123,7 +123,7 @@ def compare_bundles(
         tuple(changes),
         added=tuple(sorted({*new.names} - {*old.names})),
         removed=tuple(sorted({*old.names} - {*new.names})),
-        notes=(*_note(old, new, answers), *_note_kinds(old, new)),
+        notes=(*_note(old, new, answers), *_note_kinds(old, new), *_note_evidence(old, new)),
     )
 
 
@@ -233,6 +233,18 @@ def _note_kinds(old: Side, new: Side) -> list[str]:
     return [
         f"{', '.join(names)}: judged on another kind of machine: {before} before, {after} after."
         for (before, after), names in apart.items()
+    ]
+
+
+def _note_evidence(old: Side, new: Side) -> list[str]:
+    """A sentence for each side whose verdicts rest on val too: what is compared here does not."""
+    judged = {
+        side.path: [name for name in side.names if side.row(name).get("drop_by_split")] for side in (old, new)
+    }
+    return [
+        f"{path}: the verdicts of {', '.join(names)} rest on test and val; here answers to test alone are compared."
+        for path, names in judged.items()
+        if names
     ]
 
 

@@ -53,9 +53,16 @@ def _below_floor(report: Mapping[str, Any]) -> str | None:
 
 
 def advise(report: Mapping[str, Any]) -> list[str]:
-    """What may help INT8 engines that were judged and lost too much: the ways that their recipe has not tried yet."""
+    """What may help required engines that were judged: the ways that their recipe has not tried yet."""
     if _below_floor(report):
         return [_MEND_NETWORK]
+    undecided = any(v["required"] and v["verdict"] == "inconclusive" for v in report["variants"])
+    about = "Inconclusive is no failure of an engine: docs/errors.md says what CI does with it."
+    return [*([about] if undecided else []), *_advise_training(report)]
+
+
+def _advise_training(report: Mapping[str, Any]) -> list[str]:
+    """For INT8 engines that lost too much."""
     lost = [
         v
         for v in report["variants"]

@@ -10,14 +10,14 @@ import io
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 from zipfile import BadZipFile
 
 import numpy as np
 
 from edgekiln.benchmarks.judging.accuracy import Labels
 from edgekiln.benchmarks.judging.gate import Metric
-from edgekiln.benchmarks.judging.verdict import Reference, judge_answers
+from edgekiln.benchmarks.judging.verdict import Pairs, Reference, judge_answers
 from edgekiln.runtime.bundles.bundle import Bundle, open_bundle
 from edgekiln.runtime.bundles.manifest import VariantRecord
 from edgekiln.runtime.errors import BundleError
@@ -27,11 +27,12 @@ __all__ = ["StoredAnswers", "digest_split", "read_answers", "rejudge"]
 
 _PREFIX = "logits."
 _BASELINE = f"{_PREFIX}baseline"
+_SPLITS = {"logits": "test", "val_logits": "val"}
 
 
 @dataclass(frozen=True, slots=True)
 class StoredAnswers:
-    """The test split as a bundle keeps it.
+    """The test split, or val, as a bundle keeps it.
 
     Attributes:
         digests: sha256 of each picture's bytes.
@@ -52,13 +53,13 @@ def digest_split(image_digests: Sequence[str], labels: Labels) -> str:
     return hashlib.sha256("\n".join(pairs).encode()).hexdigest()
 
 
-def read_answers(bundle: Bundle) -> StoredAnswers:
-    """The logits and labels that a bundle keeps of its test split.
+def read_answers(bundle: Bundle, key: Literal["logits", "val_logits"] = "logits") -> StoredAnswers:
+    """The logits and labels that a bundle keeps of its test split; of val, where its gate judged on val too.
 
     Raises:
         BundleError: there are none, or they do not match one another.
     """
-    name = str(bundle.manifest.get("logits") or "")
+    name = str(bundle.manifest.get(key) or "")
     try:
         with np.load(io.BytesIO(bundle.read(name)), allow_pickle=False) as arrays:
             answers = StoredAnswers(
@@ -73,11 +74,13 @@ def read_answers(bundle: Bundle) -> StoredAnswers:
             )
     except (ValueError, KeyError, OSError, BadZipFile) as error:
         raise BundleError(
-            f"{bundle.path} holds no test logits that can be read: {error}.", path=bundle.path
+            f"{bundle.path} holds no {_SPLITS[key]} logits that can be read: {error}.", path=bundle.path
         ) from error
     rows = {len(answers.digests), len(answers.labels), len(answers.baseline)}
     if len(rows) > 1 or any(logits.shape != answers.baseline.shape for logits in answers.engines.values()):
-        raise BundleError(f"The test logits of {bundle.path} do not match one another.", path=bundle.path)
+        raise BundleError(
+            f"The {_SPLITS[key]} logits of {bundle.path} do not match one another.", path=bundle.path
+        )
     return answers
 
 
@@ -87,7 +90,8 @@ def rejudge(
     """Judge a finished bundle's stored answers under another gate, without running anything.
 
     The gate given here is the only one: a variant's own ``max_drop`` is passed over. What failed for another reason
-    than accuracy still fails. Flips name images by the sha256 of their bytes.
+    than accuracy still fails. Flips name images by the sha256 of their bytes. The evidence is the bundle's own: test,
+    or test and val.
 
     Returns:
         ``judge_answers`` and ``name`` for each variant whose own logits are stored: not for those that did not run,
@@ -95,6 +99,7 @@ def rejudge(
     """
     bundle = open_bundle(path)
     answers = read_answers(bundle)
+    val = read_answers(bundle, "val_logits") if "val_logits" in bundle.manifest else None
     reference = Reference(answers.baseline, answers.labels, answers.digests, bundle.contract.classes)
     return [
         {
@@ -106,11 +111,19 @@ def rejudge(
                 confidence=confidence,
                 metric=metric,
                 failure=variant.figures.get("failure"),
+                val=_pair_val(val, variant.name),
             ),
         }
         for variant in bundle.variants
         if variant.name in answers.engines and not _is_built_here(bundle, variant)
     ]
+
+
+def _pair_val(answers: StoredAnswers | None, name: str) -> Pairs | None:
+    """Of a variant that answered val."""
+    if answers is None or name not in answers.engines:
+        return None
+    return Pairs(answers.baseline, answers.engines[name], answers.labels)
 
 
 def _is_built_here(bundle: Bundle, variant: VariantRecord) -> bool:

@@ -42,7 +42,7 @@ def demo(wish: RunWish, out: Path | None) -> None:
     _check_packages()
     done = execute(_RECIPE, wish)
     if done is not None:
-        print_run(done[1], wish)
+        print_run(done[1], wish, None)
 
 
 def _write_recipe(out: Path, as_json: bool) -> None:

@@ -62,15 +62,20 @@ def init(folder: Path, out: Path, force: bool, quiet: bool, as_json: bool) -> No
     proposal = propose(survey, out)
     _write(out, render_proposal(proposal, survey), force)
     if as_json:
+        budget = proposal.budget
         about = {
             "size": proposal.size,
-            "max_drop": proposal.max_drop,
+            "max_drop": budget.max_drop,
+            "evidence": budget.evidence,
+            "chance": budget.chance,
+            "may_change_for_the_worse": budget.may_break,
             "weights": proposal.weights,
             "sensor_bits": proposal.sensor_bits,
         }
         print_document({"recipe": str(out), "proposal": about, **_describe(survey)})
         return
     _print(survey)
+    echo_line(f"gate     max_drop = {proposal.budget.max_drop}: {proposal.budget.describe()}")
     echo_line(f"recipe   {out}")
     echo_line(f"next     {program_name()} run {shlex.quote(str(out))}")
 

@@ -123,7 +123,7 @@ def pack(
         return
     done = execute(source, run)
     if done is not None:
-        print_run(done[1], run)
+        print_run(done[1], run, source)
 
 
 def _refuse_foreign_options(context: click.Context, use: str) -> None:

@@ -29,4 +29,4 @@ def run(wish: RunWish, recipe: Path, until: str | None) -> None:
     """
     done = execute(recipe, wish, until=until)
     if done is not None:
-        print_run(done[1], wish)
+        print_run(done[1], wish, recipe)

@@ -20,7 +20,7 @@ from edgekiln.pipeline.cli.options import (
     program_name,
     quiet_option,
 )
-from edgekiln.pipeline.cli.tables import print_judgement
+from edgekiln.pipeline.cli.tables import add_ways, print_judgement
 from edgekiln.runtime.errors import GateError
 
 if TYPE_CHECKING:
@@ -33,6 +33,7 @@ __all__ = [
     "print_report",
     "print_stages",
     "recipe_argument",
+    "repeat_command",
     "run_options",
     "set_option",
     "variant_option",
@@ -45,10 +46,11 @@ set_option = click.option(
 variant_option = click.option(
     "--variant", "variants", multiple=True, metavar="NAME", help="Only this variant; may be repeated."
 )
+_RUNS = Path("runs")
 _OPTIONS = (
     set_option,
     click.option(
-        "--runs", type=click.Path(path_type=Path, file_okay=False), default=Path("runs"), show_default=True,
+        "--runs", type=click.Path(path_type=Path, file_okay=False), default=_RUNS, show_default=True,
         help="Folder in which NAME/ is made, with all stages and the bundle.",
     ),
     click.option("--force", multiple=True, metavar="STAGE", help="Run this stage again; may be repeated."),
@@ -168,26 +170,47 @@ def describe_stages(result: RunResult) -> dict[str, Any]:
     }
 
 
-def print_run(result: RunResult, wish: RunWish) -> None:
-    """The table of a finished run, or its stages where it stopped before; raises where the gate did not pass."""
+def print_run(result: RunResult, wish: RunWish, recipe: Path | None) -> None:
+    """The table of a finished run, or its stages where it stopped before; raises where the gate did not pass.
+
+    ``recipe`` is as it was given; ``None`` of the demo, which has its own.
+    """
     if result.report is None or result.bundle is None:
         print_stages(result, wish.as_json)
         return
-    print_report(result.report, result.bundle, wish, {"stages": describe_stages(result)})
+    more = {"stages": describe_stages(result)}
+    print_report(result.report, result.bundle, wish, repeat_command(wish, recipe), more)
+
+
+def repeat_command(wish: RunWish, recipe: Path | None) -> str:
+    """What runs the same again, as one types it here."""
+    words = ["demo"] if recipe is None else ["run", str(recipe)]
+    words += [word for override in wish.overrides for word in ("--set", override)]
+    if wish.runs != _RUNS:
+        words += ["--runs", str(wish.runs)]
+    return f"{program_name()} {shlex.join(words)}"
 
 
 def print_report(
-    report: Mapping[str, Any], bundle: Path, wish: RunWish, more: Mapping[str, Any] | None = None
+    report: Mapping[str, Any],
+    bundle: Path,
+    wish: RunWish,
+    command: str,
+    more: Mapping[str, Any] | None = None,
 ) -> None:
-    """The table of a report that lies in ``bundle``, or its JSON with ``more``; raises where the gate did not pass."""
+    """The table of a report that lies in ``bundle``, or its JSON with ``more``; raises where the gate did not pass.
+
+    ``command`` is what judges anew, for the ways out of an undecided verdict.
+    """
     from edgekiln.benchmarks.judging.required import check_gate
 
     parts = ("name", "baseline", "peers", "variants", "data", "machine", "mlperf")
     document = {**{key: report[key] for key in parts}, **(more or {}), "bundle": str(bundle)}
+    document["variants"] = add_ways(report)
     if "parent" in report:
         document |= {"parent": report["parent"], "benchmark": _without_times(report["benchmark"])}
     if not wish.as_json:
-        _print_report(report, bundle, wide=wish.wide)
+        _print_report(report, bundle, command, wide=wish.wide)
     try:
         check_gate(report)
     except GateError as error:
@@ -207,12 +230,12 @@ def _without_times(benchmark: Mapping[str, Any] | None) -> dict[str, Any] | None
     return {**benchmark, **figures}
 
 
-def _print_report(report: Mapping[str, Any], bundle: Path, *, wide: bool) -> None:
+def _print_report(report: Mapping[str, Any], bundle: Path, command: str, *, wide: bool) -> None:
     from edgekiln.benchmarks.report import describe_mlperf, format_text, mlperf_headings, mlperf_rows
 
     for notice in report["notices"]:
         echo_line(notice)
-    print_judgement(report, wide=wide)
+    print_judgement(report, wide=wide, command=command)
     if report["benchmark"]:
         _print_timings(report)
     if rows := mlperf_rows(report):

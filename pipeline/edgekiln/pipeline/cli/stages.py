@@ -15,10 +15,11 @@ from edgekiln.pipeline.cli.running import (
     execute,
     print_stages,
     recipe_argument,
+    repeat_command,
     run_options,
     variant_option,
 )
-from edgekiln.pipeline.cli.tables import print_judgement, wide_option
+from edgekiln.pipeline.cli.tables import add_ways, print_judgement, wide_option
 from edgekiln.runtime.errors import GateError
 
 if TYPE_CHECKING:
@@ -89,24 +90,29 @@ def evaluate(wish: RunWish, recipe: Path, variants: Sequence[str]) -> None:
     """
     done = execute(recipe, wish, until="evaluate", variants=variants)
     if done is not None:
-        _judge_and_print(*done, variants, wish)
+        _judge_and_print(*done, variants, (wish, repeat_command(wish, recipe)))
 
 
-def _judge_and_print(recipe: Recipe, result: RunResult, variants: Sequence[str], wish: RunWish) -> None:
+def _judge_and_print(
+    recipe: Recipe, result: RunResult, variants: Sequence[str], asked: tuple[RunWish, str]
+) -> None:
     from edgekiln.benchmarks.judging.required import advise, check_gate
+    from edgekiln.pipeline.proof.public_recipe import public_recipe
     from edgekiln.pipeline.proof.variant_rows import judge_evaluated
     from edgekiln.pipeline.workspace.progress import SilentProgress
     from edgekiln.pipeline.workspace.stage_files import StageContext
 
+    wish, command = asked
     folders = {name: record.folder for name, record in result.stages.items()}
     chosen = [v for v in recipe.variants if not variants or v.name in variants]
     rows = judge_evaluated(StageContext(recipe, Path(), folders, SilentProgress()), chosen)
-    report = {**rows, "recipe": {"gate": recipe.gate.model_dump(mode="json")}}
+    report = {**rows, "recipe": public_recipe(recipe)}
     if not wish.as_json:
-        print_judgement(report, wide=wish.wide)
-        click.echo("")
+        for notice in rows["notices"]:
+            click.echo(notice)
+        print_judgement(report, wide=wish.wide, command=command)
         print_stages(result, wish.as_json)
-    without_flips = [{k: v for k, v in row.items() if k != "flips"} for row in rows["variants"]]
+    without_flips = [{k: v for k, v in row.items() if k != "flips"} for row in add_ways(report)]
     document: dict[str, Any] = {
         "baseline": rows["baseline"],
         "variants": without_flips,

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import io
+import shlex
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -14,7 +16,9 @@ from edgekiln.runtime.errors import as_printable
 if TYPE_CHECKING:
     from rich.console import Console
 
-__all__ = ["print_judgement", "render_judgement", "wide_option"]
+__all__ = ["ANY_COMMAND", "add_ways", "print_judgement", "render_judgement", "wide_option"]
+
+ANY_COMMAND = "edgekiln run RECIPE"
 
 _WIDTH = 100
 _UNFOLDED = 10_000
@@ -33,25 +37,55 @@ wide_option = click.option(
 )
 
 
-def print_judgement(report: Mapping[str, Any], *, wide: bool) -> None:
-    """The table, and below it the reason of each engine that did not pass, in one line each.
+def print_judgement(report: Mapping[str, Any], *, wide: bool, command: str = ANY_COMMAND) -> None:
+    """The table, and below it the reason of each engine that did not pass, and what decides it, in one line each.
 
-    Colours where rich finds a terminal that has them, and NO_COLOR is not set.
+    ``command`` is what made the report. Colours where rich finds a terminal that has them, and NO_COLOR is not set.
     """
     from rich.console import Console
 
     console = Console(file=sys.stdout, highlight=False)
-    click.echo(_render(report, console, wide), color=console.color_system is not None)
+    click.echo(_render(report, console, wide, command), color=console.color_system is not None)
 
 
 def render_judgement(report: Mapping[str, Any], *, wide: bool) -> str:
     """What ``print_judgement`` prints, for a file: no colour, and as wide as without a terminal."""
     from rich.console import Console
 
-    return _render(report, Console(file=io.StringIO(), highlight=False), wide)
+    return _render(report, Console(file=io.StringIO(), highlight=False), wide, ANY_COMMAND)
 
 
-def _render(report: Mapping[str, Any], console: Console, wide: bool) -> str:
+def add_ways(report: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The rows of the variants for a JSON document, undecided ones with ``ways_out``."""
+    from edgekiln.benchmarks.judging.ways_out import find_ways
+
+    return [
+        {**v, **({"ways_out": [asdict(way) for way in ways]} if (ways := find_ways(report, v)) else {})}
+        for v in report["variants"]
+    ]
+
+
+def _describe_ways(report: Mapping[str, Any], command: str) -> list[str]:
+    """What decides the undecided verdicts: a line each, what to type and behind a # what comes of it.
+
+    Engines with the same ways share them.
+    """
+    from edgekiln.benchmarks.judging.ways_out import find_ways
+
+    engines: dict[tuple[str, ...], list[str]] = {}
+    for variant in report["variants"]:
+        lines = tuple(
+            f"  {command}{f' --set {shlex.quote(way.setting)}' if way.setting else ''}  # {way.why}"
+            for way in find_ways(report, variant)
+        )
+        engines.setdefault(lines, []).append(variant["name"])
+    engines.pop((), None)
+    return [
+        line for lines, names in engines.items() for line in (f"what decides {', '.join(names)}:", *lines)
+    ]
+
+
+def _render(report: Mapping[str, Any], console: Console, wide: bool, command: str) -> str:
     from edgekiln.benchmarks.report import (
         describe_reasons,
         short_headings,
@@ -66,7 +100,8 @@ def _render(report: Mapping[str, Any], console: Console, wide: bool) -> str:
     else:
         console.width = min(_WIDTH, console.width) if console.is_terminal else _WIDTH
         lines = _render_table(short_rows(report), short_headings(report), console)
-    return "\n".join([*lines, "", *map(as_printable, describe_reasons(report))])
+    below = [*describe_reasons(report), *_describe_ways(report, command)]
+    return "\n".join([*lines, "", *map(as_printable, below), *([""] if below else [])])
 
 
 def _render_table(rows: Sequence[Sequence[str]], headings: Sequence[str], console: Console) -> list[str]:

@@ -8,7 +8,8 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from edgekiln.pipeline.data.survey import Survey, propose_drop
+from edgekiln.pipeline.data.budget import LEAST_CHANCE, Budget
+from edgekiln.pipeline.data.survey import Survey
 from edgekiln.pipeline.recipe import DataSettings
 from edgekiln.pipeline.recipe.show import toml_string
 from edgekiln.runtime.pictures.levels import white_of
@@ -26,7 +27,7 @@ class Proposal:
     Attributes:
         source: the lines of ``[data]`` that say where the pictures are; a path is relative to the recipe's folder.
         size: height and width of the model's input, pixels.
-        max_drop: share of top-1 that the test pictures can prove not to be lost.
+        budget: of the gate, which the pictures can prove not to be lost.
         weights: ``backbone.weights``.
         int8: whether there are pictures enough to calibrate with.
         sensor_bits: of the camera; ``None`` where the pictures need no such key.
@@ -35,7 +36,7 @@ class Proposal:
     name: str
     source: str
     size: int
-    max_drop: float
+    budget: Budget
     weights: str
     int8: bool
     sensor_bits: int | None
@@ -49,7 +50,7 @@ def propose(survey: Survey, out: Path) -> Proposal:
         name=_make_name(folder.name),
         source=_render_source(survey.settings, out),
         size=max((size for size in _SIZES if size <= survey.shorter_side), default=_SIZES[0]),
-        max_drop=propose_drop(survey.test_images),
+        budget=survey.budget,
         weights=f"package:{_WEIGHTS_PACKAGE}" if package else "imagenet",
         int8=survey.can_calibrate,
         sensor_bits=survey.sensor_bits,
@@ -73,7 +74,7 @@ def _make_name(text: str) -> str:
 
 def render_proposal(proposal: Proposal, survey: Survey) -> str:
     """The recipe's text, TOML with a comment at each choice."""
-    classes, tests = len(survey.images.classes), survey.test_images
+    classes = len(survey.images.classes)
     download = (
         "" if proposal.weights.startswith("package:") else "  # downloads ImageNet weights on the first run"
     )
@@ -106,9 +107,26 @@ precision = "fp32"
 
 {_INT8 if proposal.int8 else _NO_INT8}
 [gate]
-# Top-1 that an engine may lose, as a share. {tests} test pictures cannot prove less.
-max_drop = {proposal.max_drop}
-"""
+{_render_gate(proposal.budget)}"""
+
+
+def _render_gate(budget: Budget) -> str:
+    """The keys of the gate and what they mean in pictures."""
+    odds = f"in {100 * budget.chance:.0f} of 100 cases"
+    able = "An INT8 engine with usual flips passes" if budget.is_provable else "Few: an INT8 engine passes"
+    lines = [
+        "# Top-1 that an engine may lose, as a share:",
+        f"# {budget.describe()}.",
+        f"# {able} {odds}; with a smaller max_drop in less than {100 * LEAST_CHANCE:.0f} (docs/proof.md).",
+        f"max_drop = {budget.max_drop}",
+    ]
+    if budget.evidence == "test+val":
+        lines += [
+            "# The pictures for choosing the epoch judge too: nothing of these engines is chosen on them. Leave it out",
+            "# where your test pictures come from elsewhere than the others, or a variant searches or trains for INT8.",
+            'evidence = "test+val"',
+        ]
+    return "\n".join(lines) + "\n"
 
 
 def _render_sensor(proposal: Proposal, survey: Survey) -> str:

@@ -7,6 +7,7 @@ pictures the values are read too, to tell the bits of a camera.
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -16,7 +17,8 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 from numpy.typing import NDArray
 
-from edgekiln.benchmarks.judging.gate import tango_interval
+from edgekiln.benchmarks.judging.planning import images_to_pass
+from edgekiln.pipeline.data.budget import GOOD_DROP, LEAST_CHANCE, MOST_DROP, Budget, propose_budget
 from edgekiln.pipeline.data.folders.values import (
     MeasuredValues,
     describe_levels,
@@ -35,11 +37,8 @@ from edgekiln.runtime.pictures.image import open_picture
 from edgekiln.runtime.pictures.levels import white_of
 from edgekiln.runtime.pictures.limits import MAX_PIXELS
 
-__all__ = ["Survey", "images_to_prove", "propose_drop", "provable_drop", "survey_folder"]
+__all__ = ["Survey", "survey_folder"]
 
-_BUDGETS = (0.005, 0.01, 0.02, 0.03, 0.05, 0.1, 0.2)  # of top-1; to pass with more would say nothing
-_CONFIDENCE = 0.95  # the recipe's default
-_GOOD_BUDGET = 0.01  # the recipe's default: one point
 _SKEW = 4  # times as many pictures in the largest class as in the smallest
 _FEW = 10  # pictures of a class
 _TINY_PIXELS = 32
@@ -47,7 +46,7 @@ _START_BYTES = 4096
 _MIN_CALIBRATION = 32  # export.calibration wants as many
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Survey:
     """What stands in a folder.
 
@@ -78,6 +77,11 @@ class Survey:
     def test_images(self) -> int:
         """Pictures that the gate will judge on."""
         return int(self.counts["test"].sum())
+
+    @functools.cached_property
+    def budget(self) -> Budget:
+        """What the gate may allow with so many pictures."""
+        return propose_budget(self.test_images, int(self.counts["val"].sum()))
 
     @property
     def can_calibrate(self) -> bool:
@@ -209,39 +213,6 @@ def _read_size(path: Path) -> tuple[int, int] | str:
 
 
 # --------------------------------------------------------------------------------------------------------------
-# What the gate can prove
-
-
-def provable_drop(images: int) -> float | None:
-    """The smallest customary ``max_drop`` that so many test images can prove with one flipped each way.
-
-    ``None`` where they can prove none: every verdict would be inconclusive.
-    """
-    return next((budget for budget in _BUDGETS if _can_prove(budget, images)), None)
-
-
-def propose_drop(images: int) -> float:
-    """``provable_drop``, or the largest customary one where nothing can be proven."""
-    return provable_drop(images) or _BUDGETS[-1]
-
-
-def images_to_prove(max_drop: float) -> int:
-    """The fewest test images that prove ``max_drop`` with one flipped each way."""
-    low, high = 2, 4
-    while not _can_prove(max_drop, high):
-        low, high = high, 2 * high
-    while high - low > 1:
-        middle = (low + high) // 2
-        low, high = (low, middle) if _can_prove(max_drop, middle) else (middle, high)
-    return high
-
-
-def _can_prove(max_drop: float, images: int) -> bool:
-    """An engine that never differs is rare, so that one picture may break and one may mend."""
-    return images >= 2 and tango_interval(1, 1, images, _CONFIDENCE)[1] < max_drop
-
-
-# --------------------------------------------------------------------------------------------------------------
 # Warnings
 
 
@@ -350,22 +321,22 @@ def _warn_of_counts(survey: Survey) -> list[str]:
             f"{int(survey.counts['train'].sum())} pictures are left to train on; INT8 needs {_MIN_CALIBRATION} to "
             "measure ranges, so the recipe has no int8 variant."
         )
-    return [*warnings, *_describe_proof(survey.test_images)]
+    return [*warnings, *_describe_proof(survey.budget)]
 
 
-def _describe_proof(images: int) -> list[str]:
-    proves, good = (
-        provable_drop(images),
-        f"{images_to_prove(_GOOD_BUDGET)} would prove {100 * _GOOD_BUDGET:g}",
-    )
-    if proves is None:
-        least = images_to_prove(_BUDGETS[-1])
-        return [
-            f"{images} test pictures are too few to judge: every verdict will be inconclusive. {least} prove a drop of "
-            f"top-1 below {100 * _BUDGETS[-1]:g} points; {good}."
-        ]
-    if proves > _GOOD_BUDGET:
-        return [
-            f"{images} test pictures prove a drop of top-1 below {100 * proves:g} points at best; {good}."
-        ]
-    return []
+def _describe_proof(budget: Budget) -> list[str]:
+    """Nothing where the default budget can be proven."""
+    if budget.is_provable and budget.max_drop <= GOOD_DROP:
+        return []
+    wanted = GOOD_DROP if budget.is_provable else budget.max_drop
+    needed = images_to_pass(wanted, LEAST_CHANCE)
+    told = f"about {needed} let an INT8 engine with usual flips pass with max_drop = {wanted:g}"
+    if budget.is_provable:
+        return [f"{budget.images} pictures judge: {told}."]
+    chance = f"one passes in {100 * budget.chance:.0f} of 100 cases"
+    if budget.may_break is None:
+        chance = "not even one that changes no answer would pass"
+    return [
+        f"{budget.images} pictures are few to judge by: with max_drop = {budget.max_drop:g} {chance}; "
+        f"{told}. More than {MOST_DROP} is yours to choose."
+    ]

@@ -63,6 +63,7 @@ def device_report(
         "notices": [
             *warn_of_guessing([baseline, *variants], parent.contract.classes, recipe["gate"]["confidence"]),
             *_picture_notices(pictures),
+            *_evidence_notices(recipe["gate"]),
             *(notice for variant in variants for notice in variant["notices"]),
             *_untimed(benchmark, problem),
             *timing_notices(benchmark),
@@ -142,6 +143,12 @@ def _picture_notices(pictures: KnownPictures) -> list[str]:
     return [
         f"Judged on {here} of the parent's {pictures.known} test pictures: the others were not found here."
     ]
+
+
+def _evidence_notices(gate: Mapping[str, Any]) -> list[str]:
+    if gate.get("evidence") != "test+val":
+        return []
+    return ["The parent's verdicts rest on test and val; here test pictures alone judge."]
 
 
 def _untimed(benchmark: Mapping[str, Any] | None, problem: str | None) -> list[str]:

@@ -11,17 +11,19 @@ from typing import Any
 import numpy as np
 
 from edgekiln.benchmarks.report import render_card, render_page
-from edgekiln.pipeline.data import load_split
+from edgekiln.pipeline.data import PreparedSplit, load_split
 from edgekiln.pipeline.proof.packed_files import packed_files, packed_graphs
 from edgekiln.pipeline.proof.report_document import build_report
 from edgekiln.pipeline.shipping.privacy import machine_folders, strip_folders
 from edgekiln.pipeline.shipping.sbom import write_sbom
 from edgekiln.pipeline.training.checkpoint import CHECKPOINT_NAME
 from edgekiln.pipeline.variants.engines import is_judged
+from edgekiln.pipeline.variants.evidence import read_val_answers
 from edgekiln.pipeline.workspace.stage_files import (
     BASELINE,
     CANARIES_NAME,
     CANARY_LOGITS_NAME,
+    EVIDENCE,
     StageContext,
     read_json,
     read_logits,
@@ -29,11 +31,13 @@ from edgekiln.pipeline.workspace.stage_files import (
 from edgekiln.runtime.bundles.canaries import encode_logits
 from edgekiln.runtime.bundles.canary_inputs import CANARY_RECIPE
 from edgekiln.runtime.bundles.manifest import write_manifest
+from edgekiln.runtime.spec import Logits
 
-__all__ = ["LOGITS_FILE", "REPORT_NAME", "pack_bundle"]
+__all__ = ["LOGITS_FILE", "REPORT_NAME", "VAL_LOGITS_FILE", "pack_bundle"]
 
 REPORT_NAME = "report.json"
 LOGITS_FILE = "test_logits.npz"
+VAL_LOGITS_FILE = "val_logits.npz"
 
 
 def pack_bundle(context: StageContext) -> None:
@@ -53,7 +57,9 @@ def pack_bundle(context: StageContext) -> None:
         shutil.copyfile(checkpoint, folder / CHECKPOINT_NAME)
         size = checkpoint.stat().st_size
         context.progress.message(f"  the bundle holds the PyTorch checkpoint: {size / 1e6:.1f} MB")
-    _save_logits(context, folder / LOGITS_FILE)
+    _save_test_logits(context, folder / LOGITS_FILE)
+    if recipe.gate.judges_val:
+        _save_val_logits(context, folder / VAL_LOGITS_FILE)
     text = json.dumps(report, sort_keys=True, ensure_ascii=False)
     (folder / REPORT_NAME).write_text(text, "utf-8")
     stored = json.loads(
@@ -100,6 +106,7 @@ def _manifest(report: Mapping[str, Any], context: StageContext) -> dict[str, Any
         },
         "gate": report["recipe"]["gate"],
         "logits": LOGITS_FILE,
+        **({"val_logits": VAL_LOGITS_FILE} if context.recipe.gate.judges_val else {}),
         "provenance": {
             "parents": report["parents"],
             "tools": report["machine"]["versions"],
@@ -115,11 +122,21 @@ def _read_canaries(context: StageContext, name: str) -> dict[str, Any] | None:
     return read_json(path) if path.exists() else None
 
 
-def _save_logits(context: StageContext, path: Path) -> None:
+def _save_test_logits(context: StageContext, path: Path) -> None:
     """All test logits by image hash, so that an engine built elsewhere can be judged against the same images."""
-    test = load_split(context.inputs["data"], "test")
     judged = [v.name for v in context.recipe.variants if is_judged(context, v)]
-    arrays: dict[str, Any] = {
-        f"logits.{name}": read_logits(context.inputs[f"evaluate.{name}"]) for name in (BASELINE, *judged)
-    }
-    np.savez(path, image_sha256=np.array(test.sha256, dtype="U64"), labels=test.labels, **arrays)
+    logits = {name: read_logits(context.inputs[f"evaluate.{name}"]) for name in (BASELINE, *judged)}
+    _save_logits(path, load_split(context.inputs["data"], "test"), logits)
+
+
+def _save_val_logits(context: StageContext, path: Path) -> None:
+    """The same of val, where the verdicts rest on it too."""
+    answers = {v.name: read_val_answers(context, v).pairs for v in context.recipe.variants}
+    logits = {name: pairs.engine for name, pairs in answers.items() if pairs is not None}
+    logits[BASELINE] = read_logits(context.inputs[EVIDENCE])
+    _save_logits(path, load_split(context.inputs["data"], "val"), logits)
+
+
+def _save_logits(path: Path, split: PreparedSplit, logits: Mapping[str, Logits]) -> None:
+    arrays: dict[str, Any] = {f"logits.{name}": values for name, values in logits.items()}
+    np.savez(path, image_sha256=np.array(split.sha256, dtype="U64"), labels=split.labels, **arrays)

@@ -24,6 +24,8 @@ def public_recipe(recipe: Recipe, *, as_given: bool = False) -> dict[str, Any]:
         values["backbone"]["weights"] = Path(recipe.backbone.weights).name
     if recipe.gate.min_top1 is None:
         values.get("gate", {}).pop("min_top1", None)
+    if not recipe.gate.judges_val:
+        values.get("gate", {}).pop("evidence", None)  # as below
     if not recipe.ship.baseline:
         values.pop(
             "ship", None

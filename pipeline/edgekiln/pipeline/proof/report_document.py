@@ -12,6 +12,7 @@ from edgekiln.benchmarks.judging.floor import warn_of_guessing
 from edgekiln.benchmarks.judging.stored_answers import digest_split
 from edgekiln.benchmarks.judging.verdict import Reference
 from edgekiln.benchmarks.report.reading import REPORT_SCHEMA
+from edgekiln.benchmarks.report.table import describe_evidence
 from edgekiln.benchmarks.report.timings import latency_of, peer_rows, timing_notices
 from edgekiln.pipeline.data import INDEX_NAME, PreparedSplit, describe_unjudged, load_split, read_observed
 from edgekiln.pipeline.proof.flips import add_thumbnails, name_flips, show_near_copies
@@ -68,6 +69,7 @@ def build_report(context: StageContext) -> dict[str, Any]:
             *warn_of_guessing([about_baseline, *variants], contract.classes, context.recipe.gate.confidence),
             *describe_unjudged(index["unjudged"]),
             *training.get("weights", ()),
+            *describe_evidence(variants),
             *(notice for variant in variants for notice in variant["notices"]),
             *timing_notices(benchmark),
         ],

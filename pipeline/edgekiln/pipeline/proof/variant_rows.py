@@ -9,11 +9,13 @@ from typing import Any
 from edgekiln.benchmarks.judging.accuracy import measure_accuracy
 from edgekiln.benchmarks.judging.floor import apply_floor
 from edgekiln.benchmarks.judging.verdict import Reference, judge_answers, summarize_simulation
+from edgekiln.benchmarks.report.table import describe_evidence
 from edgekiln.benchmarks.report.timings import latency_of
 from edgekiln.pipeline.data import load_split, read_classes
 from edgekiln.pipeline.proof.packed_files import graph_file, packed_files, packed_graphs
 from edgekiln.pipeline.recipe import VariantSettings
 from edgekiln.pipeline.variants.engines import is_judged
+from edgekiln.pipeline.variants.evidence import read_val_answers
 from edgekiln.pipeline.variants.fast_frames import FAST_RECORD_NAME
 from edgekiln.pipeline.workspace.stage_files import (
     ABOUT_NAME,
@@ -35,17 +37,21 @@ __all__ = ["judge_evaluated", "judge_variant"]
 
 
 def judge_evaluated(context: StageContext, variants: Sequence[VariantSettings]) -> dict[str, Any]:
-    """The rows of the report that evaluate stages alone can fill: of the baseline and of ``variants``, no latency."""
+    """The parts of the report that evaluate stages alone can fill: baseline, ``variants``, notices; no latency."""
     test = load_split(context.inputs["data"], "test")
     baseline = read_logits(context.inputs[f"evaluate.{BASELINE}"])
     reference = Reference(baseline, test.labels, test.keys, read_classes(context.inputs["data"]))
+    rows = [judge_variant(context, variant, reference, None) for variant in variants]
+    val = load_split(context.inputs["data"], "val")
     return {
+        "data": {"counts": {"test": len(test), "val": len(val)}},
+        "notices": [*describe_evidence(rows), *(notice for row in rows for notice in row["notices"])],
         "baseline": {
             "name": BASELINE,
             "precision": "fp32",
             "accuracy": measure_accuracy(baseline, test.labels).to_dict(),
         },
-        "variants": [judge_variant(context, variant, reference, None) for variant in variants],
+        "variants": rows,
     }
 
 
@@ -60,22 +66,25 @@ def judge_variant(
     if not is_judged(context, variant):
         return {**row, **_tell_why_not_judged(context, variant, reference, row)}
     evaluated = context.inputs[f"evaluate.{variant.name}"]
-    gate = context.recipe.gate
+    gate, val = context.recipe.gate, read_val_answers(context, variant)
     judged = judge_answers(
         reference,
         read_logits(evaluated),
         max_drop=gate.max_drop if variant.max_drop is None else variant.max_drop,
         confidence=gate.confidence,
         metric=gate.metric,
-        failure=row["failure"],
+        failure=row["failure"] or val.failure,
+        val=val.pairs,
     )
     baseline = measure_accuracy(reference.logits, reference.labels).to_dict()
     judged = apply_floor(judged, baseline, gate.min_top1)
+    notices = [*row["notices"], *(f"{variant.name}: {warning}." for warning in judged["warnings"])]
     return {
         **row,
         **judged,
         **_tell_kinds(evaluated, benchmark, variant.name),
-        "notices": [*row["notices"], *(f"{variant.name}: {warning}." for warning in judged["warnings"])],
+        "failure": row["failure"] or val.failure,
+        "notices": notices if val.notice is None else [*notices, val.notice],
         "fast_decode": read_json(evaluated / FAST_RECORD_NAME),
         "latency": latency_of(benchmark, variant.name),
         "speedup": None if benchmark is None else benchmark["ratios"].get(variant.name),

@@ -27,6 +27,15 @@ class GateSettings(Section):
     inconclusive: Literal["fail", "warn"] = Field(
         "fail", description="what an undecided required variant does"
     )
+    evidence: Literal["test", "test+val"] = Field(
+        "test",
+        description="the pictures whose drop is judged; val may help where no variant was chosen on it (docs/proof.md)",
+    )
+
+    @property
+    def judges_val(self) -> bool:
+        """Whether val's pictures count beside test's."""
+        return self.evidence == "test+val"
 
 
 Peer = Literal["pytorch-tuned", "pytorch-compile", "pytorch-gpu", "onnxruntime", "openvino"]

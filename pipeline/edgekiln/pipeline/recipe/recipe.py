@@ -90,6 +90,23 @@ class Recipe(Section):
         return variants
 
     @model_validator(mode="after")
+    def _val_may_judge(self) -> Recipe:
+        if not self.gate.judges_val:
+            return self
+        for variant in self.variants:
+            if variant.chosen_on_val is not None:
+                raise ValueError(
+                    f"gate.evidence = 'test+val' cannot judge variants.{variant.name}, since val chose "
+                    f"{variant.chosen_on_val}, or gate.evidence = 'test'"
+                )
+        if self.data.leaks == "allow":
+            raise ValueError(
+                "gate.evidence = 'test+val' and data.leaks = 'allow' exclude each other: a picture that stands in both "
+                "splits would count twice"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _transfer_makes_sense(self) -> Recipe:
         if self.finetune.l2_sp and (self.backbone.weights == "none" or self.backbone.freeze == "backbone"):
             raise ValueError(

@@ -139,6 +139,16 @@ class VariantSettings(Section):
         return wanted and self.precision is Precision.INT8
 
     @property
+    def chosen_on_val(self) -> str | None:
+        """What of the variant is chosen by its answers to val, and the key that leaves it out; ``None`` for nothing.
+
+        Calibration pictures and methods are chosen on train.
+        """
+        if self.searches:
+            return "the blocks that it keeps in float: set search = false"
+        return "the epoch of its qat: leave qat out" if self.qat is not None else None
+
+    @property
     def builds_engine(self) -> bool:
         """Whether the backend runs engines, which are built from the graph, rather than the graph itself."""
         return self.backend in {"tensorrt", "tensorrt-rtx"}

@@ -16,6 +16,7 @@ from edgekiln.pipeline.stages.settings import (
     settings_of_data,
     settings_of_engine,
     settings_of_evaluate,
+    settings_of_evidence,
     settings_of_export,
     settings_of_finetune,
     settings_of_mlperf,
@@ -23,10 +24,11 @@ from edgekiln.pipeline.stages.settings import (
     settings_of_variant,
     tools_of_benchmark,
     tools_of_evaluate,
+    tools_of_evidence,
     tools_of_variant,
 )
 from edgekiln.pipeline.stages.stage import EVERYTHING, StageKind, Subject
-from edgekiln.pipeline.workspace.stage_files import BASELINE
+from edgekiln.pipeline.workspace.stage_files import BASELINE, EVIDENCE
 
 __all__ = ["KINDS", "TRAINING"]
 
@@ -178,9 +180,20 @@ KINDS: tuple[StageKind, ...] = (
         revision=4,
     ),
     StageKind(
+        EVIDENCE,
+        purpose="keeps PyTorch's and each engine's answers to val, where the gate judges on val too",
+        reads=("data", "finetune", "variant", "engine", "evaluate"),
+        makes=("logits.npz",),
+        calls="edgekiln.pipeline.variants.evidence:answer_val",
+        subjects=lambda recipe: [None, *recipe.variants] if recipe.gate.judges_val else [],
+        settings=settings_of_evidence,
+        tools=tools_of_evidence,
+    ),
+    StageKind(
         "benchmark",
         purpose="times every engine next to PyTorch, in fresh processes, in turns",
         reads=EVERYTHING,
+        ignores=(EVIDENCE,),  # so that another gate times nothing anew
         makes=("benchmark.json",),
         calls="edgekiln.pipeline.proof.benchmark:benchmark_engines",
         subjects=lambda recipe: [None] if recipe.benchmark.enabled else [],

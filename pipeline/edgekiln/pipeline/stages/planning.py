@@ -59,7 +59,9 @@ def _find_inputs(
 ) -> Iterator[str]:
     """Names of the stages that it reads: of the whole run, and of the same variant."""
     if kind.reads == EVERYTHING:
-        yield from (earlier.stage_name(about) for earlier, about in before)
+        yield from (
+            earlier.stage_name(about) for earlier, about in before if earlier.name not in kind.ignores
+        )
         return
     for wanted in kind.reads:
         for earlier, about in before:

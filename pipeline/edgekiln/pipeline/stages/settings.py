@@ -27,6 +27,7 @@ __all__ = [
     "settings_of_data",
     "settings_of_engine",
     "settings_of_evaluate",
+    "settings_of_evidence",
     "settings_of_export",
     "settings_of_finetune",
     "settings_of_mlperf",
@@ -34,6 +35,7 @@ __all__ = [
     "settings_of_variant",
     "tools_of_benchmark",
     "tools_of_evaluate",
+    "tools_of_evidence",
     "tools_of_variant",
 ]
 
@@ -225,6 +227,16 @@ def settings_of_evaluate(_: Wish, variant: VariantSettings) -> dict[str, Any]:
     return {"backend": variant.backend, "devices": None if on_cpu else _visible_devices()}
 
 
+def settings_of_evidence(wish: Wish, variant: VariantSettings | None) -> dict[str, Any]:
+    """As for test: of PyTorch where there is no variant."""
+    return settings_of_baseline(wish, None) if variant is None else settings_of_evaluate(wish, variant)
+
+
+def tools_of_evidence(recipe: Recipe, variant: VariantSettings | None) -> tuple[str, ...]:
+    """As for test."""
+    return ("torch",) if variant is None else tools_of_evaluate(recipe, variant)
+
+
 def tools_of_evaluate(_: Recipe, variant: VariantSettings) -> tuple[str, ...]:
     """What runs engines."""
     # cuda-bindings runs nothing any more. It stays, since without it keys would change and kept answers be lost.
@@ -271,16 +283,15 @@ def settings_of_mlperf(wish: Wish, _: None) -> dict[str, Any]:
     return {
         "seconds": wish.recipe.benchmark.mlperf_seconds,
         # An engine is driven when it passed, and verdicts depend on the gate.
-        # Without a key that was added later and is left out: what is on disk stays good.
-        "gate": wish.recipe.gate.model_dump(
-            mode="json", exclude={"inconclusive"} | _unset_floor(wish.recipe)
-        ),
+        "gate": wish.recipe.gate.model_dump(mode="json", exclude={"inconclusive", *_left_out(wish.recipe)}),
         "max_drops": [variant.max_drop for variant in wish.recipe.variants],
     }
 
 
-def _unset_floor(recipe: Recipe) -> set[str]:
-    return {"min_top1"} if recipe.gate.min_top1 is None else set()
+def _left_out(recipe: Recipe) -> set[str]:
+    """Keys of the gate that were added later and are not used: what is on disk stays good."""
+    gate = recipe.gate
+    return (set() if gate.judges_val else {"evidence"}) | ({"min_top1"} if gate.min_top1 is None else set())
 
 
 def settings_of_bundle(wish: Wish, _: None) -> dict[str, Any]:

@@ -82,6 +82,7 @@ class StageKind:
         name: of the stage, or of its kind where each variant has one: that of the variant ``int8`` is ``NAME.int8``.
         purpose: what it does, in a few words.
         reads: kinds of stages whose output it reads, where the recipe has them; or ``EVERYTHING``.
+        ignores: kinds that it does not read although it reads ``EVERYTHING``.
         makes: files that it leaves where all goes well, as patterns of names.
         calls: ``module:function`` that does the work, with the context and, where there is one, the subject.
         subjects: one for each stage of this kind that a recipe has.
@@ -102,6 +103,7 @@ class StageKind:
     tools: Callable[[Recipe, Any], tuple[str, ...]]
     resumable: Callable[[Any], bool] = lambda _: False
     revision: int = 1
+    ignores: tuple[str, ...] = ()
     listed: Callable[[Wish, Any], Listed | None] = lambda wish, subject: None
 
     def stage_name(self, subject: Subject) -> str:

@@ -15,6 +15,7 @@ import numpy as np
 
 from edgekiln.export.child import Child
 from edgekiln.pipeline.data import load_split
+from edgekiln.pipeline.data.labelled import SplitName
 from edgekiln.pipeline.device.building import EngineRequest, build_engines
 from edgekiln.pipeline.device.canary_records import CanaryReference, record_canaries
 from edgekiln.pipeline.recipe import VariantSettings
@@ -54,7 +55,7 @@ from edgekiln.runtime.errors import (
 from edgekiln.runtime.session import Session
 from edgekiln.runtime.spec import Frames, Logits, Precision
 
-__all__ = ["build_variant", "built_files", "evaluate_variant", "is_judged"]
+__all__ = ["answer_split", "build_variant", "built_files", "evaluate_variant", "is_judged"]
 
 _BATCH = 64
 
@@ -196,15 +197,10 @@ def _why_not_run(context: StageContext, variant: VariantSettings) -> str | None:
 
 
 def _run_engines(context: StageContext, variant: VariantSettings, child: Child) -> None:
-    test = load_split(context.inputs["data"], "test")
     engines = [path.read_bytes() for path in built_files(context, variant)]
     session = IsolatedSession(child, open_session, variant.backend, engines)
     try:
-        logits = []
-        for start in range(0, len(test), _BATCH):
-            logits.append(session.run(np.array(test.frames[start : start + _BATCH])))
-            context.progress.advance(min(start + _BATCH, len(test)), len(test), "test images")
-        answers = np.concatenate(logits)
+        answers = answer_split(context, session, "test")
         record_agreement(context.inputs["data"], context.folder, answers, session.run)
         reference = CanaryReference(
             read_logits(context.inputs["export"], CANARY_LOGITS_NAME), variant.precision
@@ -215,6 +211,15 @@ def _run_engines(context: StageContext, variant: VariantSettings, child: Child) 
     finally:
         session.close()
     save_logits(context.folder, answers)
+
+
+def answer_split(context: StageContext, session: IsolatedSession, name: SplitName) -> Logits:
+    """An engine's answers to a split, float32 (N, C)."""
+    split, logits = load_split(context.inputs["data"], name), []
+    for start in range(0, len(split), _BATCH):
+        logits.append(session.run(np.array(split.frames[start : start + _BATCH])))
+        context.progress.advance(min(start + _BATCH, len(split)), len(split), f"{name} images")
+    return np.concatenate(logits)
 
 
 def _describe_engine(

@@ -20,6 +20,7 @@ __all__ = [
     "BUILD_NAME",
     "CANARIES_NAME",
     "CANARY_LOGITS_NAME",
+    "EVIDENCE",
     "FAILURE_NAME",
     "FALLBACK_NAME",
     "KIND_NAME",
@@ -36,6 +37,7 @@ __all__ = [
 ]
 
 BASELINE = "baseline"
+EVIDENCE = "evidence"  # kind of the stages that keep answers to val; the stage of that name has PyTorch's
 MODEL_NAME = "model.onnx"
 FALLBACK_NAME = "fallback.onnx"  # FP16, beside an INT8 graph whose recipe allows it to fall back
 ABOUT_NAME = "about.json"  # of a variant stage: how its graph was made
