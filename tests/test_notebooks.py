@@ -94,5 +94,5 @@ def test_a_run_fills_one_bar_and_no_page(executed):
     bar, result = shown(executed, "run_recipe(recipe", "text/html")
     assert re.match(r'<progress value="1" max="1"></progress> \[(\d+)/\1\] bundle: \d+ s<pre', bar)
     assert [line for line in ("[1/9] data", "[9/9] bundle") if line not in bar] == []
-    assert "<table>" in result
+    assert "<b>Run colors</b>" in result
     assert shown(executed, "run_recipe(recipe", "stream") == []
