@@ -698,3 +698,36 @@ def test_a_callback_in_the_pool_may_close_the_batcher(classifier):
 
     asyncio.run(ask())
     assert closed.wait(PATIENCE_S)
+
+
+# -- where the time went
+
+
+@pytest.mark.parametrize("in_pool", [False, True])
+def test_an_answered_future_tells_where_its_time_went(held, session, in_pool):
+    batcher, first = held
+    assert first.times is None  # its batch still runs
+    begun = time.monotonic()
+    second, third = (batcher.submit(flat(red), in_pool=in_pool) for red in (2, 3))
+    while batcher.read_counters().waiting < 2:
+        time.sleep(0.001)
+    held_for = time.monotonic() - begun
+    session.gate.set()
+    assert [round(f.result(PATIENCE_S).logits[0]) for f in (first, second, third)] == [1, 2, 3]
+    whole_ms = 1000 * (time.monotonic() - begun)
+    assert (first.times.batch, second.times.batch, third.times.batch) == (1, 2, 2)
+    assert first.times.engine_ms >= 1000 * held_for  # it was in the engine all that time, the others waited for it
+    assert second.times.wait_ms + second.times.decode_ms >= 1000 * held_for
+    for times in (second.times, third.times):
+        parts = (times.decode_ms, times.wait_ms, times.engine_ms)
+        assert all(part >= 0 for part in parts)
+        assert sum(parts) <= whole_ms
+
+
+def test_a_picture_that_is_broken_fails_its_own_future_in_the_pool_too(classifier):
+    with Batcher(classifier, max_wait_us=0) as batcher:
+        broken, good = batcher.submit(b"no picture", in_pool=True), batcher.submit(flat(1), in_pool=True)
+        with pytest.raises(ImageError):
+            broken.result(PATIENCE_S)
+        assert good.result(PATIENCE_S).label
+        assert broken.times is None

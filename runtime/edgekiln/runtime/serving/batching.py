@@ -16,7 +16,7 @@ import atexit
 import logging
 import threading
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from time import monotonic
 from types import TracebackType
 from typing import TypeVar, cast
@@ -92,18 +92,26 @@ class Batcher(NotPicklable):
         _open_batchers.add(self)
 
     def submit(
-        self, picture: Picture, *, deadline_ms: float | None = None, color_order: ColorOrder = "rgb"
-    ) -> Future[Prediction]:
-        """Prepare a picture here and now, and queue it.
+        self,
+        picture: Picture,
+        *,
+        deadline_ms: float | None = None,
+        color_order: ColorOrder = "rgb",
+        in_pool: bool = False,
+    ) -> Answer:
+        """Prepare a picture here and now, and queue it. Returns a ``concurrent.futures.Future`` of the prediction.
 
         A picture that cannot be read fails its own future, with the ImageError of ``Classifier.predict``. Cancelling
-        a future that waits takes it out of the queue; one whose batch runs cannot be cancelled any more.
+        a future that waits takes it out of the queue; one whose batch runs cannot be cancelled any more. The ``times``
+        of an answered future tell where the milliseconds went: ``decode_ms``, ``wait_ms``, ``engine_ms``, and the
+        ``batch``.
 
         Args:
             picture: as for ``Classifier.predict``.
             deadline_ms: milliseconds from now by which its batch has to begin, or the future gets a DeadlineError.
                 It is told when the engine is free the next time; a batch that has begun is answered.
             color_order: as for ``Classifier.predict``.
+            in_pool: prepare it in the pool of ``predict_async``, and return at once.
 
         Raises:
             OverloadedError: ``max_queue`` requests wait already.
@@ -111,6 +119,9 @@ class Batcher(NotPicklable):
             ForkedError: this is a fork of the process that made the batcher.
         """
         request = self._admit(picture, deadline_ms, color_order)
+        if in_pool:
+            self._hand_to_pool(request)
+            return request.future
         try:
             self._prepare(request)
         except BaseException:  # Ctrl-C, wherever it came
@@ -234,7 +245,7 @@ class Batcher(NotPicklable):
 
     def _prepare(self, request: Request) -> None:
         """Decode and queue. What goes wrong is the request's own."""
-        now = monotonic()
+        now = request.taken_up = monotonic()
         if request.ended:
             return
         if request.is_expired(now):  # it waited for the pool
@@ -351,6 +362,7 @@ class Batcher(NotPicklable):
         try:
             # Each has one: without it a request does not begin.
             frames = [cast("Frame", request.frame) for request in batch]
+            ran = monotonic()
             predictions = batch[0].model.predict_frames(frames)
         except Exception as error:
             if len(batch) > 1:
@@ -360,6 +372,9 @@ class Batcher(NotPicklable):
             self._end(batch, "failed")
             self._settle(batch[0].future.set_exception, error)
             return
+        now = monotonic()
+        for request in batch:
+            request.note_times(ran, now, len(batch))
         self._end(batch, "answered")
         for request, prediction in zip(batch, predictions, strict=True):
             self._settle(request.future.set_result, prediction)

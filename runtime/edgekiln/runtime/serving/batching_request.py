@@ -15,7 +15,7 @@ from edgekiln.runtime.pictures.image import ColorOrder, Frame, Picture
 from edgekiln.runtime.serving.loaded import LoadedModel
 from edgekiln.runtime.serving.prediction import Prediction
 
-__all__ = ["TAKEN_AWAY", "Answer", "Request", "claim"]
+__all__ = ["TAKEN_AWAY", "Answer", "Request", "RequestTimes", "claim"]
 
 _MARGIN, _LEAST_MARGIN_S = 0.1, 1e-3
 
@@ -23,12 +23,34 @@ TAKEN_AWAY: Any = object()
 """In a picture's place: it has been prepared, or its task was cancelled. Anything else may be a caller's picture."""
 
 
+@dataclass(frozen=True, slots=True)
+class RequestTimes:
+    """Where the time of one answered request went, in milliseconds; together from the call to the answer.
+
+    Attributes:
+        decode_ms: preparing the picture.
+        wait_ms: for a thread of the pool, for others of its batch, and for the engine.
+        engine_ms: the engine's call for the whole batch.
+        batch: pictures in that batch.
+    """
+
+    decode_ms: float
+    wait_ms: float
+    engine_ms: float
+    batch: int
+
+
 class Answer(Future[Prediction]):
-    """Tells when it is cancelled, so that nobody has to look through the queue for it."""
+    """Tells when it is cancelled, so that nobody has to look through the queue for it.
+
+    Attributes:
+        times: where the time went; ``None`` before the prediction is there, and where there is none.
+    """
 
     def __init__(self, on_cancel: Callable[[], None]) -> None:
         super().__init__()
         self._on_cancel = on_cancel
+        self.times: RequestTimes | None = None
 
     def cancel(self) -> bool:
         """As ``Future.cancel``, and tells of it."""
@@ -40,7 +62,7 @@ class Answer(Future[Prediction]):
 
 @dataclass(eq=False, slots=True)
 class Request:
-    """One picture on its way. ``begun`` and ``deadline`` are seconds of the monotonic clock."""
+    """One picture on its way. Times are seconds of the monotonic clock."""
 
     picture: Picture
     color_order: ColorOrder
@@ -49,6 +71,7 @@ class Request:
     future: Answer
     model: LoadedModel = field(init=False)
     frame: Frame | None = None
+    taken_up: float = 0.0  # when preparing began
     queued: float = 0.0
     ended: bool = False  # counted, and its model let go of
 
@@ -58,6 +81,12 @@ class Request:
         if self.deadline is None:
             return math.inf
         return self.deadline - max(_LEAST_MARGIN_S, _MARGIN * (self.deadline - self.begun))
+
+    def note_times(self, ran: float, now: float, batch: int) -> None:
+        """Tell where its time went: the engine began its batch of so many pictures at ``ran`` and ends ``now``."""
+        decode, engine = self.queued - self.taken_up, now - ran
+        wait = now - self.begun - decode - engine
+        self.future.times = RequestTimes(1000 * decode, 1000 * wait, 1000 * engine, batch)
 
     def is_expired(self, now: float) -> bool:
         """Whether its deadline is over."""
