@@ -32,7 +32,8 @@ PACKAGES = {
     "runtime": "backends bundles cuda onnx_files pictures serving",
     "export": "audits audits/engine_layers engines precision precision/qdq_lint precision/qdq_lint/rules qat",
     "benchmarks": "comparing costs costs/energy endurance judging report timing timing/loadgen",
-    "pipeline": "cli data data/folders device doctor gpu_suite proof recipe shipping shipping/triton stages study "
+    "pipeline": "cli data data/folders device doctor gpu_suite proof recipe shipping shipping/server "
+    "shipping/server/page shipping/triton stages study "
     "training variants workspace",
 }
 """Folders of the wheel, by root: what only developers run is not among them."""
@@ -78,7 +79,7 @@ def test_metadata_promises_the_extras_and_a_small_base(wheel):
     [name] = [n for n in archive.namelist() if n.endswith("METADATA")]
     metadata = Parser().parsestr(archive.read(name).decode())
     extras = {"onnx", "gpu", "build", "modelopt", "tensorrt", "rtx", "lean", "pycuda", "demo", "dev"}
-    extras |= {"nvml", "mlperf", "openvino", "sign", "digits", "simplejpeg", "tensorboard"}
+    extras |= {"nvml", "mlperf", "openvino", "serve", "sign", "digits", "simplejpeg", "tensorboard"}
     assert set(metadata.get_all("Provides-Extra")) == extras
     base = {r.split(">")[0].lower() for r in metadata.get_all("Requires-Dist") if "extra ==" not in r}
     assert base == {"numpy", "pillow", "click", "rich"}

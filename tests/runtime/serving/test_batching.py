@@ -716,7 +716,9 @@ def test_an_answered_future_tells_where_its_time_went(held, session, in_pool):
     assert [round(f.result(PATIENCE_S).logits[0]) for f in (first, second, third)] == [1, 2, 3]
     whole_ms = 1000 * (time.monotonic() - begun)
     assert (first.times.batch, second.times.batch, third.times.batch) == (1, 2, 2)
-    assert first.times.engine_ms >= 1000 * held_for  # it was in the engine all that time, the others waited for it
+    assert (
+        first.times.engine_ms >= 1000 * held_for
+    )  # it was in the engine all that time, the others waited for it
     assert second.times.wait_ms + second.times.decode_ms >= 1000 * held_for
     for times in (second.times, third.times):
         parts = (times.decode_ms, times.wait_ms, times.engine_ms)

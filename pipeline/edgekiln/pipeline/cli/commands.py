@@ -15,6 +15,7 @@ from edgekiln.pipeline.cli.predict import predict
 from edgekiln.pipeline.cli.recipe import recipe
 from edgekiln.pipeline.cli.report import report
 from edgekiln.pipeline.cli.run import run
+from edgekiln.pipeline.cli.serve import serve
 from edgekiln.pipeline.cli.signing import SIGNING_COMMANDS
 from edgekiln.pipeline.cli.soak import soak
 from edgekiln.pipeline.cli.stages import STAGE_COMMANDS
@@ -31,6 +32,7 @@ COMMANDS = (
     build,
     bench,
     predict,
+    serve,
     inspect,
     compare,
     transfer,
