@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ipaddress
 import os
 import secrets
@@ -144,7 +145,8 @@ def _name_host(host: str) -> str:
 
 
 def _tell(sentence: str) -> None:
-    click.echo(as_printable(sentence), err=True)
+    with contextlib.suppress(OSError):  # a terminal that was closed must not end what serves others
+        click.echo(as_printable(sentence), err=True)
 
 
 def _announce(served: dict[str, Any], address: str, token: str, as_json: bool, host: str) -> None:

@@ -1,9 +1,13 @@
 """The server over real sockets: what it answers, whom it refuses, and that nothing of it grows or hangs."""
 
 import json
+import os
+import pty
 import re
 import signal
 import socket
+import subprocess
+import sys
 import threading
 import time
 from contextlib import closing
@@ -461,6 +465,24 @@ def test_a_stop_answers_what_is_under_way_and_exits_0(start, bundle, photo, numb
     assert answer.split(b" ", 2)[1] == b"200"
     assert b'"label"' in answer
     assert server.process.wait() == 0
+
+
+def test_closing_its_terminal_stops_it(bundle):
+    """SIGHUP means a reload where it is sent, and the end where it comes from a terminal that went away."""
+    terminal, inside = pty.openpty()
+    code = "import os; os.open(os.ttyname(0), os.O_RDWR); from edgekiln.pipeline.cli import main; main()"
+    command = [sys.executable, "-c", code, "serve", bundle, "--port", "0", "--threads", "1"]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
+    streams = dict.fromkeys(("stdin", "stdout", "stderr"), inside)
+    process = subprocess.Popen(command, env=environment, start_new_session=True, **streams)
+    os.close(inside)
+    said = b""
+    while b"?token=" not in said:
+        said += os.read(terminal, 1000)
+    port = int(re.search(rb":(\d+)/", said)[1])
+    os.close(terminal)
+    assert process.wait(60) == 0
+    assert is_refused(port)
 
 
 def test_who_never_ends_is_cut_off_and_told(start, bundle):

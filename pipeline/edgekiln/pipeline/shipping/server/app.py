@@ -180,7 +180,8 @@ class _Handlers:
     ) -> tuple[list[dict[str, Any]], list[EdgekilnError]]:
         """One entry for each picture, in their order; and the errors among them."""
         futures = await self._submit_all(served, pictures)
-        entries, errors = [], []
+        entries: list[dict[str, Any]] = []
+        errors: list[EdgekilnError] = []
         for picture, future in zip(pictures, futures, strict=True):
             try:
                 if isinstance(future, EdgekilnError):

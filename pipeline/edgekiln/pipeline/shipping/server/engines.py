@@ -122,12 +122,15 @@ class Engines:
         }  # fmt: skip
 
     def _describe_variant(self, served: Served) -> dict[str, Any]:
-        chosen = served.classifier.variant
+        chosen = (
+            served.classifier.variant
+        )  # while a reload swaps, perhaps one that the bundle here does not have
+        verdicts = {variant.name: variant.verdict for variant in self.bundle.variants}
         return {
             "name": chosen.name,
             "backend": chosen.backend,
             "precision": chosen.precision,
-            "verdict": self.bundle.variant(chosen.name).verdict,
+            "verdict": verdicts.get(chosen.name, ""),
             "reason": chosen.reason,
             "notice": chosen.notice,
         }

@@ -108,7 +108,15 @@ async def _serve(
 
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop)
-    loop.add_signal_handler(signal.SIGHUP, asked.set)
+    had_terminal = _has_terminal()
+
+    def hang_up() -> None:
+        if had_terminal and not _has_terminal():
+            stop()  # its window was closed: nobody would find it again
+        else:
+            asked.set()
+
+    loop.add_signal_handler(signal.SIGHUP, hang_up)
     watching = asyncio.create_task(_watch(site, asked, tell))
     telling = asyncio.create_task(_tell_ready(server, ready))
     try:
@@ -118,6 +126,15 @@ async def _serve(
             task.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await task
+
+
+def _has_terminal() -> bool:
+    """Whether this process has a terminal that is still there."""
+    try:
+        os.close(os.open("/dev/tty", os.O_RDWR | os.O_NOCTTY))
+    except OSError:
+        return False
+    return True
 
 
 async def _tell_ready(server: uvicorn.Server, ready: Callable[[], None]) -> None:

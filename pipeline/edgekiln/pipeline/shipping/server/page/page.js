@@ -40,6 +40,9 @@ async function start() {
   }));
   document.body.classList.toggle("pair", names.length > 1);
   byId("only-different").hidden = names.length < 2;
+  if (info.others.length && names.length < 2) {
+    byId("accepted").textContent += ` To see two variants side by side, start it with --variant ${names[0]} --variant ${info.others[0]}.`;
+  }
   const notices = info.variants.filter((variant) => variant.notice).map((variant) => `${variant.name} was ${variant.notice}`);
   tell(notices.join(" "));
 }
