@@ -62,8 +62,7 @@ def device_report(
         "variants": variants,
         "notices": [
             *warn_of_guessing([baseline, *variants], parent.contract.classes, recipe["gate"]["confidence"]),
-            *_picture_notices(pictures),
-            *_evidence_notices(recipe["gate"]),
+            *_picture_notices(pictures, recipe["gate"]),
             *(notice for variant in variants for notice in variant["notices"]),
             *_untimed(benchmark, problem),
             *timing_notices(benchmark),
@@ -136,19 +135,16 @@ def _name_flips(
     return [{**flip, "key": places[flip["key"]]} for flip in flips]
 
 
-def _picture_notices(pictures: KnownPictures) -> list[str]:
-    here = len(pictures.reference.labels)
-    if here == pictures.known:
-        return []
-    return [
-        f"Judged on {here} of the parent's {pictures.known} test pictures: the others were not found here."
-    ]
-
-
-def _evidence_notices(gate: Mapping[str, Any]) -> list[str]:
-    if gate.get("evidence") != "test+val":
-        return []
-    return ["The parent's verdicts rest on test and val; here test pictures alone judge."]
+def _picture_notices(pictures: KnownPictures, gate: Mapping[str, Any]) -> list[str]:
+    """On which pictures the verdicts rest, where these are not all of those that the parent's rest on."""
+    here, told = len(pictures.reference.labels), []
+    if here != pictures.known:
+        told.append(
+            f"Judged on {here} of the parent's {pictures.known} test pictures: the others were not found here."
+        )
+    if gate.get("evidence") == "test+val":
+        told.append("The parent's verdicts rest on test and val; here test pictures alone judge.")
+    return told
 
 
 def _untimed(benchmark: Mapping[str, Any] | None, problem: str | None) -> list[str]:
