@@ -32,9 +32,8 @@ PACKAGES = {
     "runtime": "backends bundles cuda onnx_files pictures serving",
     "export": "audits audits/engine_layers engines precision precision/qdq_lint precision/qdq_lint/rules qat",
     "benchmarks": "comparing costs costs/energy endurance judging report timing timing/loadgen",
-    "pipeline": "cli data data/folders device doctor gpu_suite proof recipe shipping shipping/server "
-    "shipping/server/page shipping/triton stages study "
-    "training variants workspace",
+    "pipeline": "cli data data/folders device doctor gpu_suite proof recipe shipping shipping/pyinstaller "
+    "shipping/server shipping/server/page shipping/triton stages study training variants workspace",
 }
 """Folders of the wheel, by root: what only developers run is not among them."""
 

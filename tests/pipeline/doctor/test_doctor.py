@@ -9,6 +9,7 @@ import subprocess
 import sys
 from importlib.metadata import requires, version
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -614,6 +615,25 @@ def test_a_quota_below_the_cores_warns(monkeypatch):
 
 
 # -- storage
+
+
+def test_a_user_without_home_is_told_where_engines_have_no_place(monkeypatch):
+    for name in ("HOME", "EDGEKILN_CACHE", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr("os.getuid", lambda: 54321)  # nobody's, so the password file names no home either
+    row = storage.check_cache_folder()
+    assert (row.state, "no home directory" in row.found, "EDGEKILN_CACHE" in row.fix) == ("FAIL", True, True)
+    assert storage.check_cache_room() == []
+    assert "~" not in _private_names().values()
+
+
+@pytest.mark.parametrize(("free", "state"), [(64 * 2**20, "WARN"), (2**30, "OK"), (None, "WARN")])
+def test_shared_memory_of_a_container_is_told_with_its_option(monkeypatch, tmp_path, free, state):
+    if free is not None:
+        monkeypatch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(free=free))
+    row = storage.check_shared_memory(tmp_path / "absent")
+    assert row.state == state
+    assert (row.fix is not None and "--shm-size" in row.fix) == (state == "WARN")
 
 
 def test_the_cache_is_locked_and_nothing_is_left_there(tmp_path):

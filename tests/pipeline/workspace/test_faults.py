@@ -169,12 +169,30 @@ def stranger_place(place):
     shutil.rmtree(folder)
 
 
+NOWHERE = {"HOME": None, "XDG_CACHE_HOME": None, "EDGEKILN_CACHE": None, "MPLCONFIGDIR": None}
+
+
+def modes(folder):
+    """Permissions of all that lies in a folder but its locks: (files, folders)."""
+    paths = [path for path in folder.rglob("*") if path.name != ".lock"]
+    assert len(paths) > 20
+    return tuple(
+        {oct(p.stat().st_mode & 0o777) for p in paths if p.is_dir() == is_dir} for is_dir in (False, True)
+    )
+
+
 @needs_root
-def test_a_user_without_home_can_run_and_is_told_where_not_to_write(launcher, stranger_place, tmp_path):
-    nowhere = {"HOME": None, "XDG_CACHE_HOME": None, "EDGEKILN_CACHE": None, "MPLCONFIGDIR": None}
-    options = {"folder": tmp_path, "environment": nowhere, "setup": STRANGER}
-    recipe = stranger_place / "tiny.toml"
-    run = launcher.run("run", recipe, "--runs", stranger_place / "own" / "runs", **options)
+def test_a_user_without_home_can_run_and_is_told_where_not_to_write(
+    launcher, stranger_place, tmp_path, finished
+):
+    options = {"folder": tmp_path, "environment": NOWHERE, "setup": STRANGER + "os.umask(0o027)\n"}
+    recipe, own = stranger_place / "tiny.toml", stranger_place / "own"
+    run = launcher.run("run", recipe, "--runs", own / "runs", **options)
+    assert run.code == 0, run.log.read_text()
+    assert modes(own / "runs") == ({"0o640"}, {"0o750"})
+    run = launcher.run(
+        "predict", own / "runs/tiny/bundle", *(stranger_place / "pictures").glob("*/00[01].png"), **options
+    )
     assert run.code == 0, run.log.read_text()
     run = launcher.run("run", recipe, "--runs", stranger_place / "runs", "--json", **options)
     error = error_of(run)
@@ -187,6 +205,17 @@ def test_a_user_without_home_can_run_and_is_told_where_not_to_write(launcher, st
     assert (run.code, error["code"]) == (5, "environment")
     assert "no home directory" in error["message"]
     assert "EDGEKILN_CACHE" in error["hint"]
+    run = launcher.run("run", recipe, "--set", "data.path=~/pictures", "--json", **options)
+    error = error_of(run)
+    assert (run.code, error["code"]) == (2, "recipe")
+    assert "'~/pictures' begins in a home folder, and there is none" in error["message"]
+    assert "HOME" in error["hint"]
+
+
+def test_all_files_of_a_run_are_readable_as_the_umask_says(finished):
+    umask = os.umask(0o022)
+    os.umask(umask)
+    assert modes(finished) == ({oct(0o666 & ~umask)}, {oct(0o777 & ~umask)})
 
 
 # -- others at work

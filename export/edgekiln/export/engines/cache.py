@@ -32,14 +32,13 @@ def default_cache_folder() -> Path:
     """``$EDGEKILN_CACHE``, or ``edgekiln/engines`` below ``$XDG_CACHE_HOME`` (``~/.cache``).
 
     Raises:
-        EnvironmentProblem: neither is set, and there is no home directory.
+        EnvironmentProblem: it would lie below a home directory, and there is none.
     """
     chosen = os.environ.get("EDGEKILN_CACHE")
-    if chosen:
-        return Path(chosen).expanduser()
-    base = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    base = chosen or os.environ.get("XDG_CACHE_HOME") or "~/.cache"
     try:
-        return Path(base).expanduser() / "edgekiln" / "engines"
+        folder = Path(base).expanduser()
+        return folder if chosen else folder / "edgekiln" / "engines"
     except RuntimeError as error:  # no HOME, and a user whom the system does not know
         raise EnvironmentProblem(
             f"There is no home directory for the engine cache {base}.",

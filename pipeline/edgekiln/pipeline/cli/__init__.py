@@ -217,9 +217,11 @@ def _as_edgekiln_error(error: Exception) -> EdgekilnError | None:
     if isinstance(error, OSError) and error.errno in {errno.EACCES, errno.EROFS, errno.EPERM}:
         return ResourceError(
             f"{error.filename or 'A file'} cannot be written or read: {error.strerror}.",
-            hint="Check who owns it and its permissions, or choose another place.",
+            hint="Check who owns it and its permissions, or choose another place (TMPDIR for temporary files).",
             path=error.filename,
         )
+    if isinstance(error, FileNotFoundError) and "usable temporary directory" in str(error):  # of `tempfile`
+        return ResourceError(f"{error.strerror}.", hint="Set TMPDIR to a folder that can be written.")
     return None
 
 

@@ -18,10 +18,9 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
-from edgekiln.export.engines.cache import default_cache_folder
 from edgekiln.pipeline.doctor import bundles, driver_fit, gpu, jetson, libraries, machine, packages, storage
 from edgekiln.pipeline.doctor.row import Row, State, fail
-from edgekiln.pipeline.shipping.privacy import remove_private
+from edgekiln.pipeline.shipping.privacy import find_home, remove_private
 
 __all__ = ["Row", "State", "count_states", "examine"]
 
@@ -49,7 +48,6 @@ def examine(bundle: Path | None = None, *, runs: Path = Path("runs")) -> list[Ro
 def _list_checks(gpus: gpu.Gpus, runs: Path) -> list[_Check]:
     gpu_here = gpus.problem is None
     room = "Free some, or choose another place"
-    cache = default_cache_folder()
     return [
         packages.check_python,
         packages.check_edgekiln,
@@ -69,8 +67,9 @@ def _list_checks(gpus: gpu.Gpus, runs: Path) -> list[_Check]:
         machine.check_cores,
         machine.check_memory,
         functools.partial(storage.check_room, "disk for runs", runs, f"{room} with --runs."),
-        functools.partial(storage.check_room, "disk for engines", cache, f"{room} with EDGEKILN_CACHE."),
+        storage.check_cache_room,
         storage.check_cache_folder,
+        storage.check_shared_memory,
         storage.check_temporary_folder,
         storage.check_encoding,
     ]
@@ -104,8 +103,9 @@ def _hide(row: Row, names: Mapping[str, str]) -> Row:
 
 def _private_names() -> dict[str, str]:
     """What to replace by what: the home folder before the user's name that it holds."""
-    home = str(Path.home())
-    names = {folder: "~" for folder in (home, os.path.realpath(home)) if len(folder) > 1}
+    home = find_home()
+    homes = () if home is None else (str(home), os.path.realpath(home))
+    names = {folder: "~" for folder in homes if len(folder) > 1}
     host = socket.gethostname()
     if host and host != "localhost":
         names[host] = "HOST"

@@ -40,9 +40,9 @@ class Answer:
 
 def ask_child(task: str, *arguments: str, seconds: float = SECONDS) -> Answer:
     """Run one of the tasks of ``probes.py``; nothing that goes wrong in it raises here."""
-    with tempfile.TemporaryDirectory(prefix="edgekiln-doctor-") as home:
-        command = module_command("edgekiln.pipeline.doctor.probes", task, *arguments)
-        try:
+    command = module_command("edgekiln.pipeline.doctor.probes", task, *arguments)
+    try:
+        with tempfile.TemporaryDirectory(prefix="edgekiln-doctor-") as home:
             done = subprocess.run(
                 command,
                 env=_environment(home),
@@ -51,10 +51,10 @@ def ask_child(task: str, *arguments: str, seconds: float = SECONDS) -> Answer:
                 timeout=seconds,
                 check=False,
             )
-        except subprocess.TimeoutExpired:
-            return Answer(problem=f"it did not answer within {seconds:.0f} s")
-        except OSError as error:
-            return Answer(problem=f"no process could be started: {error.strerror}")
+    except subprocess.TimeoutExpired:
+        return Answer(problem=f"it did not answer within {seconds:.0f} s")
+    except OSError as error:  # also where there is no temporary folder, which has a row of its own
+        return Answer(problem=f"no process could be started: {error.strerror}")
     return _read_answer(done)
 
 

@@ -15,10 +15,19 @@ from pathlib import Path
 
 from edgekiln.export.engines.cache import default_cache_folder
 from edgekiln.pipeline.doctor.row import Row, fail, ok, warn
+from edgekiln.runtime.errors import EnvironmentProblem
 
-__all__ = ["check_cache_folder", "check_encoding", "check_room", "check_temporary_folder"]
+__all__ = [
+    "check_cache_folder",
+    "check_cache_room",
+    "check_encoding",
+    "check_room",
+    "check_shared_memory",
+    "check_temporary_folder",
+]
 
 _LITTLE_ROOM, _TOO_LITTLE_ROOM = 5 * 2**30, 2**29  # bytes
+_LITTLE_SHARED_MEMORY = 2**28  # bytes: two loading workers with batches of 64 pictures of 512 x 512
 
 
 def check_room(name: str, folder: Path, remedy: str) -> Row:
@@ -33,10 +42,36 @@ def check_room(name: str, folder: Path, remedy: str) -> Row:
     return warn(name, found, remedy) if free < _LITTLE_ROOM else ok(name, found)
 
 
+def check_cache_room() -> list[Row]:
+    """Free space for built engines; nothing where they have no place, which ``check_cache_folder`` tells."""
+    try:
+        folder = default_cache_folder()
+    except EnvironmentProblem:
+        return []
+    return [check_room("disk for engines", folder, "Free some, or choose another place with EDGEKILN_CACHE.")]
+
+
+def check_shared_memory(folder: Path = Path("/dev/shm")) -> Row:
+    """What loading workers hand over pictures in. A container has 64 MB of it where nobody asked for more."""
+    name, remedy = (
+        "shared memory",
+        "docker run --shm-size=2g, or --ipc=host; else fewer loading workers are taken.",
+    )
+    try:
+        free = shutil.disk_usage(folder).free
+    except OSError as error:
+        return warn(name, f"{folder}: {error.strerror}", f"Training reads pictures without workers; {remedy}")
+    found = f"{free / 2**20:.0f} MiB free in {folder}"
+    return warn(name, found, remedy) if free < _LITTLE_SHARED_MEMORY else ok(name, found)
+
+
 def check_cache_folder(folder: Path | None = None) -> Row:
     """The engine cache: its owner's alone, writable, and on a file system where a second lock is refused."""
-    name, folder = "engine cache", folder or default_cache_folder()
-    remedy = "Set EDGEKILN_CACHE to a folder of your own on a local disk."
+    name, remedy = "engine cache", "Set EDGEKILN_CACHE to a folder of your own on a local disk."
+    try:
+        folder = folder or default_cache_folder()
+    except EnvironmentProblem as error:
+        return fail(name, error.message, remedy)
     existing = _nearest_existing(folder)
     if not existing.is_dir():
         return fail(name, f"{existing} is a file, {folder} wants a folder there", remedy)
@@ -106,5 +141,5 @@ def check_encoding() -> Row:
 
 def _nearest_existing(folder: Path) -> Path:
     """``folder``, or the nearest above it that exists."""
-    absolute = folder.expanduser().absolute()
+    absolute = folder.absolute()
     return next(path for path in (absolute, *absolute.parents) if path.exists())

@@ -231,12 +231,22 @@ def _resolve_paths(values: dict[str, Any], folder: Path) -> None:
     source, backbone = values.get("source_task"), values.get("backbone")
     for data in (values.get("data"), source.get("data") if isinstance(source, dict) else None):
         if isinstance(data, dict) and isinstance(data.get("path"), str):
-            data["path"] = str(folder / Path(data["path"]).expanduser())
+            data["path"] = _resolve_path(data["path"], folder)
     teacher = values.get("teacher")
     if isinstance(teacher, dict) and isinstance(teacher.get("checkpoint"), str):
-        teacher["checkpoint"] = str(folder / Path(teacher["checkpoint"]).expanduser())
+        teacher["checkpoint"] = _resolve_path(teacher["checkpoint"], folder)
     if isinstance(backbone, dict) and names_file(str(backbone.get("weights", ""))):
-        backbone["weights"] = str(folder / Path(backbone["weights"]).expanduser())
+        backbone["weights"] = _resolve_path(backbone["weights"], folder)
+
+
+def _resolve_path(text: str, folder: Path) -> str:
+    try:
+        return str(folder / Path(text).expanduser())
+    except RuntimeError as error:  # no HOME, and a user whom the system does not know
+        raise RecipeError(
+            f"The path {text!r} begins in a home folder, and there is none by that name.",
+            hint="Write the whole path, or set HOME.",
+        ) from error
 
 
 def _explain(error: ValidationError, values: Mapping[str, Any]) -> tuple[str, str]:

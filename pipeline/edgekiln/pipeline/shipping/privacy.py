@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 __all__ = [
+    "find_home",
     "machine_folders",
     "name_picture",
     "name_places",
@@ -36,17 +37,18 @@ def machine_folders(*others: Path | None) -> tuple[str, ...]:
 
     Each as it is written and with links resolved, the longest first, since one may lie in another.
     """
-    own = (Path.cwd(), _home(), Path(tempfile.gettempdir()), Path(sys.prefix), Path(sys.base_prefix))
+    own = (Path.cwd(), find_home(), Path(tempfile.gettempdir()), Path(sys.prefix), Path(sys.base_prefix))
     given = [str(path.absolute()) for path in (*others, *own) if path is not None]
     paths = [*given, *(entry for entry in sys.path if entry.startswith("/"))]
     found = {path.rstrip("/") for path in (*paths, *map(os.path.realpath, paths))}
     return tuple(sorted((path for path in found if path), key=lambda path: (-len(path), path)))
 
 
-def _home() -> Path | None:
+def find_home() -> Path | None:
+    """This user's home folder; ``None`` for one without HOME whom the system does not know."""
     try:
         return Path.home()
-    except RuntimeError:  # this user has none
+    except RuntimeError:
         return None
 
 
@@ -125,7 +127,8 @@ def remove_private(value: Any, private: Mapping[str, str] | None = None) -> Any:
 def _private_names() -> dict[str, str]:
     """What to replace by what, the longest first: a folder may lie in another."""
     site = [entry for entry in sys.path if entry]
-    folders = [*site, sys.prefix, sys.base_prefix, str(Path.cwd()), str(Path.home()), tempfile.gettempdir()]
+    home = find_home()
+    folders = [*site, sys.prefix, sys.base_prefix, str(Path.cwd()), str(home or ""), tempfile.gettempdir()]
     names = {folder: "..." for folder in folders if len(folder) > 1}
     names |= {os.path.realpath(folder): "..." for folder in list(names)}
     names[socket.gethostname()] = "HOST"

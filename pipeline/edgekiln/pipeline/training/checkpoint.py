@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import stat
 from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
@@ -47,11 +48,15 @@ def save_tensors(tensors: dict[str, Tensor], path: Path, metadata: dict[str, str
     # A tensor may be laid out channels-last; the format knows dense row-major only.
     size = sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
     require_room(path.parent, size, f"The {len(tensors)} tensors of {path.name}")
+    beside.unlink(missing_ok=True)
+    beside.touch()  # as any file is made, which the umask decides; the library makes its own readable by one user alone
+    mode = stat.S_IMODE(beside.stat().st_mode)
     try:
         save_file({k: v.contiguous() for k, v in tensors.items()}, beside, header)
     except SafetensorError as error:
         raise _as_os_error(error, beside) from error
     with beside.open("rb") as file:
+        os.fchmod(file.fileno(), mode)
         os.fsync(file.fileno())
     beside.replace(path)
 

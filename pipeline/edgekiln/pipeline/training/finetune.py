@@ -15,6 +15,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -129,9 +130,10 @@ class Trainer:
         self.log.begin()
         for text in self.learner.told:
             self.job.tell(text)
+        told: dict[str, Any] = {"weights": list(self.learner.told)} if self.learner.told else {}
         self.log.write(
             "start",
-            **({"weights": list(self.learner.told)} if self.learner.told else {}),
+            **told,
             device=self.learner.device.type,
             precision="bf16" if self.learner.uses_bf16 else "fp32",
             threads=self.state.threads,

@@ -38,7 +38,7 @@ def fit_workers(wanted: int, batch_bytes: int, sharers: int, tell: Callable[[str
     taken = max(0, min(wanted, (batches - _IN_USE) // _AHEAD))
     if taken < wanted:
         needed = describe_bytes((wanted * _AHEAD + _IN_USE) * batch_bytes * sharers)
-        instead = f"{taken} are taken" if taken else "pictures are loaded without workers"
+        instead = f"{taken} of them start" if taken else "pictures are loaded without workers"
         tell(
             f"{wanted} loading workers need up to {needed} of shared memory, and {SHARED_MEMORY} has "
             f"{describe_bytes(free)} free: {instead}. {_REMEDY} for faster loading."
@@ -49,7 +49,7 @@ def fit_workers(wanted: int, batch_bytes: int, sharers: int, tell: Callable[[str
 def explain_lost_worker(error: RuntimeError) -> ResourceError | None:
     """The error to raise for one of a DataLoader's, or ``None`` where it is none of the machine's resources."""
     text = str(error)
-    if "shared memory" in text or "torch_shm" in text or re.search(r"signal: (Bus error|Aborted)", text):
+    if "shared memory" in text or "</torch_" in text or re.search(r"signal: (Bus error|Aborted)", text):
         free = (
             f", which has {describe_bytes(free_disk_bytes(SHARED_MEMORY))} free"
             if SHARED_MEMORY.is_dir()

@@ -29,7 +29,7 @@ def kernel_cache_folder() -> Path:
     """``$EDGEKILN_CACHE/kernels``, or ``edgekiln/kernels`` below ``$XDG_CACHE_HOME`` (``~/.cache``)."""
     chosen = os.environ.get("EDGEKILN_CACHE")
     if chosen:
-        return Path(chosen) / "kernels"
+        return Path(chosen).expanduser() / "kernels"
     return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "edgekiln" / "kernels"
 
 
