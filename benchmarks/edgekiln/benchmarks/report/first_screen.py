@@ -70,7 +70,7 @@ def _state_of(report: Mapping[str, Any]) -> str:
 
 def _choose_engine(report: Mapping[str, Any]) -> Mapping[str, Any] | None:
     """The fastest engine that passes, the smallest where no speed-up is known; of those judged where none passes."""
-    judged = [v for v in report["variants"] if drop_of(v)]
+    judged: list[Mapping[str, Any]] = [v for v in report["variants"] if drop_of(v)]
     offered = [v for v in judged if v["verdict"] == "pass"] or judged
     fast = [v for v in offered if v.get("speedup")]
     if fast:

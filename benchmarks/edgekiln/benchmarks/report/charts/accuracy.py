@@ -173,7 +173,7 @@ def compare_confusions(
         for i, row in enumerate(rows)
     ]
     hidden = int(np.count_nonzero(change) - np.count_nonzero(shown))
-    return HeatMap([classes[i] for i in rows], [classes[i] for i in columns], cells, hidden)
+    return HeatMap([classes[int(i)] for i in rows], [classes[int(i)] for i in columns], cells, hidden)
 
 
 def _most_changed(change: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:

@@ -59,7 +59,7 @@ def span_scale(
 
 
 def _round_step(least: float) -> float:
-    power = 10 ** math.floor(math.log10(least))
+    power = math.pow(10, math.floor(math.log10(least)))
     return next(power * step for step in (1, 2, 2.5, 5, 10) if power * step >= least * (1 - 1e-9))
 
 
