@@ -3,12 +3,15 @@
 import copy
 import io
 import sys
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from report_support import make_report
 
 from edgekiln.benchmarks.report import render_summary, short_headings, short_rows
-from edgekiln.pipeline.cli.tables import print_judgement, render_judgement
+from edgekiln.pipeline.cli.running import RunWish, repeat_command
+from edgekiln.pipeline.cli.tables import add_ways, print_judgement, render_judgement
 
 ESCAPE = "\x1b["
 
@@ -88,9 +91,45 @@ def test_wide_has_the_rest_in_one_line_each(report):
 def test_every_reason_stands_below_the_table_once(report, wide):
     report["variants"][0] |= {"verdict": "pass", "reason": "whole"}
     report["variants"][1]["reason"] = "one line\nand another"
-    below = render_judgement(report, wide=wide).split("\n\n")[1].splitlines()
-    assert [line.split(":")[0] for line in below] == [v["name"] for v in report["variants"][1:]]
-    assert below[0] == "int8: inconclusive: one line and another"
+    reasons = render_judgement(report, wide=wide).split("\n\n")[1].partition("what decides")[0].splitlines()
+    assert [line.split(":")[0] for line in reasons] == [v["name"] for v in report["variants"][1:]]
+    assert reasons[0] == "int8: inconclusive: one line and another"
+
+
+def test_what_decides_is_a_command_each_and_engines_share_it(report, capsys):
+    for variant in report["variants"][:2]:
+        variant |= {
+            "images_to_decide": 70,
+            "counts": {"images": 60, "broken": 0, "mended": 0, "agreeing": 60},
+        }
+        variant |= {"drop": {"value": 0.0, "low": -0.06, "high": 0.0602}}
+    for variant in report["variants"][2:]:
+        variant["verdict"] = "pass"
+    print_judgement(report, wide=False, repeat=lambda setting: f"edgekiln run r.toml {setting}")
+    lines = capsys.readouterr().out.partition("what decides ")[2].splitlines()
+    assert lines[0] == "fp32, int8:"
+    assert lines[1] == (
+        "  edgekiln run r.toml None  # once there are about 10 more test pictures: 70 images decide at the flips seen"
+    )
+    assert lines[2].startswith("  edgekiln run r.toml gate.max_drop=0.0625  # ")
+    assert lines[3].startswith("  edgekiln run r.toml gate.inconclusive=warn  # ")
+    rows = add_ways(report)
+    assert [way["setting"] for way in rows[0]["ways_out"]] == [
+        None,
+        "gate.max_drop=0.0625",
+        "gate.inconclusive=warn",
+    ]
+    assert "ways_out" not in rows[2]
+
+
+def test_the_command_is_what_was_typed():
+    wish = RunWish(("gate.max_drop=0.1", "name=a b"), Path("elsewhere"), (), False, True, False)
+    assert repeat_command(wish, Path("my photos.toml")).endswith(
+        " run 'my photos.toml' --set gate.max_drop=0.1 --set 'name=a b' --runs elsewhere"
+    )
+    again = repeat_command(wish, Path("r.toml"), "gate.max_drop=0.2")  # one value for each key
+    assert again.endswith(" run r.toml --set 'name=a b' --set gate.max_drop=0.2 --runs elsewhere")
+    assert repeat_command(replace(wish, overrides=(), runs=Path("runs")), None).endswith(" demo")
 
 
 def test_a_terminal_gets_colours(report, terminal):

@@ -68,7 +68,7 @@ def short_headings(report: Mapping[str, Any]) -> tuple[str, ...]:
 
 def short_rows(report: Mapping[str, Any]) -> list[tuple[str, ...]]:
     """What decides: of ``table_rows`` the accuracy that the gate judges by, its drop, times, size and verdict."""
-    rows = []
+    rows: list[tuple[str, ...]] = []
     for name, _, size, top1, drop, balanced, balanced_drop, p50, p99, speedup, verdict in table_rows(report):
         judged = (balanced, balanced_drop) if _is_balanced(report) else (top1, drop)
         times = "-" if p50 == "-" else f"{p50} / {p99}"

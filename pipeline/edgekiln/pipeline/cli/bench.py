@@ -12,7 +12,7 @@ import click
 
 from edgekiln.pipeline.cli.options import print_document
 from edgekiln.pipeline.cli.running import RunWish, execute, print_report, print_run, run_options
-from edgekiln.pipeline.cli.tables import ANY_COMMAND, wide_option
+from edgekiln.pipeline.cli.tables import wide_option
 from edgekiln.runtime.errors import UsageError
 
 __all__ = ["bench"]
@@ -179,7 +179,7 @@ def _measure_bundle(
         timed=not no_bench,
         find_baseline=functools.partial(find_baseline, checkpoint=checkpoint),
     )
-    print_report(bench_on_device(request, make_progress(wish.quiet)), out, wish, ANY_COMMAND)
+    print_report(bench_on_device(request, make_progress(wish.quiet)), out, wish)
 
 
 def _measure_recipe(recipe: Path, again: bool, wish: RunWish) -> None:

@@ -20,7 +20,7 @@ from edgekiln.pipeline.cli.options import (
     program_name,
     quiet_option,
 )
-from edgekiln.pipeline.cli.tables import add_ways, print_judgement
+from edgekiln.pipeline.cli.tables import Repeat, add_ways, print_judgement
 from edgekiln.runtime.errors import GateError
 
 if TYPE_CHECKING:
@@ -179,13 +179,15 @@ def print_run(result: RunResult, wish: RunWish, recipe: Path | None) -> None:
         print_stages(result, wish.as_json)
         return
     more = {"stages": describe_stages(result)}
-    print_report(result.report, result.bundle, wish, repeat_command(wish, recipe), more)
+    print_report(result.report, result.bundle, wish, functools.partial(repeat_command, wish, recipe), more)
 
 
-def repeat_command(wish: RunWish, recipe: Path | None) -> str:
-    """What runs the same again, as one types it here."""
+def repeat_command(wish: RunWish, recipe: Path | None, setting: str | None = None) -> str:
+    """What runs the same again, as one types it here; with ``setting`` in the place of what its key was before."""
     words = ["demo"] if recipe is None else ["run", str(recipe)]
-    words += [word for override in wish.overrides for word in ("--set", override)]
+    key = (setting or "").partition("=")[0]
+    kept = [override for override in wish.overrides if override.partition("=")[0] != key]
+    words += [word for override in (*kept, *([setting] if setting else [])) for word in ("--set", override)]
     if wish.runs != _RUNS:
         words += ["--runs", str(wish.runs)]
     return f"{program_name()} {shlex.join(words)}"
@@ -195,12 +197,12 @@ def print_report(
     report: Mapping[str, Any],
     bundle: Path,
     wish: RunWish,
-    command: str,
+    repeat: Repeat | None = None,
     more: Mapping[str, Any] | None = None,
 ) -> None:
     """The table of a report that lies in ``bundle``, or its JSON with ``more``; raises where the gate did not pass.
 
-    ``command`` is what judges anew, for the ways out of an undecided verdict.
+    ``repeat`` gives what judges anew, for the ways out of an undecided verdict.
     """
     from edgekiln.benchmarks.judging.required import check_gate
 
@@ -210,7 +212,7 @@ def print_report(
     if "parent" in report:
         document |= {"parent": report["parent"], "benchmark": _without_times(report["benchmark"])}
     if not wish.as_json:
-        _print_report(report, bundle, command, wide=wish.wide)
+        _print_report(report, bundle, repeat, wide=wish.wide)
     try:
         check_gate(report)
     except GateError as error:
@@ -230,12 +232,12 @@ def _without_times(benchmark: Mapping[str, Any] | None) -> dict[str, Any] | None
     return {**benchmark, **figures}
 
 
-def _print_report(report: Mapping[str, Any], bundle: Path, command: str, *, wide: bool) -> None:
+def _print_report(report: Mapping[str, Any], bundle: Path, repeat: Repeat | None, *, wide: bool) -> None:
     from edgekiln.benchmarks.report import describe_mlperf, format_text, mlperf_headings, mlperf_rows
 
     for notice in report["notices"]:
         echo_line(notice)
-    print_judgement(report, wide=wide, command=command)
+    print_judgement(report, wide=wide, repeat=repeat)
     if report["benchmark"]:
         _print_timings(report)
     if rows := mlperf_rows(report):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -90,11 +91,11 @@ def evaluate(wish: RunWish, recipe: Path, variants: Sequence[str]) -> None:
     """
     done = execute(recipe, wish, until="evaluate", variants=variants)
     if done is not None:
-        _judge_and_print(*done, variants, (wish, repeat_command(wish, recipe)))
+        _judge_and_print(*done, variants, (wish, recipe))
 
 
 def _judge_and_print(
-    recipe: Recipe, result: RunResult, variants: Sequence[str], asked: tuple[RunWish, str]
+    recipe: Recipe, result: RunResult, variants: Sequence[str], asked: tuple[RunWish, Path]
 ) -> None:
     from edgekiln.benchmarks.judging.required import advise, check_gate
     from edgekiln.pipeline.proof.public_recipe import public_recipe
@@ -102,7 +103,7 @@ def _judge_and_print(
     from edgekiln.pipeline.workspace.progress import SilentProgress
     from edgekiln.pipeline.workspace.stage_files import StageContext
 
-    wish, command = asked
+    wish, path = asked
     folders = {name: record.folder for name, record in result.stages.items()}
     chosen = [v for v in recipe.variants if not variants or v.name in variants]
     rows = judge_evaluated(StageContext(recipe, Path(), folders, SilentProgress()), chosen)
@@ -110,7 +111,7 @@ def _judge_and_print(
     if not wish.as_json:
         for notice in rows["notices"]:
             click.echo(notice)
-        print_judgement(report, wide=wish.wide, command=command)
+        print_judgement(report, wide=wish.wide, repeat=partial(repeat_command, wish, path))
         print_stages(result, wish.as_json)
     without_flips = [{k: v for k, v in row.items() if k != "flips"} for row in add_ways(report)]
     document: dict[str, Any] = {

@@ -5,9 +5,9 @@ from __future__ import annotations
 import io
 import shlex
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import click
 
@@ -16,9 +16,10 @@ from edgekiln.runtime.errors import as_printable
 if TYPE_CHECKING:
     from rich.console import Console
 
-__all__ = ["ANY_COMMAND", "add_ways", "print_judgement", "render_judgement", "wide_option"]
+__all__ = ["Repeat", "add_ways", "print_judgement", "render_judgement", "repeat_any", "wide_option"]
 
-ANY_COMMAND = "edgekiln run RECIPE"
+Repeat: TypeAlias = Callable[[str | None], str]
+"""What runs the same again, with a setting of the recipe changed where one is given."""
 
 _WIDTH = 100
 _UNFOLDED = 10_000
@@ -37,22 +38,28 @@ wide_option = click.option(
 )
 
 
-def print_judgement(report: Mapping[str, Any], *, wide: bool, command: str = ANY_COMMAND) -> None:
+def print_judgement(report: Mapping[str, Any], *, wide: bool, repeat: Repeat | None = None) -> None:
     """The table, and below it the reason of each engine that did not pass, and what decides it, in one line each.
 
-    ``command`` is what made the report. Colours where rich finds a terminal that has them, and NO_COLOR is not set.
+    ``repeat`` gives the command that made the report; without it RECIPE stands for the recipe. Colours where rich finds
+    a terminal that has them, and NO_COLOR is not set.
     """
     from rich.console import Console
 
     console = Console(file=sys.stdout, highlight=False)
-    click.echo(_render(report, console, wide, command), color=console.color_system is not None)
+    click.echo(_render(report, console, wide, repeat or repeat_any), color=console.color_system is not None)
 
 
 def render_judgement(report: Mapping[str, Any], *, wide: bool) -> str:
     """What ``print_judgement`` prints, for a file: no colour, and as wide as without a terminal."""
     from rich.console import Console
 
-    return _render(report, Console(file=io.StringIO(), highlight=False), wide, ANY_COMMAND)
+    return _render(report, Console(file=io.StringIO(), highlight=False), wide, repeat_any)
+
+
+def repeat_any(setting: str | None) -> str:
+    """A ``Repeat`` for a report whose recipe lies nobody knows where."""
+    return "edgekiln run RECIPE" + (f" --set {shlex.quote(setting)}" if setting else "")
 
 
 def add_ways(report: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -65,7 +72,7 @@ def add_ways(report: Mapping[str, Any]) -> list[dict[str, Any]]:
     ]
 
 
-def _describe_ways(report: Mapping[str, Any], command: str) -> list[str]:
+def _describe_ways(report: Mapping[str, Any], repeat: Repeat) -> list[str]:
     """What decides the undecided verdicts: a line each, what to type and behind a # what comes of it.
 
     Engines with the same ways share them.
@@ -74,10 +81,7 @@ def _describe_ways(report: Mapping[str, Any], command: str) -> list[str]:
 
     engines: dict[tuple[str, ...], list[str]] = {}
     for variant in report["variants"]:
-        lines = tuple(
-            f"  {command}{f' --set {shlex.quote(way.setting)}' if way.setting else ''}  # {way.why}"
-            for way in find_ways(report, variant)
-        )
+        lines = tuple(f"  {repeat(way.setting)}  # {way.why}" for way in find_ways(report, variant))
         engines.setdefault(lines, []).append(variant["name"])
     engines.pop((), None)
     return [
@@ -85,7 +89,7 @@ def _describe_ways(report: Mapping[str, Any], command: str) -> list[str]:
     ]
 
 
-def _render(report: Mapping[str, Any], console: Console, wide: bool, command: str) -> str:
+def _render(report: Mapping[str, Any], console: Console, wide: bool, repeat: Repeat) -> str:
     from edgekiln.benchmarks.report import (
         describe_reasons,
         short_headings,
@@ -100,7 +104,7 @@ def _render(report: Mapping[str, Any], console: Console, wide: bool, command: st
     else:
         console.width = min(_WIDTH, console.width) if console.is_terminal else _WIDTH
         lines = _render_table(short_rows(report), short_headings(report), console)
-    below = [*describe_reasons(report), *_describe_ways(report, command)]
+    below = [*describe_reasons(report), *_describe_ways(report, repeat)]
     return "\n".join([*lines, "", *map(as_printable, below), *([""] if below else [])])
 
 
