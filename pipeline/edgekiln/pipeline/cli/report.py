@@ -47,15 +47,15 @@ def report(target: Path, out: Path | None, form: Format, wide: bool, as_json: bo
     path, values = _read_target(target)
     if out is not None:
         _check_out(out)
-    render: Callable[[Mapping[str, Any]], str] = {
+    renderers: dict[Format, Callable[[Mapping[str, Any]], str]] = {
         "html": render_page,
         "table": functools.partial(render_judgement, wide=wide),
         "markdown": functools.partial(render_summary, wide=wide),
         "card": render_card,
-    }[form]
+    }
     undefined = import_extra("jinja2", "build").UndefinedError
     with untrusted_when_damaged(f"{path} cannot be rendered", path, also=(undefined,)):
-        text = render(values)
+        text = renderers[form](values)
     if out is not None:
         out.write_text(text, "utf-8")
     if as_json:
