@@ -68,9 +68,10 @@ def test_the_files_of_a_form_are_answered_in_their_order_and_a_broken_one_alone_
 def test_a_request_of_more_pictures_than_the_queue_holds_waits_for_itself(start, bundle, photo):
     server = start(bundle, "--max-queue", "2", "--max-batch", "2")
     with server.client() as client:
-        answers = client.post("/predict", files=[("p", ("x", photo.read_bytes()))] * 20).json()["answers"]
-    assert len(answers) == 20
-    assert all("label" in answer for answer in answers)
+        files = [("p", ("x", photo.read_bytes())), ("p", ("x", photo.read_bytes())), ("p", ("x", b"broken"))]
+        answers = client.post("/predict", files=files * 7).json()["answers"]
+    assert ["label" in answer for answer in answers] == [True, True, False] * 7
+    assert {answer["error"]["code"] for answer in answers[2::3]} == {"image"}
 
 
 def test_the_page_and_the_info_tell_what_is_served(client, bundle):
@@ -334,11 +335,9 @@ def test_every_answer_carries_the_policy(server):
 
 
 def test_who_asks_too_often_is_told_to_wait(start, bundle):
-    server = start(bundle, "--max-rate", "5")
+    server = start(bundle, "--max-rate", "0.1")  # slower than any machine under load
     with server.client("wrong") as client:
-        statuses = [client.get("/info").status_code for _ in range(15)]
-        assert statuses[:10] == [401] * 10  # two seconds' worth
-        assert 429 in statuses[10:]
+        assert client.get("/info").status_code == 401
         response = client.get("/info")
         assert (response.status_code, error_of(response)["reason"]) == (429, "rate")
         assert response.headers["retry-after"] == "1"
@@ -512,7 +511,7 @@ def is_refused(port):
 
 
 def test_sighup_reloads_and_a_broken_bundle_keeps_the_old_one(start, own_bundle, photo):
-    server = start(own_bundle, "--variant", "fp32", "--variant", "int8")
+    server = start(own_bundle, "--variant", "fp32", "--variant", "int8", look_seconds=0.2)
     with server.client() as client:
         digest = client.get("/info").json()["bundle"]["digest"]
     server.process.send(signal.SIGHUP)
@@ -533,7 +532,7 @@ def test_sighup_reloads_and_a_broken_bundle_keeps_the_old_one(start, own_bundle,
 
 
 def test_a_changed_bundle_is_served_without_a_failed_request(start, own_bundle, photo):
-    server = start(own_bundle)
+    server = start(own_bundle, look_seconds=0.2)
     path = own_bundle / "manifest.json"
     manifest = json.loads(path.read_text())
     manifest["name"] = "newer"

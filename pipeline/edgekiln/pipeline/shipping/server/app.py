@@ -205,15 +205,17 @@ class _Handlers:
         given: list[Answer | EdgekilnError] = []
         for picture in pictures:
             while True:
+                under_way = [
+                    f for f in given if isinstance(f, Future) and not f.done()
+                ]  # before the queue is asked
                 try:
                     deadline_ms = self._site.limits.deadline_ms
                     given.append(
                         served.batcher.submit(picture.encoded, deadline_ms=deadline_ms, in_pool=True)
                     )
                 except OverloadedError as error:
-                    own = [f for f in given if isinstance(f, Future) and not f.done()]
-                    if own:
-                        await asyncio.wait([asyncio.wrap_future(own[0])])
+                    if under_way:
+                        await _wait_for(under_way[0])
                         continue
                     given.append(error)
                 except EdgekilnError as error:
@@ -230,6 +232,14 @@ class _Handlers:
         for stage in ("decode", "wait", "engine"):
             self._site.metrics.observe_stage(served.name, stage, getattr(answer.times, f"{stage}_ms"))
         return asdict(answer.times)
+
+
+async def _wait_for(answer: Answer) -> None:
+    """Until it has ended, however; its error is told where it is read."""
+    ended = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    answer.add_done_callback(lambda _: loop.call_soon_threadsafe(ended.set))
+    await ended.wait()
 
 
 def _read_top(text: str | None, classes: int) -> int:

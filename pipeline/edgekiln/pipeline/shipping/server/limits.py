@@ -25,6 +25,7 @@ class Limits:
         rate: requests a second from one address, in the long run; bursts of two seconds' worth pass. 0: any number.
         deadline_ms: within which a picture's batch has to begin.
         grace_seconds: for requests under way when the server is told to stop.
+        look_seconds: between two looks at the bundle's files.
     """
 
     body_bytes: int = MAX_BYTES
@@ -38,3 +39,4 @@ class Limits:
     rate: float = 200.0
     deadline_ms: float = 30_000.0
     grace_seconds: int = 20
+    look_seconds: float = 2.0

@@ -21,7 +21,6 @@ from edgekiln.runtime.errors import EdgekilnError, UsageError
 
 __all__ = ["open_socket", "serve_site"]
 
-_POLL_SECONDS = 2.0
 _log = logging.getLogger("edgekiln.serve")
 
 
@@ -149,7 +148,7 @@ async def _watch(site: Site, asked: asyncio.Event, tell: Callable[[str], None]) 
     tried = seen = await loop.run_in_executor(None, engines.read_snapshot)
     while True:
         with contextlib.suppress(asyncio.TimeoutError):
-            await asyncio.wait_for(asked.wait(), _POLL_SECONDS)
+            await asyncio.wait_for(asked.wait(), site.limits.look_seconds)
         last, seen = seen, await loop.run_in_executor(None, engines.read_snapshot)
         settled = seen is not None and seen == last and seen != tried
         if not (asked.is_set() or settled):
