@@ -1,13 +1,16 @@
 """The log in short: losses are means over an epoch's own steps, and the kept epoch is the log's own."""
 
 import json
+from dataclasses import replace
 
 import pytest
-from finetune_support import events, job
+import torch
+from finetune_support import TINY, events, job
 from report_support import make_report
 
 from edgekiln.benchmarks.report import render_page
 from edgekiln.benchmarks.report.charts.training import draw_training
+from edgekiln.pipeline.training.backbones import build_backbone
 from edgekiln.pipeline.training.finetune import finetune
 from edgekiln.pipeline.training.log import LOG_NAME, summarize_training
 
@@ -23,6 +26,21 @@ def test_a_real_run_in_short(tmp_path):
     ]
     assert found["best_epoch"] * 5 == events(tmp_path, "done")[0]["best_step"]
     assert (found["stopped"], found["source"]) == (None, None)
+
+
+def test_how_a_files_names_were_changed_is_told_and_logged(tmp_path):
+    network = build_backbone(TINY, 2, 16).network
+    torch.save({"model": torch.nn.DataParallel(network).state_dict()}, tmp_path / "w.pth")
+    settings = TINY.model_copy(update={"weights": str(tmp_path / "w.pth")})
+    told = []
+    finetune(replace(job(backbone=settings, epochs=0, tensorboard=True), tell=told.append), tmp_path)
+    assert told == [
+        "w.pth: the weights are those under 'model'.", "w.pth: 'module.' was removed from the names of 8 tensors.",
+    ]  # fmt: skip
+    assert summarize_training(tmp_path / LOG_NAME)["weights"] == told
+    (tmp_path / "plain").mkdir()
+    finetune(job(epochs=0), tmp_path / "plain")
+    assert "weights" not in summarize_training(tmp_path / "plain" / LOG_NAME)
 
 
 def test_the_probe_alone_has_one_epoch_and_no_drawing(tmp_path):

@@ -29,7 +29,7 @@ def warn_of_guessing(
         classes: names in the order of the labels.
         confidence: of the two-sided interval of top-1.
     """
-    told = []
+    told: list[str] = []
     largest, most, images = "", 0, 0
     for engine in engines:
         accuracy = engine.get("accuracy")

@@ -15,7 +15,6 @@ import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -128,17 +127,17 @@ class Trainer:
         """All that comes before the first step, by the leader alone."""
         start = Start(self.job, self.learner, self.loss, self.state, self.schedule, self.log)
         self.log.begin()
-        for text in self.learner.told:
-            self.job.tell(text)
-        told: dict[str, Any] = {"weights": list(self.learner.told)} if self.learner.told else {}
         self.log.write(
             "start",
-            **told,
             device=self.learner.device.type,
             precision="bf16" if self.learner.uses_bf16 else "fp32",
             threads=self.state.threads,
             torch=torch.__version__,
         )
+        if self.learner.told:
+            self.log.write("weights", told=list(self.learner.told))
+        for text in self.learner.told:
+            self.job.tell(text)
         start.probe_head()
         start.probe_source_head()
         self.validation.judge_source("before")

@@ -33,9 +33,9 @@ def summarize_training(log: Path) -> dict[str, Any]:
     done = next((line for line in lines if line["event"] == "done"), {"best_step": 0})
     ends = [line["step"] for line in lines if line["event"] == "epoch"]
     source = {line["when"]: line["val_top1"] for line in lines if line["event"] == "source"}
-    start = next((line for line in lines if line["event"] == "start"), {})
+    weights = next((line for line in lines if line["event"] == "weights"), None)
     return {
-        **({"weights": start["weights"]} if "weights" in start else {}),
+        **({"weights": weights["told"]} if weights else {}),
         "epochs": epochs,
         "best_epoch": epochs[ends.index(done["best_step"])]["epoch"] if done["best_step"] in ends else None,
         "stopped": next((line["reason"] for line in lines if line["event"] == "stopped"), None),

@@ -24,7 +24,7 @@ __all__ = ["EventFiles", "complete_events", "event_folder", "require_tensorboard
 FILE_NAME = "events.out.tfevents.0.edgekiln"  # TensorBoard takes every file whose name holds "tfevents"
 _EXTRA = "tensorboard"
 _FLUSH_SECONDS = 5.0
-_NO_CURVES = frozenset({"start", "done"})
+_NO_CURVES = frozenset({"start", "weights", "done"})
 _POSITION = frozenset({"event", "step", "epoch"})  # where a value stands, and no values themselves
 
 
