@@ -7,7 +7,7 @@ from typing import Any
 
 from edgekiln.benchmarks.judging.floor import warn_of_guessing
 from edgekiln.benchmarks.judging.gate import format_confidence
-from edgekiln.benchmarks.report.charts.accuracy import drop_of
+from edgekiln.benchmarks.report.charts.accuracy import budget_of, drop_of
 from edgekiln.benchmarks.report.timings import find_reference
 
 __all__ = ["answer_first", "engine_lines", "tell_headline"]
@@ -105,7 +105,7 @@ def _tell_loss(report: Mapping[str, Any], engine: Mapping[str, Any] | None) -> t
     drop = drop_of(engine) if engine else None
     if engine is None or drop is None:
         return "-", "", "No engine was judged"
-    budget = engine.get("max_drop", report["recipe"]["gate"]["max_drop"])
+    budget = budget_of(engine, report)
     value, low, high = (100 * drop[key] for key in ("value", "low", "high"))
     metric = "balanced accuracy" if engine.get("metric") == "balanced" else "top-1"
     unit = "points gained" if value < 0 else "points"

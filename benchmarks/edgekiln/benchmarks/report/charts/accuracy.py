@@ -14,6 +14,7 @@ from edgekiln.benchmarks.report.charts.svg import Chart, Scale, shorten, span_sc
 __all__ = [
     "MOST_CLASSES",
     "HeatMap",
+    "budget_of",
     "compare_confusions",
     "confusion_matrix",
     "draw_drops",
@@ -42,15 +43,18 @@ def drop_of(variant: Mapping[str, Any]) -> Mapping[str, float] | None:
     return found
 
 
+def budget_of(variant: Mapping[str, Any], report: Mapping[str, Any]) -> float:
+    """The drop that the gate allows this engine, a share; older reports have it in the recipe alone."""
+    own = variant.get("max_drop")
+    return float(report["recipe"]["gate"]["max_drop"] if own is None else own)
+
+
 def draw_drops(report: Mapping[str, Any]) -> str:
     """The interval of each engine's drop against its budget; empty where nothing was judged.
 
     An interval that lies across the line of the budget is *inconclusive*.
     """
-    gate = report["recipe"]["gate"]
-    judged = [
-        (v, drop, v.get("max_drop", gate["max_drop"])) for v in report["variants"] if (drop := drop_of(v))
-    ]
+    judged = [(v, drop, budget_of(v, report)) for v in report["variants"] if (drop := drop_of(v))]
     if not judged:
         return ""
     ends = [100 * drop[key] for _, drop, _ in judged for key in ("low", "high")]
@@ -58,7 +62,7 @@ def draw_drops(report: Mapping[str, Any]) -> str:
     scale = span_scale([0, *ends, *budgets, 1.25 * max(budgets)])
     chart = Chart(18 + _ROW * len(judged) + _AXIS)
     bottom = 18 + _ROW * len(judged)
-    metric = "balanced accuracy" if gate.get("metric") == "balanced" else "top-1"
+    metric = "balanced accuracy" if report["recipe"]["gate"].get("metric") == "balanced" else "top-1"
     chart.axis(scale, bottom, f"points of {metric} lost; negative: gained", top=18)
     for number, (variant, drop, budget) in enumerate(judged):
         _draw_drop(chart, 18 + _ROW * number, scale, variant, drop, 100 * budget)
