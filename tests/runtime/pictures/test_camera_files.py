@@ -200,6 +200,15 @@ def test_pictures_of_eight_bits_are_what_they_are_without_the_key(format_):
     np.testing.assert_array_equal(prepare(data, contract()), prepare(data, contract(None)))
 
 
+def test_a_bmp_of_two_bytes_a_pixel_is_none_of_16_bits_a_channel():
+    masks = struct.pack("<3I", 0xF800, 0x07E0, 0x001F)
+    head = struct.pack("<IiiHHIIiiII", 40, 2, 1, 1, 16, 3, 4, 0, 0, 0, 0) + masks
+    data = struct.pack("<2sIHHI", b"BM", 70, 0, 0, 66) + head + struct.pack("<2H", 0xF800, 0x001F)
+    wanted = [[[255, 0, 0], [0, 0, 255]]]
+    for picture in (data, Image.open(io.BytesIO(data))):
+        assert prepare(picture, contract(width=2, height=1)).tolist() == wanted
+
+
 # -- off by default
 
 

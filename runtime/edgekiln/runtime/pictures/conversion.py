@@ -6,6 +6,7 @@ Knows no size that is wanted, and nothing of where a picture comes from but its 
 from __future__ import annotations
 
 import logging
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -26,6 +27,9 @@ __all__ = ["ConversionRules", "apply_orientation", "convert_upright", "read_orie
 _STRIP_PIXELS = 2**20  # converted at a time: copies of a whole picture would be several times its size
 _ALPHA_MODES = frozenset({"RGBA", "LA", "PA", "La", "RGBa"})
 _SIXTEEN_BIT_MODES = frozenset({"I;16", "I;16L", "I;16B", "I;16N", "I"})
+_TWO_BYTES = re.compile(
+    ";16[BLN]"
+)  # of a sample, in Pillow's names; "BGR;16" of a BMP are two bytes of a pixel
 _GREY_STEPS = {"L;2": 255 // 3, "L;4": 255 // 15}  # of PNG: how Pillow spreads two and four bits over eight
 _KEY_ATTRIBUTE = "_edgekiln_transparent_color"
 _EXIF_ORIENTATION = 0x0112
@@ -125,7 +129,7 @@ def _check_depth(image: Image.Image, name: str) -> None:
     layouts = [
         str(part) for tile in tiles for part in (tile[3] if isinstance(tile[3], tuple) else (tile[3],))
     ]
-    halved = image.mode not in _SIXTEEN_BIT_MODES and any(";16" in layout for layout in layouts)
+    halved = image.mode not in _SIXTEEN_BIT_MODES and any(map(_TWO_BYTES.search, layouts))
     scaled = image.format == "PPM" and (image.mode == "I" or any(tile[0] != "raw" for tile in tiles))
     if halved or scaled:
         raise ImageError(
