@@ -18,7 +18,9 @@ from edgekiln.export.to_onnx import PixelModel, normalize
 from edgekiln.pipeline.proof.torch_callers import GraphCaller, PixelNetwork, TorchCaller
 from edgekiln.pipeline.recipe import BackboneSettings
 from edgekiln.pipeline.training.checkpoint import load_checkpoint
+from edgekiln.pipeline.training.reparameterization import fuse_branches
 from edgekiln.runtime.backends.session_base import DescribedSession, SessionFacts
+from edgekiln.runtime.contract import Contract
 from edgekiln.runtime.errors import DeviceError, UsageError
 from edgekiln.runtime.spec import Frames, Logits, check_finite, check_frames
 
@@ -87,10 +89,9 @@ def open_baseline(
     """The factory that benchmark workers call; all arguments are JSON values.
 
     ``folded`` folds BatchNorm into the convolutions before it, ``compiled`` passes the network through torch.compile
-    with frozen weights.
+    with frozen weights. Branches that only training needs are fused in all of them, as in what is exported.
     """
-    settings = BackboneSettings.model_validate(backbone)
-    model, contract = load_checkpoint(Path(checkpoint), settings)
+    model, contract = _load_fused(checkpoint, backbone)
     if folded:
         fold_batchnorm(model.eval().network, torch.zeros(1, 3, contract.height, contract.width))
     if compiled:
@@ -105,6 +106,13 @@ def open_baseline(
         threads=threads,
         channels_last=channels_last,
     )
+
+
+def _load_fused(checkpoint: str, backbone: dict[str, str]) -> tuple[PixelModel, Contract]:
+    settings = BackboneSettings.model_validate(backbone)
+    model, contract = load_checkpoint(Path(checkpoint), settings)
+    model.network = fuse_branches(model.network, settings.model, contract.height).network
+    return model, contract
 
 
 @dataclass(frozen=True, slots=True)
@@ -183,7 +191,7 @@ def open_gpu_baseline(
     chosen = GPU_WAYS[way]
     if chosen.graph and device != "cuda":
         raise UsageError(f"{way} replays a CUDA graph, which {device} has not.")
-    model, contract = load_checkpoint(Path(checkpoint), BackboneSettings.model_validate(backbone))
+    model, contract = _load_fused(checkpoint, backbone)
     network = PixelNetwork(
         model.network,
         chosen.dtype,

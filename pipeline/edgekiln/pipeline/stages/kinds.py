@@ -120,8 +120,8 @@ KINDS: tuple[StageKind, ...] = (
         calls="edgekiln.pipeline.variants.exporting:export_network",
         subjects=_once,
         settings=settings_of_export,
-        tools=_use("torch", "onnx", "onnxscript", "onnxruntime", "onnxruntime-gpu"),
-        revision=3,
+        tools=_use("torch", "timm", "onnx", "onnxscript", "onnxruntime", "onnxruntime-gpu"),
+        revision=4,
     ),
     StageKind(
         "qat",

@@ -13,6 +13,7 @@ from edgekiln.pipeline.data import load_split
 from edgekiln.pipeline.device.canary_records import answer_canaries
 from edgekiln.pipeline.training.checkpoint import CHECKPOINT_NAME, load_checkpoint
 from edgekiln.pipeline.training.probe import evaluate_model
+from edgekiln.pipeline.training.reparameterization import fuse_branches
 from edgekiln.pipeline.workspace.stage_files import (
     CANARY_LOGITS_NAME,
     MODEL_NAME,
@@ -28,6 +29,7 @@ __all__ = ["export_network"]
 def export_network(context: StageContext) -> None:
     """Write ``model.onnx``, and ``parity.json`` once it computes what PyTorch does on real pictures.
 
+    Branches that only training needs are fused before.
     Its answers to the made pictures are kept too: what engines of lower precision are held against wherever they run.
 
     Raises:
@@ -36,14 +38,17 @@ def export_network(context: StageContext) -> None:
     recipe = context.recipe
     model, contract = load_checkpoint(context.inputs["finetune"] / CHECKPOINT_NAME, recipe.backbone)
     path = context.folder / MODEL_NAME
+    frames, keys = _parity_images(context.inputs["data"], recipe.export.parity_images)
+    expected = evaluate_model(model, frames).numpy()  # as it was trained
+    fused = fuse_branches(model.network, recipe.backbone.model, recipe.data.size)
+    if fused.sentence:
+        context.progress.message(f"  {fused.sentence}")
+    model.network = fused.network
     context.progress.advance(0, 2, "torch.onnx")
     export_onnx(model, contract, path, opset=recipe.export.opset)
     context.progress.advance(1, 2, "parity on real images")
-    frames, keys = _parity_images(context.inputs["data"], recipe.export.parity_images)
     session = open_session("onnxruntime-cpu", path.read_bytes())
-    parity = check_parity(
-        evaluate_model(model, frames).numpy(), session.run(frames), keys, recipe.export.parity_tolerance
-    )
+    parity = check_parity(expected, session.run(frames), keys, recipe.export.parity_tolerance)
     save_logits(context.folder, answer_canaries(session), CANARY_LOGITS_NAME)
     write_json(
         context.folder / "parity.json",

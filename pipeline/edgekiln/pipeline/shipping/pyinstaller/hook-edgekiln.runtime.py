@@ -18,6 +18,8 @@ if find_spec(module) is not None:
     hiddenimports.append(module)
     for package in packages:
         try:
-            datas += copy_metadata(package)  # its version is part of the kind of machine that a verdict holds for
+            datas += copy_metadata(
+                package
+            )  # its version is part of the kind of machine that a verdict holds for
         except PackageNotFoundError:
             continue
