@@ -41,6 +41,13 @@ FOREIGN_OPTIONS = {
     "--quick",
     "--gpus",
     "--backend-config",
+    "--collect-all",
+    "--cpus",
+    "--cpuset-cpus",
+    "--ipc",
+    "--read-only",
+    "--shm-size",
+    "--user",
 }
 
 each_document = pytest.mark.parametrize("document", DOCUMENTS, ids=name_of)

@@ -2,7 +2,9 @@
 
 import ctypes
 import dataclasses
+import errno
 import multiprocessing
+import os
 import subprocess
 import warnings
 
@@ -66,6 +68,12 @@ def test_a_killed_worker_is_a_matter_of_memory_and_others_of_their_own():
     assert explain_lost_worker(RuntimeError("shape mismatch")) is None
 
 
+def test_semaphores_lie_in_shared_memory_too():
+    error = explain_lost_worker(OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)))
+    assert (error.exit_code, "/dev/shm" in error.message) == (ExitCode.RESOURCES, True)
+    assert explain_lost_worker(OSError(errno.EIO, "read error")) is None
+
+
 CLONE_NEWNS = 0x20000
 
 
@@ -82,8 +90,8 @@ def mount_shared_memory(size):
 def train(folder, connection, fitted):
     """In a fork: what importing torch anew would take, a training of three steps does not."""
     try:
-        # A batch of 64 has 49 kB: of the 10 that 4 workers want 6 fit; or none.
-        mount_shared_memory("320k" if fitted else "32k")
+        # A batch of 64 has 49 kB: of the 10 that 4 workers want 6 fit, or 1.
+        mount_shared_memory("320k" if fitted else "128k")
     except OSError as error:
         connection.send((f"NOT TESTED: nothing may be mounted here: {error}", [], None))
         return

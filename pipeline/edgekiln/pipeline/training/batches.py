@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, default_collate
+from torch.utils.data import DataLoader, Dataset, default_collate, get_worker_info
 
 from edgekiln.pipeline.data import PreparedSplit
 from edgekiln.pipeline.training.shared_memory import explain_lost_worker
@@ -112,7 +112,15 @@ class _AugmentedPictures(Dataset[tuple[Tensor, int]]):
 
 
 def _collate(items: list[tuple[Tensor, int]] | EdgekilnError) -> Any:
-    return items if isinstance(items, EdgekilnError) else default_collate(items)
+    if isinstance(items, EdgekilnError):
+        return items
+    batch = default_collate(items)
+    if get_worker_info() is not None:
+        # Here it can fail, and be told. What is not shared yet is shared by the queue's own thread, whose errors nobody
+        # hears: the training would wait for ever.
+        for tensor in batch:
+            tensor.share_memory_()
+    return batch
 
 
 class Feed:
@@ -159,12 +167,13 @@ class Feed:
         """
         if self._stream is None or step != self._next:
             self._stream = None  # its workers end, and leave their shared memory, before others start
-            self._stream = self._open(step)
-        self._next = step + 1
         try:
+            if self._stream is None:
+                self._stream = self._open(step)
             found = next(self._stream)
-        except RuntimeError as error:
+        except (RuntimeError, OSError) as error:
             raise explain_lost_worker(error) or error from error
+        self._next = step + 1
         if isinstance(found, EdgekilnError):
             raise found
         pixels, labels = found

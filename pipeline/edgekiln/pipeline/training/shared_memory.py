@@ -5,7 +5,8 @@ A container has 64 MB of it where nobody asked for more (Docker's default). A wr
 
 from __future__ import annotations
 
-import re
+import errno
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -31,9 +32,9 @@ def fit_workers(wanted: int, batch_bytes: int, sharers: int, tell: Callable[[str
         sharers: streams that share the memory: tasks times processes on this machine.
         tell: hears it where fewer are taken.
     """
-    if not wanted or not SHARED_MEMORY.is_dir():
-        return wanted
-    free = free_disk_bytes(SHARED_MEMORY)
+    if not wanted:
+        return 0
+    free = free_disk_bytes(SHARED_MEMORY) if os.access(SHARED_MEMORY, os.W_OK) else 0
     batches = int(free * _SHARE) // (batch_bytes * sharers)
     taken = max(0, min(wanted, (batches - _IN_USE) // _AHEAD))
     if taken < wanted:
@@ -46,17 +47,18 @@ def fit_workers(wanted: int, batch_bytes: int, sharers: int, tell: Callable[[str
     return taken
 
 
-def explain_lost_worker(error: RuntimeError) -> ResourceError | None:
+def explain_lost_worker(error: RuntimeError | OSError) -> ResourceError | None:
     """The error to raise for one of a DataLoader's, or ``None`` where it is none of the machine's resources."""
     text = str(error)
-    if "shared memory" in text or "</torch_" in text or re.search(r"signal: (Bus error|Aborted)", text):
+    full = isinstance(error, OSError) and error.errno == errno.ENOSPC  # of a semaphore, which lies there too
+    if full or "shared memory" in text or "</torch_" in text or "signal: Bus error" in text:
         free = (
             f", which has {describe_bytes(free_disk_bytes(SHARED_MEMORY))} free"
             if SHARED_MEMORY.is_dir()
             else ""
         )
         return ResourceError(
-            f"A loading worker ran out of shared memory ({SHARED_MEMORY}{free}): {_first_line(text)}",
+            f"A loading worker ran out of shared memory ({SHARED_MEMORY}{free}): {_last_line(text)}",
             hint=f"{_REMEDY}, or set finetune.workers = 0, and run the same command again.",
             path=SHARED_MEMORY,
         )
@@ -68,5 +70,5 @@ def explain_lost_worker(error: RuntimeError) -> ResourceError | None:
     return None
 
 
-def _first_line(text: str) -> str:
-    return text.strip().splitlines()[0]
+def _last_line(text: str) -> str:
+    return text.strip().splitlines()[-1]
