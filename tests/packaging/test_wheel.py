@@ -67,7 +67,7 @@ def test_wheel_holds_the_four_parts_and_nothing_else(wheel):
     assert folders == named | {"edgekiln"}
     for part in PACKAGES:
         assert f"edgekiln/{part}/py.typed" in names
-    assert "edgekiln/benchmarks/report/page.html" in names
+    assert "edgekiln/benchmarks/report/templates/page.html" in names
     assert any(n.endswith("licenses/LICENSE") for n in names)
     demo = zipfile.ZipFile(wheel).read("edgekiln/pipeline/traffic-lights.toml")  # a link in the checkout
     assert demo == (ROOT / "recipes" / "traffic-lights.toml").read_bytes()
