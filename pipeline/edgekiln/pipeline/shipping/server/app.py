@@ -238,7 +238,7 @@ async def _wait_for(answer: Answer) -> None:
     """Until it has ended, however; its error is told where it is read."""
     ended = asyncio.Event()
     loop = asyncio.get_running_loop()
-    answer.add_done_callback(lambda _: loop.call_soon_threadsafe(ended.set))
+    answer.add_done_callback(lambda _: loop.is_closed() or loop.call_soon_threadsafe(ended.set))
     await ended.wait()
 
 
