@@ -114,6 +114,8 @@ def compile_a_stage(network):
     return compiled
 
 
+NAMESPACE = argparse.Namespace(model="test_resnet", lr=0.1)
+OLD = {"_use_new_zipfile_serialization": False}
 WRITTEN = {
     "torch.save": (save("w.pt", lambda n: n.state_dict()), []),
     "torch.save, old layout": (
@@ -134,7 +136,12 @@ WRITTEN = {
         ["under 'backbone'", "'backbone.' was removed"]),
     "model_state_dict": (
         save("w.pt", lambda n: {"model_state_dict": n.state_dict(), "loss": 0.1}), ["'model_state_dict'"]),
+    "Lightning with a Namespace": (
+        save("w.ckpt", lambda n: lightning(n, NAMESPACE)), ["under 'state_dict'", "'model.' was removed"]),
+    "Lightning with a Namespace, old layout": (
+        save("w.ckpt", lambda n: lightning(n, NAMESPACE), **OLD), ["under 'state_dict'", "'model.' was removed"]),
     "timm": (timm_checkpoint, ["under 'state_dict'"]),
+    "timm's train.py": (lambda folder, n: timm_checkpoint(folder, n, NAMESPACE), ["under 'state_dict'"]),
     "no average yet": (save("w.pt", lambda n: {"model": n.state_dict(), "ema": None}), ["under 'model'."]),
 }  # fmt: skip
 
@@ -153,9 +160,10 @@ def test_weights_as_other_trainings_write_them(write, says, tmp_path):
     [
         (lambda folder, n: timm_checkpoint(folder, n, average=True), "state_dict_ema"),
         (save("model_3.pth", torchvision_reference), "model_ema"),
+        (save("model_3.pth", lambda n: torchvision_reference(n, args=NAMESPACE)), "model_ema"),
         (save("w.pt", lambda n: {"model": n.state_dict(), "ema": create(seed=4).state_dict()}), "ema"),
     ],
-    ids=["timm", "torchvision", "ema"],
+    ids=["timm", "torchvision", "torchvision's train.py", "ema"],
 )
 def test_the_moving_average_is_taken_where_a_file_has_one_and_told(write, key, tmp_path):
     backbone = load(write(tmp_path, create()))
@@ -252,24 +260,10 @@ def tensors(**values):
     return save("w.pt", lambda n: values)
 
 
-OLD = {"_use_new_zipfile_serialization": False}
-NAMESPACE = argparse.Namespace(model="test_resnet", lr=0.1)
 REFUSED = {
-    "Lightning with a Namespace": (
-        save("w.ckpt", lambda n: lightning(n, NAMESPACE)),
-        "it holds argparse.Namespace besides tensors, and Python would run their code to read it",
-        "torch.save(torch.load('w.ckpt', weights_only=False)['state_dict'], 'weights.pth')"),
-    "a Namespace, old layout": (
-        save("w.pth", lambda n: lightning(n, NAMESPACE), **OLD), "holds argparse.Namespace besides", "['state_dict'],"),
     "Lightning with classes of its own": (
         save("w.ckpt", lambda n: lightning(n, {"config": Config(a=1), "args": NAMESPACE})),
         ".test_weight_files.Config besides tensors", "['state_dict'],"),
-    "timm with its arguments": (
-        lambda folder, n: timm_checkpoint(folder, n, NAMESPACE, average=True),
-        "holds argparse.Namespace", "['state_dict_ema'], 'weights.pth')"),
-    "torchvision with its arguments": (
-        save("w.pth", lambda n: torchvision_reference(n, args=NAMESPACE)),
-        "holds argparse.Namespace", "['model_ema'],"),
     "a whole network": (
         pickled, "holds a whole pickled network (timm.", "weights_only=False)['model'].state_dict(), 'weights.pth')"),
     "a whole network, old layout": (

@@ -6,6 +6,7 @@ network makes of the names is not known here.
 
 from __future__ import annotations
 
+import argparse
 import json
 import re
 import zipfile
@@ -141,7 +142,9 @@ def _check_archive(path: Path) -> None:
 
 def _load_plain(path: Path) -> Any:
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
+        # In which timm's and torchvision's train.py and Lightning keep their arguments: values, no code.
+        with torch.serialization.safe_globals([argparse.Namespace]):
+            return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch has errors of many kinds for files
         if found := _find_objects(path, error):
             raise _refuse_objects(path, found) from error
