@@ -31,7 +31,8 @@ print(sys.version_info[:2], numpy.__version__)
 PACKAGES = {
     "runtime": "backends bundles cuda onnx_files pictures serving",
     "export": "audits audits/engine_layers engines precision precision/qdq_lint precision/qdq_lint/rules qat",
-    "benchmarks": "comparing costs costs/energy endurance judging report timing timing/loadgen",
+    "benchmarks": "comparing costs costs/energy endurance judging report report/charts report/templates timing "
+    "timing/loadgen",
     "pipeline": "cli data data/folders device doctor gpu_suite proof recipe shipping shipping/pyinstaller "
     "shipping/server shipping/server/page shipping/triton stages study training variants workspace",
 }
