@@ -172,8 +172,8 @@ def load_recipe(path: Path, overrides: Iterable[str] = ()) -> Recipe:
         message, hint = _explain(error, values)
         raise RecipeError(f"{path}: {message}", hint=hint, path=path) from error
     recipe._folder = path.resolve().parent
-    datas = [recipe.data, *([recipe.source_task.data] if recipe.source_task else [])]
-    recipe._notices = seek_beside(recipe._folder, [recipe.backbone.model, *(data.source for data in datas)])
+    sections = [recipe.data, *([recipe.source_task.data] if recipe.source_task else [])]
+    recipe._notices = seek_beside(recipe._folder, [recipe.backbone.model, *(data.source for data in sections)])
     return recipe
 
 

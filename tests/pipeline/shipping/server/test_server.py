@@ -131,7 +131,7 @@ def test_a_picture_of_too_many_pixels_is_too_large(client, tmp_path):
           "headers": {"Content-Type": "multipart/form-data; boundary=b"}}, 400, "multipart"),  # cut off
         ({"content": b"x", "params": {"top": "0"}}, 400, "query"),
         ({"content": b"x", "params": {"top": "\u0663"}}, 400, "query"),
-        ({"content": b"x", "params": {"varaint": "int8"}}, 400, "query"),
+        ({"content": b"x", "params": {"varint8": "int8"}}, 400, "query"),
         ({"content": b"x", "params": {"variant": "int4"}}, 400, None),
     ],
 )  # fmt: skip
