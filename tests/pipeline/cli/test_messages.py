@@ -5,7 +5,6 @@ and no traceback; under `--json` the same stands in `error`. `says` are words of
 remedy, `path` is the end of the path that is named (`None` where no file is concerned).
 """
 
-import argparse
 import errno
 import json
 import os
@@ -14,6 +13,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import types
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -580,13 +580,13 @@ mistake(
 
 @mistake(
     "a checkpoint with objects", code="recipe",
-    says=("c.ckpt cannot be read as weights: it holds argparse.Namespace besides tensors",),
+    says=("c.ckpt cannot be read as weights: it holds types.SimpleNamespace besides tensors",),
     hint="torch.save(torch.load('c.ckpt', weights_only=False)['state_dict'], 'weights.pth')", path="c.ckpt",
 )  # fmt: skip
 def _(desk):
     import torch
 
-    torch.save({"state_dict": {"a": torch.zeros(1)}, "args": argparse.Namespace(lr=1)}, "c.ckpt")
+    torch.save({"state_dict": {"a": torch.zeros(1)}, "args": types.SimpleNamespace(lr=1)}, "c.ckpt")
     return weights(desk, "c.ckpt")
 
 
