@@ -5,6 +5,7 @@ timm knows how each of them is fused. What it makes is taken only where it answe
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass
 
 import torch
@@ -47,7 +48,7 @@ def fuse_branches(network: nn.Module, model: str, size: int) -> Fused:
     with torch.inference_mode():
         before = network(pictures)
         try:
-            fused: nn.Module = reparameterize_model(network).eval()
+            fused: nn.Module = reparameterize_model(_without_biases(network), inplace=True).eval()
             difference = _compare(before, fused(pictures))
         except Exception as error:  # each network has code of its own for it
             return Fused(network, f"{model} runs as it was trained: timm cannot fuse it ({error}).")
@@ -58,6 +59,21 @@ def fuse_branches(network: nn.Module, model: str, size: int) -> Fused:
         )
     many, few = (sum(isinstance(m, _LAYERS) for m in each.modules()) for each in (network, fused))
     return Fused(fused, f"Branches and BatchNorm are fused as timm does it: {few} layers instead of {many}.")
+
+
+def _without_biases(network: nn.Module) -> nn.Module:
+    """A copy in which BatchNorm subtracts less in the place of the bias of the convolution before it.
+
+    timm's own convolutions have no bias there, and its functions would drop the one that the normalization of the
+    input left in the first of them.
+    """
+    network = copy.deepcopy(network)
+    for module in network.modules():
+        match list(module.children()):
+            case [nn.Conv2d(bias=nn.Parameter()) as conv, nn.BatchNorm2d(running_mean=Tensor()) as norm]:
+                norm.running_mean -= conv.bias.detach()
+                conv.bias = None
+    return network
 
 
 def _can_be_fused(module: nn.Module) -> bool:
