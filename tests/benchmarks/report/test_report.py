@@ -201,7 +201,7 @@ def test_summary_is_short_and_lets_no_html_through():
     report = make_report(60, ["a", "b", "c"], processes=2, blocks=4)
     report["variants"][1]["reason"] = "<img src=x> lost"
     text = render_summary(report)
-    assert "&lt;img src=x> lost" in text
+    assert "&lt;img src=x&gt; lost" in text
     assert "made-up: " in text.splitlines()[0]
     assert len(text.splitlines()) < 30
 

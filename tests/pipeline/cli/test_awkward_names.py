@@ -5,7 +5,7 @@ import io
 from PIL import Image
 from rich.console import Console
 
-from edgekiln.pipeline.cli.running import print_report
+from edgekiln.pipeline.cli.running import RunWish, print_report
 from edgekiln.pipeline.workspace.progress import LineProgress, TerminalProgress
 from edgekiln.runtime.errors import as_printable
 
@@ -37,7 +37,7 @@ def test_init_shows_folders_as_they_are_called(edgekiln, tmp_path, monkeypatch):
 def test_a_report_of_others_moves_no_terminal(tiny_run, capsys):
     result = tiny_run[2]
     report = {**result.report, "notices": ["\x1b[2J3 pictures of 'abc\u202edcba'\r", "[red]x[/nothing]"]}
-    print_report(report, result.bundle, as_json=False)
+    print_report(report, result.bundle, RunWish((), result.bundle, (), False, False, False))
     out = capsys.readouterr().out
     assert not OBEYED & set(out)
     assert out.splitlines()[:2] == [r"\x1b[2J3 pictures of 'abc\u202edcba'\r", "[red]x[/nothing]"]

@@ -404,5 +404,6 @@ def test_report_tells_what_was_kept_and_what_was_impossible(tmp_path):
     recipe = load_recipe(tmp_path / "r.toml", ["variants.int8.search_seconds=1e-6"])
     stopped = run_recipe(recipe, tmp_path / "runs", SilentProgress())
     assert stopped.report["variants"][1]["verdict"] == "fail"
-    with pytest.raises(GateError, match="stopped for time"):
+    assert "stopped for time" in stopped.report["variants"][1]["reason"]
+    with pytest.raises(GateError, match="int8: fail"):
         check_gate(stopped.report)
