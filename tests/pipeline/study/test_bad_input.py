@@ -137,7 +137,7 @@ def teacher_that_is_not_there(desk):
     desk.section('[teacher]\ncheckpoint = "absent.safetensors"')
 
 
-@wrong(2, "recipe", "weights.safetensors cannot be read as weights", "Wanted a file of tensors alone")
+@wrong(2, "recipe", "weights.safetensors cannot be read as weights", "Copy or download it again.")
 def weights_cut_short(desk):
     desk.checkpoint("weights.safetensors", tuple(COLORS))
     path = desk.folder / "weights.safetensors"
