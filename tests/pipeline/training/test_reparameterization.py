@@ -30,7 +30,9 @@ def count(network, *kinds):
 def test_branches_become_one_convolution_with_the_same_answers(name):
     network = make(name)
     first = next(module for module in network.modules() if isinstance(module, nn.Conv2d))
-    first.bias = nn.Parameter(torch.randn(first.out_channels))  # as a folded normalization of the input leaves it
+    first.bias = nn.Parameter(
+        torch.randn(first.out_channels)
+    )  # as a folded normalization of the input leaves it
     before = count(network, nn.Conv2d)
     fused = fuse_branches(network, f"timm/{name}", 64)
     assert count(fused.network, nn.Conv2d) < before == count(network, nn.Conv2d)

@@ -173,9 +173,8 @@ def load_recipe(path: Path, overrides: Iterable[str] = ()) -> Recipe:
         raise RecipeError(f"{path}: {message}", hint=hint, path=path) from error
     recipe._folder = path.resolve().parent
     sections = [recipe.data, *([recipe.source_task.data] if recipe.source_task else [])]
-    recipe._notices = seek_beside(
-        recipe._folder, [recipe.backbone.model, *(data.source for data in sections)]
-    )
+    names = [recipe.backbone.model, *(data.source for data in sections)]
+    recipe._notices = seek_beside(recipe._folder, names)
     return recipe
 
 
