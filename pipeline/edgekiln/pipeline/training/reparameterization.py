@@ -70,9 +70,10 @@ def _without_biases(network: nn.Module) -> nn.Module:
     network = copy.deepcopy(network)
     for module in network.modules():
         match list(module.children()):
-            case [nn.Conv2d(bias=nn.Parameter()) as conv, nn.BatchNorm2d(running_mean=Tensor()) as norm]:
-                norm.running_mean -= conv.bias.detach()
-                conv.bias = None
+            case [nn.Conv2d() as conv, nn.BatchNorm2d() as norm]:
+                if conv.bias is not None and norm.running_mean is not None:
+                    norm.running_mean -= conv.bias.detach()
+                    conv.bias = None
     return network
 
 
