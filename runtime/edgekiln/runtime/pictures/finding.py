@@ -170,7 +170,7 @@ def _judge_file(place: str, name: str) -> LeftOut | None:
     if lower.endswith(".toml"):  # a recipe, which ``init`` may write beside the pictures
         return LeftOut.OWN
     path = os.path.join(place, name)  # noqa: PTH118 # texts, as above
-    if os.path.islink(path) and not os.path.exists(path):  # noqa: PTH110, PTH114
+    if os.path.islink(path) and not os.path.exists(path):  # noqa: PTH110, PTH114 # as above
         return LeftOut.DANGLING
     head = _read_head(path)
     if _is_picture_head(head):
@@ -181,9 +181,9 @@ def _judge_file(place: str, name: str) -> LeftOut | None:
 def _read_head(path: str) -> bytes:
     """The first bytes; none of what cannot be read, or is a pipe, which is not opened."""
     try:
-        if not os.path.isfile(path):  # noqa: PTH113
+        if not os.path.isfile(path):  # noqa: PTH113 # as above
             return b""
-        with open(path, "rb", buffering=0) as file:  # noqa: PTH123
+        with open(path, "rb", buffering=0) as file:  # noqa: PTH123 # as above
             return file.read(_HEAD_BYTES)
     except OSError:
         return b""

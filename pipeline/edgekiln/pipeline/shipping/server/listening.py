@@ -179,6 +179,7 @@ def _protocol_for(limits: Limits) -> type[H11Protocol]:
     class _Protocol(H11Protocol):
         _head_timer: asyncio.TimerHandle | None = None
 
+        # The ignore: uvicorn narrows the type of asyncio's own parameter, too.
         def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
             super().connection_made(transport)
             self._watch_head()
