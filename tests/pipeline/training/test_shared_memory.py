@@ -88,7 +88,7 @@ def mount_shared_memory(size):
 
 
 def train(folder, connection, fitted):
-    """In a fork: what importing torch anew would take, a training of three steps does not."""
+    """In a process of its own: torch refuses to train in a fork of one that trained, as other tests of a worker do."""
     try:
         # A batch of 64 has 49 kB: of the 10 that 4 workers want 6 fit, or 1.
         mount_shared_memory("320k" if fitted else "128k")
@@ -111,7 +111,7 @@ def train(folder, connection, fitted):
 def outcome(tmp_path):
     def run(*, fitted):
         ours, theirs = multiprocessing.Pipe()
-        child = multiprocessing.get_context("fork").Process(target=train, args=(tmp_path, theirs, fitted))
+        child = multiprocessing.get_context("spawn").Process(target=train, args=(tmp_path, theirs, fitted))
         child.start()
         theirs.close()  # so that a child which dies is noticed
         try:
