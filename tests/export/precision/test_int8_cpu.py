@@ -92,6 +92,22 @@ def test_pixel_input_is_exact(lite0):
     assert (float(constants[first.input[1]]), int(constants[first.input[2]])) == (1 / 128, 127)
 
 
+def test_signed_pixels_are_exact_but_for_the_brightest(tiny_run, tmp_path):
+    """What the first convolution of OpenVINO's file reads is pixel - 127 in 8 bits; 255 is read as 254."""
+    data, bundle = tiny_run[2].stages["data"].folder, tiny_run[2].bundle
+    calibration = choose_calibration(load_split(data, "train").frames, 32, 0)
+    assert quantize_for_cpu(bundle / "fp32.onnx", tmp_path / "q.onnx", calibration, signed_pixels=True)
+    model = onnx.load(tmp_path / "q.onnx")
+    quantize = next(node for node in model.graph.node if node.op_type == "QuantizeLinear")
+    del model.graph.output[:]
+    shape = ["n", 3, 32, 32]
+    model.graph.output.append(helper.make_tensor_value_info(quantize.output[0], TensorProto.INT8, shape))
+    session = ort.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+    pixels = np.resize(np.arange(256, dtype=np.uint8), (1, 32, 32, 3))
+    read = session.run(None, {"image": pixels})[0].transpose(0, 2, 3, 1)
+    np.testing.assert_array_equal(read, np.minimum(pixels, 254).astype(np.int16) - 127)
+
+
 @pytest.mark.slow
 def test_logits_are_not_quantized(lite0):
     _, int8, test = lite0

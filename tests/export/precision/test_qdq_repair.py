@@ -9,7 +9,12 @@ from onnx import helper, numpy_helper
 from edgekiln.export.precision.int8_cpu import quantize_for_cpu
 from edgekiln.export.precision.int8_tensorrt import quantize_for_tensorrt
 from edgekiln.export.precision.qdq_lint import SMALLEST_FP16_SCALE, lint_qdq
-from edgekiln.export.precision.qdq_repair import quantize_skips, raise_small_scales, unify_concat_scales
+from edgekiln.export.precision.qdq_repair import (
+    hold_kept_products,
+    quantize_skips,
+    raise_small_scales,
+    unify_concat_scales,
+)
 from edgekiln.export.precision.simulation import simulate
 from edgekiln.runtime.backends import open_session
 
@@ -96,6 +101,54 @@ def test_an_identity_branch_without_a_pair_gets_one():
     onnx.checker.check_model(model, full_check=True)
     order = [node.name for node in graph.node]
     assert order.index("relu") < order.index("add.skip_q") < order.index("add.skip_dq") < order.index("add")
+
+
+def attention(*, quantized_sides):
+    """A tensor whose pair another convolution reads too, and a product of two activations that reads it."""
+    made = pair("made", "image", 0.1)
+    weight = pair("w", "weight", np.full(4, 0.01))
+    constants = [numpy_helper.from_array(np.ones((4, 4, 1, 1), np.float32), "weight"), *weight[1], *made[1]]
+    nodes = [*made[0], *weight[0], helper.make_node("Conv", ["made", "w"], ["other"], "conv")]
+    sides = ["made" if side in quantized_sides else "image" for side in (0, 1)]
+    nodes.append(helper.make_node("Transpose", sides[1:], ["turned"], "turn", perm=[0, 1, 3, 2]))
+    nodes.append(helper.make_node("MatMul", [sides[0], "turned"], ["scores"], "product"))
+    return graph_of([*nodes, helper.make_node("Add", ["scores", "other"], ["sum"], "add")], constants)
+
+
+@pytest.mark.parametrize("quantized_sides", [{0}, {1}, {0, 1}])
+def test_a_product_that_stays_in_float_reads_values_that_nobody_rounded(quantized_sides):
+    graph = attention(quantized_sides=quantized_sides)
+    hold_kept_products(graph, graph, {"product"})
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 19)], ir_version=10)
+    onnx.checker.check_model(model, full_check=True)
+    made_by = {name: node for node in graph.node for name in node.output}
+    product = made_by["scores"]
+    assert product.input[0] == "image"
+    turned = made_by[product.input[1]]
+    assert (turned.op_type, list(turned.input), turned.attribute[0].ints) == (
+        "Transpose",
+        ["image"],
+        [0, 1, 3, 2],
+    )
+    assert "made" in made_by["other"].input  # the pair's other reader keeps it
+    assert sum(node.op_type == "Transpose" for node in graph.node) == 1
+
+
+def test_a_pair_that_only_the_product_read_goes_and_other_products_are_left():
+    graph = attention(quantized_sides={0, 1})
+    del graph.node[4]  # the convolution
+    graph.node[-1].input[1] = "scores"
+    hold_kept_products(graph, graph, {"product"})
+    assert [node.op_type for node in graph.node] == [
+        "QuantizeLinear",
+        "DequantizeLinear",
+        "Transpose",
+        "MatMul",
+        "Add",
+    ]
+    left = attention(quantized_sides={0, 1})
+    hold_kept_products(left, left, ())
+    assert left == attention(quantized_sides={0, 1})
 
 
 def test_a_branch_that_is_in_float_on_purpose_or_of_unknown_size_is_left():

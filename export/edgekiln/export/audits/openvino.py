@@ -87,8 +87,8 @@ def _find_product(origin: str, names: Mapping[str, str]) -> str | None:
 
 
 def _datatype(layer: RuntimeLayer) -> str:
-    """8 bits only where kernel and layer agree: the kernel's name ends with what it computes in."""
+    """8 bits only where kernel and layer agree: the kernel's name ends with what it computes in, ``I8`` or ``i8``."""
     kernel = layer.primitive.rpartition("_")[2]
-    if layer.precision in _INTEGERS and kernel == "I8":
+    if layer.precision in _INTEGERS and kernel.upper() == "I8":
         return "int8"
     return _FLOATS.get(layer.precision) or _FLOATS.get(kernel) or "unknown"

@@ -15,7 +15,7 @@ from pathlib import Path
 import onnx
 
 from edgekiln.export.calibration import CalibrationSet
-from edgekiln.export.precision.blocks import check_kept, float_neighbours
+from edgekiln.export.precision.blocks import float_neighbours
 from edgekiln.export.precision.int8_cpu_graph import adapt_graph, finish_graph, pixel_override
 from edgekiln.export.precision.onnxruntime_quantizer import (
     ActivationRanges,
@@ -25,6 +25,7 @@ from edgekiln.export.precision.onnxruntime_quantizer import (
     run_quantizer,
 )
 from edgekiln.export.precision.outliers import FloatPlan, plan_float
+from edgekiln.export.precision.qdq_repair import hold_kept_products
 from edgekiln.export.precision.saturation import check_saturation, weight_overrides
 from edgekiln.export.to_onnx import entry_chain, read_contract
 from edgekiln.runtime.backends.onnxruntime import import_onnxruntime
@@ -42,17 +43,17 @@ def quantize_for_cpu(
     keep_float: Collection[str] = (),
     ranges: ActivationRanges | None = None,
     plan: FloatPlan | None = None,
+    signed_pixels: bool = False,
 ) -> bool:
     """Quantize an exported FP32 file: explicit Q/DQ, uint8 activations, int8 weights per output channel.
 
     Args:
-        source: file written by ``export_onnx``.
-        target: file to write.
+        source: file written by ``export_onnx``; ``target`` is the one to write.
         calibration: real training pictures.
         method: how activation ranges are taken from them.
         keep_float: names of products (Conv, Gemm, MatMul) that compute in float, and tensors between two such.
-        ranges: what ``measure_ranges`` gave for the same pictures and method; measured where absent.
-        plan: what ``plan_float`` gave for the same pictures; made where absent.
+        ranges: what ``measure_ranges`` gave for them, and ``plan`` what ``plan_float`` did; made where absent.
+        signed_pixels: for OpenVINO, see ``int8_cpu_graph.py``. onnxruntime has no such kernel.
 
     Returns:
         Whether pixels feed the first layer directly: not where it is in float, or the backbone normalizes itself.
@@ -64,7 +65,7 @@ def quantize_for_cpu(
     model = onnx.shape_inference.infer_shapes(onnx.load(source))
     entry = entry_chain(model.graph)
     shared = read_contract(model).normalization == SHARED_NORMALIZATION
-    pixel = {entry[-1].output[0]: pixel_override()} if shared else {}
+    pixel = {entry[-1].output[0]: pixel_override(signed_pixels)} if shared else {}
     plan = plan_float(model, calibration) if plan is None else plan
     kept = {*keep_float, *plan.products}
     with refusals_told("quantizer", hint="Leave the INT8 variant out, or take another backbone."):
@@ -72,8 +73,8 @@ def quantize_for_cpu(
         overrides |= weight_overrides(model.graph) | pixel
         excluded = [*(n.name for n in entry), *plan.reasons, *kept, *float_neighbours(model.graph, kept)]
         quantized = run_quantizer(model, calibration, overrides, excluded, float_outputs=bool(plan.reasons))
-    check_kept(quantized.graph, model.graph, kept)
-    pixels_feed_directly = adapt_graph(quantized.graph, model.graph, kept, bool(pixel))
+    hold_kept_products(quantized.graph, model.graph, kept)
+    pixels_feed_directly = adapt_graph(quantized.graph, model.graph, kept, bool(pixel), signed_pixels)
     finish_graph(quantized, model)
     check_saturation(quantized)
     target.write_bytes(quantized.SerializeToString(deterministic=True))

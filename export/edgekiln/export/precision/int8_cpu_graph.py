@@ -1,7 +1,9 @@
 """What onnxruntime's quantizer leaves to do in its graph: pixels as input, shielded float products, float logits.
 
 With (x - 127) / 128 a pixel is an exact quantization of the input, scale 1/128, zero point 127, so Cast, Mul, Add and
-QuantizeLinear disappear from the graph. Runs nothing and chooses no scale.
+QuantizeLinear disappear from the graph. OpenVINO computes a first convolution in INT8 only where its input has no zero
+point: its graphs get the pixel as int8, x - 127 with scale 1/128, and a pixel of 255 becomes 127 instead of 128.
+Runs nothing and chooses no other scale.
 """
 
 from __future__ import annotations
@@ -16,51 +18,70 @@ from onnx import helper, numpy_helper
 
 from edgekiln.export.to_onnx import entry_chain
 from edgekiln.runtime.errors import PrecisionError
+from edgekiln.runtime.extras import import_extra
 from edgekiln.runtime.spec import INPUT_NAME, OUTPUT_NAME
 
 __all__ = ["adapt_graph", "finish_graph", "pixel_override"]
 
 _NORMALIZATIONS = frozenset({"BatchNormalization", "InstanceNormalization", "LayerNormalization"})
-_PIXEL_SCALE, _PIXEL_ZERO_POINT = 1 / 128, 127
+_PIXEL_SCALE = 1 / 128
+_ZERO_POINTS = {False: np.array(127, np.uint8), True: np.array(0, np.int8)}
+"""Of a pixel, by whether it is signed."""
 
 
-def pixel_override() -> list[dict[str, Any]]:
-    """A pixel's own quantization, as onnxruntime's TensorQuantOverrides has it."""
+def pixel_override(signed: bool = False) -> list[dict[str, Any]]:
+    """A pixel's own quantization, uint8 or int8, as onnxruntime's TensorQuantOverrides has it."""
+    kinds = import_extra("onnxruntime.quantization", "onnx").QuantType
     return [
         {
             "scale": np.array(_PIXEL_SCALE, np.float32),
-            "zero_point": np.array(_PIXEL_ZERO_POINT, np.uint8),
+            "zero_point": _ZERO_POINTS[signed],
+            "quant_type": kinds.QInt8 if signed else kinds.QUInt8,
         }
     ]
 
 
-def adapt_graph(graph: Any, float_graph: Any, keep_float: Collection[str], pixel_is_input: bool) -> bool:
-    """What the quantizer lacks: shielded products, float logits, pixels as input. Whether those feed directly."""
+def adapt_graph(
+    graph: Any, float_graph: Any, keep_float: Collection[str], pixel_is_input: bool, signed: bool
+) -> bool:
+    """What the quantizer lacks: shielded products, float logits, pixels as input. Whether those feed directly.
+
+    ``signed`` pixels are left to the library to convert: it does so in one pass.
+    """
     _shield_kept(graph, keep_float)
     _free_normalized_concats(graph)
-    pixels_feed_directly = pixel_is_input and _feed_pixels(graph)
+    pixels_feed_directly = pixel_is_input and (_find_pixels(graph, signed) is not None)
+    if pixels_feed_directly and not signed:
+        _feed_pixels(graph)
     _keep_float_logits(graph, float_graph)
     return pixels_feed_directly
 
 
-def _feed_pixels(graph: Any) -> bool:
-    """Replace Cast, Transpose, Mul, Add, QuantizeLinear by one Transpose of uint8, where they stand so."""
-    cast, transpose, multiply, add = entry_chain(graph)
-    consumers = [n for n in graph.node if add.output[0] in n.input]
-    if [n.op_type for n in consumers] != ["QuantizeLinear"]:
-        return False
-    quantize = consumers[0]
+def _find_pixels(graph: Any, signed: bool) -> Any:
+    """The QuantizeLinear behind the entry chain, or None where another node reads its result too."""
+    normalized = entry_chain(graph)[-1].output[0]
+    readers = _readers(graph, normalized)
+    if [node.op_type for node in readers] != ["QuantizeLinear"]:
+        return None
     constants = {t.name: numpy_helper.to_array(t) for t in graph.initializer}
-    scale, zero_point = (constants[name] for name in quantize.input[1:3])
-    if float(scale) != _PIXEL_SCALE or int(zero_point) != _PIXEL_ZERO_POINT:
-        raise PrecisionError(f"The input was quantized with {scale}, {zero_point}; a pixel is 1/128, 127.")
+    scale, zero_point = (constants[name] for name in readers[0].input[1:3])
+    wanted = _ZERO_POINTS[signed]
+    if float(scale) != _PIXEL_SCALE or (zero_point, zero_point.dtype) != (wanted, wanted.dtype):
+        raise PrecisionError(
+            f"The input was quantized with {scale}, {zero_point}; a pixel is {_PIXEL_SCALE}, {wanted}."
+        )
+    return readers[0]
+
+
+def _feed_pixels(graph: Any) -> None:
+    """Replace Cast, Transpose, Mul, Add, QuantizeLinear by one Transpose of uint8."""
+    chain, quantize = entry_chain(graph), _find_pixels(graph, signed=False)
     pixels = helper.make_node(
         "Transpose", [INPUT_NAME], [quantize.output[0]], name="pixels", perm=[0, 3, 1, 2]
     )
-    for node in (cast, transpose, multiply, add, quantize):
+    for node in (*chain, quantize):
         graph.node.remove(node)
     graph.node.insert(0, pixels)
-    return True
 
 
 def _shield_kept(graph: Any, keep_float: Collection[str]) -> None:

@@ -17,7 +17,7 @@ import numpy as np
 import onnx
 
 from edgekiln.export.calibration import CalibrationSet
-from edgekiln.export.precision.blocks import PRODUCTS, check_kept
+from edgekiln.export.precision.blocks import PRODUCTS
 from edgekiln.export.precision.modelopt import (
     finish_model,
     import_modelopt,
@@ -26,7 +26,12 @@ from edgekiln.export.precision.modelopt import (
 )
 from edgekiln.export.precision.outliers import EVERYTHING_QUANTIZED, FloatPlan, plan_float
 from edgekiln.export.precision.qdq_lint import Finding, lint_qdq
-from edgekiln.export.precision.qdq_repair import quantize_skips, raise_small_scales, unify_concat_scales
+from edgekiln.export.precision.qdq_repair import (
+    hold_kept_products,
+    quantize_skips,
+    raise_small_scales,
+    unify_concat_scales,
+)
 from edgekiln.export.precision.ranges import FP16_MAX, ActivationPeak, measure_peaks, refuse_non_finite
 from edgekiln.export.precision.sums import measure_sums
 from edgekiln.runtime.errors import PrecisionError
@@ -120,7 +125,7 @@ def quantize_for_tensorrt(
         "high_precision_dtype": rest,
     }
     quantized = _run_modelopt(quantization, original, settings)
-    check_kept(quantized.graph, onnx.load_from_string(original).graph, {*keep_float, *plan.products})
+    hold_kept_products(quantized.graph, onnx.load_from_string(original).graph, {*keep_float, *plan.products})
     largest = {peak.tensor: peak.value for peak in peaks}
     kept = tuple(sorted(keep_float))
     return finish_quantized(quantized, model, target, rest, kept_float=kept, plan=plan, peaks=largest)

@@ -12,13 +12,68 @@ import numpy as np
 from numpy.typing import NDArray
 from onnx import helper, numpy_helper
 
+from edgekiln.export.precision.blocks import check_kept
 from edgekiln.export.precision.qdq_lint import SMALLEST_FP16_SCALE
 from edgekiln.export.precision.qdq_lint.graph_index import GraphIndex
 from edgekiln.export.precision.qdq_lint.nodes import input_name, label, output_name
-from edgekiln.export.precision.qdq_lint.operators import PLAIN, QDQ, QUANTIZE
+from edgekiln.export.precision.qdq_lint.operators import COMMUTING, PLAIN, PRODUCTS, QDQ, QUANTIZE
 from edgekiln.export.precision.qdq_lint.rules.residual_adds import unquantized_skips
 
-__all__ = ["quantize_skips", "raise_small_scales", "unify_concat_scales"]
+__all__ = ["hold_kept_products", "quantize_skips", "raise_small_scales", "unify_concat_scales"]
+
+
+def hold_kept_products(graph: Any, source: Any, kept_float: Collection[str]) -> None:
+    """Let products of two activations that stay in float read values that no other node's pair has rounded, in place.
+
+    A quantizer puts its pairs behind a convolution, whoever reads them: where queries and keys come from convolutions,
+    the product of attention would take 8-bit values, and libraries would compute it in INT8 after all.
+
+    Args:
+        graph: with explicit Q/DQ; ``source`` is the FP32 graph that it was made from.
+        kept_float: names of the products that are in float on purpose.
+
+    Raises:
+        PrecisionError: one of them is no product, or is quantized all the same.
+    """
+    _free_products(graph, kept_float)
+    check_kept(graph, source, kept_float)
+
+
+def _free_products(graph: Any, kept_float: Collection[str]) -> None:
+    index = GraphIndex(graph)
+    bypassed: list[Any] = []
+    for product in [node for node in graph.node if node.op_type in PRODUCTS and node.name in kept_float]:
+        if any(index.is_constant(name) for name in product.input[:2]):
+            continue
+        for side in (0, 1):
+            bypassed += _bypass_pair(graph, index, product, side)
+    answers = {value.name for value in graph.output}
+    for node in bypassed:  # a reader stands in the list before what it reads
+        unread = not any(node.output[0] in reader.input for reader in graph.node)
+        if unread and node.output[0] not in answers and node in graph.node:
+            graph.node.remove(node)
+    if bypassed:
+        read = {name for node in graph.node for name in node.input}
+        for tensor in [tensor for tensor in graph.initializer if tensor.name not in read]:
+            graph.initializer.remove(tensor)
+
+
+def _bypass_pair(graph: Any, index: GraphIndex, product: Any, side: int) -> list[Any]:
+    """Feed one operand from before its pair, through copies of what stands between; returns what it read before."""
+    root, between = index.walk_back(product.input[side], COMMUTING)
+    pair = index.with_quantize(dequantize) if (dequantize := index.dequantizer(root)) is not None else []
+    if len(pair) < 2:
+        return []
+    tensor = input_name(pair[0], 0)
+    for number, node in enumerate(reversed(between)):
+        copied = type(node)()
+        copied.CopyFrom(node)
+        copied.name = f"{product.name}.operand_{side}.{number}"
+        copied.input[0], copied.output[0] = tensor, f"{copied.name}.output"
+        graph.node.insert(list(graph.node).index(product), copied)
+        tensor = copied.output[0]
+    product.input[side] = tensor
+    return [*between, *reversed(pair)]
 
 
 def raise_small_scales(graph: Any) -> tuple[int, tuple[str, ...]]:

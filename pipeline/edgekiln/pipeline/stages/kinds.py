@@ -145,7 +145,7 @@ KINDS: tuple[StageKind, ...] = (
         tools=tools_of_variant,
         # Judged candidates are kept, also for a stage of other search settings.
         resumable=lambda variant: bool(variant.searches),
-        revision=6,
+        revision=7,
     ),
     StageKind(
         "engine",

@@ -229,9 +229,10 @@ def _quantize_for_cpu(
     about: dict[str, Any],
     child: Child,
 ) -> None:
-    from edgekiln.export.precision.int8_cpu import quantize_for_cpu
+    from edgekiln.export.precision import int8_cpu
     from edgekiln.export.precision.onnxruntime_quantizer import measure_ranges
 
+    quantize_for_cpu = partial(int8_cpu.quantize_for_cpu, signed_pixels=variant.backend == "openvino")
     judge = _cpu_judge(variant, child)
     calibration = examine_calibration_set(context, variant, about)
     plan = _plan_float(context, variant, source, calibration, about)
