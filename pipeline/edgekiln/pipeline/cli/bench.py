@@ -3,19 +3,42 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import click
 
-from edgekiln.pipeline.cli.options import print_document
+from edgekiln.pipeline.cli.bench_on import measure_on
+from edgekiln.pipeline.cli.mlperf import run_and_print
+from edgekiln.pipeline.cli.options import device_file_option, print_document
 from edgekiln.pipeline.cli.running import RunWish, execute, print_report, print_run, run_options
 from edgekiln.pipeline.cli.tables import wide_option
 from edgekiln.runtime.errors import UsageError
 
 __all__ = ["bench"]
+
+
+@dataclass(frozen=True, slots=True)
+class _OfBundle:
+    """The options of the bench of a bundle."""
+
+    data: Path | None
+    out: Path | None
+    checkpoint: Path | None
+    no_bench: bool
+    on: str | None
+    devices: Path
+
+    def check(self, *, plain: bool) -> None:
+        """That those that were given mean something here; raises UsageError."""
+        names = ("data", "out", "checkpoint", "no_bench", "on")
+        given = [f"--{name.replace('_', '-')}" for name in names if getattr(self, name)]
+        if given and not plain:
+            raise UsageError(
+                f"{', '.join(given)} belong to the bench of a bundle without --mlperf and --runtime.",
+                hint="edgekiln bench BUNDLE --data PICTURES --out DERIVED",
+            )
 
 
 @click.command()
@@ -46,6 +69,11 @@ __all__ = ["bench"]
     help="Of a bundle: the run's checkpoint.safetensors, to time PyTorch too.",
 )  # fmt: skip
 @click.option("--no-bench", is_flag=True, help="Of a bundle: build and judge, and time nothing.")
+@click.option(
+    "--on", metavar="DEVICE,...",
+    help="Of a bundle: on these devices of yours (`edgekiln device`), and `here`; --out gets a folder for each.",
+)  # fmt: skip
+@device_file_option
 @wide_option
 @run_options
 def bench(  # noqa: PLR0913 # one argument for each option
@@ -64,33 +92,33 @@ def bench(  # noqa: PLR0913 # one argument for each option
 
     Of a recipe: its engines next to PyTorch. Of a bundle: engines are built where they have to be, and every variant is
     judged on those of its test pictures that are found below --data (by content), and timed. The result is a bundle
-    with its report. It needs the runtime alone. Exits 3 when a required variant does not pass here. Or of a bundle:
-    what the runtime costs (--runtime). Of either: engines as MLPerf's load generator sees them (--mlperf).
+    with its report. It needs the runtime alone. Exits 3 when a required variant does not pass here. With --on the same
+    is done on devices of yours, over ssh, and --out gets a bundle for each. Or of a bundle: what the runtime costs
+    (--runtime). Of either: engines as MLPerf's load generator sees them (--mlperf).
 
     \b
     edgekiln bench runs/traffic-lights/bundle --data test-pictures --out bundle-here
+    edgekiln bench runs/traffic-lights/bundle --data test-pictures --on orin,pi,here --out fleet
     edgekiln bench recipes/traffic-lights-224.toml --again
     edgekiln bench runs/traffic-lights/bundle --runtime
-    edgekiln bench runs/traffic-lights/bundle --mlperf --images photos
     edgekiln bench recipes/traffic-lights-224.toml --mlperf --seconds 60
     """
     if mlperf and runtime:
         raise UsageError("--mlperf and --runtime are two measurements: give one of them.")
     is_bundle = target.is_dir() or target.suffix.lower() == ".zip"
-    _check_options_of_bundle(of_bundle, plain=is_bundle and not (mlperf or runtime))
+    how = _OfBundle(**of_bundle)
+    how.check(plain=is_bundle and not (mlperf or runtime))
     _check_options_of_mlperf(target, mlperf, given=bool(images or variant or threads))
     if mlperf and target.is_file() and not is_bundle:
         _measure_recipe(target, again, _with_loadgen(wish, seconds))
         return
     _check_dry_run(wish, mlperf or runtime)
     if mlperf:
-        from edgekiln.pipeline.cli.mlperf import run_and_print
-
         run_and_print(target, images, variant=variant, threads=threads, seconds=seconds, as_json=wish.as_json)
     elif runtime:
         _measure_runtime(target, wish.as_json)
     elif is_bundle:
-        _measure_bundle(target, again, wish, **of_bundle)
+        _measure_bundle(target, again, wish, how)
     else:
         _measure_recipe(target, again, wish)
 
@@ -99,16 +127,6 @@ def _check_dry_run(wish: RunWish, of_bundle: bool) -> None:
     if of_bundle and wish.dry_run:
         raise UsageError(
             "--dry-run belongs to a recipe.", hint="--runtime and --mlperf of a bundle keep nothing on disk."
-        )
-
-
-def _check_options_of_bundle(values: Mapping[str, Any], *, plain: bool) -> None:
-    """That --data, --out, --checkpoint and --no-bench, as far as they were given, mean something here."""
-    given = [f"--{name.replace('_', '-')}" for name, value in values.items() if value]
-    if given and not plain:
-        raise UsageError(
-            f"{', '.join(given)} belong to the bench of a bundle without --mlperf and --runtime.",
-            hint="edgekiln bench BUNDLE --data PICTURES --out DERIVED",
         )
 
 
@@ -145,16 +163,7 @@ def _measure_runtime(bundle: Path, as_json: bool) -> None:
         click.echo(f"{key:32} {shown}{goal}")
 
 
-def _measure_bundle(
-    bundle: Path,
-    again: bool,
-    wish: RunWish,
-    *,
-    data: Path | None,
-    out: Path | None,
-    checkpoint: Path | None,
-    no_bench: bool,
-) -> None:
+def _measure_bundle(bundle: Path, again: bool, wish: RunWish, how: _OfBundle) -> None:
     """Judge and time the variants here, and print the table; exit code 3 where a required one does not pass."""
     from edgekiln.pipeline.device.bench import BenchRequest, bench_on_device
     from edgekiln.pipeline.proof.device_baseline import find_baseline
@@ -165,21 +174,24 @@ def _measure_bundle(
             f"--again, --set, --force and --dry-run belong to a recipe; {bundle} is a bundle.",
             hint="It is measured anew each time; only what was interrupted goes on.",
         )
-    if data is None or out is None:
+    if how.data is None or how.out is None:
         raise UsageError(
-            f"Missing option '{'--data' if data is None else '--out'}'.",
+            f"Missing option '{'--data' if how.data is None else '--out'}'.",
             hint="edgekiln bench BUNDLE --data PICTURES --out DERIVED; or --runtime, or --mlperf.",
         )
-    if checkpoint is not None and not checkpoint.is_file():
-        raise UsageError(f"There is no checkpoint {checkpoint}.", path=checkpoint)
+    if how.checkpoint is not None and not how.checkpoint.is_file():
+        raise UsageError(f"There is no checkpoint {how.checkpoint}.", path=how.checkpoint)
     request = BenchRequest(
         bundle,
-        out,
-        data,
-        timed=not no_bench,
-        find_baseline=functools.partial(find_baseline, checkpoint=checkpoint),
+        how.out,
+        how.data,
+        timed=not how.no_bench,
+        find_baseline=functools.partial(find_baseline, checkpoint=how.checkpoint),
     )
-    print_report(bench_on_device(request, make_progress(wish.quiet)), out, wish)
+    if how.on is not None:
+        measure_on(request, how.on, how.devices, how.checkpoint, wish)
+        return
+    print_report(bench_on_device(request, make_progress(wish.quiet)), how.out, wish)
 
 
 def _measure_recipe(recipe: Path, again: bool, wish: RunWish) -> None:

@@ -6,6 +6,7 @@ from edgekiln.pipeline.cli.bench import bench
 from edgekiln.pipeline.cli.compare import compare
 from edgekiln.pipeline.cli.completion import completion
 from edgekiln.pipeline.cli.demo import demo
+from edgekiln.pipeline.cli.device import device
 from edgekiln.pipeline.cli.doctor import doctor
 from edgekiln.pipeline.cli.engines import build, cache
 from edgekiln.pipeline.cli.init import init
@@ -31,6 +32,7 @@ COMMANDS = (
     pack,
     build,
     bench,
+    device,
     predict,
     serve,
     inspect,

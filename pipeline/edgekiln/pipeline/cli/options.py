@@ -21,6 +21,7 @@ __all__ = [
     "SuggestingGroup",
     "as_printable",
     "describe_error",
+    "device_file_option",
     "device_option",
     "echo_line",
     "fail",
@@ -58,6 +59,10 @@ device_option = click.option(  # `load` refuses any other
     metavar="cpu|cuda|cuda:N",
     help="Only engines for this device; cuda:1 is the second GPU seen here.",
 )
+device_file_option = click.option(
+    "--devices", type=click.Path(path_type=Path), default=Path("devices.toml"), show_default=True,
+    envvar="EDGEKILN_DEVICES", show_envvar=True, metavar="FILE", help="The file that lists your devices.",
+)  # fmt: skip
 trusted_key_option = click.option(
     "--trusted-key", "trusted_keys", multiple=True, type=click.Path(path_type=Path), metavar="KEY.pub",
     help="Refuse the bundle unless one of these keys signed it.",

@@ -36,7 +36,7 @@ from edgekiln.runtime.bundles.source import hash_file
 from edgekiln.runtime.cuda.driver import probe_driver
 from edgekiln.runtime.errors import EngineError, EnvironmentProblem, GateError, ResourceError, UsageError
 
-__all__ = ["BenchRequest", "bench_on_device"]
+__all__ = ["BenchRequest", "bench_on_device", "explain_full"]
 
 _MAX_STEM_BYTES = 200
 _NO_CHECKPOINT = "no checkpoint was given, and the bundle holds none"
@@ -193,7 +193,7 @@ def _work_folder(out: Path, progress: Progress) -> Iterator[Path]:
     """A folder beside ``out`` that the same command finds again; finished timings stay in it where that fails."""
     stem = os.fsdecode(os.fsencode(out.name)[:_MAX_STEM_BYTES])
     work = out.with_name(f".{stem}.edgekiln-bench")
-    with _explain_full(out):
+    with explain_full(out):
         work.mkdir(parents=True, exist_ok=True)
         descriptor = os.open(work / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
         try:
@@ -225,7 +225,8 @@ def _keep_timings(work: Path, progress: Progress) -> None:
 
 
 @contextlib.contextmanager
-def _explain_full(out: Path) -> Iterator[None]:
+def explain_full(out: Path) -> Iterator[None]:
+    """Raise ResourceError where the disk of ``out`` is full."""
     try:
         yield
     except OSError as error:

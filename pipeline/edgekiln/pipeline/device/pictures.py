@@ -25,7 +25,7 @@ from edgekiln.runtime.limits import usable_threads
 from edgekiln.runtime.pictures.image import prepare
 from edgekiln.runtime.spec import Frames
 
-__all__ = ["KnownPictures", "find_pictures"]
+__all__ = ["KnownPictures", "find_pictures", "match_pictures"]
 
 _MAX_PICTURE_BYTES = 64 * 2**20
 _AT_ONCE = 256  # pictures that are prepared before their frames are written
@@ -63,23 +63,8 @@ def find_pictures(parent: Bundle, folder: Path, progress: Progress, room: Path) 
         UsageError: there is no such folder.
         DataError: it has none of them, or one cannot be decoded here.
     """
-    if not folder.is_dir():
-        hint = "Give --data the folder with the test pictures."
-        raise UsageError(f"There is no folder {folder}.", hint=hint, path=folder)
     answers = read_answers(parent)
-    index = {digest: i for i, digest in enumerate(answers.digests)}
-    found, others = _match_files(folder, index, progress)
-    progress.message(
-        f"pictures: {len(found)} of the parent's {len(index)} test pictures found, {others} other files"
-    )
-    if not found:
-        raise DataError(
-            f"None of the {others} files below {folder} is one of the {len(index)} pictures that the parent was "
-            "judged on.",
-            hint="Copy the original files of its test split here, byte for byte. "
-            "`edgekiln build` without --data builds, and judges nothing.",
-            path=folder,
-        )
+    found = match_pictures(answers.digests, folder, progress)
     positions = sorted(found)
     paths = tuple(found[i] for i in positions)
     reference = Reference(
@@ -93,6 +78,32 @@ def find_pictures(parent: Bundle, folder: Path, progress: Progress, room: Path) 
     return KnownPictures(
         frames, reference, len(answers.digests), paths, tuple(answers.digests[i] for i in positions)
     )
+
+
+def match_pictures(digests: Sequence[str], folder: Path, progress: Progress) -> dict[int, Path]:
+    """The first file below ``folder`` of each picture, by the picture's position in ``digests``.
+
+    Raises:
+        UsageError: there is no such folder.
+        DataError: it has none of them.
+    """
+    if not folder.is_dir():
+        hint = "Give --data the folder with the test pictures."
+        raise UsageError(f"There is no folder {folder}.", hint=hint, path=folder)
+    index = {digest: i for i, digest in enumerate(digests)}
+    found, others = _match_files(folder, index, progress)
+    progress.message(
+        f"pictures: {len(found)} of the parent's {len(index)} test pictures found, {others} other files"
+    )
+    if not found:
+        raise DataError(
+            f"None of the {others} files below {folder} is one of the {len(index)} pictures that the parent was "
+            "judged on.",
+            hint="Copy the original files of its test split here, byte for byte. "
+            "`edgekiln build` without --data builds, and judges nothing.",
+            path=folder,
+        )
+    return found
 
 
 def _match_files(folder: Path, index: Mapping[str, int], progress: Progress) -> tuple[dict[int, Path], int]:

@@ -14,7 +14,7 @@ from typing import Any, Protocol
 
 from edgekiln.runtime.errors import as_printable
 
-__all__ = ["Progress", "SilentProgress", "TerminalProgress", "format_seconds", "make_progress"]
+__all__ = ["Pace", "Progress", "SilentProgress", "TerminalProgress", "format_seconds", "make_progress"]
 
 _LINE_EVERY_SECONDS = 10.0
 _BAR_EVERY_SECONDS = 1.0  # in a notebook, where one place is written again
@@ -56,13 +56,13 @@ class LineProgress:
 
     def __init__(self) -> None:
         self._name, self._started, self._note = "", 0.0, ""
-        self._pace = _Pace()
+        self._pace = Pace()
         self._done = self._total = 0
 
     @contextlib.contextmanager
     def stage(self, name: str) -> Iterator[None]:
         self._name, self._started, self._note = name, time.monotonic(), ""
-        self._pace, self._done, self._total = _Pace(), 0, 0
+        self._pace, self._done, self._total = Pace(), 0, 0
         over = threading.Event()
         teller = threading.Thread(target=self._tell_until, args=(over,), name="progress", daemon=True)
         teller.start()
@@ -139,7 +139,7 @@ def _is_notebook() -> bool:
     return ipython is not None and getattr(ipython.get_ipython(), "kernel", None) is not None
 
 
-class _Pace:
+class Pace:
     """How fast units are done, by those of the last minute, or the last two where they take longer.
 
     What an earlier attempt did says nothing about this one, and neither does what came before the counted work, as the
