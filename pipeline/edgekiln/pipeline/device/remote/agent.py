@@ -96,13 +96,20 @@ class Wire:
                 try:
                     data = data[os.write(self._out, data) :]
                 except OSError:
+                    end_descendants()
                     os._exit(1)
+
+    def leave(self) -> None:
+        """End all that runs, and this process: the keeper does the same, but it may have been killed itself."""
+        self._lock.acquire(timeout=1.0)  # no answer tells of what is ended here
+        end_descendants()
+        os._exit(1)
 
     def _read(self) -> None:
         while True:
             kind, size = struct.unpack(">cI", self._exactly(5))
             if size > MOST_FRAME_BYTES:
-                os._exit(1)
+                self.leave()
             content = self._exactly(size)
             if kind != b"P":
                 self.requests.put((kind, content))
@@ -111,10 +118,10 @@ class Wire:
         parts = []
         while size:
             if not self._comes():
-                os._exit(1)  # the line is cut, and nobody told
+                self.leave()  # the line is cut, and nobody told
             part = os.read(self._in, min(size, 2**20))
             if not part:
-                os._exit(1)  # the caller is gone
+                self.leave()  # the caller is gone
             parts.append(part)
             size -= len(part)
         return b"".join(parts)
@@ -356,5 +363,6 @@ def start(parcel: List[Any]) -> None:
         keep(keeper_end)
     keeper_end.close()
     adopt_orphans()
-    threading.Thread(target=follow, args=(agent_end,), daemon=True).start()
-    Agent(Wire(parcel[1]["silence_s"]), agent_end, parcel).serve()
+    wire = Wire(parcel[1]["silence_s"])
+    threading.Thread(target=follow, args=(agent_end, wire.leave), daemon=True).start()
+    Agent(wire, agent_end, parcel).serve()

@@ -91,11 +91,10 @@ def descendants() -> List[int]:
     return found
 
 
-def follow(watch: socket.socket) -> None:
-    """In the agent: where the keeper was killed, end all and leave."""
+def follow(watch: socket.socket, leave: Callable[[], None]) -> None:
+    """In the agent: leave where the keeper was killed."""
     watch.recv(1)
-    end_descendants()
-    os._exit(1)
+    leave()
 
 
 # --------------------------------------------------------------------------------------------------------------

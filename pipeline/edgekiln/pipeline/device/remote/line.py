@@ -36,6 +36,7 @@ SILENCE_S = 30.0
 _FIRST_WORD_S = 90.0  # to connect, through jump hosts and on a slow board
 _MOST_NOISE_BYTES = 2**16  # before the greeting: what a login shell prints
 _MOST_FRAME_BYTES = 2**22
+_TOO_LARGE = b"!"
 _MOST_TOLD = 20_000  # lines: a bench of a day tells some thousand
 _MOST_LINE = 500
 _STDERR_KEPT = 8192
@@ -59,16 +60,13 @@ _SSH_OPTIONS = ("-T", "-o", "RemoteCommand=none", "-o", "ClearAllForwardings=yes
 
 
 @contextlib.contextmanager
-def open_line(
-    device: Device, tell: Callable[[str], None], *, ask: bool = False, silence_s: float = SILENCE_S
-) -> Iterator[Line]:
+def open_line(device: Device, tell: Callable[[str], None], *, ask: bool = False) -> Iterator[Line]:
     """Connect to a device and start the agent there; ends it, and all that it started, when the block is left.
 
     Args:
         device: where to.
         tell: gets lines for a person, printable.
         ask: let ssh ask on the terminal: for a passphrase, or whether a new host's key is right.
-        silence_s: without a byte for so long the line is taken for cut.
 
     Raises:
         EnvironmentProblem: it cannot be reached, refuses this user, or has no Python.
@@ -85,7 +83,7 @@ def open_line(
             "There is no program ssh here.",
             hint="Install OpenSSH's client (Debian: apt install openssh-client).",
         ) from error
-    line = Line(device, process, tell, silence_s)
+    line = Line(device, process, tell)
     try:
         line.greet(None if ask else _FIRST_WORD_S)
         yield line
@@ -108,12 +106,10 @@ def _ssh_command(device: Device, ask: bool) -> list[str]:
 class Line:
     """An open line. Requests are answered in their order; one thread may use it."""
 
-    def __init__(
-        self, device: Device, process: subprocess.Popen[bytes], tell: Callable[[str], None], silence_s: float
-    ) -> None:
+    def __init__(self, device: Device, process: subprocess.Popen[bytes], tell: Callable[[str], None]) -> None:
         self.device = device
         self.machine: Mapping[str, Any] = {}
-        self._process, self._tell, self._silence_s = process, tell, silence_s
+        self._process, self._tell, self._silence_s = process, tell, SILENCE_S
         self._frames: queue.Queue[tuple[bytes, bytes] | None] = queue.Queue(8)
         self._silent_s, self._told = 0.0, 0
         self._stderr = self._early = b""
@@ -275,6 +271,8 @@ class Line:
                 continue
             if frame is None:
                 self._fail()
+            if frame[0] not in (b"J", b"D"):
+                self._distrust("it sends what is no frame")
             return frame
 
     def _count_silence(self, seconds: float) -> None:
@@ -294,9 +292,11 @@ class Line:
             if not select.select([self._stdout], [], [], 1.0)[0]:
                 continue
             piece = os.read(self._stdout, 2**16)
-            if not piece or len(seen) > _MOST_NOISE_BYTES:
+            if not piece:
                 self._fail(noise=seen)
             seen += piece
+            if len(seen) > _MOST_NOISE_BYTES and b"\n" + agent.GREETING not in seen:
+                self._distrust("it prints more than a login shell would")
         self._early = seen.partition(b"\n" + agent.GREETING)[2]
         self._greeted = True
 
@@ -310,9 +310,8 @@ class Line:
         with contextlib.suppress(EOFError, OSError, ValueError):
             while True:
                 kind, size = struct.unpack(">cI", self._exactly(5))
-                if size > _MOST_FRAME_BYTES:
-                    break
-                content = self._exactly(size)
+                content = self._exactly(size) if size <= _MOST_FRAME_BYTES else b""
+                kind = kind if size <= _MOST_FRAME_BYTES else _TOO_LARGE
                 if kind != b"P":
                     self._hand_over((kind, content))
         self._hand_over(None)
