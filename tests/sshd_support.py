@@ -77,7 +77,12 @@ class Sshd:
             self.port = free.getsockname()[1]
         # Code of this checkout, and no cores for libraries that would take all: as the tests' own processes have it.
         paths = [str(Path(path).absolute()) for path in sys.path if path]
-        environment = {"PYTHONPATH": os.pathsep.join(paths), "OMP_NUM_THREADS": "1", **self.environment}
+        environment = {
+            "PYTHONPATH": os.pathsep.join(paths),
+            "OMP_NUM_THREADS": "1",
+            "EDGEKILN_DEVICE_LOCK": str(self.folder)[-60:],
+            **self.environment,
+        }
         values = {
             "port": self.port, "address": self.address, "folder": self.folder, "user": getpass.getuser(),
             "environment": " ".join(quote(f"{key}={value}") for key, value in environment.items()),
@@ -215,7 +220,7 @@ print("{{}}")
 
 @dataclass
 class StubEnvironment:
-    """An environment with this edgekiln, whose ``bench`` only copies a derived bundle, and waits while it is told to."""
+    """An environment with this edgekiln, whose ``bench`` copies a derived bundle, and waits while it is told to."""
 
     folder: Path
     derived: Path
@@ -248,6 +253,7 @@ class StubEnvironment:
 
 
 def wait_until(fulfilled, seconds=60):
+    """Poll; a machine under load is waited for."""
     ends = time.monotonic() + seconds
     while not fulfilled():
         assert time.monotonic() < ends

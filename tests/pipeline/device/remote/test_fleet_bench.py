@@ -6,6 +6,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from sshd_support import is_alive, wait_until, write_hostile
@@ -36,7 +37,7 @@ def states(desk):
 
 @pytest.mark.slow
 def test_a_bundle_is_measured_on_a_device_whose_bench_is_killed_once(desk, capsys):
-    desk.write("my orin", environment=os.path.dirname(os.path.dirname(sys.executable)), required=True)
+    desk.write("my orin", environment=str(Path(sys.executable).parents[1]), required=True)
     told = Told()
     jobs = desk.folder / "there my orin" / "jobs"
 
@@ -71,16 +72,15 @@ def test_a_bundle_is_measured_on_a_device_whose_bench_is_killed_once(desk, capsy
 
 
 def _benches(jobs):
-    """Processes that work in a job's folder, the first of each first."""
+    """Processes of a bench that work in the folder of a job."""
     found = []
-    for entry in os.listdir("/proc"):
+    for entry in Path("/proc").glob("[0-9]*"):
         try:
-            words = open(f"/proc/{entry}/cmdline", "rb").read().split(b"\0") if entry.isdigit() else []
-            here = os.readlink(f"/proc/{entry}/cwd") if words else ""
+            words, here = (entry / "cmdline").read_bytes().split(b"\0"), str((entry / "cwd").readlink())
         except OSError:
             continue
         if here.startswith(str(jobs)) and b"bench" in words:
-            found.append(int(entry))
+            found.append(int(entry.name))
     return found
 
 
@@ -163,12 +163,16 @@ def test_a_second_client_is_told_who_has_the_device(desk, tmp_path):
          str(desk.devices), "--data", str(desk.pictures), "--out", str(other)],
         stdout=subprocess.DEVNULL, env={**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)},
     )  # fmt: skip
-    desk.stub.began()
-    error = desk.bench("orin").errors["orin"]
-    assert isinstance(error, ResourceError)
-    assert "in use by" in error.message
-    desk.stub.wait(False)
-    assert first.wait(60) == ExitCode.OK
+    try:
+        desk.stub.began()
+        error = desk.bench("orin").errors["orin"]
+        assert isinstance(error, ResourceError)
+        assert "in use by" in error.message
+        desk.stub.wait(False)
+        assert first.wait(60) == ExitCode.OK
+    finally:
+        first.kill()
+        first.wait()
     assert not desk.bench("orin").errors
 
 
@@ -217,7 +221,7 @@ def test_a_folder_of_other_results_or_another_thing_is_not_touched(desk, tmp_pat
     (desk.out / "thesis.txt").touch()
     with pytest.raises(UsageError, match="is in use"):
         desk.bench("orin")
-    assert os.listdir(desk.out) == ["thesis.txt"]
+    assert [entry.name for entry in desk.out.iterdir()] == ["thesis.txt"]
 
 
 def test_where_the_processor_is_emulated_nothing_is_timed(desk, tmp_path):
@@ -229,7 +233,7 @@ def test_where_the_processor_is_emulated_nothing_is_timed(desk, tmp_path):
 
     def look():
         pid = desk.stub.began()
-        arguments.extend(open(f"/proc/{pid}/cmdline", "rb").read().decode().split("\0"))
+        arguments.extend(Path(f"/proc/{pid}/cmdline").read_text().split("\0"))
         desk.stub.wait(False)
 
     told.calls["stub: at work"] = look
@@ -281,7 +285,7 @@ def _manifest(change):
         ("report.json", "pass", "otherwise than its manifest says"),
         (
             "manifest.json",
-            "self._wire.write(b'D', b'x' * (1 << 24)) or self._wire.write(b'D', b'x')",
+            "[self._wire.write(b'D', b'x' * (1 << 16)) for _ in range(256)] + [self._wire.write(b'D', b'x')]",
             "has over",
         ),
         ("manifest.json", _manifest("m['files']['../../evil'] = m['files']['report.json']"), "unsafe name"),

@@ -8,6 +8,7 @@ import sys
 import threading
 import time
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from sshd_support import Relay, is_alive, running_sshd, wait_until, write_hostile
@@ -158,7 +159,7 @@ def test_however_the_line_is_lost_what_runs_there_ends(sshd, device, tmp_path, h
 
 
 def _parent(pid):
-    with open(f"/proc/{pid}/stat") as file:
+    with Path(f"/proc/{pid}/stat").open() as file:
         return int(file.read().rpartition(") ")[2].split()[1])
 
 
@@ -187,7 +188,7 @@ def test_between_network_namespaces_a_link_that_goes_down_is_noticed_at_both_end
     address = f"10.{os.getpid() % 200 + 20}.7."
     if (
         shutil.which("ip") is None
-        or subprocess.run(["ip", "netns", "add", space], capture_output=True).returncode
+        or subprocess.run(["ip", "netns", "add", space], capture_output=True, check=False).returncode
     ):
         pytest.skip("this system makes no network namespaces (ip netns add)")
     try:
@@ -212,8 +213,8 @@ def test_between_network_namespaces_a_link_that_goes_down_is_noticed_at_both_end
             with open_line(there, quiet) as line:
                 line.lock()
     finally:
-        subprocess.run(["ip", "link", "delete", near], capture_output=True)
-        subprocess.run(["ip", "netns", "delete", space], capture_output=True)
+        subprocess.run(["ip", "link", "delete", near], capture_output=True, check=False)
+        subprocess.run(["ip", "netns", "delete", space], capture_output=True, check=False)
 
 
 # --------------------------------------------------------------------------------------------------------------
@@ -311,7 +312,7 @@ def test_a_full_disk_there_is_told_before_and_while_it_is_filled(device, tmp_pat
     small = tmp_path / "put there"
     small.mkdir()
     mounted = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", str(small)], capture_output=True
+        ["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", str(small)], capture_output=True, check=False
     )
     if mounted.returncode:
         pytest.skip("this system mounts no tmpfs")
@@ -320,7 +321,7 @@ def test_a_full_disk_there_is_told_before_and_while_it_is_filled(device, tmp_pat
         for name in "abcd":
             (tmp_path / name).write_bytes(os.urandom(900_000))
             files.append(Sent.of_file(tmp_path / name, (name,)))
-        boasting = "true = agent.Agent.do_missing\nagent.Agent.do_missing = lambda s, files: dict(true(s, files), free=1 << 60)"
+        boasting = "true = agent.Agent.do_missing\nagent.Agent.do_missing = lambda s, f: dict(true(s, f), free=1 << 60)"
         liar = replace(device, python=write_hostile(tmp_path / "liar", boasting))
         for one, says in ((device, "free and lacks"), (liar, "No space is left on the device")):
             with open_line(one, lambda text: None) as line:
@@ -331,7 +332,7 @@ def test_a_full_disk_there_is_told_before_and_while_it_is_filled(device, tmp_pat
                 assert told.value.exit_code == ExitCode.RESOURCES
                 if one is liar:  # the same line goes on
                     assert line.ask("exists", place=["blobs"]) == {"exists": True}
-        kept = sorted(os.listdir(small / "blobs"))
+        kept = sorted(entry.name for entry in (small / "blobs").iterdir())
         assert all(len(name) == 64 for name in kept)  # whole files alone
         subprocess.run(["mount", "-o", "remount,size=20m", str(small)], check=True)
         told = []

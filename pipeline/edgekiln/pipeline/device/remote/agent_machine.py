@@ -21,7 +21,8 @@ from typing import Any, Callable, Dict, List, Optional
 
 Values = Dict[str, Any]
 
-LOCK = "\0edgekiln-device"  # an abstract socket: no file, no owner, gone with its process
+# An abstract socket: no file, no owner, gone with its process. Tests that share a machine have one each.
+LOCK = "\0edgekiln-device" + os.environ.get("EDGEKILN_DEVICE_LOCK", "")
 MOST_OUTPUT_BYTES = 2**20
 MOST_LINE = 500
 PIECE_BYTES = 2**16
