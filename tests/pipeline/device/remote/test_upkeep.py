@@ -1,4 +1,4 @@
-"""`edgekiln device`: adding, looking, setting up and leaving a machine as it was, over a real sshd without a network."""
+"""`edgekiln device` over a real sshd, without a network: a machine is added, set up, and left as it was."""
 
 import json
 import os
@@ -124,7 +124,7 @@ def test_an_environment_of_ones_own_is_not_overwritten(run, bare, tmp_path):
     assert "is your own: ~/my-env" in err
 
 
-@pytest.mark.parametrize("value", ["7", "None", "['x']", "{'a': 1}", "'x' * 10**6", "[[]] * 5"])
+@pytest.mark.parametrize("value", ["7", "None", "['x']", "{'a': 1}", "'x' * 10**5", "[[]] * 5"])
 def test_facts_without_sense_are_no_bug_of_the_desk(run, bare, tmp_path, value):
     code = (
         f"agent.Agent.do_facts = lambda self, environment: dict.fromkeys("
@@ -155,7 +155,10 @@ def test_the_wheel_holds_this_very_edgekiln_and_the_same_bytes_each_time(tmp_pat
         assert listed == set(archive.namelist())
         assert "edgekiln = edgekiln.pipeline" in archive.read(f"{info}/entry_points.txt").decode()
         assert b"Name: edgekiln" in archive.read(f"{info}/METADATA")
-    code = "import json; from edgekiln.pipeline.device.remote.agent_machine import *; print(json.dumps(describe_edgekiln()))"
+    code = (
+        "import json; from edgekiln.pipeline.device.remote.agent_machine import describe_edgekiln as describe; "
+        "print(json.dumps(describe()))"
+    )
     asked = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=True,
         env={**os.environ, "PYTHONPATH": str(tmp_path / "there")}, cwd=tmp_path,
