@@ -60,6 +60,34 @@ def test_threads_are_told_to_the_library(mean_model):
     assert session._session.get_session_options().intra_op_num_threads == 2
 
 
+def test_waiting_worker_threads_soon_go_to_sleep(mean_model):
+    key, value = backend._limit_spinning(onnxruntime.__version__)
+    options = open_session("onnxruntime-cpu", mean_model, threads=2)._session.get_session_options()
+    assert options.get_session_config_entry(key) == value
+
+
+@pytest.mark.parametrize("version", ["1.20.1", "1.25.1"])
+def test_a_library_without_a_duration_stops_spinning_with_each_call(version):
+    assert backend._limit_spinning(version) == ("session.force_spinning_stop", "1")
+
+
+@pytest.mark.parametrize("version", ["1.26.0", "1.32.0", "1.100.0.dev20300101", "2.0.0"])
+def test_a_newer_library_is_told_a_duration(version):
+    assert backend._limit_spinning(version) == ("session.intra_op.spin_duration_us", "500")
+
+
+def test_the_entry_is_one_that_the_installed_library_reads(mean_model, capfd):
+    """Unknown ones are ignored without a word; of this one it says that "soon" is no duration."""
+    key, _ = backend._limit_spinning(onnxruntime.__version__)
+    if "duration" not in key:
+        pytest.skip("this version does not check its value")
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads, options.log_severity_level = 2, 2
+    options.add_session_config_entry(key, "soon")
+    onnxruntime.InferenceSession(mean_model, options, providers=["CPUExecutionProvider"])
+    assert key in capfd.readouterr().err
+
+
 def test_the_library_itself_opens_no_other_files_either(model_with_external_weights, monkeypatch):
     # The second lock on the door that onnx_files.scan holds shut.
     monkeypatch.setattr(backend, "check_onnx", lambda model, **_: None)

@@ -50,6 +50,12 @@ _GPU_DISTRIBUTION = "onnxruntime-gpu"
 _WRONG_ENDS = "Take a model that edgekiln exported: the pixels go in as they are, and the logits come out."
 _ERRORS_ONLY = 3  # onnxruntime's log severity: 2 would print graph-optimizer chatter to stderr
 
+_SPIN_US = 500
+"""How long a worker thread that has nothing to do waits by spinning. Long enough for the gaps within a call and between
+calls back to back; left to itself the library spins for tens of milliseconds, which at 10 calls a second is half a core.
+"""
+_SPIN_DURATION_SINCE = (1, 26)  # 1.25.1 and older take such an entry and ignore it, without a word
+
 
 def import_onnxruntime(device: str) -> ModuleType:
     """Import onnxruntime, after making sure that the environment holds exactly one of its distributions."""
@@ -216,6 +222,7 @@ def _create(ort: ModuleType, model: bytes, device: str, threads: int | None, dev
     options.log_severity_level = _ERRORS_ONLY
     # check_onnx has refused weights in other files; this is the library's own lock on the same door.
     options.add_session_config_entry("session.model_external_initializers_file_folder_path", os.devnull)
+    options.add_session_config_entry(*_limit_spinning(ort.__version__))
     if threads is not None:
         options.intra_op_num_threads = threads
     settings = cuda_options(graphs=True, device=device_id) if device == "cuda" else {}
@@ -231,6 +238,17 @@ def _create(ort: ModuleType, model: bytes, device: str, threads: int | None, dev
     if got != provider:
         raise _refuse_fallback(provider, got)
     return session
+
+
+def _limit_spinning(version: str) -> tuple[str, str]:
+    """The configuration entry that lets worker threads sleep between calls, for this version of the library.
+
+    Where it knows no duration they spin during a call alone, and the next call has to wake them.
+    """
+    major, minor = (int(part) for part in version.split(".")[:2])
+    if (major, minor) >= _SPIN_DURATION_SINCE:
+        return "session.intra_op.spin_duration_us", str(_SPIN_US)
+    return "session.force_spinning_stop", "1"
 
 
 def _create_without_graphs(ort: ModuleType, model: bytes, options: Any, provider: str, device_id: int) -> Any:
