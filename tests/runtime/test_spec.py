@@ -37,16 +37,20 @@ def test_other_frames_are_refused_with_what_was_got_and_wanted(frames, got):
     assert "Classifier.predict" in caught.value.hint
 
 
-@pytest.mark.parametrize("rows", [0, 1, 4])
+FEW, MANY = 6, 600  # rows of three logits: below and above what is summed without numpy
+
+
+@pytest.mark.parametrize("rows", [0, 1, 4, MANY])
 def test_finite_logits_pass_even_the_largest(rows):
     # Each is finite although their float32 sum is not.
     check_finite(np.full((rows, 3), np.finfo(np.float32).max, np.float32), "engine")
 
 
 @pytest.mark.parametrize("row", [0, 3, 5])
+@pytest.mark.parametrize("rows", [FEW, MANY])
 @pytest.mark.parametrize("bad", [(NAN, 0), (INF, 0), (-INF, 0), (INF, -INF), (NAN, INF)], ids=str)
-def test_a_non_finite_logit_is_refused_and_its_image_named(bad, row):
-    logits = np.ones((6, 3), np.float32)
+def test_a_non_finite_logit_is_refused_and_its_image_named(bad, rows, row):
+    logits = np.ones((rows, 3), np.float32)
     logits[row, :2] = bad
     message = f"onnxruntime-cpu gave NaN or infinity for image {row} of the batch .1 in all"
     with pytest.raises(NonFiniteError, match=message) as caught:
@@ -54,8 +58,9 @@ def test_a_non_finite_logit_is_refused_and_its_image_named(bad, row):
     assert caught.value.exit_code == ExitCode.GATE_FAILED == 3
 
 
-def test_infinities_that_cancel_between_images_are_refused_and_counted():
-    logits = np.zeros((6, 3), np.float32)
+@pytest.mark.parametrize("rows", [FEW, MANY])
+def test_infinities_that_cancel_between_images_are_refused_and_counted(rows):
+    logits = np.zeros((rows, 3), np.float32)
     logits[2, 0], logits[4, 1] = INF, -INF
     with pytest.raises(NonFiniteError, match=r"for image 2 of the batch \(2 in all\)"):
         check_finite(logits, "engine")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from enum import Enum
 from typing import TypeAlias
 
@@ -14,6 +15,9 @@ __all__ = ["INPUT_NAME", "OUTPUT_NAME", "Frames", "Logits", "Precision", "check_
 
 Frames: TypeAlias = NDArray[np.uint8]
 Logits: TypeAlias = NDArray[np.float32]
+
+_FEW_LOGITS = 1024
+_UINT8 = np.dtype(np.uint8)
 
 INPUT_NAME = "image"
 OUTPUT_NAME = "logits"
@@ -35,7 +39,7 @@ def check_frames(frames: NDArray[np.generic], height: int, width: int) -> None:
     """
     if (
         isinstance(frames, np.ndarray)
-        and frames.dtype == np.uint8
+        and frames.dtype == _UINT8
         and frames.ndim == 4
         and frames.shape[1:] == (height, width, 3)
     ):
@@ -53,10 +57,14 @@ def check_finite(logits: Logits, engine: str) -> None:
     Raises:
         NonFiniteError: names the first image of the batch concerned.
     """
-    # One reduction over the sum is cheaper than a mask; only a non-finite sum needs the slow look.
-    with np.errstate(invalid="ignore"):  # inf - inf
-        total = logits.sum(dtype=np.float64)
-    if np.isfinite(total):
+    # Only a non-finite sum needs the slow look. Behind an inference the processor's caches hold little of numpy's
+    # machinery, whatever the number of logits: Python's own sum of a few takes a fifth of the time then.
+    if logits.size <= _FEW_LOGITS:
+        total = sum(logits.ravel().tolist())
+    else:
+        with np.errstate(invalid="ignore"):  # inf - inf
+            total = float(logits.sum(dtype=np.float64))
+    if math.isfinite(total):
         return
     rows = np.flatnonzero(~np.isfinite(logits).all(axis=1))
     raise NonFiniteError(

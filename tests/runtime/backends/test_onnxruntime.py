@@ -60,6 +60,20 @@ def test_threads_are_told_to_the_library(mean_model):
     assert session._session.get_session_options().intra_op_num_threads == 2
 
 
+def test_the_library_gets_the_callers_own_frames(mean_model, random_frames, monkeypatch):
+    session, got = open_session("onnxruntime-cpu", mean_model), []
+    library = session._session
+
+    class Watched:
+        def run(self, names, feed):
+            got.extend(feed.values())
+            return library.run(names, feed)
+
+    monkeypatch.setattr(session, "_session", Watched())
+    session.run(frames := random_frames(2))
+    assert got[0] is frames
+
+
 def test_waiting_worker_threads_soon_go_to_sleep(mean_model):
     key, value = backend._limit_spinning(onnxruntime.__version__)
     options = open_session("onnxruntime-cpu", mean_model, threads=2)._session.get_session_options()

@@ -10,7 +10,7 @@ from PIL import Image
 from edgekiln.runtime.backends import open_session
 from edgekiln.runtime.errors import EngineError, ExitCode, ImageError, NonFiniteError, UsageError
 from edgekiln.runtime.serving.classifier import Classifier
-from edgekiln.runtime.serving.prediction import Candidate, Prediction, Selection, softmax
+from edgekiln.runtime.serving.prediction import Candidate, Prediction, Selection, read_logits, softmax
 
 SELECTION = Selection("fp32", "onnxruntime-cpu", "fp32", "made by hand")
 COLORS = {"red": (255, 0, 0), "green": (0, 255, 0), "blue": (0, 0, 255)}
@@ -83,6 +83,40 @@ def test_ties_keep_the_order_of_the_classes_among_many():
     classes = tuple(f"class {i}" for i in range(100))
     prediction = Prediction(classes[0], 0, 0.01, (np.arange(100) % 2).astype(np.float32), classes)
     assert [c.index for c in prediction.top(100)] == [*range(1, 100, 2), *range(0, 100, 2)]
+
+
+@pytest.mark.parametrize("classes", [1, 3, 64, 65, 1000])
+def test_scores_are_those_of_softmax_however_many_classes(classes):
+    logits = np.random.default_rng(classes).normal(0, 5, (4, classes)).astype(np.float32)
+    predictions = read_logits(logits, [str(i) for i in range(classes)])
+    wanted = softmax(logits)
+    for prediction, row, scores in zip(predictions, logits, wanted, strict=True):
+        assert prediction.index == row.argmax()
+        # float64: one rounding of an exponential, one of a sum and one of a quotient on either side
+        assert prediction.score == pytest.approx(scores.max(), rel=1e-14)
+        top = prediction.top(classes)
+        np.testing.assert_allclose([c.score for c in top], scores[[c.index for c in top]], rtol=1e-13)
+        assert prediction.top(1)[0].score == prediction.score
+
+
+@pytest.mark.parametrize("classes", [2, 100])
+def test_the_largest_logit_wins_where_the_scores_are_equal(classes):
+    logits = np.full((1, classes), -1e-30, np.float32)
+    logits[0, 1] = 0.0
+    (prediction,) = read_logits(logits, [str(i) for i in range(classes)])
+    assert (prediction.index, prediction.score) == (1, 1 / classes)
+
+
+def test_one_prepared_picture_reaches_the_engine_without_a_copy(classifier, monkeypatch):
+    got = []
+    monkeypatch.setattr(
+        classifier.session, "run", lambda frames: got.append(frames) or np.zeros((1, 3), np.float32)
+    )
+    frame = np.zeros((4, 8, 3), np.uint8)
+    with classifier.hold() as model:
+        model.predict_frames([frame])
+    assert got[0].shape == (1, 4, 8, 3)
+    assert np.shares_memory(got[0], frame)
 
 
 def test_top_gives_all_classes_where_there_are_fewer(classifier):

@@ -37,7 +37,7 @@ from edgekiln.runtime.errors import (
 from edgekiln.runtime.extras import import_extra
 from edgekiln.runtime.onnx_files.scan import check_onnx
 from edgekiln.runtime.processes import keep_in_forks
-from edgekiln.runtime.spec import Frames, Logits, check_finite
+from edgekiln.runtime.spec import Frames, Logits, check_finite, check_frames
 
 __all__ = ["OnnxRuntimeSession", "import_onnxruntime"]
 
@@ -48,11 +48,12 @@ _PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 _log = logging.getLogger("edgekiln.runtime")
 _GPU_DISTRIBUTION = "onnxruntime-gpu"
 _WRONG_ENDS = "Take a model that edgekiln exported: the pixels go in as they are, and the logits come out."
+_RUNNING = "onnxruntime failed while running"
 _ERRORS_ONLY = 3  # onnxruntime's log severity: 2 would print graph-optimizer chatter to stderr
 
 _SPIN_US = 500
-"""How long a worker thread that has nothing to do waits by spinning. Long enough for the gaps within a call and between
-calls back to back; left to itself the library spins for tens of milliseconds, which at 10 calls a second is half a core.
+"""How long a worker thread without work waits by spinning. Long enough for the gaps within a call and between calls
+back to back; left to itself the library spins for tens of milliseconds, which at 10 calls a second is half a core.
 """
 _SPIN_DURATION_SINCE = (1, 26)  # 1.25.1 and older take such an entry and ignore it, without a word
 
@@ -108,6 +109,7 @@ class OnnxRuntimeSession(HomeSession):
             self._outputs, num_classes = _read_output(self._session)
             where = "cpu" if device == "cpu" else f"cuda:{device_id}"
             super().__init__(SessionFacts(f"onnxruntime-{device}", where, threads, frame_shape, num_classes))
+            self._binds = cuda is not None
             self._bound: BoundRunner | None = None
             if cuda is not None:
                 self._bound = self._bind(ort, cuda)
@@ -125,26 +127,37 @@ class OnnxRuntimeSession(HomeSession):
         )
 
     def run(self, frames: Frames) -> Logits:
+        # What is done around the library's call finds cold caches: each line and each call of a function counts.
+        session = self._session
+        is_one_call = isinstance(frames, np.ndarray) and frames.ndim == 4 and 0 < len(frames) <= MAX_CHUNK
+        if not is_one_call or session is None or self._binds:
+            return self._run_in_parts(frames)
+        self._home.check()
+        try:
+            logits: Logits = session.run(self._outputs, {self._input: frames})[0]
+        except Exception as error:  # the library's errors share no base class
+            check_frames(frames, *self.frame_shape)  # it has looked at them, and tells it in other words
+            raise _convert(_RUNNING, error) from error
+        check_finite(logits, self._facts.backend)
+        return logits
+
+    def _run_in_parts(self, frames: Frames) -> Logits:
         call = self._caller(self._admit(self._session, frames))
-        if 0 < len(frames) <= MAX_CHUNK:
-            logits = call(frames)
-        else:
-            chunks = [call(frames[i : i + MAX_CHUNK]) for i in range(0, len(frames), MAX_CHUNK)]
-            logits = np.concatenate(chunks) if chunks else np.zeros((0, self.num_classes), np.float32)
+        chunks = [call(frames[i : i + MAX_CHUNK]) for i in range(0, len(frames), MAX_CHUNK)]
+        logits = np.concatenate(chunks) if chunks else np.zeros((0, self.num_classes), np.float32)
         check_finite(logits, self.backend)
         return logits
 
     def _caller(self, session: Any) -> Callable[[Frames], Logits]:
         """What answers the chunks of one call. All is read here, once: ``close`` in another thread takes it away."""
-        bound = self._bound
-        if bound is not None:
-            return partial(_converted, bound.run, "cuda")
-        if self.backend == "onnxruntime-cuda":  # closed since the session was read
+        if not self._binds:
+            return partial(_converted, partial(self._run_plainly, session), "cpu")
+        if (bound := self._bound) is None:  # closed since the session was read
             raise closed_error()
-        return partial(_converted, partial(self._run_plainly, session), "cpu")
+        return partial(_converted, bound.run, "cuda")
 
     def _run_plainly(self, session: Any, frames: Frames) -> Logits:
-        logits: Logits = session.run(self._outputs, {self._input: np.ascontiguousarray(frames)})[0]
+        logits: Logits = session.run(self._outputs, {self._input: frames})[0]
         return logits
 
     def bare_call(self, frames: Frames) -> Callable[[], object]:
@@ -156,7 +169,7 @@ class OnnxRuntimeSession(HomeSession):
         session, bound = self._session, self._bound
         if session is None:
             raise closed_error()
-        if self.backend == "onnxruntime-cuda":
+        if self._binds:
             if bound is None:  # closed since the session was read
                 raise closed_error()
             return partial(bound.run, frames)
@@ -174,7 +187,7 @@ def _converted(call: Callable[[Frames], Logits], device: str, frames: Frames) ->
     except EdgekilnError:  # of our own copies
         raise
     except Exception as error:  # the library's errors share no base class
-        raise _convert("onnxruntime failed while running", error, device) from error
+        raise _convert(_RUNNING, error, device) from error
 
 
 def _convert(told: str, error: Exception, device: str = "cpu") -> EdgekilnError:

@@ -87,11 +87,18 @@ class OpenVinoSession(HomeSession):
 
     def run(self, frames: Frames) -> Logits:
         engine = self._admit(self._engine, frames)
-        logits = np.empty((len(frames), self.num_classes), np.float32)
-        for start in range(0, len(frames), MAX_CHUNK):
-            part = frames[start : start + MAX_CHUNK]
-            with _converted_errors("failed while running"):
-                engine.answer(part, logits[start : start + len(part)])
+        try:
+            if 0 < len(frames) <= MAX_CHUNK:
+                logits = engine.answer(frames)
+            else:
+                parts = (engine.answer(frames[i : i + MAX_CHUNK]) for i in range(0, len(frames), MAX_CHUNK))
+                logits = np.concatenate([np.empty((0, self.num_classes), np.float32), *parts])
+        except EngineError:
+            raise
+        except (
+            Exception
+        ) as error:  # no context manager: behind an inference, with cold caches, one costs a call dear
+            raise _converted(error, "failed while running") from error
         check_finite(logits, self.backend)
         return logits
 
@@ -181,22 +188,27 @@ class _Engine:
         self._compiling = threading.Lock()
         self._bare: Any = None
 
-    def answer(self, frames: Frames, logits: Logits) -> None:
-        """Fill float32 (N, C) for uint8 (N, H, W, 3), N from 1 to ``MAX_CHUNK``. Safe from any thread.
+    def answer(self, frames: Frames) -> Logits:
+        """float32 (N, C) for uint8 (N, H, W, 3), N from 1 to ``MAX_CHUNK``. Safe from any thread.
 
         Each call has a request to itself, so answers cannot mix; one that failed is not used again.
         """
-        if len(frames) == 1 or self._one_by_one:
-            slot = _take(self._free_single) or _Slot.of(self._single.create_infer_request())
-            for frame, row in zip(frames, logits, strict=True):
-                slot.frames[:] = frame
-                slot.request.infer()
-                row[:] = slot.logits[0]
-            self._free_single.append(slot)
-        else:
-            request = _take(self._free_dynamic) or self._dynamic_model().create_infer_request()
-            logits[:] = request.infer([np.ascontiguousarray(frames)], share_outputs=True)[0]
-            self._free_dynamic.append(request)
+        if len(frames) == 1:
+            return self._answer_one(frames)
+        if self._one_by_one:
+            return np.concatenate([self._answer_one(frames[i : i + 1]) for i in range(len(frames))])
+        request = _take(self._free_dynamic) or self._dynamic_model().create_infer_request()
+        logits: Logits = request.infer([np.ascontiguousarray(frames)], share_outputs=True)[0].copy()
+        self._free_dynamic.append(request)
+        return logits
+
+    def _answer_one(self, frames: Frames) -> Logits:
+        slot = _take(self._free_single) or _Slot.of(self._single.create_infer_request())
+        slot.frames[:] = frames
+        slot.request.infer()
+        logits = slot.logits.copy()
+        self._free_single.append(slot)
+        return logits
 
     def _dynamic_model(self) -> Any:
         with self._compiling:
@@ -261,9 +273,13 @@ def _converted_errors(what: str) -> Iterator[None]:
         yield
     except EngineError:
         raise
-    except Exception as error:  # the library's errors share no base class
-        said = " ".join(str(error).split())
-        raise EngineError(f"OpenVINO {_version()} {what}: {said}") from error
+    except Exception as error:
+        raise _converted(error, what) from error
+
+
+def _converted(error: Exception, what: str) -> EngineError:
+    """The error for what the library raised; its errors share no base class."""
+    return EngineError(f"OpenVINO {_version()} {what}: {' '.join(str(error).split())}")
 
 
 def _version() -> str:

@@ -88,7 +88,8 @@ class Classifier(NotPicklable):
             ImageError: the picture cannot be read.
             NonFiniteError: the engine gave NaN or infinity.
         """
-        return self.predict_batch([picture], color_order=color_order)[0]
+        with self.hold() as model:
+            return model.predict_frames([model.prepare(picture, color_order)])[0]
 
     def predict_batch(
         self, pictures: Iterable[Picture], *, color_order: ColorOrder = "rgb"

@@ -102,7 +102,8 @@ class LoadedModel:
         """
         if len(frames) > 1 and (ask := self.before_batch) is not None:
             ask()
-        return read_logits(self.session.run(np.stack(frames)), self.contract.classes)
+        batch = np.stack(frames) if len(frames) > 1 else frames[0][np.newaxis]  # one needs no copy
+        return read_logits(self.session.run(batch), self.contract.classes)
 
     def __enter__(self) -> LoadedModel:
         return self
