@@ -6,6 +6,7 @@ import pytest
 from fake_onnxruntime import FakeOnnxRuntime, HostCuda
 from onnx import TensorProto
 
+from edgekiln.runtime.backends import cuda_needs
 from edgekiln.runtime.backends import onnxruntime as backend
 from edgekiln.runtime.backends import open_session
 from edgekiln.runtime.errors import (
@@ -44,9 +45,13 @@ def test_both_distributions_together_are_refused_with_the_remedy(mean_model, mon
     assert "edgekiln[onnx]" in caught.value.hint
 
 
-def test_installed_distributions_are_found_by_their_metadata():
+def test_installed_distributions_are_found_by_their_metadata(tmp_path, monkeypatch):
     assert backend._is_installed("numpy")
     assert not backend._is_installed("edgekiln-no-such-distribution")
+    assert not backend._is_installed("num")
+    (tmp_path / "onnxruntime_gpu-1.27.0.dist-info").mkdir()
+    monkeypatch.syspath_prepend(tmp_path)
+    assert backend._is_installed("onnxruntime-gpu")
 
 
 @pytest.mark.parametrize("changes", [{"input_type": TensorProto.FLOAT}, {"output_type": TensorProto.FLOAT16}])
@@ -127,7 +132,7 @@ def cuda(library, monkeypatch):
         library.events.append(f"{api} {device}")
         return cuda
 
-    monkeypatch.setattr(backend, "open_cuda", open_cuda)
+    monkeypatch.setattr("edgekiln.runtime.cuda.open_cuda", open_cuda)
     return cuda
 
 
@@ -207,8 +212,10 @@ def test_the_bare_call_on_cuda_has_bound_buffers_too(session, random_frames):
 def test_a_driver_that_is_too_old_is_told_with_both_versions(
     library, cuda, mean_model, monkeypatch, supported, message
 ):
-    monkeypatch.setattr(backend, "needed_cuda", lambda name: (13, 0) if name == "onnxruntime-gpu" else None)
-    monkeypatch.setattr(backend, "supported_cuda", lambda: supported)
+    monkeypatch.setattr(
+        cuda_needs, "needed_cuda", lambda name: (13, 0) if name == "onnxruntime-gpu" else None
+    )
+    monkeypatch.setattr("edgekiln.runtime.cuda.driver.supported_cuda", lambda: supported)
     library.gives = "CPUExecutionProvider"  # what the library takes where CUDA does not start
     with pytest.raises(DeviceError, match=message):
         open_session("onnxruntime-cuda", mean_model)

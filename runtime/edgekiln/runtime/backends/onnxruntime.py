@@ -5,16 +5,16 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import sys
 from collections.abc import Callable, Collection
 from functools import partial
-from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from edgekiln.runtime.arguments import check_threads
-from edgekiln.runtime.backends.cuda_needs import needed_cuda
 from edgekiln.runtime.backends.cuda_words import (
     OLD_DRIVER,
     tells_of_cuda,
@@ -22,10 +22,7 @@ from edgekiln.runtime.backends.cuda_words import (
     tells_of_memory,
     tells_of_old_driver,
 )
-from edgekiln.runtime.backends.onnxruntime_cuda import BoundRunner, cuda_options
 from edgekiln.runtime.backends.session_base import HomeSession, SessionFacts, closed_error
-from edgekiln.runtime.cuda import CudaApi, open_cuda
-from edgekiln.runtime.cuda.driver import explain_old_driver, supported_cuda
 from edgekiln.runtime.errors import (
     DeviceError,
     EdgekilnError,
@@ -38,6 +35,10 @@ from edgekiln.runtime.extras import import_extra
 from edgekiln.runtime.onnx_files.scan import check_onnx
 from edgekiln.runtime.processes import keep_in_forks
 from edgekiln.runtime.spec import Frames, Logits, check_finite, check_frames
+
+if TYPE_CHECKING:  # what only a GPU needs is imported where it is: a start on a CPU does not wait for it
+    from edgekiln.runtime.backends.onnxruntime_cuda import BoundRunner
+    from edgekiln.runtime.cuda import CudaApi
 
 __all__ = ["OnnxRuntimeSession", "import_onnxruntime"]
 
@@ -73,11 +74,9 @@ def import_onnxruntime(device: str) -> ModuleType:
 
 
 def _is_installed(distribution: str) -> bool:
-    try:
-        version(distribution)
-    except PackageNotFoundError:
-        return False
-    return True
+    """Told by the folder of its metadata: ``importlib.metadata`` takes longer to import than all of this session."""
+    folder = f"{distribution.replace('-', '_')}-*-info"  # .dist-info, or an older .egg-info
+    return any(next(Path(entry or ".").glob(folder), None) is not None for entry in sys.path)
 
 
 class OnnxRuntimeSession(HomeSession):
@@ -101,6 +100,8 @@ class OnnxRuntimeSession(HomeSession):
         with contextlib.ExitStack() as unfinished:
             cuda: CudaApi | None = None
             if device == "cuda":  # the driver is asked first: it tells best what it lacks
+                from edgekiln.runtime.cuda import open_cuda
+
                 cuda = open_cuda("libcuda", device=device_id)
                 unfinished.callback(cuda.close)
             self._session: Any = _create(ort, model, device, threads, device_id)
@@ -117,6 +118,8 @@ class OnnxRuntimeSession(HomeSession):
             unfinished.pop_all()
 
     def _bind(self, ort: ModuleType, cuda: CudaApi) -> BoundRunner:
+        from edgekiln.runtime.backends.onnxruntime_cuda import BoundRunner
+
         return BoundRunner(
             ort,
             self._session,
@@ -195,8 +198,7 @@ def _convert(told: str, error: Exception, device: str = "cpu") -> EdgekilnError:
     words = f"{told}: {error}"
     if tells_of_memory(words):
         return ResourceError(words, hint="Smaller batches, or a GPU that others use less, need less memory.")
-    if tells_of_old_driver(words) and (has := supported_cuda()) is not None:
-        old = explain_old_driver(_GPU_DISTRIBUTION, needed_cuda(_GPU_DISTRIBUTION), has)
+    if tells_of_old_driver(words) and (old := _find_old_driver()) is not None:
         return DeviceError(f"{old.message} It says: {words}", hint=old.hint)
     if tells_of_driver(words):
         return DeviceError(words, hint=OLD_DRIVER)
@@ -216,8 +218,20 @@ def _require_provider(ort: ModuleType, device: str) -> None:
         )
 
 
+def _find_old_driver() -> DeviceError | None:
+    """What there is to say of a driver that tells a version, where the library named it as too old."""
+    from edgekiln.runtime.backends.cuda_needs import needed_cuda
+    from edgekiln.runtime.cuda.driver import explain_old_driver, supported_cuda
+
+    has = supported_cuda()
+    return None if has is None else explain_old_driver(_GPU_DISTRIBUTION, needed_cuda(_GPU_DISTRIBUTION), has)
+
+
 def _refuse_fallback(wanted: str, got: str) -> DeviceError:
     """The error for another provider than was asked for, which the library takes where CUDA does not start."""
+    from edgekiln.runtime.backends.cuda_needs import needed_cuda
+    from edgekiln.runtime.cuda.driver import explain_old_driver, supported_cuda
+
     needs, has = needed_cuda(_GPU_DISTRIBUTION), supported_cuda()
     if needs is not None and has is not None and has < needs:
         return explain_old_driver(_GPU_DISTRIBUTION, needs, has)
@@ -238,7 +252,7 @@ def _create(ort: ModuleType, model: bytes, device: str, threads: int | None, dev
     options.add_session_config_entry(*_limit_spinning(ort.__version__))
     if threads is not None:
         options.intra_op_num_threads = threads
-    settings = cuda_options(graphs=True, device=device_id) if device == "cuda" else {}
+    settings = _cuda_options(graphs=True, device_id=device_id) if device == "cuda" else {}
     try:
         session = ort.InferenceSession(model, options, providers=[(provider, settings)])
     except Exception as error:  # the library's errors share no base class
@@ -264,9 +278,15 @@ def _limit_spinning(version: str) -> tuple[str, str]:
     return "session.force_spinning_stop", "1"
 
 
+def _cuda_options(*, graphs: bool, device_id: int) -> dict[str, str]:
+    from edgekiln.runtime.backends.onnxruntime_cuda import cuda_options
+
+    return cuda_options(graphs=graphs, device=device_id)
+
+
 def _create_without_graphs(ort: ModuleType, model: bytes, options: Any, provider: str, device_id: int) -> Any:
     """For graphs of which a node runs on the CPU: those cannot be captured."""
-    settings = cuda_options(graphs=False, device=device_id)
+    settings = _cuda_options(graphs=False, device_id=device_id)
     try:
         return ort.InferenceSession(model, options, providers=[(provider, settings)])
     except Exception as error:  # the library's errors share no base class

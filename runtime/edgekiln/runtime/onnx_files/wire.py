@@ -33,7 +33,11 @@ class Reader:
             self._left -= 1
             if self._left < 0:
                 raise refuse(f"it has more than {MAX_FIELDS:,} fields")
-            tag, position = self.varint(position, end)
+            tag = self.model[position]
+            if tag < 0x80:  # most are one byte: a call for each would take half of the walk's time
+                position += 1
+            else:
+                tag, position = self.varint(position, end)
             number, wire = tag >> 3, tag & 7
             if not number or tag >= _MAX_TAG:
                 raise refuse(f"a field has the number {number}")
@@ -47,6 +51,8 @@ class Reader:
         if wire == VARINT:
             return position, self.varint(position, end)[1]
         if wire == BYTES:
+            if position < end and (size := self.model[position]) < 0x80:
+                return position + 1, position + 1 + size
             size, start = self.varint(position, end)
             return start, start + size
         if wire in _FIXED_SIZES:

@@ -17,16 +17,16 @@ from numpy.typing import NDArray
 
 from edgekiln.runtime.contract import Contract
 from edgekiln.runtime.errors import ImageError
-from edgekiln.runtime.pictures.camera_files import open_raster, raster_of_array
 from edgekiln.runtime.pictures.conversion import ConversionRules, convert_upright
 from edgekiln.runtime.pictures.encoded import as_path, open_encoded, read_encoded
 from edgekiln.runtime.pictures.fitting import check_resizing, fit, resized_size
 from edgekiln.runtime.pictures.limits import MAX_BYTES, MAX_PIXELS
-from edgekiln.runtime.pictures.raster import Raster, convert_raster
 from edgekiln.runtime.pictures.refusals import name_picture, told_as_image_errors
 
 if TYPE_CHECKING:
     from PIL import Image
+
+    from edgekiln.runtime.pictures.raster import Raster
 
 __all__ = [
     "MAX_BYTES",
@@ -97,6 +97,9 @@ def decode(
     if isinstance(picture, np.ndarray):
         with told_as_image_errors(None):
             if sensor_bits is not None and picture.dtype == np.uint16:
+                from edgekiln.runtime.pictures.camera_files import raster_of_array
+                from edgekiln.runtime.pictures.raster import convert_raster
+
                 raster = raster_of_array(picture, reverse=color_order == "bgr")
                 return convert_raster(raster, sensor_bits, "The array")
             return Image.fromarray(_checked_array(picture, color_order))
@@ -119,14 +122,21 @@ def open_picture(data: bytes, path: Path | None, sensor_bits: int | None) -> Ima
     Raises:
         ImageError: it is of no kind that is taken, damaged, or too large.
     """
-    if sensor_bits is not None and (raster := open_raster(data, path)) is not None:
-        return raster
+    if sensor_bits is not None:  # what few models need is imported for those: a start of the others is faster
+        from edgekiln.runtime.pictures.camera_files import open_raster
+
+        if (raster := open_raster(data, path)) is not None:
+            return raster
     return open_encoded(data, path, sensor=sensor_bits is not None)
 
 
 def _convert(opened: Image.Image | Raster, rules: ConversionRules, path: Path | None) -> Image.Image:
-    if not isinstance(opened, Raster):
+    from PIL import Image
+
+    if isinstance(opened, Image.Image):
         return convert_upright(opened, rules, path, owned=True)
+    from edgekiln.runtime.pictures.raster import convert_raster
+
     assert rules.sensor_bits is not None  # or it would have been no raster
     with told_as_image_errors(path):
         return convert_raster(opened, rules.sensor_bits, name_picture(path))

@@ -21,6 +21,7 @@ from edgekiln.runtime.contract import Contract
 from edgekiln.runtime.errors import BundleError, EnvironmentProblem, ResourceError, UsageError
 from edgekiln.runtime.onnx_files.metadata import CONTRACT_DIGEST_KEY, read_metadata
 from edgekiln.runtime.serving.loaded import LoadedModel
+from edgekiln.runtime.serving.memory import give_back_memory
 from edgekiln.runtime.serving.ordering import order_by_speed
 from edgekiln.runtime.serving.prediction import Selection
 from edgekiln.runtime.serving.self_test import ask_canaries
@@ -197,6 +198,8 @@ def _open(
     model = LoadedModel(session, bundle.contract, selection, fast_decode=fast)
     if options.self_test:
         ask_canaries(model, variant, thorough=thorough)
+    engines.clear()
+    give_back_memory()  # what reading the file and asking made pictures took for a moment
     return model
 
 
