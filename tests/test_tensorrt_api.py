@@ -18,6 +18,7 @@ RUNNERS = (*BUILDERS, "lean")
 MODULES: dict[str, tuple[str, ...]] = {
     "export/edgekiln/export/engines/build_worker.py": BUILDERS,
     "export/edgekiln/export/engines/inspect_worker.py": BUILDERS,
+    "export/edgekiln/export/engines/layer_times.py": BUILDERS,
     "runtime/edgekiln/runtime/backends/tensorrt_library.py": RUNNERS,
     "runtime/edgekiln/runtime/backends/kernel_cache.py": RUNNERS,
     "runtime/edgekiln/runtime/backends/tensorrt.py": RUNNERS,

@@ -7,7 +7,7 @@ from export_support import export_residual, make_calibration
 
 from edgekiln.export.audits.engine_layers.layer import EngineLayer
 from edgekiln.export.audits.macs import count_macs
-from edgekiln.export.audits.openvino import _datatype, _names_in_openvino, _to_engine_layer, audit_openvino
+from edgekiln.export.audits.openvino import _datatype, audit_openvino, names_in_openvino, to_engine_layer
 from edgekiln.export.calibration import choose_calibration
 from edgekiln.export.precision.int8_cpu import quantize_for_cpu
 from edgekiln.pipeline.data import load_split
@@ -99,19 +99,23 @@ def test_8_bits_are_believed_only_where_layer_and_kernel_agree(precision, primit
 
 
 def test_parts_of_a_node_are_its_own_and_those_of_others_are_not():
-    names = {"/a/conv": "/a/conv", "logits": "head"}
+    names = {"/a/conv": "/a/conv", "logits": "head", "head": "head"}
     layer = RuntimeLayer(
-        "l", "Convolution", "u8", "x_I8", ("/a/conv/WithoutBiases", "/a/conv", "/a/other", "relu")
+        "l",
+        "Convolution",
+        "u8",
+        "x_I8",
+        ("/a/conv/WithoutBiases", "/a/conv", "/a/other", "relu", "head_original"),
     )
-    assert _to_engine_layer(layer, names) == EngineLayer(
-        "l", "Convolution", ("/a/conv",), ("int8",), (), None
+    assert to_engine_layer(layer, names) == EngineLayer(
+        "l", "Convolution", ("/a/conv", "head"), ("int8",), (), "x_I8"
     )
-    assert _to_engine_layer(RuntimeLayer("r", "Reorder", "f32", "x", ("logits",)), names).kind == "Reformat"
+    assert to_engine_layer(RuntimeLayer("r", "Reorder", "f32", "x", ("logits",)), names).kind == "Reformat"
 
 
 def test_a_node_without_a_name_is_found_by_its_output():
     graph = onnx.helper.make_graph([onnx.helper.make_node("Conv", ["x", "w"], ["y"])], "g", [], [])
-    assert _names_in_openvino(graph, {"node_of_y": 5})["y"] == "node_of_y"
+    assert names_in_openvino(graph)["y"] == "node_of_y"
 
 
 @pytest.mark.slow

@@ -15,7 +15,14 @@ from edgekiln.export.precision.blocks import float_neighbours
 from edgekiln.runtime.backends.onnxruntime import import_onnxruntime
 from edgekiln.runtime.errors import PrecisionError
 
-__all__ = ["PrecisionAudit", "audit_int8", "optimize_with_onnxruntime", "residual_adds"]
+__all__ = [
+    "PrecisionAudit",
+    "audit_int8",
+    "is_product_kind",
+    "is_quantized_kind",
+    "optimize_with_onnxruntime",
+    "residual_adds",
+]
 
 _PRODUCTS = {"Conv": "Conv", "FusedConv": "Conv", "Gemm": "Gemm", "FusedGemm": "Gemm", "MatMul": "MatMul",
              "FusedMatMul": "MatMul", "ConvTranspose": "ConvTranspose"}  # fmt: skip
@@ -118,6 +125,16 @@ def optimize_with_onnxruntime(model: bytes) -> Any:
         options.optimized_model_filepath = str(path)
         ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
         return onnx.load(path)
+
+
+def is_quantized_kind(kind: str) -> bool:
+    """Whether a node of this kind computes with 8-bit integers."""
+    return kind in _QUANTIZED or kind.startswith("QLinear")
+
+
+def is_product_kind(kind: str) -> bool:
+    """Whether a node of this kind computes products in floating point."""
+    return kind in _PRODUCTS
 
 
 def residual_adds(graph: Any) -> list[str]:

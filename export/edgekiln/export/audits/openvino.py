@@ -8,21 +8,23 @@ one of five it is much, and neither says what it costs; its share of the work do
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
+from types import MappingProxyType
 
 import onnx
 
 from edgekiln.export.audits.engine_layers.audit import EngineAudit
 from edgekiln.export.audits.engine_layers.layer import EngineLayer
 from edgekiln.export.audits.engine_layers.verdict import audit_engine
-from edgekiln.export.audits.macs import PRODUCTS, count_macs
+from edgekiln.export.audits.macs import count_macs
 from edgekiln.runtime.backends.openvino import RuntimeLayer, read_layers
 from edgekiln.runtime.errors import PrecisionError
 from edgekiln.runtime.spec import Precision
 
-__all__ = ["audit_openvino"]
+__all__ = ["audit_openvino", "names_in_openvino", "quantizers_in_openvino", "to_engine_layer"]
 
 _FLOATS = {"f32": "fp32", "f16": "fp16", "bf16": "bf16"}
 _INTEGERS = {"u8", "i8"}
+_QUANTIZERS = frozenset({"QuantizeLinear", "DequantizeLinear"})
 
 
 def audit_openvino(
@@ -42,8 +44,8 @@ def audit_openvino(
         EngineError: it refuses the file.
     """
     macs = count_macs(onnx.load_from_string(source))
-    names = _names_in_openvino(onnx.load_from_string(quantized).graph, macs)
-    layers = [_to_engine_layer(layer, names) for layer in read_layers(quantized)]
+    names = names_in_openvino(onnx.load_from_string(quantized).graph)
+    layers = [to_engine_layer(layer, names) for layer in read_layers(quantized)]
     kept = {name: macs[name] for name in keep_float if name in macs}
     if lost := audit_engine(layers, kept, Precision.FP32, 0, evidence="openvino").macs.get("int8"):
         raise PrecisionError(
@@ -54,31 +56,51 @@ def audit_openvino(
     return audit_engine(layers, macs, Precision.INT8, share, evidence="openvino")
 
 
-def _names_in_openvino(graph: onnx.GraphProto, macs: Mapping[str, int]) -> dict[str, str]:
-    """A product's name in OpenVINO (its node's, or its output's where that is the graph's) to the one in ``macs``."""
-    names: dict[str, str] = {}
+def names_in_openvino(graph: onnx.GraphProto) -> dict[str, str]:
+    """A node's name in OpenVINO (its own, or its output's where that is the graph's) to the one that ``macs`` uses."""
+    nodes = [node for node in graph.node if node.op_type not in {"Constant", *_QUANTIZERS}]
+    names = {output: node.name or f"node_of_{node.output[0]}" for node in nodes for output in node.output}
+    return names | {node.name: node.name for node in nodes if node.name}
+
+
+def quantizers_in_openvino(graph: onnx.GraphProto) -> dict[str, str]:
+    """Of each Q and DQ node and its output, the node that computes what it quantizes."""
+    makers: dict[str, str] = {}
     for node in graph.node:
-        name = node.name or f"node_of_{node.output[0]}"
-        if node.op_type in PRODUCTS and name in macs:
-            names |= {node.name: name, node.output[0]: name}
-    return names
+        quantizes = node.op_type in _QUANTIZERS
+        name = makers.get(node.input[0], "") if quantizes else node.name or f"node_of_{node.output[0]}"
+        makers |= dict.fromkeys(node.output, name)
+    quantizers = [node for node in graph.node if node.op_type in _QUANTIZERS]
+    return {name: makers[node.output[0]] for node in quantizers for name in (node.name, node.output[0])}
 
 
-def _to_engine_layer(layer: RuntimeLayer, names: Mapping[str, str]) -> EngineLayer:
-    """In the form that all audits judge. OpenVINO names no operands; the layer's own precision stands for them."""
-    datatype = _datatype(layer)
+def to_engine_layer(
+    layer: RuntimeLayer, names: Mapping[str, str], quantizers: Mapping[str, str] = MappingProxyType({})
+) -> EngineLayer:
+    """In the form that all audits judge. OpenVINO names no operands; the layer's own precision stands for them.
+
+    Args:
+        layer: as OpenVINO describes it.
+        names: of ``names_in_openvino``.
+        quantizers: of ``quantizers_in_openvino``: a layer that is left with the name of a quantizer alone computes what
+            that one reads, and quantizes it.
+    """
+    found = [_find_node(name, names) for name in layer.origins]
+    if not any(found):
+        found = [quantizers.get(name) for name in layer.origins]
     return EngineLayer(
         name=layer.name,
         kind="Reformat" if layer.kind == "Reorder" else layer.kind,
-        origins=tuple(dict.fromkeys(filter(None, (_find_product(name, names) for name in layer.origins)))),
-        inputs=(datatype,),
+        origins=tuple(dict.fromkeys(filter(None, found))),
+        inputs=(_datatype(layer),),
         outputs=(),
-        tactic=None,
+        tactic=layer.primitive or None,
     )
 
 
-def _find_product(origin: str, names: Mapping[str, str]) -> str | None:
-    """OpenVINO splits a node into parts called ``NODE/WithoutBiases`` and the like."""
+def _find_node(origin: str, names: Mapping[str, str]) -> str | None:
+    """OpenVINO splits a node into parts, as ``NODE/WithoutBiases``; one that it moved is ``NODE_original``."""
+    origin = origin.removesuffix("_original")
     while origin:
         if origin in names:
             return names[origin]

@@ -1,18 +1,21 @@
 """Asks the library what an engine's layers are, in a process of its own: a crash here costs the inspection alone.
 
 ``python -m edgekiln.export.engines.inspect_worker FOLDER`` reads ``request.json`` and ``engine`` in FOLDER, and writes
-``result.json``: ``layers`` (the inspector's JSON, or ``None``), ``problem`` (why there are none) and ``note`` (what
-they lack). It needs a GPU that loads the engine, and judges nothing.
+``result.json``: ``layers`` (the inspector's JSON, or ``None``), ``problem`` (why there are none, or no times) and
+``note`` (what they lack); where the request is ``timed`` also ``times``, of ``layer_times.py``. It needs a GPU that
+loads the engine, and judges nothing.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import sys
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from edgekiln.export.engines.layer_times import time_layers
 from edgekiln.runtime.backends.tensorrt_library import (
     LibraryLog,
     import_tensorrt,
@@ -20,6 +23,7 @@ from edgekiln.runtime.backends.tensorrt_library import (
     refuse_hollow,
     start_library,
 )
+from edgekiln.runtime.cuda import open_cuda
 from edgekiln.runtime.errors import EdgekilnError, EngineError
 
 __all__ = ["inspect_plan", "main"]
@@ -29,10 +33,14 @@ def main(arguments: list[str]) -> int:
     """Entry point of the process; returns 0 when ``result.json`` has layers, 1 when it has a problem."""
     folder = Path(arguments[0])
     request = json.loads((folder / "request.json").read_text("utf-8"))
-    result: dict[str, Any] = {"layers": None, "problem": None, "note": None}
+    result: dict[str, Any] = {"layers": None, "problem": None, "note": None, "times": None}
     try:
         trt = import_tensorrt(request["flavour"], to_build=True)
-        result |= inspect_plan(trt, library_log(trt), (folder / "engine").read_bytes())
+        plan = (folder / "engine").read_bytes()
+        result |= inspect_plan(trt, library_log(trt), plan)
+        if request["timed"]:
+            with contextlib.closing(open_cuda()) as cuda:
+                result["times"] = time_layers(trt, library_log(trt), cuda, plan)
     except EdgekilnError as error:
         result["problem"] = str(error)
     (folder / "result.json").write_text(json.dumps(result), "utf-8")

@@ -34,10 +34,10 @@ from edgekiln.runtime.backends.engine_header import Flavour
 from edgekiln.runtime.backends.tensorrt_library import find_version, import_tensorrt
 from edgekiln.runtime.bundles.machine import read_power_mode
 from edgekiln.runtime.cuda.driver import DeviceProperties, probe_driver, require_device
-from edgekiln.runtime.errors import ResourceError
+from edgekiln.runtime.errors import EngineError, ResourceError
 from edgekiln.runtime.onnx_files.scan import check_onnx
 
-__all__ = ["BuiltEngine", "build_engine", "inspect_engine", "library_version"]
+__all__ = ["BuiltEngine", "build_engine", "inspect_bytes", "inspect_engine", "library_version"]
 
 _LAYERS_NAME = "layers.json"
 
@@ -158,6 +158,31 @@ def inspect_engine(
 
     kept = cache.supplement(built.path.parent.name, _LAYERS_NAME, inspect, tell)
     return inspected[0] if inspected else Inspection(kept, None)
+
+
+def inspect_bytes(engine: bytes, flavour: Flavour, *, timed: bool) -> Inspection:
+    """Ask the library of the layers of any engine, in a child process and past the cache.
+
+    Args:
+        engine: its bytes, which somebody trusts: they are deserialized.
+        flavour: the library that built it.
+        timed: also how long each layer takes.
+
+    Raises:
+        DeviceError: no driver or GPU.
+        MissingExtraError: the library is not installed.
+        EngineError: it tells nothing of the engine, or could not time it.
+    """
+    require_device()
+    library_version(flavour)
+    told = inspect_in_child(engine, flavour, timed=timed)
+    if told.layers is None or (timed and told.times is None):
+        what = "tells no layers" if told.layers is None else "could not time the layers"
+        raise EngineError(
+            f"{flavour} {what}: {told.note}.",
+            hint="Build the engine here, with `edgekiln build`: an engine runs on the GPU and the version it is of.",
+        )
+    return told
 
 
 def _build_into(

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import subprocess
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -38,10 +38,12 @@ class Inspection:
     Attributes:
         layers: its JSON; ``None`` where it told nothing.
         note: why it told nothing or less than it could; ``None`` where all is told.
+        times: of ``layer_times.time_layers``; ``None`` where they were not asked for, or failed.
     """
 
     layers: str | None
     note: str | None
+    times: Mapping[str, Any] | None = None
 
 
 def run_worker(
@@ -90,20 +92,23 @@ def _request(options: BuildOptions, timing_cache: str | None) -> dict[str, Any]:
     }
 
 
-def inspect_in_child(engine: bytes, flavour: Flavour) -> Inspection:
-    """Ask the library of an engine's layers, in a child. Needs a GPU that loads it; whatever fails is in the note."""
+def inspect_in_child(engine: bytes, flavour: Flavour, *, timed: bool = False) -> Inspection:
+    """Ask the library of an engine's layers, and with ``timed`` how long each takes, in a child.
+
+    Needs a GPU that loads the engine; whatever fails is in the note.
+    """
     try:
         with tempfile.TemporaryDirectory(prefix="edgekiln-inspect-") as name:
             folder = Path(name)
             (folder / ENGINE_NAME).write_bytes(engine)
-            (folder / "request.json").write_text(json.dumps({"flavour": flavour}), "utf-8")
+            (folder / "request.json").write_text(json.dumps({"flavour": flavour, "timed": timed}), "utf-8")
             exit_code, complaints = _watch(_INSPECTOR, folder, lambda done, total, phase: None)
             result = _read_result(folder)
             if result is None:
                 return Inspection(None, f"the process that inspects {describe_end(exit_code, complaints)}")
     except OSError as error:
         return Inspection(None, f"{error.filename or tempfile.gettempdir()}: {error.strerror}")
-    return Inspection(result["layers"], result["problem"] or result["note"])
+    return Inspection(result["layers"], result["problem"] or result["note"], result["times"])
 
 
 def _read_result(folder: Path) -> dict[str, Any] | None:

@@ -7,6 +7,7 @@ from edgekiln.pipeline.cli.compare import compare
 from edgekiln.pipeline.cli.completion import completion
 from edgekiln.pipeline.cli.demo import demo
 from edgekiln.pipeline.cli.device import device
+from edgekiln.pipeline.cli.diff import diff
 from edgekiln.pipeline.cli.doctor import doctor
 from edgekiln.pipeline.cli.engines import build, cache
 from edgekiln.pipeline.cli.init import init
@@ -36,6 +37,7 @@ COMMANDS = (
     predict,
     serve,
     inspect,
+    diff,
     compare,
     transfer,
     report,

@@ -40,7 +40,7 @@ if TYPE_CHECKING:  # what only a GPU needs is imported where it is: a start on a
     from edgekiln.runtime.backends.onnxruntime_cuda import BoundRunner
     from edgekiln.runtime.cuda import CudaApi
 
-__all__ = ["OnnxRuntimeSession", "import_onnxruntime"]
+__all__ = ["OnnxRuntimeSession", "import_onnxruntime", "session_options"]
 
 MAX_CHUNK = 256
 """Images per call of the library: bounds the memory of activations, whatever batch the caller hands in."""
@@ -245,13 +245,7 @@ def _create(ort: ModuleType, model: bytes, device: str, threads: int | None, dev
     provider = _PROVIDERS[device]
     if device == "cuda" and hasattr(ort, "preload_dlls"):
         ort.preload_dlls()  # CUDA and cuDNN from their Python packages
-    options = ort.SessionOptions()
-    options.log_severity_level = _ERRORS_ONLY
-    # check_onnx has refused weights in other files; this is the library's own lock on the same door.
-    options.add_session_config_entry("session.model_external_initializers_file_folder_path", os.devnull)
-    options.add_session_config_entry(*_limit_spinning(ort.__version__))
-    if threads is not None:
-        options.intra_op_num_threads = threads
+    options = session_options(ort, threads)
     settings = _cuda_options(graphs=True, device_id=device_id) if device == "cuda" else {}
     try:
         session = ort.InferenceSession(model, options, providers=[(provider, settings)])
@@ -265,6 +259,18 @@ def _create(ort: ModuleType, model: bytes, device: str, threads: int | None, dev
     if got != provider:
         raise _refuse_fallback(provider, got)
     return session
+
+
+def session_options(ort: ModuleType, threads: int | None) -> Any:
+    """The ``SessionOptions`` of every session: also of one that only tells of its layers."""
+    options = ort.SessionOptions()
+    options.log_severity_level = _ERRORS_ONLY
+    # check_onnx has refused weights in other files; this is the library's own lock on the same door.
+    options.add_session_config_entry("session.model_external_initializers_file_folder_path", os.devnull)
+    options.add_session_config_entry(*_limit_spinning(ort.__version__))
+    if threads is not None:
+        options.intra_op_num_threads = threads
+    return options
 
 
 def _limit_spinning(version: str) -> tuple[str, str]:

@@ -75,12 +75,18 @@ class OpenVinoSession(HomeSession):
     """An ONNX file under OpenVINO: uint8 (N, H, W, 3) in, float32 (N, C) out. See ``Session``."""
 
     def __init__(
-        self, model: bytes, *, threads: int | None = None, allow_operators: Collection[str] = ()
+        self,
+        model: bytes,
+        *,
+        threads: int | None = None,
+        allow_operators: Collection[str] = (),
+        profiled: bool = False,
     ) -> None:
+        """Load a model; with ``profiled`` its layers are timed, which slows every call."""
         check_threads(threads)
         library = import_openvino()
         check_onnx(model, allow_operators=allow_operators)
-        engine = _in_a_passing_thread(lambda: _Engine(library, model, threads))
+        engine = _in_a_passing_thread(lambda: _Engine(library, model, threads, profiled))
         super().__init__(SessionFacts("openvino", "cpu", threads, engine.frame_shape, engine.num_classes))
         self._engine: _Engine | None = engine
         keep_in_forks(engine)
@@ -108,7 +114,7 @@ class OpenVinoSession(HomeSession):
         return self._engine.bare_call(frames)
 
     def layers(self) -> tuple[RuntimeLayer, ...]:
-        """What the static model really runs, layer by layer."""
+        """What the static model really runs, layer by layer; of a session that is profiled, with their times."""
         assert self._engine is not None
         return self._engine.layers()
 
@@ -145,6 +151,7 @@ class RuntimeLayer:
         precision: in which it computes: ``f32``, ``bf16``, ``u8`` and so on.
         primitive: the kernel, for example ``brgconv_avx2_1x1_I8``; its end names the weights' precision.
         origins: names that its ONNX nodes have in OpenVINO: the node's or its output's, some with a ``/`` and more.
+        microseconds: mean over all calls so far; ``None`` where it did no work, or nothing was timed.
     """
 
     name: str
@@ -152,6 +159,7 @@ class RuntimeLayer:
     precision: str
     primitive: str
     origins: tuple[str, ...]
+    microseconds: int | None = None
 
 
 def read_layers(model: bytes) -> tuple[RuntimeLayer, ...]:
@@ -171,7 +179,7 @@ def read_layers(model: bytes) -> tuple[RuntimeLayer, ...]:
 class _Engine:
     """The compiled models of one ONNX file. Everything in it is immutable but the pools and the late model."""
 
-    def __init__(self, library: ModuleType, model: bytes, threads: int | None) -> None:
+    def __init__(self, library: ModuleType, model: bytes, threads: int | None, profiled: bool) -> None:
         self._library, self._threads = library, threads
         self._graph = _read_graph(library, model)
         self.frame_shape = _read_input(self._graph)
@@ -180,7 +188,8 @@ class _Engine:
             single = self._graph.clone()
             single.reshape([1, *self.frame_shape, 3])
             self.num_classes = _read_output(single)
-            self._single = self._core.compile_model(single, "CPU", _settings(threads))
+            settings = _settings(threads) | ({"PERF_COUNT": True} if profiled else {})
+            self._single = self._core.compile_model(single, "CPU", settings)
         self._one_by_one = platform.machine().lower() in _ARM and _is_quantized(self._graph)
         self._free_single: list[_Slot] = []
         self._dynamic: Any = None
@@ -352,10 +361,12 @@ def _describe(node: Any) -> RuntimeLayer:
     def read(key: str) -> str:
         return str(about[key].value) if key in about else ""
 
+    spent = read("execTimeMcs")
     return RuntimeLayer(
         name=node.get_friendly_name(),
         kind=read("layerType"),
         precision=read("runtimePrecision"),
         primitive=read("primitiveType"),
         origins=tuple(filter(None, read("originalLayersNames").split(","))),
+        microseconds=int(spent) if spent.isdecimal() else None,
     )

@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 __all__ = ["EngineAudit", "Evidence", "list_some"]
 
-Evidence = Literal["inspector", "rtx-plan", "openvino", "declared", "none"]
+Evidence = Literal["inspector", "rtx-plan", "openvino", "onnxruntime", "declared", "none"]
 
 
 @dataclass(frozen=True, slots=True)

@@ -36,6 +36,8 @@ _PRODUCT = re.compile(
     r"conv(?!er)|gemm|mat_?mul|matrix_?multiply|fully_?connected|correlation|corrltn|runtime_fusion|einsum|attention",
     re.IGNORECASE,
 )
+# A layer of its own for either is onnxruntime's: in TensorRT's engines they are reformats or part of a kernel.
+_CONVERSIONS = frozenset({"Reformat", "QuantizeLinear", "DequantizeLinear"})
 _FUSED = re.compile(r"fusion|kgen|^function", re.IGNORECASE)
 _OPAQUE = re.compile(r"^\{ForeignNode\[|^Myelin$")
 # Myelin names a generated kernel after its operations, four letters each: __myl_FcAddCast, __myl_MulSum.
@@ -66,7 +68,7 @@ def is_opaque(layer: EngineLayer) -> bool:
 def is_reformat(layer: EngineLayer) -> bool:
     """A layer that only converts a tensor's type or layout, or moves it."""
     return (
-        layer.kind == "Reformat"
+        layer.kind in _CONVERSIONS
         or layer.name.startswith("Reformatting CopyNode")
         or bool(_MOVED.match(layer.name))
     )

@@ -21,7 +21,7 @@ from edgekiln.export.audits.engine_layers.datatypes import WANTED_WIDTH, WIDTHS,
 from edgekiln.export.audits.engine_layers.layer import EngineLayer
 from edgekiln.runtime.spec import Precision
 
-__all__ = ["weigh_layers"]
+__all__ = ["layers_by_product", "weigh_layers"]
 
 
 def weigh_layers(
@@ -40,7 +40,7 @@ def weigh_layers(
         evidence: where the layers come from.
         notes: that stand before those of the weighing.
     """
-    makers = _layers_by_origin(layers, products)
+    makers = layers_by_product(layers, products)
     found = {name: widest(compute_type(layer) for layer in makers.get(name, ())) for name in products}
     macs: dict[str, int] = {}
     for name, datatype in found.items():
@@ -62,7 +62,7 @@ def weigh_layers(
     )
 
 
-def _layers_by_origin(
+def layers_by_product(
     layers: Iterable[EngineLayer], products: Mapping[str, int]
 ) -> dict[str, list[EngineLayer]]:
     """For each product the layers that compute it: those that are products by kind, else the next best.
