@@ -6,10 +6,13 @@ from dataclasses import asdict
 from typing import Any
 
 import numpy as np
+from inspector_support import PRODUCTS, layers_of
 from PIL import Image
 
 from edgekiln.benchmarks.judging.verdict import Reference, judge_answers
 from edgekiln.benchmarks.timing.measurement import Block, Measurement, compare_speed
+from edgekiln.export.audits.layers.difference import compare_engines
+from edgekiln.export.audits.layers.profile import EngineProfile, LayerTiming, make_rows
 
 ENGINES = {"fp32": (1.7, 0.0), "int8": (0.6, 0.35), "rtx-int8-with-a-long-name": (0.9, 0.2)}
 """Median milliseconds, and noise on the logits, by name."""
@@ -113,11 +116,28 @@ def make_report(
                 m.name: {"import_ms": 150.0, "load_ms": 210.0, "first_result_ms": 4.0} for m in timed
             },
             "repeated_image": {m.name: 0.99 for m in timed}, "validity": validity_dict, "machine": _MACHINE,
-            "ceilings": [], "limits_problems": [],
+            "ceilings": [], "limits_problems": [], "layers": make_layers(),
         },
         "machine": _MACHINE,
         "parents": {},
     }  # fmt: skip
+
+
+def make_layers() -> dict[str, Any]:
+    """What ``profile_together`` gives, of recorded layers with made-up times: an FP32 engine and one with an island."""
+    profiles = []
+    for name in ("v10_fp32", "v10_int8_island"):
+        layers = layers_of(name)
+        times = tuple(0.125 * (1 + number % 3) for number in range(len(layers)))
+        timing = LayerTiming("median", 50, 1.0, 1.5, 0.001)
+        rows = make_rows(layers, times, PRODUCTS)
+        told = ("10.3", "A GPU of some make", None, 8, rows, "inspector", timing, ("<b>a note</b>",))
+        profiles.append(EngineProfile(name, "tensorrt", *told))
+    return {
+        "profiles": [profile.to_dict() for profile in profiles],
+        "differences": [compare_engines(*profiles).to_dict()],
+        "problems": {"trt-fp16": "there is no GPU"},
+    }
 
 
 _CONTRACT = {"height": 224, "width": 224, "resize": "letterbox", "interpolation": "bilinear"}

@@ -317,7 +317,8 @@ def test_page_has_every_section_and_the_verdict_first(report):
         "Speed-up", "Accuracy lost", "Engines", "Accuracy against latency", "Latency", "Which classes an engine lost",
         "How the answers differ", "Images whose answer changed", "Share of the floor", "Energy",
         "Second opinion: MLPerf LoadGen",
-        "Layers by precision", "Blocks kept in float", "Built but not run", "Training", "Data",
+        "Layers by precision", "Where the time goes, layer by layer", "Blocks kept in float",
+            "Built but not run", "Training", "Data",
         "Environment", "Do it again",
     ]  # fmt: skip
     sections = re.findall('<h2 id="(.*?)"><a href="#(.*?)">(.*?)</a></h2>', page)

@@ -671,7 +671,7 @@ def test_report_refuses_to_write_into_a_bundle_or_nowhere(tiny_run, edgekiln, tm
     [
         (lambda text: text[: len(text) // 2], 4, "cut off"),
         (
-            lambda text: text.replace('"schema_version": "1.1"', '"schema_version": "2.0"'),
+            lambda text: text.replace('"schema_version": "1.2"', '"schema_version": "2.0"'),
             4,
             "Update edgekiln",
         ),
@@ -679,7 +679,7 @@ def test_report_refuses_to_write_into_a_bundle_or_nowhere(tiny_run, edgekiln, tm
         (lambda text: "[]", 4, "is no report"),
         (lambda text: '{"schema_version": "1.0", "name": "x"}', 4, "is no whole report"),
         (lambda text: text.replace('"recall"', '"memory"'), 4, "cannot be rendered"),
-        (lambda text: text.replace('"schema_version": "1.1"', '"schema_version": "1.9", "new": 1'), 0, ""),
+        (lambda text: text.replace('"schema_version": "1.2"', '"schema_version": "1.9", "new": 1'), 0, ""),
     ],
 )
 def test_report_that_cannot_be_read_is_told_in_one_line(tiny_run, edgekiln, tmp_path, edit, code, words):

@@ -143,6 +143,10 @@ def test_without_the_build_side_every_variant_for_this_cpu_is_judged_and_timed(b
         assert set(report["benchmark"]["cold_start"][name]) == {"import_ms", "load_ms", "first_result_ms"}
     boundaries = {(m["name"], m["boundary"]) for m in report["benchmark"]["sides"]}
     assert boundaries == {(n, b) for n in ("fp32", "int8") for b in ("engine", "image")}
+    layers = report["benchmark"]["layers"]
+    assert layers["profiles"] == []
+    assert set(layers["problems"]) == {"fp32", "int8"}
+    assert "pip install 'onnx" in layers["problems"]["int8"]
     whens = [read["when"] for read in report["benchmark"]["conditions"]]
     assert whens == ["before", "round 1", "round 2", "after"]
     assert document["benchmark"]["measurements"][0]["p50_ms"] == find(report, "fp32")["latency"]["p50_ms"]
@@ -150,6 +154,19 @@ def test_without_the_build_side_every_variant_for_this_cpu_is_judged_and_timed(b
     with load(out) as classifier:
         assert classifier.variant.name in {"fp32", "int8"}
     assert sorted(entry.name for entry in out.parent.iterdir()) == ["blocked", "here", "parent"]
+
+
+def test_layers_of_every_engine_are_timed_where_onnx_is_installed(parent, pictures, tmp_path):
+    report = run(parent, tmp_path / "here", pictures)
+    layers = report["benchmark"]["layers"]
+    timed = {m["name"]: m["config"]["threads"] for m in report["benchmark"]["measurements"]}
+    assert {p["engine"]: p["threads"] for p in layers["profiles"]} == timed
+    assert layers["problems"] == {}
+    for profile in layers["profiles"]:
+        assert {row["precision"] for row in profile["layers"] if row["macs"]} == {profile["engine"]}
+    [difference] = layers["differences"]
+    assert [difference[side]["engine"] for side in ("before", "after")] == ["fp32", "int8"]
+    assert "From fp32 to int8, by ONNX node" in render_page(report)
 
 
 def test_times_stay_where_the_benchmark_supports_them_and_nowhere_else(benched):

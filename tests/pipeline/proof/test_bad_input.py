@@ -12,7 +12,7 @@ from edgekiln.runtime.bundles.manifest import MANIFEST_NAME, write_manifest
 
 
 def newer_schema(folder, bundle):
-    text = (bundle / "report.json").read_text().replace('"schema_version": "1.1", ', "", 1)
+    text = (bundle / "report.json").read_text().replace('"schema_version": "1.2", ', "", 1)
     values = json.loads(text) | {"schema_version": "2.0"}
     (folder / "newer.json").write_text(json.dumps(values))
     return ["report", folder / "newer.json"]

@@ -24,6 +24,12 @@ from edgekiln.benchmarks.report.charts.speed import (
 )
 from edgekiln.benchmarks.report.charts.training import draw_training
 from edgekiln.benchmarks.report.first_screen import answer_first, engine_lines, tell_headline
+from edgekiln.benchmarks.report.layers import (
+    DIFFERENCE_HEADINGS,
+    LAYER_HEADINGS,
+    difference_tables,
+    layer_tables,
+)
 from edgekiln.benchmarks.report.table import (
     CONDITION_HEADINGS,
     condition_rows,
@@ -81,6 +87,10 @@ def render_page(report: Mapping[str, Any]) -> str:
         throughput_rows=throughput_rows(report),
         condition_headings=CONDITION_HEADINGS,
         condition_rows=condition_rows(report),
+        layer_headings=LAYER_HEADINGS,
+        layer_tables=layer_tables(report),
+        difference_headings=DIFFERENCE_HEADINGS,
+        difference_tables=difference_tables(report),
         floors=_floors(report),
         energies=_energies(report),
         no_energy=_explain_no_energy(report),

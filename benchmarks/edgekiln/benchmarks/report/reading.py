@@ -16,7 +16,7 @@ __all__ = ["REPORT_NAME", "REPORT_SCHEMA", "parse_report", "read_bundled_report"
 REPORT_NAME = "report.json"
 """In a bundle and in a run's folder."""
 
-REPORT_SCHEMA = "1.1"
+REPORT_SCHEMA = "1.2"
 """What is written: "major.minor"."""
 
 _MAJOR = 1

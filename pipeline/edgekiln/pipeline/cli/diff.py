@@ -56,8 +56,8 @@ def diff(  # noqa: PLR0913 # one argument for each option
     """Compare two engines layer by layer: precision, time, reformats, kernels, and what is fused.
 
     Layers are aligned by the ONNX nodes that they compute. BEFORE and AFTER are bundles, ONNX files, engines, or layers
-    that were written down: by `inspect --layers --json` (on another device, with another version of the library), or
-    by `trtexec --exportLayerInfo`. Engines are loaded and run, each in a process of its own: an
+    that were written down: by `inspect --layers --json` (on another device, with another version of the library), by
+    `trtexec --exportLayerInfo`, or in a report.json. Engines are loaded and run, each in a process of its own: an
     engine is code, so give such that you trust.
 
     \b

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from edgekiln.runtime.backends import CPU_BACKENDS, ONNX_BACKENDS, Backend
 from edgekiln.runtime.bundles.bundle import Bundle, open_bundle
-from edgekiln.runtime.bundles.machine_kind import read_kind
+from edgekiln.runtime.bundles.machine_kind import name_machine
 from edgekiln.runtime.errors import EdgekilnError, EngineError, UntrustedError, UsageError
 from edgekiln.runtime.onnx_files.scan import check_onnx
 
@@ -159,15 +159,15 @@ def _engines_of(bundle: Bundle, wish: LayerWish) -> Iterator[ProfiledEngine]:
         for name in variant.files:
             shown = variant.name if len(variant.files) == 1 else f"{variant.name}: {name}"
             threads = wish.threads if variant.backend in CPU_BACKENDS else None
-            yield ProfiledEngine(shown, variant.backend, bundle.read(name), graph, threads)
+            products = variant.figures.get("products") or None
+            yield ProfiledEngine(shown, variant.backend, bundle.read(name), graph, threads, products)
 
 
 def _profile(engine: ProfiledEngine, wish: LayerWish, path: Path) -> EngineProfile:
     from edgekiln.export.audits.layers.profiling import profile_engine
 
-    kind = read_kind(engine.backend)
     try:
-        return profile_engine(engine, timed=wish.timed, machine=kind.gpu or kind.processor)
+        return profile_engine(engine, timed=wish.timed, machine=name_machine(engine.backend))
     except EngineError as error:  # the library sees bytes alone
         raise EngineError(f"{path}: {error.message}", hint=error.hint, path=path) from error
 
@@ -180,7 +180,7 @@ def _untold(engine: ProfiledEngine, error: EdgekilnError) -> EngineProfile:
 
 
 def _of_document(path: Path, wish: LayerWish) -> list[EngineProfile]:
-    """What ``inspect --layers --json`` wrote, or TensorRT's own inspector (``trtexec --exportLayerInfo``)."""
+    """Of ``inspect --layers --json``, of a ``report.json``, or of TensorRT (``trtexec --exportLayerInfo``)."""
     from edgekiln.export.audits.layers.profile import EngineProfile
     from edgekiln.export.audits.layers.recorded import profile_document
 
@@ -192,8 +192,23 @@ def _of_document(path: Path, wish: LayerWish) -> list[EngineProfile]:
     except (ValueError, RecursionError) as error:
         raise UntrustedError(f"{path} is no JSON that can be read: {error}.", path=path) from error
     try:
-        if isinstance(document, dict) and isinstance(document.get("profiles"), list):
-            return [EngineProfile.from_dict(values) for values in document["profiles"]]
+        if (profiles := _find_profiles(document)) is not None:
+            return [EngineProfile.from_dict(values) for values in profiles]
         return [profile_document(path.stem, text, _read_graph(wish.graph))]
     except (UntrustedError, EngineError) as error:
         raise UntrustedError(f"{path}: {error.message}", hint=error.hint, path=path) from error
+
+
+def _find_profiles(document: Any) -> list[Any] | None:
+    """``None`` where the document is none of edgekiln's."""
+    if not isinstance(document, dict):
+        return None
+    if isinstance(document.get("benchmark"), dict):
+        document = document["benchmark"].get("layers")
+        if not isinstance(document, dict):
+            raise UntrustedError(
+                "This report has no layers.",
+                hint="`edgekiln bench` writes them, since reports of version 1.2.",
+            )
+    profiles = document.get("profiles")
+    return profiles if isinstance(profiles, list) else None

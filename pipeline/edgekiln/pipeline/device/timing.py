@@ -22,14 +22,17 @@ from edgekiln.benchmarks.timing.measured_times import measured_times
 from edgekiln.benchmarks.timing.plan import BenchmarkPlan
 from edgekiln.benchmarks.timing.result import BenchmarkResult
 from edgekiln.benchmarks.timing.throughput import caller_counts, measure_throughput
+from edgekiln.export.audits.layers.profiling import ProfiledEngine
+from edgekiln.export.audits.layers.together import profile_together
 from edgekiln.pipeline.device.pictures import KnownPictures
 from edgekiln.pipeline.workspace.progress import Progress
 from edgekiln.runtime.backends import CPU_BACKENDS
 from edgekiln.runtime.bundles.bundle import Bundle
+from edgekiln.runtime.bundles.machine_kind import name_machine
 from edgekiln.runtime.bundles.times import TIMES
 from edgekiln.runtime.errors import BundleError, EngineError, GateError
 from edgekiln.runtime.limits import usable_threads
-from edgekiln.runtime.spec import Logits
+from edgekiln.runtime.spec import Frames, Logits
 
 __all__ = ["BaselineMaker", "TimingSetup", "read_plan", "time_engines"]
 
@@ -38,6 +41,7 @@ BaselineMaker: TypeAlias = Callable[[Path, Logits, bool], Contender]
 engine runs on a GPU."""
 
 _IMAGES = 64
+_PROFILED_FRAMES = 8
 _BLOCKS_OF_A_TURN = 3  # of throughput: a batch of 32 takes longer than a call
 
 
@@ -121,7 +125,39 @@ def time_engines(rows: Sequence[Mapping[str, Any]], setup: TimingSetup, progress
     values |= {"peers": [], "absent_peers": []}
     values[TIMES] = measured_times(timed.result, {row["name"]: row["backend"] for row in rows})
     _add_costs(values, timed, rows, inputs, progress)
+    with progress.stage("layers"):
+        frames = np.array(pictures.frames[chosen[:_PROFILED_FRAMES]])
+        values["layers"] = _profile_layers(values, rows, setup.engines, frames, progress)
     return values
+
+
+def _profile_layers(
+    values: Mapping[str, Any],
+    rows: Sequence[Mapping[str, Any]],
+    folder: Path,
+    frames: Frames,
+    progress: Progress,
+) -> dict[str, Any]:
+    """The layers of every engine that was timed, after all timing and in processes of their own."""
+    configs = {measured["name"]: measured["config"] for measured in values["measurements"]}
+    engines = []
+    for row in (row for row in rows if row["name"] in configs):
+        data = (folder / row["files"][0]).read_bytes()  # of static engines that of the smallest batch
+        engine = ProfiledEngine(
+            row["name"],
+            row["backend"],
+            data,
+            (folder / row["source"]).read_bytes() if row["source"] else None,
+            threads=configs[row["name"]].get("threads"),
+            products=row["figures"].get("products") or None,
+        )
+        engines.append((engine, row["precision"]))
+    return profile_together(
+        engines,
+        [frames[i : i + 1] for i in range(len(frames))],
+        name_machine=name_machine,
+        tell=progress.message,
+    )
 
 
 def _choose(rows: Sequence[Mapping[str, Any]], engines: Path, chosen: Any) -> list[Contender]:

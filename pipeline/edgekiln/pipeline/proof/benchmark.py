@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -15,16 +16,23 @@ from edgekiln.benchmarks.timing.journal import clear_journal
 from edgekiln.benchmarks.timing.latency import run_benchmark
 from edgekiln.benchmarks.timing.measured_times import measured_times
 from edgekiln.benchmarks.timing.plan import BenchmarkPlan
+from edgekiln.export.audits.layers.profiling import ProfiledEngine
+from edgekiln.export.audits.layers.together import profile_together
 from edgekiln.pipeline.data import load_split, read_source
 from edgekiln.pipeline.proof.contenders import choose_contenders
+from edgekiln.pipeline.proof.packed_files import graph_file
 from edgekiln.pipeline.proof.products import read_products
 from edgekiln.pipeline.recipe import Recipe
 from edgekiln.pipeline.training.checkpoint import read_contract
+from edgekiln.pipeline.variants.engines import built_files
 from edgekiln.pipeline.workspace.stage_files import StageContext, write_json
+from edgekiln.runtime.bundles.machine_kind import name_machine
+from edgekiln.runtime.spec import Frames
 
 __all__ = ["benchmark_engines"]
 
 _INPUTS_NAME = "inputs.npz"
+_PROFILED_FRAMES = 8
 
 
 def benchmark_engines(context: StageContext) -> None:
@@ -33,9 +41,8 @@ def benchmark_engines(context: StageContext) -> None:
     chosen = choose_images(len(test), context.recipe.benchmark.images)
     inputs = context.folder / _INPUTS_NAME
     pictures = _encoded_pictures(context.recipe, [test.keys[i] for i in chosen])
-    save_inputs(
-        inputs, np.array(test.frames[chosen]), pictures, read_contract(context.inputs["finetune"]).to_json()
-    )
+    frames = np.array(test.frames[chosen])
+    save_inputs(inputs, frames, pictures, read_contract(context.inputs["finetune"]).to_json())
     taking_part = choose_contenders(context, chosen)
     plan, advance = _benchmark_plan(context.recipe), context.progress.advance
     timings, count = plan.count_units(len(taking_part.contenders)), len(taking_part.contenders)
@@ -55,6 +62,7 @@ def benchmark_engines(context: StageContext) -> None:
         inputs,
         lambda done, note: advance(timings + done, timings + count, note),
     )
+    values["layers"] = _profile_layers(context, values, frames)
     values["times"] = measured_times(result, {v.name: v.backend for v in context.recipe.variants})
     values["images"] = len(chosen)
     values["peers"] = [
@@ -69,6 +77,26 @@ def benchmark_engines(context: StageContext) -> None:
     write_json(context.folder / "benchmark.json", values)
     inputs.unlink()
     clear_journal(context.folder)
+
+
+def _profile_layers(context: StageContext, values: Mapping[str, Any], frames: Frames) -> dict[str, Any]:
+    """The layers of every engine that was timed, after all timing and in processes of their own."""
+    configs = {measured["name"]: measured["config"] for measured in values["measurements"]}
+    engines = []
+    for variant in context.recipe.variants:
+        if variant.name not in configs:
+            continue
+        data = built_files(context, variant)[0].read_bytes()  # of static engines that of the smallest batch
+        graph = graph_file(context, variant).read_bytes()
+        threads = configs[variant.name].get("threads")
+        engine = ProfiledEngine(variant.name, variant.backend, data, graph, threads)
+        engines.append((engine, variant.precision.value))
+    return profile_together(
+        engines,
+        [frames[i : i + 1] for i in range(min(len(frames), _PROFILED_FRAMES))],
+        name_machine=name_machine,
+        tell=lambda name: context.progress.message(f"  layers of {name}"),
+    )
 
 
 def _benchmark_plan(recipe: Recipe) -> BenchmarkPlan:

@@ -200,7 +200,7 @@ KINDS: tuple[StageKind, ...] = (
         settings=settings_of_benchmark,
         tools=tools_of_benchmark,
         resumable=_always,
-        revision=8,
+        revision=9,
     ),
     StageKind(
         "mlperf",

@@ -31,6 +31,7 @@ __all__ = [
     "VERDICT_FEATURES",
     "VERDICT_FIELDS",
     "MachineKind",
+    "name_machine",
     "read_host_kind",
     "read_kind",
 ]
@@ -137,6 +138,12 @@ def read_kind(backend: Backend, device: int = 0, *, root: Path = Path("/")) -> M
         return host
     properties = devices[device]
     return replace(host, sm=".".join(map(str, properties.compute_capability)), gpu=properties.name)
+
+
+def name_machine(backend: Backend) -> str:
+    """What engines of ``backend`` run on here: the GPU's name, else the processor's."""
+    kind = read_kind(backend)
+    return kind.gpu or kind.processor
 
 
 def read_host_kind(backend: Backend, *, root: Path = Path("/")) -> MachineKind:

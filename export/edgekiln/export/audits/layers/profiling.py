@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
-from edgekiln.export.audits.layers.onnxruntime import ask_onnxruntime
-from edgekiln.export.audits.layers.openvino import ask_openvino
 from edgekiln.export.audits.layers.profile import EngineProfile, ToldLayers, make_rows
 from edgekiln.export.audits.layers.tensorrt import ask_tensorrt
 from edgekiln.export.child import Child
 from edgekiln.runtime.backends import CPU_BACKENDS, Backend
-from edgekiln.runtime.errors import UsageError
+from edgekiln.runtime.errors import MissingExtraError, UsageError
 from edgekiln.runtime.extras import import_extra
 from edgekiln.runtime.limits import default_threads
 from edgekiln.runtime.spec import Frames
@@ -30,6 +29,7 @@ class ProfiledEngine:
         graph: the ONNX file that it was built from, for the MACs; ``None`` where that is not known. A CPU backend
             runs the graph itself.
         threads: of a CPU backend; ``None`` is what ``open_session`` would take.
+        products: MACs by ONNX node, where they are known without the graph.
     """
 
     name: str
@@ -37,6 +37,7 @@ class ProfiledEngine:
     data: bytes = field(repr=False)
     graph: bytes | None = field(default=None, repr=False)
     threads: int | None = None
+    products: Mapping[str, int] | None = field(default=None, repr=False)
 
 
 def profile_engine(
@@ -55,14 +56,13 @@ def profile_engine(
 
     Raises:
         UsageError: the backend has no profiler that tells what its layers take.
-        EnvironmentProblem: its library or a GPU is not here.
+        EnvironmentProblem: its library, a GPU, or for CPU backends the package onnx is not here.
         EngineError: the library refuses the engine.
         BuildError, ResourceError: it crashed, was killed or hangs.
     """
     if engine.backend in CPU_BACKENDS:
-        ask = ask_onnxruntime if engine.backend == "onnxruntime-cpu" else ask_openvino
-        with Child(engine.backend) as child:
-            told = child.call(ask, engine.data, engine.threads, timed=timed, frames=frames)
+        _require_onnx()
+        told = _ask_cpu(engine, timed, frames)
     elif engine.backend == "tensorrt" or engine.backend == "tensorrt-rtx":
         told = ask_tensorrt(engine.data, engine.backend, timed=timed)
     else:
@@ -72,6 +72,25 @@ def profile_engine(
             hint="NVIDIA's Nsight Systems shows them. The same graph under onnxruntime-cpu, openvino or TensorRT does.",
         )
     return weigh_engine(engine, told, machine)
+
+
+def _require_onnx() -> Any:
+    try:
+        return import_extra("onnx", "build")
+    except MissingExtraError as error:
+        raise MissingExtraError(
+            "The package 'onnx' is needed to tell which ONNX nodes a layer computes, and is not installed.",
+            hint="Run: pip install 'onnx>=1.21'. Nothing else of the extra 'build' is needed for that.",
+        ) from error
+
+
+def _ask_cpu(engine: ProfiledEngine, timed: bool, frames: Sequence[Frames]) -> ToldLayers:
+    if engine.backend == "onnxruntime-cpu":
+        from edgekiln.export.audits.layers.onnxruntime import ask_onnxruntime as ask
+    else:
+        from edgekiln.export.audits.layers.openvino import ask_openvino as ask
+    with Child(engine.backend) as child:
+        return child.call(ask, engine.data, engine.threads, timed=timed, frames=frames)
 
 
 def weigh_engine(engine: ProfiledEngine, told: ToldLayers, machine: str) -> EngineProfile:
@@ -95,13 +114,16 @@ def weigh_engine(engine: ProfiledEngine, told: ToldLayers, machine: str) -> Engi
 
 def _count_products(engine: ProfiledEngine) -> tuple[Mapping[str, int], list[str]]:
     """MACs by ONNX name, and what is not known of them."""
-    from edgekiln.export.audits.macs import count_macs
-
     graph = engine.data if engine.backend in CPU_BACKENDS else engine.graph
+    if engine.products is not None:
+        return engine.products, []
     if graph is None:
         return {}, [
             "The ONNX file that it was built from is not known, and so no MACs are: give it with --onnx."
         ]
-    counts = count_macs(import_extra("onnx", "build").load_model_from_string(graph))
+    onnx = _require_onnx()
+    from edgekiln.export.audits.macs import count_macs
+
+    counts = count_macs(onnx.load_model_from_string(graph))
     unknown = [f"MACs are not known of {', '.join(counts.unknown)}."] if counts.unknown else []
     return counts, unknown
