@@ -13,7 +13,7 @@ import operator
 import struct
 import weakref
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from types import ModuleType
@@ -56,13 +56,18 @@ def make_header(
 def make_engine(
     model: bytes,
     flavour: str,
-    batch: tuple[int, int] = (1, 4),
+    batch: tuple[int, int] | Sequence[tuple[int, int, int]] = (1, 4),
     *,
-    workspace: int = WORKSPACE,
+    workspace: int | Sequence[int] = WORKSPACE,
     header: bytes = b"",
 ) -> bytes:
-    """An engine of the fake: header, length of what follows, batch range and working memory, ONNX model."""
-    about = json.dumps({"batch": batch, "workspace": workspace}).encode()
+    """An engine of the fake: header, length of what follows, profiles with working memory, ONNX model.
+
+    ``batch`` is the range of its one profile, tuned for the largest, or (min, opt, max) of each of several.
+    """
+    several = batch if isinstance(batch[0], Sequence) else [(batch[0], batch[1], batch[1])]
+    sizes = [workspace] * len(several) if isinstance(workspace, int) else workspace
+    about = json.dumps({"profiles": several, "workspace": sizes}).encode()
     return (header or make_header(flavour)) + struct.pack("<I", len(about)) + about + model
 
 
@@ -299,10 +304,10 @@ class ICudaEngine(Native):
         super().__init__(runtime._library)
         self._runtime = runtime
         self._model = model
-        self._batch = tuple(about["batch"])
+        self._profiles = [tuple(sizes) for sizes in about["profiles"]]
         self._workspace = about["workspace"]
-        low, high = self._batch
-        first = low if low == high else -1
+        low, _, high = self._profiles[0]
+        first = low if low == high and len(self._profiles) == 1 else -1
         ends = [(TensorIOMode.INPUT, value) for value in model.get_inputs()]
         ends += [(TensorIOMode.OUTPUT, value) for value in model.get_outputs()]
         self._tensors = [
@@ -320,9 +325,20 @@ class ICudaEngine(Native):
 
     @property
     def device_memory_size_v2(self) -> int:
-        """Working memory of a context, in bytes."""
+        """Working memory of a context, in bytes: the most that a profile needs."""
         self._library.enter("device_memory_size_v2")
-        return self._workspace
+        return max(self._workspace)
+
+    @property
+    def num_optimization_profiles(self) -> int:
+        """A static engine has one too."""
+        self._library.enter("num_optimization_profiles")
+        return len(self._profiles)
+
+    def get_device_memory_size_for_profile_v2(self, profile_index: int) -> int:
+        """Working memory of a context of that profile, in bytes."""
+        self._library.enter("get_device_memory_size_for_profile_v2")
+        return self._workspace[profile_index]
 
     def get_tensor_name(self, index: int) -> str:
         """Inputs come first."""
@@ -347,11 +363,10 @@ class ICudaEngine(Native):
     def get_tensor_profile_shape(self, name: str, profile_index: int) -> list[tuple[int, ...]]:
         """Least, best and most; a static engine has no profile, and nothing is known of it."""
         self._library.enter("get_tensor_profile_shape")
-        low, high = self._batch
-        rest = self._find(name).shape[1:]
-        if low == high or profile_index != 0:
+        first, *rest = self._find(name).shape
+        if first > 0 or not 0 <= profile_index < len(self._profiles):
             return [(), (), ()]
-        return [(low, *rest), (high, *rest), (high, *rest)]
+        return [(size, *rest) for size in self._profiles[profile_index]]
 
     def create_execution_context(
         self, strategy: ExecutionContextAllocationStrategy = ExecutionContextAllocationStrategy.STATIC
@@ -461,10 +476,11 @@ class IExecutionContext(Native):
         super().__init__(engine._library)
         self._engine, self._strategy = engine, strategy
         managed = strategy is ExecutionContextAllocationStrategy.USER_MANAGED
-        self._own_memory = 0 if managed else engine._workspace
+        self._own_memory = 0 if managed else max(engine._workspace)
         self._library.own_memory += self._own_memory
         self._generation = 0
         self._batch: int | None = None
+        self._profile = 0
         self._addresses: dict[str, int] = {}
         self._memory: tuple[int, int] | None = None
         self._profiler: IProfiler | None = None
@@ -501,12 +517,30 @@ class IExecutionContext(Native):
             self._profiler.report_layer_time(name, ms * self._runs)
         return True
 
+    def set_optimization_profile_async(self, profile_index: int, stream_handle: int) -> bool:
+        """``False`` for a profile that is none. A shape belongs to its profile: it must be set anew."""
+        library = self._library
+        index, handle = (
+            library.integer(value, "set_optimization_profile_async")
+            for value in (profile_index, stream_handle)
+        )
+        if not library.enter("set_optimization_profile_async"):
+            return False
+        if handle == 0:
+            raise FakeTensorRTFault("a profile was chosen on the default stream")
+        if not 0 <= index < len(self._engine._profiles):
+            library.error(f"Profile index {index} is out of range.")
+            return False
+        self._generation += 1
+        self._profile, self._batch = index, None
+        return True
+
     def set_input_shape(self, name: str, shape: tuple[int, ...]) -> bool:
         """``False``, and words in the log, for a shape beyond the profile."""
         library, engine = self._library, self._engine
         if not library.enter("set_input_shape"):
             return False
-        low, high = engine._batch
+        low, _, high = engine._profiles[self._profile]
         if tuple(shape[1:]) != engine._find(name).shape[1:] or not low <= shape[0] <= high:
             library.error(f"Set dimension {tuple(shape)} for tensor {name} does not satisfy the profile.")
             return False
@@ -567,7 +601,7 @@ class IExecutionContext(Native):
         if len(self._addresses) < len(self._engine._tensors):
             return "an address is not set"
         if self._strategy is ExecutionContextAllocationStrategy.USER_MANAGED:
-            size = self._engine._workspace
+            size = self._engine._workspace[self._profile]
             if size and (self._memory is None or self._memory[1] < size):
                 return f"{size} bytes of device memory are not set"
         return ""

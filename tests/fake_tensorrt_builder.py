@@ -122,12 +122,12 @@ class Config(Free):
     """As ``trt.IBuilderConfig``."""
 
     def __init__(self) -> None:
-        self.shapes: tuple[tuple[int, ...], ...] = ()
+        self.profiles: list[tuple[tuple[int, ...], ...]] = []
 
     def add_optimization_profile(self, profile: Profile) -> int:
         """The index."""
-        self.shapes = profile.shapes
-        return 0
+        self.profiles.append(profile.shapes)
+        return len(self.profiles) - 1
 
     def create_timing_cache(self, times: bytes) -> TimingCache:
         """Of any times."""
@@ -170,11 +170,11 @@ class Builder(Constructed):
         return Profile()
 
     def build_serialized_network(self, network: Network, config: Config) -> bytes | None:
-        """A plan that holds its profile."""
+        """A plan that holds its profiles."""
         if fails("build"):
             self.logger.log(ILogger.Severity.ERROR, "Could not find any implementation for node /a/Conv.")
             return None
-        return json.dumps(config.shapes).encode()
+        return json.dumps(config.profiles).encode()
 
 
 class OnnxParser(Constructed):
@@ -201,9 +201,15 @@ class Engine:
 
     num_io_tensors = 2
 
-    def __init__(self, logger: ILogger, shapes: list[list[int]]) -> None:
-        self.logger, self.shapes = logger, [tuple(shape) for shape in shapes]
-        self.dynamic = self.shapes[0] != self.shapes[2]
+    def __init__(self, logger: ILogger, profiles: list[list[list[int]]]) -> None:
+        self.logger, self.profiles = logger, [[tuple(shape) for shape in shapes] for shapes in profiles]
+        self.shapes = self.profiles[0]
+        self.dynamic = len(profiles) > 1 or self.shapes[0] != self.shapes[2]
+
+    @property
+    def num_optimization_profiles(self) -> int:
+        """A static engine has one too."""
+        return len(self.profiles)
 
     def get_tensor_name(self, index: int) -> str:
         """Its name."""
@@ -219,8 +225,8 @@ class Engine:
 
     def get_tensor_profile_shape(self, name: str, profile_index: int) -> list[tuple[int, ...]]:
         """Of the input alone."""
-        assert (name, profile_index) == ("image", 0)
-        return self.shapes if self.dynamic else [(), (), ()]
+        assert name == "image"
+        return self.profiles[profile_index] if self.dynamic else [(), (), ()]
 
     def create_execution_context(self) -> Any:
         """``None`` where there is no memory."""
@@ -238,8 +244,15 @@ class Context:
     """As ``trt.IExecutionContext``, what an inspector needs of it."""
 
     def __init__(self, engine: Engine) -> None:
-        self.engine = engine
+        self.engine, self.profile = engine, 0
         self.shape: tuple[int, ...] | None = None if engine.dynamic else engine.shapes[0]
+
+    def set_optimization_profile_async(self, profile_index: int, stream_handle: int) -> bool:
+        """Shapes belong to their profile: they must be set anew."""
+        if fails("profile"):
+            return False
+        self.profile, self.shape = profile_index, None
+        return True
 
     def set_input_shape(self, name: str, shape: tuple[int, ...]) -> bool:
         """Of the input."""
@@ -258,9 +271,19 @@ class Inspector:
         self.engine = engine
 
     def get_engine_information(self, kind: str) -> str:
-        """Formats are told for the shape that kernels were chosen for, or where there is one shape only."""
+        """Formats are told for the shape that kernels were chosen for, or where there is one shape only.
+
+        All profiles' layers are listed, those of the second with names as real plans of TensorRT-RTX have them; formats
+        are told of the context's profile alone.
+        """
         if fails("text"):
             return ""
-        shape = None if self.execution_context is None else self.execution_context.shape
-        told = not self.engine.dynamic or shape == self.engine.shapes[1]
-        return (FIXTURES / f"v10_{'fp16' if told else 'dynamic_shapes'}.json").read_text()
+        context = self.execution_context
+        layers = []
+        for index, shapes in enumerate(self.engine.profiles):
+            here = context is not None and (context.profile, context.shape) == (index, shapes[1])
+            told = here or not self.engine.dynamic
+            document = json.loads((FIXTURES / f"v10_{'fp16' if told else 'dynamic_shapes'}.json").read_text())
+            mark = f" [profile {index}]" if index else ""
+            layers += [{**layer, "Name": layer["Name"] + mark} for layer in document["Layers"]]
+        return json.dumps({**document, "Layers": layers})

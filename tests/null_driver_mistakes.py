@@ -139,8 +139,8 @@ def engine_contexts_that_stay() -> Mistake:
     kept: list[Any] = []
     right = LoadedEngine.create_context
 
-    def create(self: Any, batch: int) -> Any:
-        kept.append(right(self, batch))
+    def create(self: Any, *arguments: Any) -> Any:
+        kept.append(right(self, *arguments))
         return kept[-1]
 
     return patch.object(LoadedEngine, "create_context", create)

@@ -55,7 +55,7 @@ precision = "fp16"
 backend = "tensorrt-rtx"
 required = false
 calibration_images = 48
-build = {batch = {min = 1, opt = 4, max = 8}}
+build = {batch = [{min = 1, opt = 1, max = 1}, {min = 2, opt = 4, max = 8}]}
 [[variants]]
 name = "rtx-static"
 precision = "fp16"

@@ -60,7 +60,7 @@ def _row(name: str, field: FieldInfo) -> tuple[str, str, str, str, str]:
         default = "must be given" if field.is_required() else "its own defaults"
         default = "unset" if field.default is None else default
         limits = "one or more" if repeated else ""
-        return code(name), kind, default, limits, _one_line(inner.__doc__ or "")
+        return code(name), kind, default, limits, field.description or _one_line(inner.__doc__ or "")
     default = "must be given" if field.is_required() else _toml(field.default)
     limits = "; ".join(_limits(field))
     return code(name), _type(field.annotation), default, limits, field.description or ""
@@ -69,6 +69,10 @@ def _row(name: str, field: FieldInfo) -> tuple[str, str, str, str, str]:
 def _inner_model(annotation: Any) -> tuple[type[BaseModel] | None, bool]:
     """The model that a field holds, if any, and whether it may hold several."""
     annotation = _without_none(annotation)
+    if hasattr(
+        annotation, "__metadata__"
+    ):  # Annotated: one of several forms of a value, the first is the usual one
+        annotation = annotation.__origin__
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return annotation, False
     if get_origin(annotation) is tuple and isinstance(get_args(annotation)[0], type):

@@ -11,12 +11,12 @@ from edgekiln.export.engines.inspect_worker import inspect_plan
 from edgekiln.runtime.backends.tensorrt_library import LibraryLog
 from edgekiln.runtime.errors import EngineError, EnvironmentProblem
 
-DYNAMIC, STATIC = ([[n, 32, 32, 3] for n in batch] for batch in ((1, 8, 32), (4, 4, 4)))
+DYNAMIC, STATIC, ONE = ([[n, 32, 32, 3] for n in batch] for batch in ((1, 8, 32), (4, 4, 4), (1, 1, 1)))
 
 
-def inspect(shapes, monkeypatch, faults=""):
+def inspect(shapes, monkeypatch, faults="", more=()):
     monkeypatch.setenv("FAKE_TENSORRT_FAULTS", faults)
-    return inspect_plan(trt, LibraryLog(trt), json.dumps(shapes).encode())
+    return inspect_plan(trt, LibraryLog(trt), json.dumps([shapes, *more]).encode())
 
 
 def input_types(found):
@@ -29,6 +29,36 @@ def test_formats_are_told_of_every_engine(shapes, monkeypatch):
     assert found["note"] is None
     assert "fp16" in input_types(found)
     assert "unknown" not in input_types(found)
+
+
+def test_every_profile_tells_its_layers_with_their_formats(monkeypatch):
+    found = inspect(ONE, monkeypatch, more=[DYNAMIC])
+    layers = parse_inspector(found["layers"])
+    alone = parse_inspector(inspect(ONE, monkeypatch)["layers"])
+    assert found["note"] is None
+    assert "unknown" not in input_types(found)
+    assert [layer.profile for layer in layers] == [0] * len(alone) + [1] * len(alone)
+    assert [layer.origins for layer in layers] == [layer.origins for layer in alone] * 2
+
+
+def test_a_profile_that_is_refused_is_said(monkeypatch):
+    found = inspect(ONE, monkeypatch, "profile", more=[DYNAMIC])
+    assert found["note"].startswith("the context refused profile 1 (")
+    types = {kind for layer in parse_inspector(found["layers"]) if layer.profile for kind in layer.inputs}
+    assert "unknown" in types
+
+
+@pytest.mark.parametrize("marks", [("", "", ""), (" [profile 1]", " [profile 2]", " [profile 2]")])
+def test_lists_of_layers_without_a_profile_that_was_asked_for(monkeypatch, marks):
+    """Without any mark a list is of the profile that was asked for; with marks, none may lack one."""
+    text = json.dumps({"Layers": [f"a{mark}" for mark in marks]})
+    monkeypatch.setattr(trt.Inspector, "get_engine_information", lambda *_: text)
+    if not any(marks):
+        found = parse_inspector(inspect(ONE, monkeypatch, more=[DYNAMIC])["layers"])
+        assert [layer.profile for layer in found] == [0, 0, 0, 1, 1, 1]
+        return
+    with pytest.raises(EngineError, match="lists no layers of profile 0"):
+        inspect(ONE, monkeypatch, more=[DYNAMIC])
 
 
 @pytest.mark.parametrize(

@@ -19,9 +19,24 @@ def test_batch_profile_is_in_order(sizes):
         ("tensorrt-rtx", {"hardware_compatibility": "ampere-plus"}, "has no version or hardware"),
         ("tensorrt-rtx", {"typing": "weak"}, "no weak typing"),
         ("tensorrt", {"workspace_bytes": 0}, "workspace_bytes must be positive, got 0"),
+        (
+            "tensorrt",
+            {"batch": (BatchProfile(), BatchProfile())},
+            "Two batch profiles of an engine are the same",
+        ),
+        ("tensorrt", {"batch": ()}, "one batch profile or several different ones, got 0"),
         ("tensorrt", {"optimization_level": 6}, "optimization_level is 0 to 5, got 6"),
     ],
 )
 def test_options_that_cannot_be_meant_are_refused(flavour, options, words):
     with pytest.raises(UsageError, match=words):
         BuildOptions(flavour, Precision.FP16, **options)
+
+
+def test_options_of_one_profile_are_written_as_they_always_were():
+    """Engines that are in a cache stay in use: a key that is not used is not in what determines an engine."""
+    assert BuildOptions("tensorrt", Precision.FP16, BatchProfile(1, 4, 8)).to_dict() == {
+        "flavour": "tensorrt", "precision": "fp16", "batch": {"min": 1, "opt": 4, "max": 8}, "workspace_bytes": None,
+        "optimization_level": None, "tf32": False, "version_compatible": False, "hardware_compatibility": "none",
+        "capabilities": (), "typing": "strong",
+    }  # fmt: skip

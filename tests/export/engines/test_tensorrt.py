@@ -10,6 +10,7 @@ import onnx
 import pytest
 from export_support import FAMILIES, FAMILY_SIZE, export_residual, make_calibration
 
+from edgekiln.export.audits.engine_layers.rtx_plan import parse_rtx_plan
 from edgekiln.export.audits.macs import count_macs
 from edgekiln.export.audits.tensorrt import audit_declared, audit_rtx_plan
 from edgekiln.export.engines import tensorrt, worker_process
@@ -124,6 +125,24 @@ def test_engine_says_what_it_is(models, cache, precision, batch):
         "opt": batch.opt,
         "max": batch.max,
     }
+
+
+def test_an_engine_has_a_profile_for_each_range(models, cache):
+    one, many = BatchProfile(1, 1, 1), BatchProfile(2, 16, 32)
+    built = build_engine(models["fp16"], options_for("fp16", (one, many)), cache)
+    kernels = parse_rtx_plan(built.data).kernels
+    products = count_macs(onnx.load_from_string(models["fp16"]))
+    found = {index: {o for k in kernels if k.profile == index for o in k.origins} for index in (0, 1)}
+    assert found[0] >= set(products)
+    assert found[1] >= set(products)
+    audit = audit_rtx_plan(built.data, products, Precision.FP16, 0.99)
+    assert (audit.share, audit.unattributed) == (1, ())
+    assert built.to_dict()["options"]["batch"] == (
+        {"min": 1, "opt": 1, "max": 1},
+        {"min": 2, "opt": 16, "max": 32},
+    )
+    alone = build_engine(models["fp16"], options_for("fp16", many), cache)
+    assert (alone.cached, {kernel.profile for kernel in parse_rtx_plan(alone.data).kernels}) == (False, {0})
 
 
 def test_turing_takes_fp16(models, cache):

@@ -571,11 +571,31 @@ def test_build_prints_what_came_of_it_and_its_json_is_one_document(tensorrt_run,
     assert document["variants"][0]["figures"]["audit"]["share"] == 1.0
 
 
+def test_build_takes_a_profile_for_each_batch_and_the_cache_tells_them(tensorrt_run, edgekiln, tmp_path):
+    ranges = ("--batch", "1,1,1", "--batch", "2,2,4")
+    code, out, _ = edgekiln(
+        "build",
+        tensorrt_run[2].bundle,
+        "--variant",
+        "rtx-static",
+        "--out",
+        tmp_path / "c",
+        "--json",
+        "-q",
+        *ranges,
+    )
+    (build,) = json.loads(out)["variants"][0]["figures"]["build"]["builds"].values()
+    assert (code, [profile["max"] for profile in build["options"]["batch"]]) == (0, [1, 4])
+    cached = json.loads(edgekiln("cache", "ls", "--json")[1])["engines"]
+    assert "1,2-4" in {engine["batch"] for engine in cached}
+
+
 @pytest.mark.parametrize(
     ("options", "complaint"),
     [
         (("--sm", "86;89"), "--sm 86;89: wanted whole numbers with commas between"),
         (("--batch", "1,8"), "--batch 1,8: wanted three numbers"),
+        (("--batch", "1,1,8", "--batch", "1,1,8"), "Two batch profiles of an engine are the same"),
         (("--batch", "8,4,1"), "1 <= min <= opt <= max <= 1024, got 8, 4, 1"),
         (("--variant", "no"), "has no variant 'no'; it has: fp32"),
         (("--data", "/nowhere"), "There is no folder /nowhere"),

@@ -219,6 +219,20 @@ def test_a_plan_says_its_version_and_takes_the_batches_it_was_built_for(bundle, 
         pack_for_triton(plans, tmp_path / "models", TritonWish(variant="fp32", name="b", max_batch=17))
 
 
+def test_triton_is_told_of_every_profile_of_an_engine(bundle, tmp_path):
+    ranges = ({"min": 1, "opt": 1, "max": 1}, {"min": 2, "opt": 8, "max": 16})
+    plans = plan_bundle(bundle, tmp_path, {"fp32.engine": list(ranges)})
+    [packed], _ = pack_for_triton(plans, tmp_path / "models", TritonWish(variant="fp32"))
+    config = parse_config(packed.folder)
+    assert list(config.instance_group[0].profile) == ["0", "1"]
+    assert (config.max_batch_size, list(config.dynamic_batching.preferred_batch_size)) == (16, [1, 8])
+    gap = plan_bundle(bundle, tmp_path / "gap", {"fp32.engine": [ranges[0], {"min": 4, "opt": 8, "max": 16}]})
+    with pytest.raises(
+        UsageError, match="takes no batch of 2, and Triton sends requests of every size up to 16"
+    ):
+        pack_for_triton(gap, tmp_path / "others", TritonWish(variant="fp32"))
+
+
 def test_static_engines_become_a_model_each_without_batching(tiny_run, bundle, tmp_path):
     sizes = {f"fp32.b{n}.engine": {"min": n, "opt": n, "max": n} for n in (1, 4)}
     plans = plan_bundle(bundle, tmp_path, sizes)

@@ -6,6 +6,7 @@ import pytest
 from tests_support import TENSORRT_VARIANTS, TINY_RECIPE
 
 from edgekiln.benchmarks.judging.required import check_gate
+from edgekiln.pipeline.cli.inspecting import describe
 from edgekiln.pipeline.recipe import load_recipe
 from edgekiln.pipeline.run import run_recipe
 from edgekiln.pipeline.workspace.progress import SilentProgress
@@ -48,6 +49,18 @@ def rows(run):
             "min <= opt <= max",
         ),
         (
+            'backend = "tensorrt"\nprecision = "fp16"\nbuild = {batch = [{max = 2, opt = 2}, {mx = 1}]}',
+            "unknown key 'variants.x.build.batch.1.mx'; did you mean 'max'?",
+        ),
+        (
+            'backend = "tensorrt"\nprecision = "fp16"\nbuild = {batch = [{max = 8}, {max = 8}]}',
+            "wanted one range or several different ones",
+        ),
+        (
+            'backend = "tensorrt"\nprecision = "fp16"\nbuild = {static_batches = [1], batch = [{max = 8}, {max = 9}]}',
+            "give one of them",
+        ),
+        (
             'backend = "tensorrt"\nprecision = "fp16"\nbuild = {worksapce_mib = 1}',
             "did you mean 'workspace_mib'?",
         ),
@@ -86,6 +99,16 @@ def test_engines_are_built_for_what_was_asked(tensorrt_run):
     header = read_engine_header(bundle.read("rtx-static.b4.engine"))
     assert (header.flavour, header.capabilities) == ("tensorrt-rtx", (86,))
     assert read_engine_header(bundle.read("rtx-fp16.engine")).capabilities == (80, 86, 89, 120, 121)
+
+
+def test_profiles_of_an_engine_are_told(tensorrt_run):
+    told = {
+        variant["name"]: variant.get("profiles") for variant in describe(tensorrt_run[2].bundle)["variants"]
+    }
+    assert told["rtx-fp16"] == "1; 2 to 8, best at 4"  # and their memory, where it ran
+    assert told["rtx-static"] == "1; 4"
+    assert told["rtx-int8"] == "1 to 32, best at 8"
+    assert told["fp32"] is None
 
 
 def test_graphs_travel_with_the_engines_so_that_they_can_be_built_elsewhere(tensorrt_run):

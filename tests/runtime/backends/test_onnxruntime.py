@@ -6,9 +6,8 @@ import pytest
 from fake_onnxruntime import FakeOnnxRuntime, HostCuda
 from onnx import TensorProto
 
-from edgekiln.runtime.backends import cuda_needs
+from edgekiln.runtime.backends import cuda_needs, open_session
 from edgekiln.runtime.backends import onnxruntime as backend
-from edgekiln.runtime.backends import open_session
 from edgekiln.runtime.errors import (
     DeviceError,
     EdgekilnError,

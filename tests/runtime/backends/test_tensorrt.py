@@ -18,6 +18,7 @@ from edgekiln.runtime.backends import kernel_cache, open_session
 from edgekiln.runtime.backends import tensorrt as backend
 from edgekiln.runtime.backends.kernel_cache import KernelCache, kernel_cache_folder
 from edgekiln.runtime.backends.tensorrt import GraphUse, TensorRTSession
+from edgekiln.runtime.backends.tensorrt_buckets import ProfileUse
 from edgekiln.runtime.errors import (
     DeviceError,
     EngineError,
@@ -189,6 +190,44 @@ def test_the_narrower_of_two_engines_serves_a_size(open_fake, build_model, mean_
         for count, factor in ((1, 1), (2, 1), (3, 2), (4, 2), (5, 1), (8, 1)):
             frames = frames_of(count, count)
             np.testing.assert_array_equal(session.run(frames), factor * exact(frames))
+
+
+TWO_PROFILES = [(1, 1, 1), (2, 4, 8)]
+
+
+@pytest.mark.parametrize("device", [DISCRETE, FAKE_DEVICE], ids=["discrete", "integrated"])
+@pytest.mark.parametrize("flavour", ALL)
+def test_each_batch_runs_on_the_profile_with_the_nearest_opt(open_fake, mean_model, flavour, device):
+    engine = make_engine(mean_model, flavour, TWO_PROFILES, workspace=[256, 4096])
+    session, _, _ = open_fake(flavour, engine, cuda=FakeCuda(properties=device), slots=2)
+    assert session.profiles == (ProfileUse(1, 1, 1, (1,), 256), ProfileUse(2, 4, 8, (2, 4, 8), 4096))
+    chosen = [{size: b.context._profile for size, b in slot._buckets.items()} for slot in session._all_slots]
+    assert chosen == [{1: 0, 2: 1, 4: 1, 8: 1}] * 2
+    frame_bytes = 0 if device.integrated else 8 * (4 * 8 * 3 + 3 * 4)
+    device_bytes = sum(memory.nbytes for memory in device_memories(session))
+    assert device_bytes == 2 * (4096 + frame_bytes)  # a slot's profiles share the larger one
+    for count in (0, 1, 2, 3, 5, 8, 9, 17):
+        frames = frames_of(count, count)
+        np.testing.assert_array_equal(session.run(frames), exact(frames))
+
+
+def device_memories(session):
+    found = ((slot._workspace, slot._device_in, slot._device_out) for slot in session._all_slots)
+    return [memory for memories in found for memory in memories if memory is not None]
+
+
+def test_a_session_of_one_profile_chooses_none(open_fake):
+    session, _, library = open_fake("11.4")
+    assert library.calls["set_optimization_profile_async"] == 0
+    assert session.profiles == (ProfileUse(1, 4, 4, (1, 2, 4), 512),)
+
+
+def test_a_profile_that_is_refused_leaves_nothing(open_fake, mean_model):
+    engine = make_engine(mean_model, "10.3", TWO_PROFILES)
+    library = FakeTensorRT(FakeCuda(properties=DISCRETE), "10.3", {"set_optimization_profile_async": 3})
+    with pytest.raises(EngineError, match=r"The engine refused profile 1: .*told to fail"):
+        open_fake("10.3", engine, library=library)
+    assert_nothing_is_left(library)
 
 
 def test_engines_of_different_models_are_refused(open_fake, build_model, mean_model):

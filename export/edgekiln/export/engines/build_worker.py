@@ -107,7 +107,9 @@ def _build(
     declared = _parse(trt, network, log, (folder / "model.onnx").read_bytes())
     config = builder.create_builder_config()
     _set_options(trt, config, request, notes)
-    _set_profile(builder, network, config, request["batch"])
+    batch = request["batch"]
+    for sizes in batch if isinstance(batch, list) else [batch]:
+        _add_profile(builder, network, config, sizes)
     config.progress_monitor = _make_monitor(trt, progress)
     with _timing_cache(config, request["timing_cache"], notes):
         plan = builder.build_serialized_network(network, config)
@@ -224,7 +226,7 @@ def _set_weak_precision(trt: ModuleType, config: Any, precision: str) -> None:
         config.set_flag(flag)
 
 
-def _set_profile(builder: Any, network: Any, config: Any, batch: dict[str, int]) -> None:
+def _add_profile(builder: Any, network: Any, config: Any, batch: dict[str, int]) -> None:
     tensor = network.get_input(0)
     frame = tuple(tensor.shape)[1:]
     profile = builder.create_optimization_profile()

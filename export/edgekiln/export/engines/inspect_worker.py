@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import re
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -27,6 +28,8 @@ from edgekiln.runtime.cuda import open_cuda
 from edgekiln.runtime.errors import EdgekilnError, EngineError
 
 __all__ = ["inspect_plan", "main"]
+
+_PROFILE = re.compile(r" \[profile (\d+)\]$")
 
 
 def main(arguments: list[str]) -> int:
@@ -59,32 +62,67 @@ def inspect_plan(trt: ModuleType, log: LibraryLog, plan: bytes) -> dict[str, Any
     engine = refuse_hollow(runtime.deserialize_cuda_engine(plan))
     if engine is None:
         raise EngineError(f"the library does not load its own engine: {log.errors_since(mark)}")
-    context, note = _shaped_context(trt, log, engine)
+    count = engine.num_optimization_profiles
+    if count < 2:
+        text, note = _tell_layers(trt, log, engine, 0)
+        return {"layers": text, "note": note}
+    told = [_tell_layers(trt, log, engine, index) for index in range(count)]
+    document = json.loads(told[0][0])
+    document["Layers"] = [
+        entry for index, (text, _) in enumerate(told) for entry in _layers_of_profile(json.loads(text), index)
+    ]
+    notes = (note for _, note in told if note)
+    return {"layers": json.dumps(document), "note": next(notes, None)}
+
+
+def _tell_layers(trt: ModuleType, log: LibraryLog, engine: Any, index: int) -> tuple[str, str | None]:
+    """The inspector's JSON, with the formats of one profile, and what it lacks."""
+    mark = log.mark()
+    context, note = _shaped_context(trt, log, engine, index)
     inspector = refuse_hollow(engine.create_engine_inspector())
     if inspector is None:
         raise EngineError(f"the engine gives no inspector: {log.errors_since(mark)}")
     if context is not None:
         inspector.execution_context = context
-    text = inspector.get_engine_information(trt.LayerInformationFormat.JSON)
+    text = str(inspector.get_engine_information(trt.LayerInformationFormat.JSON))
     if not _lists_layers(text):
         raise EngineError(f"the inspector lists no layers: {log.errors_since(mark)}")
-    return {"layers": text, "note": note}
+    return text, note
 
 
-def _shaped_context(trt: ModuleType, log: LibraryLog, engine: Any) -> tuple[Any, str | None]:
-    """A context with the input shapes that the kernels were chosen for: without one an engine of several batch sizes
-    tells no formats. ``None`` and why, where it cannot be made, for lack of memory above all.
+def _layers_of_profile(document: dict[str, Any], index: int) -> list[Any]:
+    """The layers of one profile, marked with its index. Names of all but the first end with ``[profile 1]``; a list
+    without such names is of the profile that was asked for.
+    """
+    named = [(_PROFILE.search(_name_of(entry)), entry) for entry in document["Layers"]]
+    several = any(match for match, _ in named)
+    own = [entry for match, entry in named if not several or int(match[1] if match else 0) == index]
+    if not own:
+        raise EngineError(f"the inspector lists no layers of profile {index}")
+    return [{**(entry if isinstance(entry, dict) else {"Name": entry}), "Profile": index} for entry in own]
+
+
+def _name_of(entry: Any) -> str:
+    return str(entry.get("Name", "")) if isinstance(entry, dict) else str(entry)
+
+
+def _shaped_context(trt: ModuleType, log: LibraryLog, engine: Any, index: int) -> tuple[Any, str | None]:
+    """A context with the input shapes that the kernels of a profile were chosen for: without one an engine of several
+    batch sizes tells no formats. ``None`` and why, where it cannot be made, for lack of memory above all.
     """
     mark = log.mark()
     context = refuse_hollow(engine.create_execution_context())
     if context is None:
         return None, f"no execution context could be made ({log.errors_since(mark)})"
-    for index in range(engine.num_io_tensors):
-        name = engine.get_tensor_name(index)
+    # Nothing runs here, so the choice needs no stream of its own: 0 is the default one.
+    if index and not context.set_optimization_profile_async(index, 0):
+        return None, f"the context refused profile {index} ({log.errors_since(mark)})"
+    for number in range(engine.num_io_tensors):
+        name = engine.get_tensor_name(number)
         dynamic = -1 in tuple(engine.get_tensor_shape(name))
         if engine.get_tensor_mode(name) != trt.TensorIOMode.INPUT or not dynamic:
             continue
-        best = tuple(engine.get_tensor_profile_shape(name, 0)[1])
+        best = tuple(engine.get_tensor_profile_shape(name, index)[1])
         if not context.set_input_shape(name, best):
             return None, f"the context refused the shape {best} ({log.errors_since(mark)})"
     return context, None

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
 
 from edgekiln.runtime.backends.engine_header import Flavour
 from edgekiln.runtime.errors import UsageError
@@ -37,6 +37,8 @@ class BuildOptions:
     """How an engine is built.
 
     Attributes:
+        batch: the batch sizes that it takes; several ranges are optimization profiles of one engine, each with kernels
+            of its own over the same weights.
         precision: what the graph was made for; decides about TF32 and, with weak typing, the builder's permissions.
         workspace_bytes: most memory a kernel may use while it runs; clamped to what is free. ``None``: the library's.
         optimization_level: 0 to 5, more is slower to build; ``None`` is the library's default. RTX ignores it.
@@ -49,7 +51,7 @@ class BuildOptions:
 
     flavour: Flavour
     precision: Precision
-    batch: BatchProfile = BatchProfile()
+    batch: BatchProfile | tuple[BatchProfile, ...] = BatchProfile()
     workspace_bytes: int | None = None
     optimization_level: int | None = None
     tf32: bool = False
@@ -60,6 +62,12 @@ class BuildOptions:
 
     def __post_init__(self) -> None:
         rtx = self.flavour == "tensorrt-rtx"
+        if len(set(self.profiles)) != len(self.profiles) or not self.profiles:
+            raise UsageError(
+                f"An engine has one batch profile or several different ones, got {len(self.profiles)}."
+                if not self.profiles
+                else f"Two batch profiles of an engine are the same: {self.profiles}."
+            )
         if self.capabilities and not rtx:
             raise UsageError("capabilities are for tensorrt-rtx; TensorRT builds for the GPU that is here.")
         if self.workspace_bytes is not None and self.workspace_bytes < 1:
@@ -70,3 +78,12 @@ class BuildOptions:
             self.version_compatible or self.hardware_compatibility != "none" or self.typing == "weak"
         ):
             raise UsageError("tensorrt-rtx has no version or hardware compatibility and no weak typing.")
+
+    @property
+    def profiles(self) -> tuple[BatchProfile, ...]:
+        """The optimization profiles, in the order of their index in the engine."""
+        return (self.batch,) if isinstance(self.batch, BatchProfile) else self.batch
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON values: what determines the engine besides its model, its library and its GPU."""
+        return asdict(self) | {"precision": self.precision.value}

@@ -16,7 +16,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -70,11 +70,10 @@ class BuiltEngine:
 
     def to_dict(self) -> dict[str, Any]:
         """JSON values for a manifest: everything but the log's small talk."""
-        options = asdict(self.options) | {"precision": self.options.precision.value}
         return {
             "version": self.version,
             "gpu": self.gpu,
-            "options": options,
+            "options": self.options.to_dict(),
             "seconds": self.seconds,
             "warnings": [text for severity, text in self.log if severity == "WARNING"],
             "notes": list(self.notes),
@@ -278,5 +277,5 @@ def _identity(options: BuildOptions, installed: str, device: DeviceProperties | 
         "library": [options.flavour, installed],
         "platform": [sys.platform, os.uname().machine],
         "gpu": gpu,
-        "options": asdict(options) | {"precision": options.precision.value},
+        "options": options.to_dict(),
     }

@@ -10,7 +10,7 @@ import json
 import subprocess
 import tempfile
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -85,11 +85,7 @@ def run_worker(
 
 
 def _request(options: BuildOptions, timing_cache: str | None) -> dict[str, Any]:
-    return {
-        **asdict(options),
-        "precision": options.precision.value,
-        "timing_cache": timing_cache,
-    }
+    return {**options.to_dict(), "timing_cache": timing_cache}
 
 
 def inspect_in_child(engine: bytes, flavour: Flavour, *, timed: bool = False) -> Inspection:

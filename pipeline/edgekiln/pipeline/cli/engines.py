@@ -30,7 +30,13 @@ __all__ = ["build", "cache"]
     help="Of a bundle: instead of the variant's own.",
 )
 @click.option("--sm", metavar="86,89", help="tensorrt-rtx: compute capabilities to build for; 86 is 8.6.")
-@click.option("--batch", metavar="MIN,OPT,MAX", help="Batch sizes that the engine takes, for example 1,8,32.")
+@click.option(
+    "--batch",
+    "batches",
+    metavar="MIN,OPT,MAX",
+    multiple=True,
+    help="Batch sizes that the engine takes, for example 1,8,32; given again: a further profile in the same engine.",
+)
 @click.option(
     "--workspace", type=click.IntRange(1, 2**20), metavar="MIB", help="Most memory that a kernel may use."
 )
@@ -60,7 +66,8 @@ def build(wish: RunWish, target: Path, variants: tuple[str, ...], **of_bundle: A
 
 
 def _build_recipe(wish: RunWish, recipe: Path, variants: Sequence[str], of_bundle: Mapping[str, Any]) -> None:
-    if given := [f"--{name}" for name, value in of_bundle.items() if value is not None]:
+    given = [f"--{'batch' if name == 'batches' else name}" for name, value in of_bundle.items() if value]
+    if given:
         raise UsageError(
             f"{', '.join(given)} belong to a bundle; {recipe} is a recipe.",
             hint="A recipe says how in its variants: build = {batch = {max = 8}}; --set overrides it.",
@@ -86,7 +93,7 @@ def _build_bundle(
         raise UsageError("Missing option '--out'.", hint="It names the folder of the new bundle.")
     settings: dict[str, Any] = {
         "capabilities": _numbers("--sm", how["sm"]),
-        "batch": _batch(how["batch"]),
+        "batch": _read_batches(how["batches"]),
         "workspace_mib": how["workspace"],
         "optimization_level": how["level"],
     }
@@ -132,10 +139,14 @@ def _numbers(option: str, text: str | None) -> list[int] | None:
         raise UsageError(f"{option} {text}: wanted whole numbers with commas between.") from error
 
 
-def _batch(text: str | None) -> dict[str, int] | None:
-    numbers = _numbers("--batch", text)
-    if numbers is None:
-        return None
+def _read_batches(texts: Sequence[str]) -> list[dict[str, int]] | dict[str, int] | None:
+    """As a recipe's key ``batch`` has it: one table, or a list of them."""
+    profiles = [_read_batch(text) for text in texts]
+    return profiles if len(profiles) > 1 else next(iter(profiles), None)
+
+
+def _read_batch(text: str) -> dict[str, int]:
+    numbers = _numbers("--batch", text) or []
     if len(numbers) != 3:
         raise UsageError(f"--batch {text}: wanted three numbers, as in 1,8,32.")
     return dict(zip(("min", "opt", "max"), numbers, strict=True))
@@ -215,13 +226,16 @@ def _describe_entry(entry: Any) -> dict[str, Any]:
     about = entry.about
     options = about["options"]
     batch = options["batch"]
+    profiles = batch if isinstance(batch, list) else [batch]
     return {
         "key": entry.key,
         "bytes": entry.size,
         "library": about["library"][0],
         "version": about["version"],
         "precision": options["precision"],
-        "batch": f"{batch['min']}-{batch['max']}" if batch["min"] != batch["max"] else str(batch["min"]),
+        "batch": ",".join(
+            f"{p['min']}-{p['max']}" if p["min"] != p["max"] else str(p["min"]) for p in profiles
+        ),
         "gpu": about["gpu"][0] if about["gpu"] else None,
         "capabilities": options["capabilities"],
         "used_hours_ago": max(0.0, (time.time() - entry.used) / 3600),

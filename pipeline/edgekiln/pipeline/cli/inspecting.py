@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from edgekiln.runtime.backends.tensorrt_buckets import tell_profiles
 from edgekiln.runtime.bundles.bundle import Bundle, open_bundle
 from edgekiln.runtime.bundles.judged_with import describe_kind, find_versions
 from edgekiln.runtime.bundles.manifest import SIGNATURE_NAME, VariantRecord
@@ -84,6 +85,7 @@ def _describe_bundle(path: Path, trusted_keys: Sequence[Path] | None) -> dict[st
                 "judged_with": _describe_versions(find_versions(bundle.manifest, v.figures)),
                 "judged_on": describe_kind(v.kind),
                 "measured": _describe_times(v),
+                **_describe_profiles(v),
             }
             for v in bundle.variants
         ],
@@ -105,6 +107,19 @@ def _describe_times(variant: VariantRecord) -> str:
         for time in variant.times
     ]
     return "; ".join(told) or "not measured"
+
+
+def _describe_profiles(variant: VariantRecord) -> dict[str, str]:
+    """Batch sizes of engines, and the GPU memory that each profile works in where it was judged; nothing of others."""
+    figures = variant.figures
+    builds = (figures.get("build") or {}).get("builds") or {}
+    built = [_list_profiles(build["options"]["batch"]) for build in builds.values()]
+    profiles = figures.get("profiles") or [profile for several in built for profile in several]
+    return {"profiles": tell_profiles(profiles)} if profiles else {}
+
+
+def _list_profiles(batch: Any) -> list[Any]:
+    return batch if isinstance(batch, list) else [batch]
 
 
 def _describe_signature(bundle: Bundle) -> str:

@@ -11,7 +11,7 @@ from pathlib import Path
 from edgekiln.pipeline.data.budget import LEAST_CHANCE, Budget
 from edgekiln.pipeline.data.survey import Survey
 from edgekiln.pipeline.recipe import DataSettings
-from edgekiln.pipeline.recipe.show import toml_string
+from edgekiln.pipeline.recipe.toml import toml_value
 from edgekiln.runtime.pictures.levels import white_of
 
 __all__ = ["Proposal", "propose", "render_proposal"]
@@ -59,10 +59,10 @@ def propose(survey: Survey, out: Path) -> Proposal:
 
 def _render_source(settings: DataSettings, out: Path) -> str:
     assert settings.path is not None  # init looks at a folder
-    path = toml_string(os.path.relpath(settings.path.resolve(), out.resolve().parent))
-    lines = [f"source = {toml_string(settings.source)}", f"path = {path}  # relative to this file"]
+    path = toml_value(os.path.relpath(settings.path.resolve(), out.resolve().parent))
+    lines = [f"source = {toml_value(settings.source)}", f"path = {path}  # relative to this file"]
     if settings.source == "csv":
-        lines += [f"{key} = {toml_string(getattr(settings, key))}" for key in ("path_column", "label_column")]
+        lines += [f"{key} = {toml_value(getattr(settings, key))}" for key in ("path_column", "label_column")]
     return "\n".join(lines)
 
 
@@ -84,7 +84,7 @@ def render_proposal(proposal: Proposal, survey: Survey) -> str:
         splits = _CUT_TABLE if table else _CUT
     return f"""\
 # {survey.total} pictures in {classes} classes. `edgekiln recipe show` prints every key with its default.
-name = {toml_string(proposal.name)}
+name = {toml_value(proposal.name)}
 seed = 0
 
 [data]

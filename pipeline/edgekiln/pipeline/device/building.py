@@ -54,9 +54,9 @@ class EngineRequest:
 
 
 def plan_builds(request: EngineRequest) -> dict[str, BuildOptions]:
-    """Options by file name: NAME.engine for a range of batch sizes, or NAME.b8.engine for each static size."""
+    """Options by file name: NAME.engine for ranges of batch sizes, or NAME.b8.engine for each static size."""
     settings, name = request.settings, request.name
-    profiles = {
+    profiles: dict[str, BatchProfile | tuple[BatchProfile, ...]] = {
         f"{name}.b{size}.engine": BatchProfile(size, size, size)
         for size in settings.get("static_batches") or ()
     }
@@ -74,10 +74,16 @@ def plan_builds(request: EngineRequest) -> dict[str, BuildOptions]:
             capabilities=tuple(settings.get("capabilities") or ()),
             typing=settings.get("typing", "strong"),
         )
-        for file, profile in (
-            profiles or {f"{name}.engine": BatchProfile(**settings.get("batch") or {})}
-        ).items()
+        for file, profile in (profiles or {f"{name}.engine": _read_profiles(settings.get("batch"))}).items()
     }
+
+
+def _read_profiles(batch: Any) -> BatchProfile | tuple[BatchProfile, ...]:
+    """Of the key ``batch``: a table is one profile, a list of tables several."""
+    if isinstance(batch, list | tuple):
+        several = tuple(BatchProfile(**sizes) for sizes in batch)
+        return several[0] if len(several) == 1 else several
+    return BatchProfile(**batch or {})
 
 
 def build_engines(request: EngineRequest, folder: Path, progress: Progress) -> dict[str, Any]:

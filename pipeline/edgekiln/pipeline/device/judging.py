@@ -17,6 +17,7 @@ from edgekiln.pipeline.device.canary_records import CanaryReference, record_cana
 from edgekiln.pipeline.device.pictures import KnownPictures
 from edgekiln.pipeline.workspace.progress import Progress
 from edgekiln.runtime.backends import Backend, open_session
+from edgekiln.runtime.backends.tensorrt_buckets import list_profiles
 from edgekiln.runtime.bundles.canaries import CanaryRecord, check_canaries
 from edgekiln.runtime.errors import EngineError, EnvironmentProblem, NonFiniteError, ResourceError
 from edgekiln.runtime.session import Session
@@ -57,7 +58,7 @@ def judge_engines(
         reason = failure or "built on this machine without pictures to judge it on; --data FOLDER judges it"
         return {"verdict": "fail" if failure else "unverified", "reason": reason}, None
     try:
-        logits, canaries = _run(backend, engines, pictures, judged_by, progress)
+        logits, canaries, profiles = _run(backend, engines, pictures, judged_by, progress)
     except (EnvironmentProblem, ResourceError) as problem:
         own = backend.startswith("tensorrt")  # whose engines are built on the machine
         told = f"built, not run, because: {problem}" if own else f"not run here, because: {problem}"
@@ -75,6 +76,8 @@ def judge_engines(
     baseline = measure_accuracy(pictures.reference.logits, pictures.reference.labels).to_dict()
     judged = apply_floor(judged, baseline, gate["min_top1"])
     judged["canaries"] = canaries
+    if len(profiles) > len(engines):
+        judged["profiles"] = profiles
     judged["judged_images"] = {"here": len(logits), "parent": pictures.known}
     return judged, logits
 
@@ -85,8 +88,8 @@ def _run(
     pictures: KnownPictures,
     judged_by: JudgedBy,
     progress: Progress,
-) -> tuple[Logits, dict[str, Any]]:
-    """The engine's answers to the pictures, and its canaries.
+) -> tuple[Logits, dict[str, Any], list[dict[str, Any]]]:
+    """The engine's answers to the pictures, its canaries and its optimization profiles.
 
     Raises:
         EngineError: it answers the made pictures otherwise than where it was judged before.
@@ -102,7 +105,7 @@ def _run(
                 )
         logits = _answer_all(session, pictures, progress)
         reopen = functools.partial(_reopen, backend, read)
-        return logits, record_canaries(session, reopen, judged_by.reference)
+        return logits, record_canaries(session, reopen, judged_by.reference), list_profiles(session)
     finally:
         session.close()
 

@@ -39,7 +39,7 @@ _DEFAULT_SHARE = 0.8
 _FOUND_ELSEWHERE = frozenset({
     "accuracy", "agreement", "balanced_drop", "confidence", "counts", "drop", "drop_by_split", "images_to_decide",
     "judged_images", "judged_on", "kl_nats", "latency", "max_drop", "max_logit_difference", "mcnemar_p",
-    "mean_logit_difference", "metric", "simulated", "speedup", "warnings", VERDICT_KIND,
+    "mean_logit_difference", "metric", "profiles", "simulated", "speedup", "warnings", VERDICT_KIND,
 })  # fmt: skip
 """Figures of a variant that were found by running it, on a machine that is not this one."""
 _RAN_AND_FAILED = "failed while running"

@@ -12,6 +12,7 @@ from typing import Any
 from edgekiln.pipeline.doctor.child import Answer, ask_child
 from edgekiln.pipeline.doctor.row import Row, fail, ok, warn
 from edgekiln.runtime.backends import ONNX_BACKENDS
+from edgekiln.runtime.backends.tensorrt_buckets import tell_profiles
 from edgekiln.runtime.bundles.bundle import open_bundle
 from edgekiln.runtime.bundles.judged_with import KIND_UNKNOWN
 from edgekiln.runtime.bundles.manifest import VariantRecord
@@ -62,6 +63,8 @@ def _describe_variant(variant: VariantRecord, answer: Answer | None) -> Row:
         )
     if answer.problem is None:
         told += f": loads and runs here, {_tell_canaries(answer.values.get('canaries'))}"
+        if profiles := answer.values.get("profiles"):
+            told += f"; batch sizes and working memory of a slot: {tell_profiles(profiles)}"
     if answer.problem is None and (notice := answer.values.get("notice")):
         return warn(
             name,

@@ -87,6 +87,7 @@ def _load_variant(bundle: str, name: str) -> dict[str, Any]:
     """Load one engine of a bundle, whatever its verdict, ask it all its canaries, and hand it one black frame."""
     import numpy as np
 
+    from edgekiln.runtime.backends.tensorrt_buckets import list_profiles
     from edgekiln.runtime.errors import EdgekilnError
     from edgekiln.runtime.serving.selecting import LoadOptions, load_model
 
@@ -100,6 +101,7 @@ def _load_variant(bundle: str, name: str) -> dict[str, Any]:
     return {
         "code": None,
         "notice": model.variant.notice,
+        "profiles": list_profiles(model.session),
         "canaries": None if result is None else dataclasses.asdict(result),
     }
 

@@ -24,6 +24,7 @@ from edgekiln.pipeline.workspace.stage_files import (
     FAILURE_NAME,
     KIND_NAME,
     NOT_RUN_NAME,
+    PROFILES_NAME,
     SIMULATED_NAME,
     StageContext,
     read_json,
@@ -83,6 +84,7 @@ def judge_variant(
         **row,
         **judged,
         **_tell_kinds(evaluated, benchmark, variant.name),
+        **_tell_profiles(evaluated),
         "failure": row["failure"] or val.failure,
         "notices": notices if val.notice is None else [*notices, val.notice],
         "fast_decode": read_json(evaluated / FAST_RECORD_NAME),
@@ -95,6 +97,12 @@ def _tell_kinds(evaluated: Path, benchmark: Mapping[str, Any] | None, name: str)
     """The kind of machine that the verdict holds for, and what a call took on the one that was timed, if one was."""
     time = (benchmark or {}).get(TIMES, {}).get(name)
     return {VERDICT_KIND: read_json(evaluated / KIND_NAME), **({TIMES: [time]} if time else {})}
+
+
+def _tell_profiles(evaluated: Path) -> dict[str, Any]:
+    """An engine's optimization profiles, and the memory that each works in where it ran; nothing where it has one."""
+    file = evaluated / PROFILES_NAME
+    return {"profiles": read_json(file)} if file.exists() else {}
 
 
 def _describe_variant(context: StageContext, variant: VariantSettings) -> dict[str, Any]:

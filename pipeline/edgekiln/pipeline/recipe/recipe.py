@@ -32,6 +32,7 @@ from edgekiln.pipeline.recipe.training import (
     TeacherSettings,
 )
 from edgekiln.pipeline.recipe.variants import (
+    BATCH_TAGS,
     ExportSettings,
     VariantSettings,
 )
@@ -255,21 +256,22 @@ def _explain(error: ValidationError, values: Mapping[str, Any]) -> tuple[str, st
     # A misspelt key also leaves the right one missing: tell of the cause, not of the consequence.
     problems = sorted(error.errors(), key=lambda problem: problem["type"] != "extra_forbidden")
     first = problems[0]
-    where = _name_place(first["loc"], values)
+    place = [part for part in first["loc"] if part not in BATCH_TAGS]
+    where = _name_place(place, values)
     more = f" ({len(problems) - 1} more)" if len(problems) > 1 else ""
     if first["type"] == "extra_forbidden":
-        known = _keys_beside(first["loc"])
-        near = difflib.get_close_matches(str(first["loc"][-1]), known, n=1, cutoff=0.5)
+        known = _keys_beside(place)
+        near = difflib.get_close_matches(str(place[-1]), known, n=1, cutoff=0.5)
         advice = f"did you mean {near[0]!r}?" if near else f"known keys: {', '.join(sorted(known))}."
         return f"unknown key {where!r}; {advice}{more}", "Rename the key, or remove it."
     if first["type"] == "missing":
-        return f"{where!r} is missing.{more}", _describe_key(first["loc"]) or "Add it to the recipe."
+        return f"{where!r} is missing.{more}", _describe_key(place) or "Add it to the recipe."
     text = first["msg"].removeprefix("Value error, ")
     if isinstance(
         first["input"], dict | list | BaseModel
     ):  # a rule over a whole section: its text names the keys
         return f"{where or 'the recipe'}: {text}.{more}", "Change one of the keys that it names."
-    hint = _describe_key(first["loc"]) or "Change it in the recipe, or with --set KEY=VALUE."
+    hint = _describe_key(place) or "Change it in the recipe, or with --set KEY=VALUE."
     return f"{where or 'the recipe'} = {first['input']!r}: {text}.{more}", hint
 
 

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
 from edgekiln.pipeline.recipe.recipe import Recipe, read_values
-from edgekiln.pipeline.recipe.toml import is_tables
+from edgekiln.pipeline.recipe.toml import is_tables, toml_value
 
-__all__ = ["Origin", "render_recipe", "toml_string", "trace_origins"]
+__all__ = ["Origin", "render_recipe", "trace_origins"]
 
 Origin = Literal["flag", "file", "default"]
 _COLUMN = 48  # at which origins stand, where a line is shorter
@@ -41,7 +40,7 @@ def _leaves(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, 
     for key, value in values.items():
         if isinstance(value, Mapping):
             yield from _leaves(value, f"{prefix}{key}.")
-        elif is_tables(value):
+        elif _is_sections(value):
             for item in value:
                 yield from _leaves(item, f"{prefix}{key}.{item['name']}.")
         else:
@@ -71,28 +70,22 @@ def _rows(
     """(line, origin) of one section and those below it; ``title`` is its name in TOML, ``key`` that in origins."""
     of_variants = title.partition(".")[0] == "variants"
     for name, value in values.items():
-        if not isinstance(value, Mapping) and not is_tables(value):
+        if not isinstance(value, Mapping) and not _is_sections(value):
             origin = origins[f"{key}{name}"]
             mark = "# " if value is None or (title.startswith("variants.") and origin == "default") else ""
-            yield f"{mark}{name} = {'' if value is None else _value(value)}".rstrip(), origin
+            yield f"{mark}{name} = {'' if value is None else toml_value(value)}".rstrip(), origin
     for name, value in values.items():
         below = f"{title}.{name}" if title else name
         if isinstance(value, Mapping):
             unsaid = all(origins[leaf] == "default" for leaf, _ in _leaves(value, f"{key}{name}."))
             yield from (("", None), (f"{'# ' if unsaid and of_variants else ''}[{below}]", None))
             yield from _rows(value, below, f"{key}{name}.", origins)
-        elif is_tables(value):
+        elif _is_sections(value):
             for item in value:
                 yield from (("", None), (f"[[{below}]]", None))
                 yield from _rows(item, below, f"{key}{name}.{item['name']}.", origins)
 
 
-def _value(value: Any) -> str:
-    if isinstance(value, list):
-        return f"[{', '.join(map(_value, value))}]"
-    return toml_string(value) if isinstance(value, str) else json.dumps(value)
-
-
-def toml_string(text: str) -> str:
-    """A basic string of TOML: JSON's, but for DEL, which TOML wants escaped."""
-    return json.dumps(text, ensure_ascii=False).replace("\x7f", "\\u007f")
+def _is_sections(value: Any) -> bool:
+    """Whether a value is a list of sections: of tables with a name, as ``[[variants]]``. Others are written inline."""
+    return is_tables(value) and all("name" in item for item in value)

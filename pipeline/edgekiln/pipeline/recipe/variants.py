@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Discriminator, Field, Tag, field_validator, model_validator
 
 from edgekiln.pipeline.recipe.section import Section
 from edgekiln.runtime.backends import Backend
@@ -13,6 +13,7 @@ from edgekiln.runtime.spec import Precision
 
 __all__ = [
     "AUTO_SECONDS",
+    "BATCH_TAGS",
     "MAX_FILE_NAME",
     "BatchSettings",
     "BuildSettings",
@@ -57,10 +58,21 @@ class BatchSettings(Section):
         return self
 
 
+BATCH_TAGS = ("(one range)", "(several ranges)")
+"""Parts that pydantic puts into the place of a mistake in ``batch``, and that no key has."""
+_Batch = Annotated[
+    Annotated[BatchSettings, Tag(BATCH_TAGS[0])] | Annotated[tuple[BatchSettings, ...], Tag(BATCH_TAGS[1])],
+    Discriminator(lambda value: BATCH_TAGS[isinstance(value, list | tuple)]),
+]
+
+
 class BuildSettings(Section):
     """How a TensorRT or TensorRT-RTX engine is built."""
 
-    batch: BatchSettings = BatchSettings()
+    batch: _Batch = Field(
+        BatchSettings(),
+        description="one table, or a list of them: several optimization profiles in one engine, each tuned for its opt",
+    )
     static_batches: tuple[Annotated[int, Field(ge=1, le=1024)], ...] = Field(
         (), description="one static engine for each of these sizes, instead of one for the range in batch"
     )
@@ -83,6 +95,24 @@ class BuildSettings(Section):
     typing: Literal["strong", "weak"] = Field(
         "strong", description="weak only where strong typing fails, below TensorRT 10.12; the report says so"
     )
+
+    @field_validator("batch", mode="after")
+    @classmethod
+    def _differ(cls, batch: _Batch) -> _Batch:
+        """One range in a list is that range: the same engine, and the same keys of stages."""
+        if isinstance(batch, BatchSettings):
+            return batch
+        if len(set(batch)) != len(batch) or not batch:
+            raise ValueError("wanted one range or several different ones")
+        return batch[0] if len(batch) == 1 else batch
+
+    @model_validator(mode="after")
+    def _one_way(self) -> BuildSettings:
+        if self.static_batches and not isinstance(self.batch, BatchSettings):
+            raise ValueError(
+                "static_batches makes an engine for each size, several ranges in batch one engine: give one of them"
+            )
+        return self
 
 
 class QatSettings(Section):

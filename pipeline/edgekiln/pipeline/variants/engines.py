@@ -32,6 +32,7 @@ from edgekiln.pipeline.workspace.stage_files import (
     LOGITS_NAME,
     MODEL_NAME,
     NOT_RUN_NAME,
+    PROFILES_NAME,
     RETRY_NAME,
     SIMULATED_NAME,
     StageContext,
@@ -41,6 +42,7 @@ from edgekiln.pipeline.workspace.stage_files import (
     write_json,
 )
 from edgekiln.runtime.backends import Backend, open_session
+from edgekiln.runtime.backends.tensorrt_buckets import list_profiles
 from edgekiln.runtime.bundles.machine_kind import read_kind
 from edgekiln.runtime.errors import (
     BuildError,
@@ -205,9 +207,11 @@ def _run_engines(context: StageContext, variant: VariantSettings, child: Child) 
         reference = CanaryReference(
             read_logits(context.inputs["export"], CANARY_LOGITS_NAME), variant.precision
         )
-        canaries, kind = session.ask(_describe_engine, variant.backend, engines, reference)
+        canaries, kind, profiles = session.ask(_describe_engine, variant.backend, engines, reference)
         write_json(context.folder / CANARIES_NAME, canaries)
         write_json(context.folder / KIND_NAME, kind)
+        if len(profiles) > len(engines):
+            write_json(context.folder / PROFILES_NAME, profiles)
     finally:
         session.close()
     save_logits(context.folder, answers)
@@ -224,11 +228,11 @@ def answer_split(context: StageContext, session: IsolatedSession, name: SplitNam
 
 def _describe_engine(
     session: Session, backend: Backend, engines: Sequence[bytes], reference: CanaryReference
-) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Of an engine that was judged: its canaries, and the kind of machine that the verdict holds for."""
+) -> tuple[dict[str, Any], dict[str, Any], list[dict[str, Any]]]:
+    """Of an engine that was judged: its canaries, the kind of machine that the verdict holds for, its profiles."""
     reopen = partial(open_session, backend, engines)
     canaries = record_canaries(session, lambda threads: reopen(threads=threads), reference)
-    return canaries, read_kind(backend).verdict.to_dict()
+    return canaries, read_kind(backend).verdict.to_dict(), list_profiles(session)
 
 
 def _simulate(context: StageContext, variant: VariantSettings, child: Child) -> None:

@@ -27,6 +27,7 @@ __all__ = [
     "LOGITS_NAME",
     "MODEL_NAME",
     "NOT_RUN_NAME",
+    "PROFILES_NAME",
     "RETRY_NAME",
     "SIMULATED_NAME",
     "StageContext",
@@ -51,6 +52,9 @@ SIMULATED_NAME = (
 NOT_RUN_NAME = "not-run.json"
 FAILURE_NAME = "failure.json"  # of an evaluate stage: the engine ran, and failed
 KIND_NAME = "kind.json"  # of an evaluate stage: the kind of machine that its answers hold for
+PROFILES_NAME = (
+    "profiles.json"  # of an evaluate stage: an engine's optimization profiles, where it has several
+)
 RETRY_NAME = "retry"  # this stage met trouble that may pass (memory, disk): the next run does it again
 
 

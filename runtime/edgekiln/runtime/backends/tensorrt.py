@@ -23,8 +23,8 @@ from edgekiln.runtime.backends.engine_header import HEADER_BYTES, EngineHeader, 
 from edgekiln.runtime.backends.kernel_cache import KernelCache
 from edgekiln.runtime.backends.session_base import DescribedSession, SessionFacts, closed_error
 from edgekiln.runtime.backends.settling import again
-from edgekiln.runtime.backends.tensorrt_buckets import plan_buckets
-from edgekiln.runtime.backends.tensorrt_engine import LoadedEngine, create_runtime
+from edgekiln.runtime.backends.tensorrt_buckets import ProfileUse, plan_buckets
+from edgekiln.runtime.backends.tensorrt_engine import EngineProfile, LoadedEngine, create_runtime
 from edgekiln.runtime.backends.tensorrt_errors import refuse_foreign
 from edgekiln.runtime.backends.tensorrt_library import import_tensorrt, library_log
 from edgekiln.runtime.backends.tensorrt_slot import Slot
@@ -138,8 +138,10 @@ class TensorRTSession(DescribedSession):
                 num_classes=interface.classes,
             )
             self._by_library = any(loaded.captures_graphs for loaded in self._models)
-            plan = plan_buckets(self._models)
+            profiles = [served for loaded in self._models for served in loaded.read_profiles()]
+            plan = plan_buckets(profiles)
             self._buckets = tuple(sorted(plan))
+            self._profiles = tuple(_describe_profile(served, plan) for served in profiles)
             caches = [
                 KernelCache(data, self._cuda.properties.name).attach(loaded.runtime_config)
                 for data, loaded in zip(engines, self._models, strict=True)
@@ -162,6 +164,11 @@ class TensorRTSession(DescribedSession):
     def buckets(self) -> tuple[int, ...]:
         """Batch sizes that are run as they are; others are padded up or split."""
         return self._buckets
+
+    @property
+    def profiles(self) -> tuple[ProfileUse, ...]:
+        """The optimization profiles of its engines: which batch sizes each runs, and the memory that each works in."""
+        return self._profiles
 
     @property
     def graphs(self) -> GraphUse:
@@ -287,6 +294,12 @@ class TensorRTSession(DescribedSession):
         while self._models:
             self._models.pop().close()
         self._runtime = None
+
+
+def _describe_profile(served: EngineProfile, chosen: Mapping[int, EngineProfile]) -> ProfileUse:
+    buckets = tuple(sorted(size for size, runs_on in chosen.items() if runs_on is served))
+    sizes = (served.min_batch, served.opt_batch, served.max_batch)
+    return ProfileUse(*sizes, buckets, served.workspace_bytes)
 
 
 def _clear_frames(error: BaseException | None) -> None:

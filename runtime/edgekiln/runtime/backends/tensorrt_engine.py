@@ -15,7 +15,7 @@ from edgekiln.runtime.backends.tensorrt_library import LibraryLog, refuse_hollow
 from edgekiln.runtime.cuda import DeviceMemory
 from edgekiln.runtime.errors import EdgekilnError, EngineError
 
-__all__ = ["EngineInterface", "LoadedEngine", "create_runtime"]
+__all__ = ["EngineInterface", "EngineProfile", "LoadedEngine", "create_runtime"]
 
 _OTHER_RELEASE = (
     "The words after the colon are the library's own; another release of it, or an engine built anew, may do."
@@ -43,6 +43,24 @@ class EngineInterface:
         return self.classes * 4
 
 
+@dataclass(frozen=True, slots=True)
+class EngineProfile:
+    """One optimization profile of an engine: batch sizes with kernels of their own.
+
+    Attributes:
+        loaded: the engine, which does not hold its profiles: it would outlive a failure to open it.
+        index: of the profile in its engine.
+        workspace_bytes: working memory that a context of it needs from us, for its largest batch.
+    """
+
+    loaded: LoadedEngine
+    index: int
+    min_batch: int
+    opt_batch: int
+    max_batch: int
+    workspace_bytes: int
+
+
 def create_runtime(trt: ModuleType, log: LibraryLog) -> Any:
     """The library's ``Runtime``, which deserializes engines.
 
@@ -64,7 +82,6 @@ class LoadedEngine:
             raise self._refusal(f"{trt.__name__} {trt.__version__} refused this engine", mark, REBUILD)
         self.engine = engine
         self.interface = self._read_interface()
-        self.min_batch, self.max_batch = self._read_batches()
         self.runtime_config = self._configure()
 
     def _read_interface(self) -> EngineInterface:
@@ -86,12 +103,18 @@ class LoadedEngine:
             hint=REBUILD,
         )
 
-    def _read_batches(self) -> tuple[int, int]:
-        batch = int(self.engine.get_tensor_shape(self.interface.input)[0])
-        if batch > 0:  # a static engine needs no profile, and may have none
-            return batch, batch
-        low, _, high = self.engine.get_tensor_profile_shape(self.interface.input, 0)
-        return int(low[0]), int(high[0])
+    def read_profiles(self) -> list[EngineProfile]:
+        """Its optimization profiles; a static engine counts as one."""
+        engine, name = self.engine, self.interface.input
+        batch = int(engine.get_tensor_shape(name)[0])
+        if batch > 0:  # it needs no profile, and may have none
+            return [EngineProfile(self, 0, batch, batch, batch, int(engine.device_memory_size_v2))]
+        profiles = []
+        for index in range(engine.num_optimization_profiles):
+            least, best, most = (int(shape[0]) for shape in engine.get_tensor_profile_shape(name, index))
+            needed = int(engine.get_device_memory_size_for_profile_v2(index))
+            profiles.append(EngineProfile(self, index, least, best, most, needed))
+        return profiles
 
     def _configure(self) -> Any:
         """Settings of the contexts, where this library has such; TensorRT-RTX's own graphs are switched on here.
@@ -119,13 +142,14 @@ class LoadedEngine:
         """Whether the library captures CUDA graphs itself."""
         return hasattr(self.runtime_config, "cuda_graph_strategy")
 
-    @property
-    def workspace_bytes(self) -> int:
-        """Working memory that a context needs from us, for its largest batch."""
-        return int(self.engine.device_memory_size_v2)
+    def create_context(self, served: EngineProfile, batch: int, stream: int) -> Any:
+        """An execution context for one batch size, whose profile and shape are set for good.
 
-    def create_context(self, batch: int) -> Any:
-        """An execution context for one batch size, whose shape is set for good."""
+        Args:
+            served: a profile of this engine.
+            batch: in its range.
+            stream: handle of the stream that the context will run on; choosing a profile puts work on it.
+        """
         engine, mark = self.engine, self._log.mark()
         if hasattr(engine, "create_runtime_config"):
             context = engine.create_execution_context(runtime_config=self.runtime_config)
@@ -134,6 +158,9 @@ class LoadedEngine:
             context = engine.create_execution_context(strategy=managed)
         if refuse_hollow(context) is None:
             raise self._refusal(f"No execution context for batch {batch}", mark)
+        if engine.num_optimization_profiles > 1:  # else a new context has the only one
+            chosen = context.set_optimization_profile_async(served.index, int(stream))
+            self.demand(chosen, f"profile {served.index}", mark)
         interface = self.interface
         shape = (batch, interface.height, interface.width, 3)
         self.demand(context.set_input_shape(interface.input, shape), f"batch {batch}", mark)

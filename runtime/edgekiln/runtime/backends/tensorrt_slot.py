@@ -15,7 +15,7 @@ import numpy as np
 
 from edgekiln.runtime.backends.settling import settled
 from edgekiln.runtime.backends.tensorrt_buckets import choose_bucket
-from edgekiln.runtime.backends.tensorrt_engine import EngineInterface, LoadedEngine
+from edgekiln.runtime.backends.tensorrt_engine import EngineInterface, EngineProfile, LoadedEngine
 from edgekiln.runtime.cuda import CudaApi, Graph, PinnedMemory, Stream, Wait
 from edgekiln.runtime.errors import DeviceError, EngineError, ResourceError
 from edgekiln.runtime.spec import Frames, Logits
@@ -36,9 +36,9 @@ class Slot:
     """One stream with its buffers and contexts. One call at a time."""
 
     def __init__(
-        self, cuda: CudaApi, interface: EngineInterface, plan: dict[int, LoadedEngine], wait: Wait
+        self, cuda: CudaApi, interface: EngineInterface, plan: dict[int, EngineProfile], wait: Wait
     ) -> None:
-        self._cuda, self._interface, self._engines, self._wait = cuda, interface, plan, wait
+        self._cuda, self._interface, self._plan, self._wait = cuda, interface, plan, wait
         self.max_batch = max(plan)
         self._buckets: dict[int, _Bucket] = {}
         self._sizes = sorted(plan)
@@ -58,7 +58,7 @@ class Slot:
         self._host_out: PinnedMemory = self._keep(cuda.allocate_pinned(out_bytes, mapped=mapped))
         self._device_in = None if mapped else self._keep(cuda.allocate_device(in_bytes))
         self._device_out = None if mapped else self._keep(cuda.allocate_device(out_bytes))
-        size = max(loaded.workspace_bytes for loaded in self._engines.values())
+        size = max(served.workspace_bytes for served in self._plan.values())
         self._workspace = self._keep(cuda.allocate_device(size)) if size else None
         shape = (self.max_batch, interface.height, interface.width, 3)
         self._host_in.array[:] = 0
@@ -66,7 +66,7 @@ class Slot:
         self._logits = self._host_out.array.view(np.float32).reshape(self.max_batch, interface.classes)
         with settled(self._stream, self._wait):
             for batch in self._sizes:
-                self._prepare(batch, self._engines[batch])
+                self._prepare(batch, self._plan[batch])
 
     def _keep(self, resource: Any) -> Any:
         self._closers.callback(getattr(resource, "free", None) or resource.close)
@@ -80,8 +80,11 @@ class Slot:
             return into, out
         return self._device_in.address, self._device_out.address
 
-    def _prepare(self, batch: int, loaded: LoadedEngine) -> None:
-        bucket = self._buckets[batch] = _Bucket(loaded, loaded.create_context(batch))
+    def _prepare(self, batch: int, served: EngineProfile) -> None:
+        loaded = served.loaded
+        bucket = self._buckets[batch] = _Bucket(
+            loaded, loaded.create_context(served, batch, self._stream.handle)
+        )
         self._closers.callback(setattr, bucket, "context", None)  # after its graph, before its memory
         loaded.bind(bucket.context, self._addresses(), self._workspace)
         self._enqueue(batch, bucket)  # the first run does work that cannot be captured

@@ -32,6 +32,18 @@ def test_graph_text_of_a_plan_is_read_between_any_bytes():
     assert found.kernels[1].name == "__myl_MulCast"
 
 
+def test_graph_text_of_a_further_profile_is_told_by_the_names_of_its_tensors():
+    second = GRAPH_TEXT.replace(b'"y"', b'"y [profile 1].1_9"').replace(
+        b'"/net/a/Conv" output', b'"/net/a/Conv [profile 1]" output'
+    )
+    found = parse_rtx_plan(b"vtrt" + GRAPH_TEXT + b"\0" + second)
+    assert [(k.profile, k.origins[:1], k.outputs) for k in found.kernels if k.kind == "corrltn"] == [
+        (0, ("/net/a/Conv",), ("fp32",)),
+        (1, ("/net/a/Conv",), ("fp32",)),
+    ]
+    assert [k.profile for k in found.kernels if k.kind == "function"] == [0, 1]
+
+
 @pytest.mark.parametrize(
     "plan",
     [

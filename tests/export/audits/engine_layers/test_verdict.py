@@ -1,6 +1,7 @@
 """Layers weighed by MACs and judged, whichever library told of them."""
 
 import json
+from dataclasses import replace
 
 import pytest
 from inspector_support import ISLAND, PRODUCTS, layer, layers_of
@@ -99,6 +100,18 @@ def test_node_computed_by_two_layers_is_as_wide_as_the_wider():
     audit = audit_engine(layers, {"/stem/Conv": 1}, Precision.FP16, 0.0)
     assert audit.macs == {"fp32": 1}
     assert audit.islands == ("b",)
+
+
+def test_a_product_is_as_wide_as_in_the_widest_profile_and_unknown_where_one_lacks_it():
+    conv = layer(inputs=("int8",))
+    fused = replace(layer("kgen", ("fp16", "fp16"), name="__myl_FcAddCast"), profile=1)
+    audit = audit_engine([conv, fused], {"/stem/Conv": 1}, Precision.INT8, 0.0)
+    assert audit.macs == {
+        "fp16": 1
+    }  # the second profile's kernel counts, although the first one's is the better told
+    other = replace(layer(inputs=("int8",), name="b"), origins=("/fc/Gemm",), profile=1)
+    audit = audit_engine([conv, other], {"/stem/Conv": 1}, Precision.INT8, 0.0)
+    assert audit.macs == {"unknown": 1}
 
 
 def test_wide_residual_does_not_widen_a_convolution_but_a_wide_operand_widens_a_gemm():

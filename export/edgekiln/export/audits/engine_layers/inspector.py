@@ -22,6 +22,9 @@ def parse_inspector(text: str) -> tuple[EngineLayer, ...]:
     Source of the format: NVIDIA's trt-engine-explorer (8.x, 10.x) and its page "Migrating IEngineInspector
     Usage from TensorRT 10.x to 11.x". Each key is looked for; no version is asked.
 
+    Layers of an engine with several optimization profiles carry theirs under ``Profile``, which ``inspect_worker.py``
+    adds: the inspector tells formats for the profile of its context alone.
+
     Args:
         text: the JSON of a whole engine. Layers that are plain names (an engine built without
             ``ProfilingVerbosity.DETAILED``) become layers of unknown type.
@@ -67,6 +70,7 @@ def _inspected_layer(layer: object) -> EngineLayer:
         _tensor_types(layer.get("Outputs")),
         str(tactic) if tactic else None,
         normalize_datatype(weights.get("Type")) if isinstance(weights, dict) else "unknown",
+        profile if isinstance(profile := layer.get("Profile"), int) else 0,
     )
 
 

@@ -19,6 +19,7 @@ class EngineLayer:
         outputs: datatypes.
         tactic: the kernel's name, or ``None``.
         weights: datatype of a convolution's weights where it is reported.
+        profile: index of the optimization profile that it belongs to.
     """
 
     name: str
@@ -28,3 +29,4 @@ class EngineLayer:
     outputs: tuple[str, ...]
     tactic: str | None
     weights: str = "unknown"
+    profile: int = 0

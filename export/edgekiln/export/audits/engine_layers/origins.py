@@ -21,6 +21,7 @@ def origins_of_name(name: str) -> tuple[str, ...]:
     """ONNX names out of a fused layer's name: ``a + b``, ``a || b``, ``{ForeignNode[a...b]}``."""
     if name.startswith("Reformatting CopyNode"):
         return ()
+    name = re.sub(r" \[profile \d+\]$", "", name)
     foreign = re.fullmatch(r"\{ForeignNode\[(.*)\.\.\.(.*)\]\}", name)
     parts = foreign.groups() if foreign else re.split(r" \+ | \|\| ", name)
     cleaned = (re.sub(r"_myl\d+_\d+$", "", part.strip()) for part in parts)

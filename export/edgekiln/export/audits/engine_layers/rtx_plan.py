@@ -15,6 +15,7 @@ __all__ = ["RtxEvidence", "parse_rtx_plan"]
 _TEXT_START = b"header {\n"
 _TEXT_LIMIT = 1 << 26  # bytes of one graph's text; real ones are some 100 bytes per kernel and tensor
 _KERNEL_LINE = re.compile(r"^\s*(\w+)=\{ name=(\"[^\"]*\"|\S+)")
+_PROFILE = re.compile(r" \[profile (\d+)\]")
 _QUOTED = re.compile(r'"([^"]*)"')
 
 
@@ -23,7 +24,8 @@ class RtxEvidence:
     """What the graph text in a TensorRT-RTX plan says.
 
     Attributes:
-        kernels: every kernel of every graph in the plan; a plan has several where shapes are dynamic.
+        kernels: every kernel of every graph in the plan; a plan has several where shapes are dynamic, and for each of
+            its optimization profiles. Names of the second profile's tensors end with ``[profile 1]``.
         tf32: whether FP32 products may run in TF32.
     """
 
@@ -54,7 +56,9 @@ def parse_rtx_plan(plan: bytes) -> RtxEvidence | None:
         types = dict(
             _tensor(line) for line in lines if line.lstrip().startswith(("tensor={", "sub_tensor={"))
         )
-        kernels.extend(kernel for kernel in (_kernel(line, types) for line in lines) if kernel)
+        mark = _PROFILE.search(text)
+        profile = int(mark[1]) if mark else 0
+        kernels.extend(kernel for kernel in (_kernel(line, types, profile) for line in lines) if kernel)
     return RtxEvidence(tuple(kernels), tf32) if kernels else None
 
 
@@ -73,7 +77,7 @@ def _tensor(line: str) -> tuple[str, str]:
     return _between(line, ' name="', '"'), normalize_datatype(_between(line, " type=", " "))
 
 
-def _kernel(line: str, types: Mapping[str, str]) -> EngineLayer | None:
+def _kernel(line: str, types: Mapping[str, str], profile: int) -> EngineLayer | None:
     """A kernel's line, or ``None`` for any other."""
     match = _KERNEL_LINE.match(line)
     if not match or match[1] in {"tensor", "sub_tensor", "region"}:
@@ -86,6 +90,7 @@ def _kernel(line: str, types: Mapping[str, str]) -> EngineLayer | None:
         tuple(types.get(name, "unknown") for name in inputs),
         tuple(types.get(name, "unknown") for name in outputs),
         None,
+        profile=profile,
     )
 
 

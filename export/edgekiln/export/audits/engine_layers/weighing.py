@@ -1,6 +1,7 @@
 """Weighs an engine's layers by the MACs of the products that each computes. Refuses nothing.
 
-What is unknown of a product counts as unknown, and so never as achieved.
+What is unknown of a product counts as unknown, and so never as achieved. Of an engine with several optimization
+profiles a product counts as the widest type that any of them computes it in.
 """
 
 from __future__ import annotations
@@ -41,7 +42,8 @@ def weigh_layers(
         notes: that stand before those of the weighing.
     """
     makers = layers_by_product(layers, products)
-    found = {name: widest(compute_type(layer) for layer in makers.get(name, ())) for name in products}
+    profiles = {layer.profile for layer in layers} or {0}
+    found = {name: _type_in_all(makers.get(name, ()), profiles) for name in products}
     macs: dict[str, int] = {}
     for name, datatype in found.items():
         macs[datatype] = macs.get(datatype, 0) + products[name]
@@ -67,18 +69,27 @@ def layers_by_product(
 ) -> dict[str, list[EngineLayer]]:
     """For each product the layers that compute it: those that are products by kind, else the next best.
 
-    A node's name also stands on the layers that move its input or scale its output; they prove nothing.
+    A node's name also stands on the layers that move its input or scale its output; they prove nothing. Each
+    optimization profile has layers of its own.
     """
-    ranked: dict[str, list[tuple[int, EngineLayer]]] = {}
+    ranked: dict[tuple[str, int], list[tuple[int, EngineLayer]]] = {}
     for layer in layers:
         rank = rank_layer(layer)
         for name in layer.origins:
             if name in products and rank < 3:
-                ranked.setdefault(name, []).append((rank, layer))
-    return {
-        name: [layer for rank, layer in group if rank == min(rank for rank, _ in group)]
-        for name, group in ranked.items()
-    }
+                ranked.setdefault((name, layer.profile), []).append((rank, layer))
+    makers: dict[str, list[EngineLayer]] = {}
+    for (name, _), group in ranked.items():
+        least = min(rank for rank, _ in group)
+        makers.setdefault(name, []).extend(layer for rank, layer in group if rank == least)
+    return makers
+
+
+def _type_in_all(makers: Sequence[EngineLayer], profiles: set[int]) -> str:
+    """What a product is computed in; ``unknown`` where a profile has no layer for it."""
+    if {layer.profile for layer in makers} != profiles:
+        return "unknown"
+    return widest(compute_type(layer) for layer in makers)
 
 
 def _is_nameless_product(layer: EngineLayer, products: Mapping[str, int]) -> bool:

@@ -41,7 +41,9 @@ class ModelConfig:
         name: of the model; its folder is called the same.
         max_batch: the largest batch that Triton may make; 0 for an engine of one fixed batch size, whose shapes then
             hold ``fixed_batch``, and which Triton sends whole requests only.
-        preferred_batch: the size that the engine's kernels were chosen for; ``None`` where it has none.
+        preferred_batch: the sizes that the engine's kernels were chosen for.
+        profiles: optimization profiles that an engine has, where it has several; Triton takes the first alone unless
+            it is told of the others.
         queue_delay_us: how long a request waits for others to fill a batch, microseconds.
         instances: copies of the model that run at a time, on each GPU or on the CPU.
         comment: lines that go in front.
@@ -54,7 +56,8 @@ class ModelConfig:
     classes: int
     max_batch: int
     fixed_batch: int | None = None
-    preferred_batch: int | None = None
+    preferred_batch: tuple[int, ...] = ()
+    profiles: int = 1
     queue_delay_us: int = 1000
     instances: int = 1
     warmup: Sequence[WarmupSample] = ()
@@ -99,10 +102,12 @@ def _message(config: ModelConfig) -> dict[str, Any]:
         },
         "instance_group": {"count": config.instances, "kind": _Enum(config.kind)},
     }
+    if config.profiles > 1:
+        values["instance_group"]["profile"] = tuple(map(str, range(config.profiles)))
     if config.max_batch:
         batching: dict[str, Any] = {"max_queue_delay_microseconds": config.queue_delay_us}
-        if config.preferred_batch is not None:
-            batching["preferred_batch_size"] = (config.preferred_batch,)
+        if config.preferred_batch:
+            batching["preferred_batch_size"] = config.preferred_batch
         values["dynamic_batching"] = batching
     values["model_warmup"] = [_describe_warmup(sample, config) for sample in config.warmup]
     return values
@@ -133,13 +138,13 @@ def _lines(message: Mapping[str, Any], indent: str = "") -> Iterator[str]:
             yield f"{indent}{key}: {_scalar(value)}"
 
 
-def _scalar(value: bool | int | str | tuple[int, ...]) -> str:
+def _scalar(value: bool | int | str | tuple[int | str, ...]) -> str:
     match value:
         case bool():
             return "true" if value else "false"
         case _Enum() | int():
             return str(value)
         case tuple():
-            return f"[{', '.join(map(str, value))}]"
+            return f"[{', '.join(map(_scalar, value))}]"
         case _:
             return '"' + value.replace("\\", "\\\\").replace('"', '\\"') + '"'

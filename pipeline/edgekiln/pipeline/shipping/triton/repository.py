@@ -214,19 +214,23 @@ def _plan_models(bundle: Bundle, variant: VariantRecord, wish: TritonWish) -> li
         return [(_config(name, bundle, variant, variant.files[0], wish, batching), variant.files[0])]
     models = []
     for file in variant.files:
-        batch = _read_profile(variant, file)
-        batching = _plan_batching(batch, wish, file)
-        own = f"{name}-b{batch['max']}" if "fixed_batch" in batching and len(variant.files) > 1 else name
+        batching = _plan_batching(_read_profiles(variant, file), wish, file)
+        own = (
+            f"{name}-b{batching['fixed_batch']}"
+            if "fixed_batch" in batching and len(variant.files) > 1
+            else name
+        )
         models.append((_config(own, bundle, variant, file, wish, batching), file))
     return models
 
 
-def _read_profile(variant: VariantRecord, file: str) -> Mapping[str, int]:
-    """Batch sizes that an engine was built for: min, opt, max."""
+def _read_profiles(variant: VariantRecord, file: str) -> list[dict[str, int]]:
+    """Batch sizes that an engine was built for: min, opt, max of each optimization profile."""
     builds = (variant.figures.get("build") or {}).get("builds") or {}
     try:
         batch = builds[file]["options"]["batch"]
-        return {key: int(batch[key]) for key in ("min", "opt", "max")}
+        several = batch if isinstance(batch, list) else [batch]
+        return [{key: int(profile[key]) for key in ("min", "opt", "max")} for profile in several]
     except (KeyError, TypeError, ValueError) as error:
         raise UsageError(
             f"The bundle does not say for which batch sizes {file} was built.",
@@ -234,25 +238,30 @@ def _read_profile(variant: VariantRecord, file: str) -> Mapping[str, int]:
         ) from error
 
 
-def _plan_batching(batch: Mapping[str, int], wish: TritonWish, file: str) -> dict[str, Any]:
-    if batch["min"] == batch["max"]:
-        if wish.max_batch not in {None, batch["max"]}:
-            raise UsageError(
-                f"{file} has the fixed batch size {batch['max']}.", hint="Leave --max-batch out."
-            )
-        return {"max_batch": 0, "fixed_batch": batch["max"]}
-    if batch["min"] > 1:
+def _plan_batching(profiles: Sequence[Mapping[str, int]], wish: TritonWish, file: str) -> dict[str, Any]:
+    least, most = min(p["min"] for p in profiles), max(p["max"] for p in profiles)
+    if least == most:
+        if wish.max_batch not in {None, most}:
+            raise UsageError(f"{file} has the fixed batch size {most}.", hint="Leave --max-batch out.")
+        return {"max_batch": 0, "fixed_batch": most}
+    largest = wish.max_batch or most
+    if largest > most:
         raise UsageError(
-            f"{file} takes batches of {batch['min']} and more, and Triton sends a single request on its own.",
-            hint="Build it with build.batch.min = 1.",
-        )
-    largest = wish.max_batch or batch["max"]
-    if largest > batch["max"]:
-        raise UsageError(
-            f"{file} was built for batches of up to {batch['max']}, got --max-batch {largest}.",
+            f"{file} was built for batches of up to {most}, got --max-batch {largest}.",
             hint="Take less, or build it with a larger build.batch.max.",
         )
-    return {"max_batch": largest, "preferred_batch": min(batch["opt"], largest)}
+    for size in range(1, largest + 1):
+        if not any(p["min"] <= size <= p["max"] for p in profiles):
+            raise UsageError(
+                f"{file} takes no batch of {size}, and Triton sends requests of every size up to {largest}.",
+                hint="Build it with batch ranges that begin at 1 and leave no size out.",
+            )
+    preferred = {min(p["opt"], largest) for p in profiles if p["min"] <= largest}
+    return {
+        "max_batch": largest,
+        "preferred_batch": tuple(sorted(preferred)),
+        "profiles": len(profiles),
+    }
 
 
 def _config(
