@@ -90,6 +90,18 @@ BuilderFlag, MemoryPoolType, ProfilingVerbosity, LayerInformationFormat, LayerTy
 )
 
 
+class HardwareCompatibilityLevel:
+    """As its own."""
+
+    AMPERE_PLUS = "AMPERE_PLUS"
+    if not fails("level"):  # which 10.3 has not
+        SAME_COMPUTE_CAPABILITY = "SAME_COMPUTE_CAPABILITY"
+
+
+if not fails("tiling"):  # which 10.3 has not
+    TilingOptimizationLevel = Names()
+
+
 class TensorIOMode(enum.Enum):
     """As its own."""
 
@@ -123,6 +135,11 @@ class Config(Free):
 
     def __init__(self) -> None:
         self.profiles: list[tuple[tuple[int, ...], ...]] = []
+        self.flags: set[str] = set()
+
+    def set_flag(self, flag: str) -> None:
+        """Permit something."""
+        self.flags.add(flag)
 
     def add_optimization_profile(self, profile: Profile) -> int:
         """The index."""
@@ -170,7 +187,10 @@ class Builder(Constructed):
         return Profile()
 
     def build_serialized_network(self, network: Network, config: Config) -> bytes | None:
-        """A plan that holds its profiles."""
+        """A plan that holds its profiles; what was set on the configuration is told in the log."""
+        self.logger.log(ILogger.Severity.INFO, f"config {vars(config)}")
+        if "SPARSE_WEIGHTS" in config.flags and not fails("dense"):
+            self.logger.log(ILogger.Severity.INFO, "(Sparsity) Found 2 layer(s) eligible, chose 1.")
         if fails("build"):
             self.logger.log(ILogger.Severity.ERROR, "Could not find any implementation for node /a/Conv.")
             return None

@@ -15,9 +15,17 @@ def test_batch_profile_is_in_order(sizes):
     ("flavour", "options", "words"),
     [
         ("tensorrt", {"capabilities": (86,)}, "capabilities are for tensorrt-rtx"),
-        ("tensorrt-rtx", {"version_compatible": True}, "has no version or hardware compatibility"),
-        ("tensorrt-rtx", {"hardware_compatibility": "ampere-plus"}, "has no version or hardware"),
-        ("tensorrt-rtx", {"typing": "weak"}, "no weak typing"),
+        ("tensorrt-rtx", {"version_compatible": True}, "tensorrt-rtx has no version_compatible"),
+        (
+            "tensorrt-rtx",
+            {"hardware_compatibility": "ampere-plus"},
+            "tensorrt-rtx has no hardware_compatibility",
+        ),
+        ("tensorrt-rtx", {"typing": "weak"}, "tensorrt-rtx has no typing: leave it out"),
+        ("tensorrt-rtx", {"sparsity": True, "tiling": "full"}, "has no sparsity and no tiling"),
+        ("tensorrt-rtx", {"avg_timing_iterations": 4}, "has no avg_timing_iterations"),
+        ("tensorrt", {"max_aux_streams": -1}, "max_aux_streams is 0 or more, got -1"),
+        ("tensorrt", {"avg_timing_iterations": 0}, "avg_timing_iterations is 1 or more, got 0"),
         ("tensorrt", {"workspace_bytes": 0}, "workspace_bytes must be positive, got 0"),
         (
             "tensorrt",
@@ -40,3 +48,10 @@ def test_options_of_one_profile_are_written_as_they_always_were():
         "optimization_level": None, "tf32": False, "version_compatible": False, "hardware_compatibility": "none",
         "capabilities": (), "typing": "strong",
     }  # fmt: skip
+
+
+def test_every_knob_that_is_used_is_part_of_what_determines_an_engine():
+    plain = BuildOptions("tensorrt", Precision.FP16).to_dict()
+    knobs = {"max_aux_streams": 0, "avg_timing_iterations": 4, "sparsity": True, "tiling": "fast"}
+    for name, value in knobs.items():
+        assert BuildOptions("tensorrt", Precision.FP16, **{name: value}).to_dict() == {**plain, name: value}

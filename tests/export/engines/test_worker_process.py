@@ -1,5 +1,7 @@
 """Building and inspecting through real child processes, in which a fake stands in for TensorRT."""
 
+from dataclasses import replace
+
 import pytest
 from onnx import TensorProto, helper
 from tests_support import ROOT
@@ -107,6 +109,47 @@ def test_inspection_that_fails_costs_the_engine_nothing_and_is_not_kept(fake, ca
     assert again.cached
     found = inspect_engine(again, cache)
     assert (found.note, '"Layers"' in found.layers) == (None, True)
+
+
+def test_knobs_reach_the_library_and_no_others_are_touched(fake, cache):
+    told = dict(build(cache).log)["INFO"]
+    for name in ("max_aux_streams", "avg_timing_iterations", "tiling_optimization_level", "SPARSE_WEIGHTS"):
+        assert name not in told
+    options = replace(OPTIONS, max_aux_streams=0, avg_timing_iterations=4, sparsity=True, tiling="fast")
+    built = build_engine(make_model(), options, cache)
+    told = " ".join(text for _, text in built.log)
+    for setting in (
+        "'max_aux_streams': 0",
+        "'avg_timing_iterations': 4",
+        "'tiling_optimization_level': 'FAST'",
+    ):
+        assert setting in told
+    assert "SPARSE_WEIGHTS" in told
+    assert built.notes[-1] == "(Sparsity) Found 2 layer(s) eligible, chose 1."
+    assert built.to_dict()["options"]["tiling"] == "fast"
+    fake("dense")
+    dense = build_engine(make_model(), replace(options, tiling="full"), cache)
+    assert dense.notes[-1] == "sparsity: the library told of no weights that are 2:4 sparse"
+
+
+@pytest.mark.parametrize(
+    ("changes", "fault", "words", "remedy"),
+    [
+        ({"tiling": "full"}, "tiling", "has no tiling", "TensorRT 10.13 or newer"),
+        (
+            {"hardware_compatibility": "same-compute-capability"},
+            "level",
+            "has no hardware compatibility of that level",
+            "TensorRT 10.13 or newer",
+        ),
+    ],
+)
+def test_an_option_that_a_version_lacks_names_the_version(fake, cache, changes, fault, words, remedy):
+    fake(fault)
+    with pytest.raises(BuildError, match=rf"tensorrt 10\.16\.1\.11 {words}") as caught:
+        build_engine(make_model(), replace(OPTIONS, **changes), cache)
+    assert remedy in caught.value.hint
+    assert cache.entries() == []
 
 
 def test_inspection_is_kept_with_its_engine(fake, cache):

@@ -7,8 +7,11 @@ from tests_support import TENSORRT_VARIANTS, TINY_RECIPE
 
 from edgekiln.benchmarks.judging.required import check_gate
 from edgekiln.pipeline.cli.inspecting import describe
+from edgekiln.pipeline.proof.public_recipe import public_recipe
 from edgekiln.pipeline.recipe import load_recipe
 from edgekiln.pipeline.run import run_recipe
+from edgekiln.pipeline.stages.settings import settings_of_engine
+from edgekiln.pipeline.stages.stage import Wish
 from edgekiln.pipeline.workspace.progress import SilentProgress
 from edgekiln.runtime import load
 from edgekiln.runtime.backends.engine_header import read_engine_header
@@ -44,6 +47,11 @@ def rows(run):
             "has no build.capabilities",
         ),
         ('backend = "tensorrt-rtx"\nprecision = "fp16"\nbuild = {typing = "weak"}', "has no build.typing"),
+        ('backend = "tensorrt-rtx"\nprecision = "fp16"\nbuild = {sparsity = true}', "has no build.sparsity"),
+        (
+            'backend = "tensorrt"\nprecision = "fp16"\nbuild = {tiling = "all"}',
+            "'fast', 'moderate' or 'full'",
+        ),
         (
             'backend = "tensorrt"\nprecision = "fp16"\nbuild = {batch = {min = 4, opt = 2}}',
             "min <= opt <= max",
@@ -78,6 +86,31 @@ def test_recipe_refuses_what_cannot_be_meant(tmp_path, variant, complaint):
     with pytest.raises(RecipeError) as caught:
         load_recipe(path)
     assert complaint in str(caught.value)
+
+
+def test_keys_that_are_not_used_change_no_digest(tmp_path):
+    """Finished stages, engines in caches and bundles stay what they are when edgekiln learns another key."""
+
+    def digested(more):
+        variants = '[[variants]]\nname = "t"\nprecision = "fp16"\nbackend = "tensorrt"\n'
+        variants += f"build = {{tf32 = false{more}}}\n"
+        (tmp_path / "recipe.toml").write_text(TINY_RECIPE.replace("[gate]", f"{variants}[gate]"))
+        recipe = load_recipe(tmp_path / "recipe.toml")
+        stage = settings_of_engine(Wish(recipe), recipe.variants[-1])["build"]
+        shipped = [public_recipe(recipe, as_given=given)["variants"][-1]["build"] for given in (False, True)]
+        assert stage == shipped[0]
+        return stage, shipped[1]
+
+    today = {
+        "batch": {"min": 1, "opt": 8, "max": 32}, "static_batches": [], "workspace_mib": None,
+        "optimization_level": None, "tf32": False, "hardware_compatibility": "none", "version_compatible": False,
+        "capabilities": [], "typing": "strong",
+    }  # fmt: skip
+    assert digested("") == (today, {"tf32": False})
+    assert digested(', batch = [{}], sparsity = false, tiling = "none"')[0] == today
+    used = {"max_aux_streams": 0, "avg_timing_iterations": 2, "sparsity": True, "tiling": "full"}
+    text = ', max_aux_streams = 0, avg_timing_iterations = 2, sparsity = true, tiling = "full"'
+    assert digested(text) == ({**today, **used}, {"tf32": False, **used})
 
 
 def test_recipe_has_defaults_that_follow_the_backend(tmp_path):

@@ -75,10 +75,11 @@ def main(arguments: list[str]) -> int:
     """Entry point of the process; returns 0 when ``result.json`` tells of an engine, 1 when of a failure."""
     folder = Path(arguments[0])
     request = json.loads((folder / "request.json").read_text("utf-8"))
-    result: dict[str, Any] = {"engine": False, "failure": None, "node": None, "notes": []}
+    result: dict[str, Any] = {"engine": False, "failure": None, "node": None, "notes": [], "version": None}
     log: LibraryLog | None = None
     try:
         trt = import_tensorrt(request["flavour"], to_build=True)
+        result["version"] = str(trt.__version__)
         log = library_log(trt)
         result |= _build(trt, log, request, folder, result["notes"])
     except _Cancelled:
@@ -117,8 +118,11 @@ def _build(
             raise _Cancelled
         if plan is None:
             raise _Failure("build")
+    if request.get("sparsity"):
+        told = [text.strip() for _, text in log.since(0) if text.lstrip().startswith("(Sparsity)")]
+        notes.extend(told or ["sparsity: the library told of no weights that are 2:4 sparse"])
     (folder / "engine").write_bytes(plan)
-    return {"engine": True, "version": trt.__version__, "declared": declared}
+    return {"engine": True, "declared": declared}
 
 
 def _network_flags(trt: ModuleType, typing: str) -> int:
@@ -189,6 +193,7 @@ def _set_options(trt: ModuleType, config: Any, request: dict[str, Any], notes: l
         _set_same_compute_capability(trt, config)
     if request["capabilities"]:
         _set_capabilities(trt, config, request["capabilities"])
+    _set_tuning(trt, config, request)
     if request["typing"] == "weak":
         _set_weak_precision(trt, config, request["precision"])
 
@@ -214,6 +219,21 @@ def _set_capabilities(trt: ModuleType, config: Any, capabilities: list[int]) -> 
         capability = getattr(trt.ComputeCapability, f"SM{number}", None)
         if capability is None or not config.set_compute_capability(capability, index):
             raise _Failure("capabilities")
+
+
+def _set_tuning(trt: ModuleType, config: Any, request: dict[str, Any]) -> None:
+    """How the search for kernels goes; what is not in the request is left to the library."""
+    if "max_aux_streams" in request:
+        config.max_aux_streams = request["max_aux_streams"]
+    if "avg_timing_iterations" in request:
+        config.avg_timing_iterations = request["avg_timing_iterations"]
+    if request.get("sparsity"):
+        config.set_flag(trt.BuilderFlag.SPARSE_WEIGHTS)
+    if "tiling" in request:
+        levels = getattr(trt, "TilingOptimizationLevel", None)
+        if levels is None:
+            raise _Failure("tiling")
+        config.tiling_optimization_level = getattr(levels, request["tiling"].upper())
 
 
 def _set_weak_precision(trt: ModuleType, config: Any, precision: str) -> None:

@@ -26,11 +26,18 @@ from edgekiln.runtime.errors import (
 
 __all__ = ["explain_death", "explain_failure"]
 
-_OPTION_FAILURES = {
-    "hardware-compatibility": "This TensorRT has no hardware compatibility of that level.",
-    "capabilities": "This library cannot build for those compute capabilities.",
-    "weak-typing": "This TensorRT has no weak typing; its networks are always strongly typed.",
-    "profile": "The library refused the batch profile.",
+_OPTION_FAILURES = {  # what follows the library's name and version, and the remedy
+    "hardware-compatibility": (
+        "has no hardware compatibility of that level",
+        "Leave build.hardware_compatibility out, or take TensorRT 10.13 or newer.",
+    ),
+    "capabilities": ("cannot build for those compute capabilities", None),
+    "weak-typing": (
+        "has no weak typing; its networks are always strongly typed",
+        "Leave build.typing out.",
+    ),
+    "tiling": ("has no tiling", "Leave build.tiling out, or take TensorRT 10.13 or newer."),
+    "profile": ("refused the batch profile", None),
 }
 _CAUSES: tuple[tuple[re.Pattern[str], str, str], ...] = (
     (
@@ -106,12 +113,12 @@ def explain_failure(
         kind = _NOT_STARTED.get(result["code"], EnvironmentProblem)
         return kind(result["problem"], hint=result["hint"])
     errors = [text.strip() for severity, text in log if severity in {"ERROR", "INTERNAL_ERROR"}]
-    words = " | ".join(dict.fromkeys(errors)) or _OPTION_FAILURES.get(result["failure"], "it gave no reason.")
+    words, remedy = " | ".join(dict.fromkeys(errors)), "The words after the colon are the library's own."
+    if not errors:
+        refusal, remedy = _OPTION_FAILURES.get(result["failure"], ("gave no reason", None))
+        words = f"{options.flavour} {result.get('version') or ''}".rstrip() + f" {refusal}."
     node = result["node"] or next((match[1] for text in errors if (match := _NODE.search(text))), None)
-    cause, hint = _likely_cause(words) or (
-        result["failure"],
-        "The words after the colon are the library's own." if errors else None,
-    )
+    cause, hint = _likely_cause(words) or (result["failure"], remedy)
     where = f"for {device.name}" if device is not None and options.flavour == "tensorrt" else "without a GPU"
     return BuildError(
         f"{options.flavour} could not build the {options.precision.value} engine {where} "

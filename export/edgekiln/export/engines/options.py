@@ -2,19 +2,30 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from typing import Any, Literal
 
 from edgekiln.runtime.backends.engine_header import Flavour
 from edgekiln.runtime.errors import UsageError
 from edgekiln.runtime.spec import Precision
 
-__all__ = ["BatchProfile", "BuildOptions"]
+__all__ = ["TENSORRT_ALONE", "BatchProfile", "BuildOptions"]
 
 HardwareCompatibility = Literal["none", "ampere-plus", "same-compute-capability"]
 Typing = Literal["strong", "weak"]
+Tiling = Literal["none", "fast", "moderate", "full"]
 
 MAX_BATCH = 1024
+TENSORRT_ALONE = (
+    "version_compatible",
+    "hardware_compatibility",
+    "typing",
+    "avg_timing_iterations",
+    "sparsity",
+    "tiling",
+)
+"""Options that TensorRT-RTX has not, or takes and does nothing with: it times no kernel while it builds."""
+_ADDED_LATER = ("max_aux_streams", "avg_timing_iterations", "sparsity", "tiling")
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +58,10 @@ class BuildOptions:
         hardware_compatibility: run on other GPUs than the one that builds; TensorRT only, not on Jetson.
         capabilities: compute capabilities (86 is 8.6) to build for; RTX only; empty is its default, all but Turing.
         typing: ``weak`` only where strong typing fails, below TensorRT 10.12: the library may then choose float32.
+        max_aux_streams: streams beside the main one; ``None`` leaves their number to the library.
+        avg_timing_iterations: times that each kernel is timed; ``None`` is the library's default; TensorRT only.
+        sparsity: allow kernels for weights with two zeros in each four; TensorRT only.
+        tiling: how long to look for layers that can share the L2 cache; TensorRT from 10.13 on.
     """
 
     flavour: Flavour
@@ -59,6 +74,10 @@ class BuildOptions:
     hardware_compatibility: HardwareCompatibility = "none"
     capabilities: tuple[int, ...] = ()
     typing: Typing = "strong"
+    max_aux_streams: int | None = None
+    avg_timing_iterations: int | None = None
+    sparsity: bool = False
+    tiling: Tiling = "none"
 
     def __post_init__(self) -> None:
         rtx = self.flavour == "tensorrt-rtx"
@@ -74,10 +93,13 @@ class BuildOptions:
             raise UsageError(f"workspace_bytes must be positive, got {self.workspace_bytes}.")
         if self.optimization_level is not None and not 0 <= self.optimization_level <= 5:
             raise UsageError(f"optimization_level is 0 to 5, got {self.optimization_level}.")
-        if rtx and (
-            self.version_compatible or self.hardware_compatibility != "none" or self.typing == "weak"
-        ):
-            raise UsageError("tensorrt-rtx has no version or hardware compatibility and no weak typing.")
+        if self.max_aux_streams is not None and self.max_aux_streams < 0:
+            raise UsageError(f"max_aux_streams is 0 or more, got {self.max_aux_streams}.")
+        if self.avg_timing_iterations is not None and self.avg_timing_iterations < 1:
+            raise UsageError(f"avg_timing_iterations is 1 or more, got {self.avg_timing_iterations}.")
+        foreign = [name for name in TENSORRT_ALONE if getattr(self, name) != _DEFAULTS[name]] if rtx else []
+        if foreign:
+            raise UsageError(f"tensorrt-rtx has no {' and no '.join(foreign)}: leave it out.")
 
     @property
     def profiles(self) -> tuple[BatchProfile, ...]:
@@ -85,5 +107,13 @@ class BuildOptions:
         return (self.batch,) if isinstance(self.batch, BatchProfile) else self.batch
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON values: what determines the engine besides its model, its library and its GPU."""
-        return asdict(self) | {"precision": self.precision.value}
+        """JSON values: what determines the engine besides its model, its library and its GPU.
+
+        Options that were added later are left out at their default: engines that are in a cache stay in use.
+        """
+        unused = {name for name in _ADDED_LATER if getattr(self, name) == _DEFAULTS[name]}
+        values = asdict(self) | {"precision": self.precision.value}
+        return {name: value for name, value in values.items() if name not in unused}
+
+
+_DEFAULTS = {field.name: field.default for field in fields(BuildOptions)}

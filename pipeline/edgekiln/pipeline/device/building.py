@@ -73,6 +73,10 @@ def plan_builds(request: EngineRequest) -> dict[str, BuildOptions]:
             hardware_compatibility=settings.get("hardware_compatibility", "none"),
             capabilities=tuple(settings.get("capabilities") or ()),
             typing=settings.get("typing", "strong"),
+            max_aux_streams=settings.get("max_aux_streams"),
+            avg_timing_iterations=settings.get("avg_timing_iterations"),
+            sparsity=settings.get("sparsity", False),
+            tiling=settings.get("tiling", "none"),
         )
         for file, profile in (profiles or {f"{name}.engine": _read_profiles(settings.get("batch"))}).items()
     }

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from edgekiln.export.engines.options import TENSORRT_ALONE
 from edgekiln.pipeline.device.building import EngineRequest, plan_builds
 from edgekiln.runtime.backends.engine_header import Flavour
 from edgekiln.runtime.bundles.bundle import Bundle
@@ -183,7 +184,7 @@ def _merge_settings(
     """A recipe's settings without those that another flavour alone knows, and the caller's own over them."""
     foreign = {
         "tensorrt": {"capabilities"},
-        "tensorrt-rtx": {"version_compatible", "hardware_compatibility", "typing"},
+        "tensorrt-rtx": set(TENSORRT_ALONE),
     }[flavour]
     known = {key: value for key, value in settings.items() if key not in foreign}
     if "batch" in wishes:

@@ -18,6 +18,7 @@ def public_recipe(recipe: Recipe, *, as_given: bool = False) -> dict[str, Any]:
             section["path"] = Path(section["path"]).name
         if section.get("sensor_bits") is None:
             section.pop("sensor_bits", None)  # as "ship" below
+    _drop_unused(recipe, values)
     if recipe.teacher is not None:
         values["teacher"]["checkpoint"] = recipe.teacher.checkpoint.name
     if recipe.backbone.from_file:
@@ -31,3 +32,10 @@ def public_recipe(recipe: Recipe, *, as_given: bool = False) -> dict[str, Any]:
             "ship", None
         )  # a bundle that has nothing more is the one that it was before there was the key
     return values
+
+
+def _drop_unused(recipe: Recipe, values: dict[str, Any]) -> None:
+    """Take out keys of engines' builds that were added later and are not used, as "ship" above."""
+    for variant, written in zip(recipe.variants, values["variants"], strict=True):
+        for key in variant.build.unused:
+            written.get("build", {}).pop(key, None)

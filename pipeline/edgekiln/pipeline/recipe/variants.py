@@ -58,6 +58,7 @@ class BatchSettings(Section):
         return self
 
 
+_ADDED_LATER = ("max_aux_streams", "avg_timing_iterations", "sparsity", "tiling")
 BATCH_TAGS = ("(one range)", "(several ranges)")
 """Parts that pydantic puts into the place of a mistake in ``batch``, and that no key has."""
 _Batch = Annotated[
@@ -95,6 +96,30 @@ class BuildSettings(Section):
     typing: Literal["strong", "weak"] = Field(
         "strong", description="weak only where strong typing fails, below TensorRT 10.12; the report says so"
     )
+    max_aux_streams: int | None = Field(
+        None,
+        ge=0,
+        description="streams beside the main one, for branches that run at once; 0 keeps to the main one",
+    )
+    avg_timing_iterations: int | None = Field(
+        None,
+        ge=1,
+        le=1000,
+        description="tensorrt: times that each kernel is timed for the choice; more is steadier",
+    )
+    sparsity: bool = Field(
+        False, description="tensorrt: kernels for weights that are 2:4 sparse already; nothing is pruned"
+    )
+    tiling: Literal["none", "fast", "moderate", "full"] = Field(
+        "none",
+        description="tensorrt 10.13 and newer: look for layers that share the L2 cache; more is slower to build",
+    )
+
+    @property
+    def unused(self) -> set[str]:
+        """Keys that were added later and have their default: digests leave them out, so what is on disk stays good."""
+        fields = type(self).model_fields
+        return {key for key in _ADDED_LATER if getattr(self, key) == fields[key].default}
 
     @field_validator("batch", mode="after")
     @classmethod
@@ -269,7 +294,14 @@ class VariantSettings(Section):
         given = self.build.model_fields_set
         wrong = {
             "tensorrt": {"capabilities"},
-            "tensorrt-rtx": {"version_compatible", "hardware_compatibility", "typing"},
+            "tensorrt-rtx": {
+                "version_compatible",
+                "hardware_compatibility",
+                "typing",
+                "avg_timing_iterations",
+                "sparsity",
+                "tiling",
+            },
         }[self.backend] & given
         if wrong:
             raise ValueError(f"{self.backend} has no build.{sorted(wrong)[0]}")

@@ -198,7 +198,7 @@ def settings_of_engine(_: Wish, variant: VariantSettings) -> dict[str, Any]:
     """How it is built, and the GPUs that are there: kernels are chosen by their times."""
     return {
         "backend": variant.backend,
-        "build": variant.build.model_dump(mode="json"),
+        "build": variant.build.model_dump(mode="json", exclude=variant.build.unused),
         "precision_share": variant.precision_share,
         "devices": _visible_devices(),
         **_power_mode(),
