@@ -13,7 +13,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from edgekiln.runtime.bundles.machine import read_board, read_processor
+from edgekiln.runtime.bundles.machine import read_board, read_emulation, read_processor
 from edgekiln.runtime.limits import count_affinity, read_cpu_quota
 
 __all__ = [
@@ -103,6 +103,7 @@ def describe_machine() -> dict[str, Any]:
     return {
         "cpu": processor.model,
         "board": read_board(),
+        "emulated_on": read_emulation(),
         "cores": count_affinity(),
         "avx2": "avx2" in flags,
         "vnni": bool(flags & {"avx512_vnni", "avx_vnni"}),

@@ -60,6 +60,18 @@ def test_a_gpu_that_heat_slowed_down_makes_the_run_invalid():
     )
 
 
+def test_times_of_an_emulated_processor_are_invalid():
+    blocks = [Block(p, i, t, np.full(10, 1.0)) for p in range(2) for i in range(4) for t in (0, 1)]
+    steady = Measurement("a", "call", 1, {}, [], blocks)
+    emulated = session()
+    emulated["machine"]["emulated_on"] = "x86_64"
+    found = judge_conditions([steady], [emulated], {}, [ROUND])
+    assert (found.state, found.reasons) == (
+        "invalid",
+        ("the processor is emulated on x86_64: times are the emulator's",),
+    )
+
+
 def test_turns_that_throttled_are_told_also_where_their_rest_is_sound():
     raw = [{"index": i, "turn": 0, "times_ns": [10**6]} for i in range(5)]
     spoiled = [{**raw[0], "throttled": ["cpufreq-cpu0"]}, *raw[1:]]

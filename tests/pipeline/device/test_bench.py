@@ -122,6 +122,19 @@ def find(report, name):
     return next(v for v in report["variants"] if v["name"] == name)
 
 
+def test_on_an_emulated_processor_variants_are_judged_and_nothing_is_timed(
+    parent, pictures, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(bench, "read_emulation", lambda: "x86_64")
+    report = run(parent, tmp_path / "here", pictures)
+    assert report["benchmark"] is None
+    assert find(report, "int8")["verdict"] == "pass"
+    assert any(
+        "Nothing was timed: this processor is emulated on x86_64" in told for told in report["notices"]
+    )
+    assert not any(v.figures.get("times") for v in open_bundle(tmp_path / "here").variants)
+
+
 def test_without_the_build_side_every_variant_for_this_cpu_is_judged_and_timed(benched):
     parent, out, document = benched
     report, bundle = read_report(out / "report.json"), open_bundle(out)

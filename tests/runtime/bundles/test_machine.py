@@ -8,6 +8,7 @@ from edgekiln.runtime.bundles.machine import (
     parse_cpuinfo,
     read_board,
     read_driver,
+    read_emulation,
     read_governors,
     read_power_mode,
     read_processor,
@@ -130,6 +131,31 @@ def test_board_is_the_device_trees_else_cpuinfos_else_the_firmwares(tmp_path):
     assert read_board(tmp_path / "pi") == "Raspberry Pi 5 Model B Rev 1.0"
     write(tmp_path / "pi/proc/device-tree/model", "NVIDIA Jetson AGX Orin Developer Kit\0")
     assert read_board(tmp_path / "pi") == "NVIDIA Jetson AGX Orin Developer Kit"
+
+
+@pytest.mark.parametrize(
+    ("machine", "kernel", "program", "told"),
+    [
+        ("aarch64", "aarch64", None, None),
+        ("aarch64", "x86_64", None, "x86_64"),
+        ("x86_64", "aarch64", None, "aarch64"),  # Rosetta, in a container on a Mac
+        ("armv8l", "aarch64", None, None),  # a 32-bit system on its own 64-bit processor
+        ("aarch64", None, "/usr/bin/qemu-aarch64-static", "another architecture"),
+        ("aarch64", None, "/usr/bin/python3.11", None),
+        ("aarch64", None, None, None),
+    ],
+)
+def test_an_emulated_processor_is_told_by_the_kernel_or_by_qemus_own_program(
+    tmp_path, monkeypatch, machine, kernel, program, told
+):
+    monkeypatch.setattr("platform.machine", lambda: machine)
+    if kernel:
+        (tmp_path / "proc/sys/kernel").mkdir(parents=True)
+        (tmp_path / "proc/sys/kernel/arch").write_text(f"{kernel}\n")
+    if program:
+        (tmp_path / "proc/thread-self").mkdir(parents=True)
+        (tmp_path / "proc/thread-self/exe").symlink_to(program)
+    assert read_emulation(tmp_path) == told
 
 
 def test_governors_of_usable_cores_are_each_told_once(tmp_path):

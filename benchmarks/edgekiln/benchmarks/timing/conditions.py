@@ -30,7 +30,8 @@ def judge_conditions(
 ) -> Validity:
     """The worst stretch of work decides; conditions that changed, clocks that fell and a power cap are told as noise.
 
-    A round of which half or more was timed while the machine throttled makes the run invalid.
+    A round of which half or more was timed while the machine throttled makes the run invalid, and so does an emulated
+    processor.
     """
     validity = assess(
         measurements,
@@ -40,7 +41,7 @@ def judge_conditions(
     )
     machines = [session["machine"] for session in sessions]
     changed = [key for key in _CONDITIONS if any(machine[key] != machines[0][key] for machine in machines)]
-    if spoiled := _describe_spoiled(rounds):
+    if spoiled := [*_describe_emulated(machines), *_describe_spoiled(rounds)]:
         return Validity("invalid", (*spoiled, *validity.reasons), validity.self_ratio)
     reasons = [*_describe_throttled(rounds), *_describe_clocks(rounds)]
     if changed:
@@ -71,6 +72,12 @@ def _is_spoiled(part: Mapping[str, Any]) -> bool:
     turns = {block["index"] for block in part.get("blocks", [[]])[0]}
     sound = len(turns) - len(_throttled_turns(part))
     return bool(turns) and (sound < 2 or sound <= _LEAST_SOUND * len(turns)) and sound < len(turns)
+
+
+def _describe_emulated(machines: Sequence[Mapping[str, Any]]) -> list[str]:
+    """That times are those of an emulator, where they are; machines of earlier reports do not tell."""
+    kernels = sorted({kernel for machine in machines if (kernel := machine.get("emulated_on"))})
+    return [f"the processor is emulated on {kernel}: times are the emulator's" for kernel in kernels]
 
 
 def _describe_spoiled(rounds: Sequence[Mapping[str, Any]]) -> list[str]:

@@ -31,6 +31,7 @@ from edgekiln.pipeline.workspace.progress import Progress
 from edgekiln.runtime.backends import open_session
 from edgekiln.runtime.bundles.beside import remove
 from edgekiln.runtime.bundles.bundle import Bundle, open_bundle
+from edgekiln.runtime.bundles.machine import read_emulation
 from edgekiln.runtime.bundles.manifest import VariantRecord
 from edgekiln.runtime.bundles.source import hash_file
 from edgekiln.runtime.cuda.driver import probe_driver
@@ -87,7 +88,10 @@ def bench_on_device(request: BenchRequest, progress: Progress) -> dict[str, Any]
         if not any(row.get("logits") is not None for row in rows):
             raise _nothing_ran(parent, rows)
         benchmark, problem = None, None
-        if request.timed:
+        if request.timed and (kernel := read_emulation()):
+            problem = f"Nothing was timed: this processor is emulated on {kernel}, and times would be the emulator's."
+            progress.message(problem)
+        elif request.timed:
             setup = TimingSetup(parent, pictures, engines, work, plan, baseline)
             try:
                 benchmark = time_engines(rows, setup, progress)

@@ -19,6 +19,7 @@ __all__ = [
     "parse_cpuinfo",
     "read_board",
     "read_driver",
+    "read_emulation",
     "read_governors",
     "read_power_mode",
     "read_processor",
@@ -161,6 +162,22 @@ def read_board(root: Path = _ROOT) -> str | None:
     tree = _read(root / "proc/device-tree/model")
     name = (tree or "").strip("\0 \n") or read_processor(root).board
     return name or _read(root / "sys/class/dmi/id/product_name") or None
+
+
+def read_emulation(root: Path = _ROOT) -> str | None:
+    """Architecture of the kernel where programs see another one, since an emulator (qemu, Rosetta) runs them.
+
+    ``None`` where none does, and where nothing tells: kernels before Linux 6.1 under another emulator than qemu, and
+    emulators of a whole machine, whose kernel is emulated too.
+    """
+    kernel = _read(root / "proc/sys/kernel/arch")
+    if kernel is not None:
+        return kernel if {kernel, platform.machine()} == {"x86_64", "aarch64"} else None
+    try:  # qemu hides itself in /proc/self alone
+        program = (root / "proc/thread-self/exe").readlink().name
+    except OSError:
+        return None
+    return "another architecture" if program.startswith("qemu-") else None
 
 
 def read_power_mode(root: Path = _ROOT) -> tuple[str, str | None] | None:
