@@ -3,12 +3,15 @@
 import base64
 import io
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from inspector_support import PRODUCTS, layers_of
 from PIL import Image
 
+from edgekiln.benchmarks.comparing.comparable import Answers, Side
+from edgekiln.benchmarks.comparing.fleet import Member, set_side_by_side
 from edgekiln.benchmarks.judging.verdict import Reference, judge_answers
 from edgekiln.benchmarks.timing.measurement import Block, Measurement, compare_speed
 from edgekiln.export.audits.layers.difference import compare_engines
@@ -153,6 +156,34 @@ _ENERGY = {
                "seconds": 3.0, "samples": 60, "source": "board rails VDD_IN"},
     "energy_reason": None,
 }  # fmt: skip
+
+
+def make_fleet(classes: list[str]) -> dict[str, Any]:
+    """Devices with awkward names: valid, noisy and invalid timings, an emulated one, one without a result."""
+    generator = np.random.default_rng(5)
+    labels = np.arange(300) % len(classes)
+    logits = generator.normal(size=(300, len(classes))).astype(np.float32)
+    digests = tuple(f"{i:064x}" for i in range(300))
+    sides, members = {}, []
+    for name, state in {
+        "here": "valid",
+        "<i>pi</i> " + "5" * 50: "noisy",
+        "arm\u202e": None,
+        "old": "invalid",
+    }.items():
+        report = make_report(300, classes, processes=2, blocks=4, state=state or "valid")
+        report["machine"] = {**report["machine"], "system": "Linux", "python": "3.11", "emulated_on": None}
+        report["machine"] |= {
+            "versions": {"onnxruntime": "1.32.0"},
+            "emulated_on": None if state else "x86_64",
+        }
+        engines = {e: logits + 0.02 * generator.normal(size=logits.shape).astype(np.float32) for e in ENGINES}
+        answers = Answers(digests, labels, {"baseline": logits, **engines})
+        contract = {**report["contract"], "classes": classes}
+        sides[name] = Side(Path(name), contract, {}, report, answers, "same")
+        members.append(Member(name, Path(name), required=name == "here"))
+    members.append(Member("lost", None, required=True, why="the line was cut & <b>never</b> came back"))
+    return set_side_by_side(members, sides)
 
 
 def make_search(verdict: str) -> dict[str, Any]:

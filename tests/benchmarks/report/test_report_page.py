@@ -7,9 +7,9 @@ import shutil
 import time
 
 import pytest
-from report_support import make_report, make_study
+from report_support import make_fleet, make_report, make_study
 
-from edgekiln.benchmarks.report import render_page
+from edgekiln.benchmarks.report import render_fleet_page, render_page
 from edgekiln.benchmarks.report.page import _TEMPLATES
 from edgekiln.benchmarks.report.transfer import render_study_page
 
@@ -95,6 +95,8 @@ def complaints(tab, scheme):
 def make_page(name):
     if name == "transfer":
         return render_study_page(make_study())
+    if name == "fleet":
+        return render_fleet_page(make_fleet(AWKWARD))
     classes = MANY if name == "many" else AWKWARD
     state = {"many": "valid", "awkward": "noisy", "invalid": "invalid"}[name]
     return render_page(make_report(300, classes, processes=2, blocks=20, state=state))
@@ -102,7 +104,7 @@ def make_page(name):
 
 @pytest.mark.slow
 @in_browser
-@pytest.mark.parametrize("name", ["awkward", "many", "invalid", "transfer"])
+@pytest.mark.parametrize("name", ["awkward", "many", "invalid", "transfer", "fleet"])
 def test_nothing_overflows_and_nothing_is_asked_for(tab, tmp_path, name):
     show(tab, make_page(name), tmp_path)
     for width in (390, 1280):
@@ -120,7 +122,7 @@ def test_nothing_overflows_and_nothing_is_asked_for(tab, tmp_path, name):
 @pytest.mark.slow
 @in_browser
 @pytest.mark.parametrize("width", [390, 1280])
-@pytest.mark.parametrize("name", ["awkward", "transfer"])
+@pytest.mark.parametrize("name", ["awkward", "transfer", "fleet"])
 def test_axe_has_nothing_to_complain_of(tab, tmp_path, name, width):
     tab.set_viewport_size({"width": width, "height": 844})
     show(tab, make_page(name), tmp_path)
@@ -211,7 +213,7 @@ def luminance(color):
     return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
 
 
-@pytest.mark.parametrize("name", ["awkward", "transfer"])
+@pytest.mark.parametrize("name", ["awkward", "transfer", "fleet"])
 def test_page_asks_for_nothing_from_elsewhere(name):
     page = make_page(name)
     tags = re.findall("<[a-z][^<>]*>", page)

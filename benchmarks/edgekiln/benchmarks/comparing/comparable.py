@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,10 +19,10 @@ from edgekiln.runtime.bundles.bundle import open_bundle
 from edgekiln.runtime.bundles.judged_with import VERDICT_KIND
 from edgekiln.runtime.bundles.machine_kind import MachineKind
 from edgekiln.runtime.bundles.manifest import MANIFEST_NAME
-from edgekiln.runtime.errors import BundleError, UntrustedError, UsageError
+from edgekiln.runtime.errors import BundleError, NonFiniteError, UntrustedError, UsageError
 from edgekiln.runtime.spec import Logits
 
-__all__ = ["Answers", "Side", "Standing", "read_side"]
+__all__ = ["Answers", "Side", "Standing", "check_classes", "check_finite", "read_side", "tell_contracts"]
 
 _PREFIX = "logits."
 _NEVER_JUDGED = frozenset({"not-run", "unverified"})
@@ -35,6 +35,15 @@ class Answers:
     digests: tuple[str, ...]
     labels: Labels
     logits: Mapping[str, Logits] = field(repr=False)
+
+    def take(self, rows: Sequence[int]) -> Answers:
+        """Those of some pictures, in the order of ``rows``."""
+        index = np.array(rows)
+        return Answers(
+            tuple(self.digests[i] for i in rows),
+            self.labels[index],
+            {name: logits[index] for name, logits in self.logits.items()},
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,3 +179,35 @@ def _read_kind(row: Mapping[str, Any], path: Path) -> MachineKind | None:
         return None if kind is None else MachineKind.from_dict(kind)
     except (KeyError, TypeError) as error:
         raise UntrustedError(f"{path} is no report that can be read: {error!r}.", path=path) from error
+
+
+def check_classes(old: Side, new: Side) -> None:
+    """That both know the same classes in the same order; raises UsageError with the first of each."""
+    if old.classes != new.classes:
+        raise UsageError(
+            f"These do unlike work: one knows {', '.join(old.classes[:5])}, the other "
+            f"{', '.join(new.classes[:5])}.",
+            hint="Compare what has the same classes, in the same order.",
+            path=new.path,
+        )
+
+
+def tell_contracts(old: Side, new: Side) -> str:
+    """Where the two prepare pictures otherwise, as ``width: 32 and 64``; empty where they do not."""
+    differing = sorted(
+        key
+        for key in {*old.contract, *new.contract} - {"classes"}
+        if old.contract.get(key) != new.contract.get(key)
+    )
+    return "; ".join(f"{key}: {old.contract.get(key)} and {new.contract.get(key)}" for key in differing)
+
+
+def check_finite(name: str, path: Path, answers: Answers) -> None:
+    """That an engine's answers are numbers; raises NonFiniteError."""
+    bad = int((~np.isfinite(answers.logits[name]).all(axis=1)).sum())
+    if bad:
+        raise NonFiniteError(
+            f"{path} holds NaN or infinite logits of {name} for {bad} of {len(answers.labels)} pictures.",
+            hint="Such answers cannot be compared: run it again, or leave that engine out.",
+            path=path,
+        )

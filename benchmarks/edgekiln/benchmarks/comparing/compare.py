@@ -11,19 +11,26 @@ unseen.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 
-from edgekiln.benchmarks.comparing.comparable import Answers, Side, read_side
+from edgekiln.benchmarks.comparing.comparable import (
+    Answers,
+    Side,
+    check_classes,
+    check_finite,
+    read_side,
+    tell_contracts,
+)
 from edgekiln.benchmarks.judging.accuracy import pair_answers
 from edgekiln.benchmarks.judging.gate import newcombe_interval, tango_interval
 from edgekiln.benchmarks.report.timings import find_reference
 from edgekiln.runtime.bundles.judged_with import describe_kind
-from edgekiln.runtime.errors import NonFiniteError, UsageError
+from edgekiln.runtime.errors import UsageError
 
 __all__ = ["Change", "Comparison", "compare_bundles"]
 
@@ -132,20 +139,9 @@ def compare_bundles(
 
 
 def _check_contracts(old: Side, new: Side, other_contract: bool) -> None:
-    if old.classes != new.classes:
-        raise UsageError(
-            f"These do unlike work: one knows {', '.join(old.classes[:5])}, the other "
-            f"{', '.join(new.classes[:5])}.",
-            hint="Compare what has the same classes, in the same order.",
-            path=new.path,
-        )
-    differing = sorted(
-        key
-        for key in {*old.contract, *new.contract} - {"classes"}
-        if old.contract.get(key) != new.contract.get(key)
-    )
-    if differing and not other_contract:
-        told = "; ".join(f"{key}: {old.contract.get(key)} and {new.contract.get(key)}" for key in differing)
+    check_classes(old, new)
+    told = tell_contracts(old, new)
+    if told and not other_contract:
         raise UsageError(
             f"These do unlike work: their contracts prepare pictures otherwise ({told}).",
             hint="--other-contract compares their answers all the same, and leaves out speed.",
@@ -168,7 +164,7 @@ def _match(old: Side, new: Side) -> tuple[Answers, Answers] | None:
         )
     first, second = zip(*pairs, strict=True)
     _check_overlap(len(pairs), old.answers, new.answers, new.path)
-    return _take(old.answers, first), _take(new.answers, second)
+    return old.answers.take(first), new.answers.take(second)
 
 
 def _check_overlap(shared: int, old: Answers, new: Answers, path: Path) -> None:
@@ -181,15 +177,6 @@ def _check_overlap(shared: int, old: Answers, new: Answers, path: Path) -> None:
             hint="Judge both on the same test split.",
             path=path,
         )
-
-
-def _take(answers: Answers, rows: Sequence[int]) -> Answers:
-    index = np.array(rows)
-    return Answers(
-        tuple(answers.digests[i] for i in rows),
-        answers.labels[index],
-        {name: logits[index] for name, logits in answers.logits.items()},
-    )
 
 
 def _check_same_split(old: Side, new: Side) -> None:
@@ -264,22 +251,12 @@ def _compare_accuracy(
     if not np.array_equal(first.labels, second.labels):
         return _not_compared(name, "top1", "the same pictures have other labels in the two bundles")
     for side, side_answers in ((old, first), (new, second)):
-        _check_finite(name, side, side_answers)
+        check_finite(name, side.path, side_answers)
     counts = pair_answers(first.logits[name], second.logits[name], first.labels)
     interval = tango_interval(counts.broken, counts.mended, counts.images, limits.confidence)
     seen = f"{counts.broken} broken, {counts.mended} mended of {counts.images} pictures"
     before, after = (float((a.logits[name].argmax(axis=1) == a.labels).mean()) for a in answers)
     return _judge_drop(name, (before, after), interval, limits, seen)
-
-
-def _check_finite(name: str, side: Side, answers: Answers) -> None:
-    bad = int((~np.isfinite(answers.logits[name]).all(axis=1)).sum())
-    if bad:
-        raise NonFiniteError(
-            f"{side.path} holds NaN or infinite logits of {name} for {bad} of {len(answers.labels)} pictures.",
-            hint="Such answers cannot be compared: run it again, or leave that engine out.",
-            path=side.path,
-        )
 
 
 def _compare_unpaired(name: str, old: Side, new: Side, limits: _Limits) -> Change:

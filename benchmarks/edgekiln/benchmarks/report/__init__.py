@@ -3,6 +3,7 @@
 May import: ``runtime``, ``runtime/bundles``, ``benchmarks/judging``.
 """
 
+from edgekiln.benchmarks.report.fleet import render_fleet_page, render_fleet_summary
 from edgekiln.benchmarks.report.page import render_card, render_page, render_summary
 from edgekiln.benchmarks.report.reading import REPORT_NAME, read_bundled_report, read_report
 from edgekiln.benchmarks.report.table import (
@@ -39,6 +40,8 @@ __all__ = [
     "read_bundled_report",
     "read_report",
     "render_card",
+    "render_fleet_page",
+    "render_fleet_summary",
     "render_page",
     "render_summary",
     "short_headings",

@@ -10,6 +10,7 @@ from edgekiln.pipeline.cli.device import device
 from edgekiln.pipeline.cli.diff import diff
 from edgekiln.pipeline.cli.doctor import doctor
 from edgekiln.pipeline.cli.engines import build, cache
+from edgekiln.pipeline.cli.fleet import fleet
 from edgekiln.pipeline.cli.init import init
 from edgekiln.pipeline.cli.inspect import inspect
 from edgekiln.pipeline.cli.pack import pack
@@ -39,6 +40,7 @@ COMMANDS = (
     inspect,
     diff,
     compare,
+    fleet,
     transfer,
     report,
     *SIGNING_COMMANDS,

@@ -14,7 +14,7 @@ from edgekiln.pipeline.cli.options import json_option, print_document
 from edgekiln.pipeline.cli.tables import print_judgement, render_judgement, wide_option
 from edgekiln.runtime.errors import UsageError
 
-__all__ = ["report"]
+__all__ = ["check_out", "report"]
 
 Format = Literal["html", "table", "markdown", "card"]
 _WHAT_TO_GIVE = (
@@ -46,7 +46,7 @@ def report(target: Path, out: Path | None, form: Format, wide: bool, as_json: bo
         raise UsageError(f"--wide belongs to --format table and markdown; {form} has every figure.")
     path, values = _read_target(target)
     if out is not None:
-        _check_out(out)
+        check_out(out)
     renderers: dict[Format, Callable[[Mapping[str, Any]], str]] = {
         "html": render_page,
         "table": functools.partial(render_judgement, wide=wide),
@@ -101,7 +101,8 @@ def _read_from_bundle(path: Path) -> tuple[Path, dict[str, Any]]:
     return path / REPORT_NAME, values
 
 
-def _check_out(out: Path) -> None:
+def check_out(out: Path) -> None:
+    """Raises UsageError for a folder, for a place in a bundle and for one whose folder is not there."""
     from edgekiln.runtime.bundles.manifest import MANIFEST_NAME
 
     folder = out.resolve().parent

@@ -7,7 +7,7 @@ from xml.etree import ElementTree as ET  # our own text
 
 import numpy as np
 import pytest
-from report_support import make_report
+from report_support import make_fleet, make_report
 
 from edgekiln.benchmarks.report.charts.accuracy import (
     MOST_CLASSES,
@@ -17,6 +17,7 @@ from edgekiln.benchmarks.report.charts.accuracy import (
     draw_recalls,
     recall_changes,
 )
+from edgekiln.benchmarks.report.charts.fleet import draw_device_drops, draw_device_latencies
 from edgekiln.benchmarks.report.charts.precision import draw_precisions
 from edgekiln.benchmarks.report.charts.speed import (
     draw_accuracy_latency,
@@ -252,3 +253,31 @@ def test_shares_of_the_macs_fill_the_bar(report):
     widths = [rect["width"] for rect in parts(draw_precisions(report), "rect", "mark")]
     assert widths == pytest.approx([4, 15, 80, 1])
     assert math.isclose(sum(widths), 100)
+
+
+# -- several devices
+
+
+def test_of_several_devices_valid_times_are_drawn_and_every_judged_drop():
+    fleet = make_fleet(["a", "b", "c"])
+    here, emulated = fleet["devices"][0], fleet["devices"][2]
+    for variant, (median, slow) in zip(
+        here["variants"], [(1.0, 2.0), (10.0, None), (100.0, 100.0)], strict=False
+    ):
+        variant["latency"] |= {"p50_ms": median, "p99_ms": slow}
+    for device in fleet["devices"][1:]:
+        for variant in device["variants"]:
+            variant["latency"] = variant["latency"] and {**variant["latency"], "p50_ms": 10.0, "p99_ms": 10.0}
+    chart = draw_device_latencies(fleet)
+    words = [unescape(words) for words in re.findall("<text[^>]*>([^<]*)<", chart)]
+    assert [w for w in words if " / " in w] == ["1 / 2", "10 / -", "100 / 100", *["10 / 10"] * 3]
+    assert "old" not in words  # its benchmark is invalid
+    first, second, third = parts(chart, "line", "change")[:3]
+    assert third["x1"] - second["x1"] == pytest.approx(second["x1"] - first["x1"], abs=0.1)  # ten times each
+    assert first["x2"] > first["x1"]
+    drops = draw_device_drops(fleet, "int8")
+    assert len(parts(drops, "rect", "bar")) == 4  # of all that judged it, the emulated one too
+    assert emulated["variants"][1]["latency"] is None
+    for device in fleet["devices"]:
+        device["benchmark"] = None
+    assert draw_device_latencies(fleet) == draw_device_drops(fleet, "trt-fp16") == ""
