@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from edgekiln.pipeline.cli import main
+from edgekiln.pipeline.device.remote.fleet_file import DeviceState, Fleet, write_fleet
 from edgekiln.runtime.bundles.manifest import MANIFEST_NAME, write_manifest
 
 
@@ -80,6 +81,34 @@ def test_a_device_is_called_as_its_folder_and_as_much_above_it_as_tells_it_apart
     ]
     document = json.loads(run(capsys, places[0], places[1], "--json")[1])
     assert [d["name"] for d in document["devices"]] == ["orin", "here"]
+
+
+def test_the_folder_of_bench_on_tells_who_is_required_emulated_and_without_a_result(
+    bundles, capsys, tmp_path
+):
+    bundles("results/here"), bundles("results/my arm"), bundles("other")
+    states = [
+        DeviceState("here", True, False, "done"),
+        DeviceState("my arm", False, True, "done"),
+        DeviceState("orin", True, False, "failed", "no route to host", "environment"),
+    ]
+    write_fleet(tmp_path / "results", Fleet("tiny", "0" * 64, True, tuple(states)))
+    code, out, _ = run(capsys, tmp_path / "results", tmp_path / "other", "--json")
+    document = json.loads(out)
+    devices = {d["name"]: d for d in document["devices"]}
+    assert (code, list(devices)) == (3, ["here", "my arm", "orin", "other"])
+    assert document["failing"] == ["orin"]
+    assert document["error"]["hint"] == "orin has no result: no route to host."
+    assert devices["my arm"]["emulated_on"]
+    assert not devices["here"]["emulated_on"]
+    assert (devices["orin"]["state"], devices["orin"]["why"]) == ("failed", "no route to host")
+    (tmp_path / "again").mkdir()
+    bundles("again/here")
+    code, out, err = run(capsys, tmp_path / "results", tmp_path / "again/here")
+    assert (code, out) == (2, "")
+    assert "Two devices have the same name: here." in err
+    (tmp_path / "results/fleet.json").write_text("{")
+    assert run(capsys, tmp_path / "results")[0] == 4
 
 
 @pytest.mark.parametrize(

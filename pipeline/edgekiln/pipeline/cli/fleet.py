@@ -30,7 +30,7 @@ Format = Literal["html", "table", "markdown"]
 )  # fmt: skip
 @click.option(
     "--require", "required", multiple=True, metavar="DEVICE",
-    help="A release needs a variant that passes on this device: its folder's name.",
+    help="A release needs a variant that passes on this device.",
 )  # fmt: skip
 @json_option
 def fleet(
@@ -38,11 +38,14 @@ def fleet(
 ) -> None:
     """Set one bundle's results on several devices side by side. Exits 3 when no variant passes on a required one.
 
-    DERIVED are bundles that `edgekiln bench BUNDLE` wrote on the devices; a folder's name is its device's. A run's own
-    bundle may stand for the machine of the run. Unlike work (other classes, contract, pictures, weights or graphs) is
-    refused (exit 2). Of an emulated processor no time, ratio or energy is told.
+    DERIVED is the folder that `edgekiln bench BUNDLE --on` wrote; or bundles that `edgekiln bench BUNDLE` wrote on the
+    devices, where a folder's name is its device's. A run's own bundle may stand for the machine of the run. Required
+    are devices with `required = true` in devices.toml when they were benched, and those of --require. Unlike work
+    (other classes, contract, pictures, weights or graphs) is refused (exit 2). Of an emulated processor no time, ratio
+    or energy is told.
 
     \b
+    edgekiln fleet results --out fleet.html
     edgekiln fleet orin pi5 server --out fleet.html --require orin
     edgekiln fleet orin pi5 server --format markdown
     """
@@ -112,13 +115,36 @@ def _why(values: Mapping[str, Any]) -> str:
 
 
 def _find_members(paths: Sequence[Path]) -> list[Member]:
+    """The devices of each fleet's folder, and each bundle as a device."""
     from edgekiln.benchmarks.comparing.fleet import Member
+    from edgekiln.pipeline.device.remote.fleet_file import FLEET_FILE
 
     resolved = [path.resolve() for path in paths]
     for number, place in enumerate(resolved):
         if place in resolved[:number]:
             raise UsageError(f"{paths[number]} is given twice.", path=paths[number])
-    return [Member(name, path) for name, path in zip(_name_devices(resolved), paths, strict=True)]
+    folders = [path for path in paths if (path / FLEET_FILE).is_file()]
+    bundles = [path for path in paths if path not in folders]
+    members = [member for folder in folders for member in _read_fleet(folder)]
+    names = _name_devices([path.resolve() for path in bundles])
+    members += [Member(name, path) for name, path in zip(names, bundles, strict=True)]
+    known = [member.name for member in members]
+    if twice := sorted({name for name in known if known.count(name) > 1}):
+        raise UsageError(
+            f"Two devices have the same name: {', '.join(twice)}.", hint="Give each once, or another name."
+        )
+    return members
+
+
+def _read_fleet(folder: Path) -> list[Member]:
+    """The devices of a folder that ``bench --on`` wrote, also those that have no result."""
+    from edgekiln.benchmarks.comparing.fleet import Member
+    from edgekiln.pipeline.device.remote.fleet_file import read_fleet
+
+    return [
+        Member(d.name, folder / d.name if d.state == "done" else None, d.required, d.emulated, d.why)
+        for d in read_fleet(folder).devices
+    ]
 
 
 def _name_devices(places: Sequence[Path]) -> list[str]:
