@@ -1,7 +1,8 @@
-"""INT8 for onnxruntime on CPUs: its own quantizer, plus two steps that it lacks.
+"""INT8 for CPUs: onnxruntime's own quantizer, plus three steps that it lacks.
 
 1. Saturation-safe weight scales (``saturation.py``).
 2. The pixel as its own quantized input (``int8_cpu_graph.py``).
+3. Bias correction (``repair/biases.py``).
 
 The quantizer itself is run by ``onnxruntime_quantizer.py``.
 """
@@ -25,7 +26,8 @@ from edgekiln.export.precision.onnxruntime_quantizer import (
     run_quantizer,
 )
 from edgekiln.export.precision.outliers import FloatPlan, plan_float
-from edgekiln.export.precision.qdq_repair import hold_kept_products
+from edgekiln.export.precision.repair.biases import correct_biases
+from edgekiln.export.precision.repair.pairs import hold_kept_products
 from edgekiln.export.precision.saturation import check_saturation, weight_overrides
 from edgekiln.export.to_onnx import entry_chain, read_contract
 from edgekiln.runtime.backends.onnxruntime import import_onnxruntime
@@ -49,8 +51,7 @@ def quantize_for_cpu(
 
     Args:
         source: file written by ``export_onnx``; ``target`` is the one to write.
-        calibration: real training pictures.
-        method: how activation ranges are taken from them.
+        calibration: real training pictures; ``method`` says how activation ranges are taken from them.
         keep_float: names of products (Conv, Gemm, MatMul) that compute in float, and tensors between two such.
         ranges: what ``measure_ranges`` gave for them, and ``plan`` what ``plan_float`` did; made where absent.
         signed_pixels: for OpenVINO, see ``int8_cpu_graph.py``. onnxruntime has no such kernel.
@@ -76,6 +77,7 @@ def quantize_for_cpu(
     hold_kept_products(quantized.graph, model.graph, kept)
     pixels_feed_directly = adapt_graph(quantized.graph, model.graph, kept, bool(pixel), signed_pixels)
     finish_graph(quantized, model)
+    correct_biases(quantized, model, calibration.frames)
     check_saturation(quantized)
     target.write_bytes(quantized.SerializeToString(deterministic=True))
     return pixels_feed_directly

@@ -26,13 +26,14 @@ from edgekiln.export.precision.modelopt import (
 )
 from edgekiln.export.precision.outliers import EVERYTHING_QUANTIZED, FloatPlan, plan_float
 from edgekiln.export.precision.qdq_lint import Finding, lint_qdq
-from edgekiln.export.precision.qdq_repair import (
+from edgekiln.export.precision.ranges import FP16_MAX, ActivationPeak, measure_peaks, refuse_non_finite
+from edgekiln.export.precision.repair.biases import correct_biases
+from edgekiln.export.precision.repair.pairs import (
     hold_kept_products,
     quantize_skips,
     raise_small_scales,
     unify_concat_scales,
 )
-from edgekiln.export.precision.ranges import FP16_MAX, ActivationPeak, measure_peaks, refuse_non_finite
 from edgekiln.export.precision.sums import measure_sums
 from edgekiln.runtime.errors import PrecisionError
 from edgekiln.runtime.spec import INPUT_NAME, Frames
@@ -97,10 +98,8 @@ def quantize_for_tensorrt(
     """Quantize an exported FP32 file with explicit Q/DQ.
 
     Args:
-        source: file written by ``export_onnx``.
-        target: file to write: uint8 in, float32 logits out.
-        calibration: real training pictures.
-        method: how activation ranges are taken from them.
+        source: file written by ``export_onnx``; ``target`` takes uint8 and gives float32 logits.
+        calibration: real training pictures; ``method`` says how activation ranges are taken from them.
         keep_float: names of products (Conv, Gemm, MatMul) that get no Q/DQ and compute in ``rest``.
         rest: precision of what is not quantized; taken from the activations' magnitudes where absent.
         plan: what ``plan_float`` gave for the same pictures; made where absent.
@@ -128,7 +127,9 @@ def quantize_for_tensorrt(
     hold_kept_products(quantized.graph, onnx.load_from_string(original).graph, {*keep_float, *plan.products})
     largest = {peak.tensor: peak.value for peak in peaks}
     kept = tuple(sorted(keep_float))
-    return finish_quantized(quantized, model, target, rest, kept_float=kept, plan=plan, peaks=largest)
+    return finish_quantized(
+        quantized, model, target, rest, kept_float=kept, plan=plan, peaks=largest, frames=calibration.frames
+    )
 
 
 def _describe_calibration(frames: Frames, method: TensorRTCalibration) -> dict[str, Any]:
@@ -192,6 +193,7 @@ def finish_quantized(
     kept_float: tuple[str, ...] = (),
     plan: FloatPlan = EVERYTHING_QUANTIZED,
     peaks: Mapping[str, float] | None = None,
+    frames: Frames | None = None,
 ) -> Int8Report:
     """Lint a graph with explicit Q/DQ and write it as edgekiln keeps its files, however it was quantized.
 
@@ -203,6 +205,7 @@ def finish_quantized(
         kept_float: products that were left in it on purpose.
         plan: what else was.
         peaks: largest |value| of each tensor of ``original``, for identity branches that lack a pair.
+        frames: pictures uint8 (N, H, W, 3) to correct biases on; biases that were trained with Q/DQ are right.
 
     Raises:
         PrecisionError: nothing was quantized, the lint found an error, or the interface is another.
@@ -217,6 +220,8 @@ def finish_quantized(
         rest, _count_quantized(quantized.graph), channels, findings, kept_float, plan, activations
     )
     _check(report)
+    if frames is not None:
+        correct_biases(quantized, original, frames)
     target.write_bytes(finish_model(quantized, original))
     return report
 

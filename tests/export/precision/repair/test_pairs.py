@@ -9,7 +9,7 @@ from onnx import helper, numpy_helper
 from edgekiln.export.precision.int8_cpu import quantize_for_cpu
 from edgekiln.export.precision.int8_tensorrt import quantize_for_tensorrt
 from edgekiln.export.precision.qdq_lint import SMALLEST_FP16_SCALE, lint_qdq
-from edgekiln.export.precision.qdq_repair import (
+from edgekiln.export.precision.repair.pairs import (
     hold_kept_products,
     quantize_skips,
     raise_small_scales,
