@@ -26,7 +26,9 @@ from edgekiln.runtime.errors import (
 
 __all__ = ["explain_death", "explain_failure"]
 
-_OPTION_FAILURES = {  # what follows the library's name and version, and the remedy
+_OPTION_FAILURES: dict[
+    str, tuple[str, str | None]
+] = {  # what follows the library's name and version, and the remedy
     "hardware-compatibility": (
         "has no hardware compatibility of that level",
         "Leave build.hardware_compatibility out, or take TensorRT 10.13 or newer.",
@@ -113,7 +115,8 @@ def explain_failure(
         kind = _NOT_STARTED.get(result["code"], EnvironmentProblem)
         return kind(result["problem"], hint=result["hint"])
     errors = [text.strip() for severity, text in log if severity in {"ERROR", "INTERNAL_ERROR"}]
-    words, remedy = " | ".join(dict.fromkeys(errors)), "The words after the colon are the library's own."
+    words = " | ".join(dict.fromkeys(errors))
+    remedy: str | None = "The words after the colon are the library's own."
     if not errors:
         refusal, remedy = _OPTION_FAILURES.get(result["failure"], ("gave no reason", None))
         words = f"{options.flavour} {result.get('version') or ''}".rstrip() + f" {refusal}."

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from edgekiln.runtime.backends.tensorrt_engine import LoadedEngine, create_runtime
+from edgekiln.runtime.backends.tensorrt_engine import EngineProfile, LoadedEngine, create_runtime
 from edgekiln.runtime.backends.tensorrt_library import LibraryLog
 from edgekiln.runtime.cuda import CudaApi
 from edgekiln.runtime.errors import EngineError
@@ -27,6 +27,8 @@ _CALLS = 50
 
 def time_layers(trt: ModuleType, log: LibraryLog, cuda: CudaApi, plan: bytes) -> dict[str, Any]:
     """Milliseconds of GPU time of each layer, at the batch size that its kernels were chosen for.
+
+    Of an engine with several optimization profiles the first one is timed.
 
     Returns:
         JSON values: ``batch``, ``calls``, ``layers`` (pairs of a layer's name and its median; a name that comes more
@@ -47,12 +49,12 @@ def _time_layers(trt: ModuleType, log: LibraryLog, cuda: CudaApi, plan: bytes) -
     if hasattr(trt, "CudaGraphStrategy") and loaded.captures_graphs:  # TensorRT-RTX
         loaded.runtime_config.cuda_graph_strategy = trt.CudaGraphStrategy.DISABLED
     with contextlib.ExitStack() as stack:
-        batch = _best_batch(loaded)
-        calls = _Calls(stack, cuda, loaded, batch)
-        plain = calls.time(loaded.create_context(batch))
+        served = loaded.read_profiles()[0]
+        calls = _Calls(stack, cuda, served)
+        plain = calls.time(calls.create_context())
         times = _Times()
         profiler = _make_profiler(trt, times.add)
-        context = loaded.create_context(batch)
+        context = calls.create_context()
         context.profiler = profiler
         context.enqueue_emits_profile = False
 
@@ -64,7 +66,7 @@ def _time_layers(trt: ModuleType, log: LibraryLog, cuda: CudaApi, plan: bytes) -
 
         profiled = calls.time(context, after_each=ask)
     return {
-        "batch": batch,
+        "batch": served.opt_batch,
         "calls": _CALLS,
         "layers": times.medians(),
         "call_ms": median(plain),
@@ -72,22 +74,16 @@ def _time_layers(trt: ModuleType, log: LibraryLog, cuda: CudaApi, plan: bytes) -
     }
 
 
-def _best_batch(loaded: LoadedEngine) -> int:
-    engine = loaded.engine
-    if loaded.min_batch == loaded.max_batch:
-        return loaded.max_batch
-    return int(engine.get_tensor_profile_shape(loaded.interface.input, 0)[1][0])
-
-
 class _Calls:
-    """Buffers for one batch, and the GPU's time for a context's calls on them."""
+    """Buffers for the batch that a profile was built for, and the GPU's time for a context's calls on them."""
 
-    def __init__(self, stack: contextlib.ExitStack, cuda: CudaApi, loaded: LoadedEngine, batch: int) -> None:
+    def __init__(self, stack: contextlib.ExitStack, cuda: CudaApi, served: EngineProfile) -> None:
         def keep(resource: Any) -> Any:
             stack.callback(getattr(resource, "free", None) or resource.close)
             return resource
 
-        self._loaded, interface = loaded, loaded.interface
+        self._served, self._loaded, batch = served, served.loaded, served.opt_batch
+        interface = self._loaded.interface
         self._stream = keep(cuda.create_stream())
         self._begin, self._end = (keep(cuda.create_event(timing=True)) for _ in range(2))
         host = keep(cuda.allocate_pinned(batch * interface.frame_bytes))
@@ -95,10 +91,14 @@ class _Calls:
         self._into = keep(cuda.allocate_device(batch * interface.frame_bytes))
         self._out = keep(cuda.allocate_device(batch * interface.row_bytes))
         self._workspace = (
-            keep(cuda.allocate_device(loaded.workspace_bytes)) if loaded.workspace_bytes else None
+            keep(cuda.allocate_device(served.workspace_bytes)) if served.workspace_bytes else None
         )
         cuda.copy_to_device(self._into, host, batch * interface.frame_bytes, self._stream)
         self._stream.synchronize()
+
+    def create_context(self) -> Any:
+        """One for this batch."""
+        return self._loaded.create_context(self._served, self._served.opt_batch, self._stream.handle)
 
     def time(self, context: Any, after_each: Callable[[], None] = lambda: None) -> list[float]:
         """Milliseconds of each call after the warm-up; ``after_each`` is called after these alone."""

@@ -39,8 +39,11 @@ def ask_tensorrt(engine: bytes, flavour: Flavour, *, timed: bool) -> ToldLayers:
     if plan is not None and not timed:
         return ToldLayers(plan.kernels, "rtx-plan", "")
     told = inspect_bytes(engine, flavour, timed=timed)
-    layers = parse_inspector(str(told.layers)) if plan is None else plan.kernels
+    every = parse_inspector(str(told.layers)) if plan is None else plan.kernels
+    layers = tuple(layer for layer in every if layer.profile == 0)
     notes = [told.note] if told.note else []
+    if len(layers) < len(every):
+        notes.append("These are the layers of the engine's first optimization profile.")
     found = ToldLayers(layers, "inspector" if plan is None else "rtx-plan", library_version(flavour))
     return join_times(found, told.times, notes) if told.times is not None else found
 
