@@ -94,7 +94,11 @@ def add(name: str, host: str, setup: bool, devices: Path, quiet: bool, as_json: 
 @device_file_option
 @json_option
 def list_devices(devices: Path, as_json: bool) -> None:
-    """List the devices of devices.toml; connects to none."""
+    """List the devices of devices.toml; connects to none.
+
+    \b
+    edgekiln device list
+    """
     from edgekiln.pipeline.device.remote.registry import read_devices
 
     known = read_devices(devices)
