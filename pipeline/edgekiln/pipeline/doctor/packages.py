@@ -107,7 +107,7 @@ def _check_extra(extra: str, wanted: list[Requirement]) -> Row | None:
     ]
     if wrong:
         return warn(name, "; ".join(wrong), f"Run: pip install --upgrade 'edgekiln[{extra}]'")
-    missing = [r.name for r in wanted if r.name not in versions and r.name != "tomli"]
+    missing = [r.name for r in wanted if r.name not in versions]
     lacks = f"; incomplete, without {', '.join(missing)}" if missing else ""
     return ok(name, _list_versions(versions) + lacks)
 

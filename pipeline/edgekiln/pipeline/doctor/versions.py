@@ -6,7 +6,9 @@ number.
 
 from __future__ import annotations
 
+import platform
 import re
+import sys
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -16,6 +18,8 @@ _REQUIREMENT = re.compile(
     r"(?P<name>[A-Za-z0-9._-]+)\s*(?:\[[^\]]*\])?\s*(?P<range>[^;]*)(?:;(?P<marker>.*))?"
 )
 _EXTRA = re.compile(r"""extra\s*==\s*['"]([^'"]+)['"]""")
+_PYTHON = re.compile(r"""python_version\s*(>=|<|==)\s*['"]([0-9.]+)['"]""")
+_MACHINE = re.compile(r"""platform_machine\s*==\s*['"]([^'"]+)['"]""")
 _CLAUSE = re.compile(r"(>=|<|==)\s*([0-9][^,\s]*)")
 
 
@@ -29,14 +33,23 @@ class Requirement:
 
 
 def parse_requirements(lines: Iterable[str]) -> list[Requirement]:
-    """The lines of ``importlib.metadata.requires``; environment markers other than the extra are not looked at."""
+    """The lines of ``importlib.metadata.requires`` that are for this Python and this machine.
+
+    Of environment markers those that this project has are understood: Python's version, the machine and the extra.
+    """
     found = []
     for line in lines:
         match = _REQUIREMENT.fullmatch(line.strip())
-        if match is not None:
-            extra = _EXTRA.search(match["marker"] or "")
+        if match is not None and _is_for_here(marker := match["marker"] or ""):
+            extra = _EXTRA.search(marker)
             found.append(Requirement(match["name"], match["range"].strip(" ()"), extra[1] if extra else None))
     return found
+
+
+def _is_for_here(marker: str) -> bool:
+    version = ".".join(map(str, sys.version_info[:2]))
+    pythons = (is_within(version, "".join(clause)) for clause in _PYTHON.findall(marker))
+    return all(pythons) and all(name == platform.machine() for name in _MACHINE.findall(marker))
 
 
 def parse_release(version: str) -> tuple[int, ...]:
