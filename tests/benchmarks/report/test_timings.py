@@ -23,3 +23,26 @@ def test_every_kind_of_notice_is_told_and_none_without_a_benchmark():
     found = timings.timing_notices({"measurements": measured, "absent_peers": absent, "images": 12})
     assert [notice.split()[0] for notice in found] == ["openvino", "Only", "Speed-ups"]
     assert timings.timing_notices(None) == []
+
+
+def test_where_the_milliseconds_go_on_a_cpu_and_on_a_gpu():
+    phases = {"host_ms": 0.1, "enqueue_ms": 0.01, "copy_in_ms": 0.2, "device_ms": 0.5, "copy_out_ms": None}
+    benchmark = {
+        "measurements": [
+            {"name": BASELINE, "p50_ms": 4.0},
+            {"name": "int8", "p50_ms": 1.25, "phases": None},
+            {"name": "trt", "p50_ms": 0.9, "phases": phases},
+        ],
+        "sides": [
+            {"name": "int8", "boundary": "engine", "p50_ms": 1.0},
+            {"name": "int8", "boundary": "image", "p50_ms": 3.25},
+        ],
+    }
+    assert timings.phase_rows(benchmark) == [
+        ["int8", "2.000", "0.250", "-", "-", "1.000", "-", "1.250"],
+        ["trt", "-", "0.100", "0.010", "0.200", "0.500", "-", "0.900"],
+    ]
+    assert timings.describe_phases({"benchmark": benchmark})[1] == (
+        "trt: host 0.100, enqueue 0.010, copy in 0.200, engine 0.500, whole call 0.900 ms"
+    )
+    assert timings.phase_rows(None) == []

@@ -153,6 +153,9 @@ def test_without_the_build_side_every_variant_for_this_cpu_is_judged_and_timed(b
         assert [row["batch"] for row in rates["batches"]] == [1, 2, 4, 8, 16, 32]
         assert all(row["low"] <= row["images_per_second"] <= row["high"] for row in rates["batches"])
         assert [row["callers"] for row in rates["callers"]][:2] == [2, 4]
+        assert all(row["p50_ms"] > 0 for row in (*rates["batches"], *rates["callers"]))
+        assert not any("streams" in row for row in rates["callers"])  # a GPU's alone
+        assert variant["latency"]["phases"] is None  # likewise; of a CPU the boundaries tell them
         assert set(report["benchmark"]["cold_start"][name]) == {"import_ms", "load_ms", "first_result_ms"}
     boundaries = {(m["name"], m["boundary"]) for m in report["benchmark"]["sides"]}
     assert boundaries == {(n, b) for n in ("fp32", "int8") for b in ("engine", "image")}
@@ -179,7 +182,9 @@ def test_layers_of_every_engine_are_timed_where_onnx_is_installed(parent, pictur
         assert {row["precision"] for row in profile["layers"] if row["macs"]} == {profile["engine"]}
     [difference] = layers["differences"]
     assert [difference[side]["engine"] for side in ("before", "after")] == ["fp32", "int8"]
-    assert "From fp32 to int8, by ONNX node" in render_page(report)
+    page = render_page(report)
+    assert "From fp32 to int8, by ONNX node" in page
+    assert "Where the milliseconds go" in page
 
 
 def test_times_stay_where_the_benchmark_supports_them_and_nowhere_else(benched):

@@ -418,8 +418,33 @@ def test_device_time_is_measured(open_fake, flavour):
 @pytest.mark.parametrize("count", [0, 5])
 def test_device_time_is_of_one_batch(open_fake, count):
     session, _, _ = open_fake("10.3")
-    with pytest.raises(UsageError, match=f"One batch has 1 to 4 frames, got {count}"):
-        session.measure_device_ms(frames_of(0, count), 1)
+    for measure in (session.measure_device_ms, session.measure_phases):
+        with pytest.raises(UsageError, match=f"One batch has 1 to 4 frames, got {count}"):
+            measure(frames_of(0, count), 1)
+
+
+@pytest.mark.parametrize("flavour", ALL)
+@pytest.mark.parametrize("integrated", [False, True])
+def test_phases_of_a_call_are_told_apart(open_fake, flavour, integrated):
+    cuda = FakeCuda(properties=replace(FAKE_DEVICE, integrated=integrated))
+    session, _, _ = open_fake(flavour, cuda=cuda)
+    alive = cuda.calls["create_event"]
+    found = session.measure_phases(frames_of(0, 3), 4)
+    assert len(found) == 4
+    assert cuda.calls["create_event"] == alive + 4 * 4
+    for phases in found:
+        assert min(phases.host_ms, phases.enqueue_ms, phases.device_ms) > 0
+        copies = (phases.copy_in_ms, phases.copy_out_ms)
+        assert copies == (None, None) if integrated else min(copies) >= 0
+    np.testing.assert_array_equal(session.run(frames_of(1, 3)), exact(frames_of(1, 3)))
+
+
+def test_phases_are_measured_behind_a_call_and_between_events(open_fake):
+    session, cuda, _ = open_fake("10.3", cuda=NamedCuda())
+    cuda.order.clear()
+    session.measure_phases(frames_of(0, 3), 1)
+    timed = ["record", "copy_to_device", "record", "record", "copy_to_host", "record"]
+    assert cuda.order == [*["create_event"] * 4, "launch", *timed, "synchronize_event"]
 
 
 # ----------------------------------------------------------------------------------------------- threads

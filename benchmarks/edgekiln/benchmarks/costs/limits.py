@@ -1,8 +1,9 @@
-"""Puts physical limits beside the timings of a benchmark: ceilings, floors, shares of them, memory and energy."""
+"""Puts beside the timings of a benchmark what explains them: ceilings, floors, phases of a call, memory, energy."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from statistics import median
 from typing import TYPE_CHECKING, Any, Literal
 
 from edgekiln.runtime.errors import EngineError
@@ -16,6 +17,8 @@ if TYPE_CHECKING:
 
 __all__ = ["add_limits"]
 
+_PHASE_CALLS = 100
+
 
 def add_limits(
     values: dict[str, Any],
@@ -24,7 +27,7 @@ def add_limits(
     frames_file: Path,
     advance: Callable[[int, str], None] = lambda done, note: None,
 ) -> None:
-    """Add ``ceilings`` to a benchmark's JSON values, and to each measurement its floor, share, memory and energy.
+    """Add ``ceilings`` to a benchmark's JSON values, and to each measurement floor, share, phases, memory and energy.
 
     Measured after the timings, in processes of their own: neither disturbs the other. Ceilings are those of the
     thread count that a contender was timed with (all cores where it left that to its library), or of the GPU where it
@@ -45,6 +48,7 @@ def add_limits(
         limits, product = ceilings[threads], products.get(measurement["name"])
         measurement.update(_find_floor(measurement["p50_ms"], limits, product))
         measurement.update(_measure_memory(contender, measurement, frames_file, problems))
+        measurement["phases"] = _measure_phases(contender, measurement, frames_file, problems)
         measurement.update(meters.measure(contender, measurement, frames_file))
     values["ceilings"] = [found.to_dict() for found in ceilings.values() if found]
     values["limits_problems"] = problems
@@ -78,6 +82,27 @@ def _measure_memory(
         problems.append(f"{contender.name}: {error}")
         return {"peak_rss_mb": None, "device_mb": None}
     return {"peak_rss_mb": used.peak_rss_mb, "device_mb": used.device_mb}
+
+
+def _measure_phases(
+    contender: Contender, measurement: Mapping[str, Any], frames_file: Path, problems: list[str]
+) -> dict[str, float | None] | None:
+    """Median milliseconds of each field of ``CallPhases``; ``None`` on a CPU, and where the session cannot tell."""
+    from edgekiln.benchmarks.timing.worker_process import open_worker
+
+    if _threads_used(measurement) is not None:
+        return None
+    try:
+        with open_worker(frames_file, contender) as worker:
+            worker.open(measurement["config"])
+            told = worker.phases(_PHASE_CALLS)
+    except EngineError as error:
+        problems.append(f"{contender.name}: {error}")
+        return None
+    if told is None:
+        return None
+    known = {name: [float(ms) for call in told if (ms := call[name]) is not None] for name in told[0]}
+    return {name: median(found) if found else None for name, found in known.items()}
 
 
 class _Meters:

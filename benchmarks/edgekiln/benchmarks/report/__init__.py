@@ -23,6 +23,7 @@ from edgekiln.benchmarks.report.table import (
     table_headings,
     table_rows,
 )
+from edgekiln.benchmarks.report.timings import describe_phases
 
 __all__ = [
     "REPORT_NAME",
@@ -30,6 +31,7 @@ __all__ = [
     "describe_config",
     "describe_floor",
     "describe_mlperf",
+    "describe_phases",
     "describe_reasons",
     "describe_simulation",
     "describe_throughput",

@@ -50,7 +50,7 @@ from edgekiln.benchmarks.report.table import (
     throughput_headings,
     throughput_rows,
 )
-from edgekiln.benchmarks.report.timings import shown_name
+from edgekiln.benchmarks.report.timings import PHASE_HEADINGS, phase_rows, shown_name
 from edgekiln.runtime.errors import as_printable
 from edgekiln.runtime.extras import import_extra
 
@@ -83,6 +83,8 @@ def render_page(report: Mapping[str, Any]) -> str:
         recalls=_recalls(report),
         headline=tell_headline(report),
         boundaries=_boundaries(report),
+        phase_headings=PHASE_HEADINGS,
+        phase_rows=phase_rows(report.get("benchmark")),
         throughput_headings=throughput_headings(report),
         throughput_rows=throughput_rows(report),
         condition_headings=CONDITION_HEADINGS,

@@ -340,7 +340,8 @@ def throughput_headings(report: Mapping[str, Any]) -> list[str]:
 def _rate(row: Mapping[str, Any]) -> str:
     if "problem" in row:
         return "failed"
-    return f"{row['images_per_second']:.4g} ({row['low']:.4g} to {row['high']:.4g})"
+    told = f"{row['images_per_second']:.4g} ({row['low']:.4g} to {row['high']:.4g})"
+    return f"{told}; {row['p50_ms']:.3g} ms" if "p50_ms" in row else told  # not in reports before version 1.2
 
 
 def describe_throughput(report: Mapping[str, Any]) -> list[str]:

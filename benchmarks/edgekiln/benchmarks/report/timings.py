@@ -11,10 +11,13 @@ from typing import Any
 
 __all__ = [
     "BASELINE",
+    "PHASE_HEADINGS",
+    "describe_phases",
     "find_reference",
     "is_noisy",
     "latency_of",
     "peer_rows",
+    "phase_rows",
     "shown_name",
     "timing_notices",
 ]
@@ -22,6 +25,9 @@ __all__ = [
 BASELINE = "baseline"
 """Name of the PyTorch model among those that were timed."""
 
+PHASE_HEADINGS = (
+    "median ms", "picture to frame", "host", "enqueue", "copy in", "engine", "copy out", "whole call",
+)  # fmt: skip
 _ENOUGH_ROTATING = 64
 
 
@@ -64,6 +70,38 @@ def latency_of(benchmark: Mapping[str, Any] | None, name: str) -> dict[str, Any]
                 key: value for key, value in measurement.items() if key not in {"blocks", "search", "name"}
             }
     return None
+
+
+def phase_rows(benchmark: Mapping[str, Any] | None) -> list[list[str]]:
+    """Rows: engine, then milliseconds at batch 1 of picture to frame, host, enqueue, copy in, engine, copy out.
+
+    Of an engine on a CPU nothing is copied and nothing enqueued: the engine's part is the library's call alone, and the
+    host's what ``Session.run`` takes beside it. Of a GPU's engine they are the phases that its session measured.
+    """
+    if benchmark is None:
+        return []
+    sides = {(side["boundary"], side["name"]): side["p50_ms"] for side in benchmark["sides"]}
+    rows = []
+    for measured in benchmark["measurements"]:
+        name, call = measured["name"], measured["p50_ms"]
+        engine, image = sides.get(("engine", name)), sides.get(("image", name))
+        phases = measured.get("phases")
+        if phases is None and engine is None:
+            continue
+        parts = phases or {"host_ms": call - engine, "device_ms": engine}
+        keys = ("host_ms", "enqueue_ms", "copy_in_ms", "device_ms", "copy_out_ms")
+        figures = [None if image is None else image - call, *(parts.get(key) for key in keys), call]
+        rows.append([shown_name(measured), *("-" if ms is None else f"{ms:.3f}" for ms in figures)])
+    return rows
+
+
+def describe_phases(report: Mapping[str, Any]) -> list[str]:
+    """The rows of ``phase_rows`` as lines: what of a call of each engine goes where."""
+    lines = []
+    for name, *figures in phase_rows(report.get("benchmark")):
+        known = [(part, ms) for part, ms in zip(PHASE_HEADINGS[1:], figures, strict=True) if ms != "-"]
+        lines.append(f"{name}: {', '.join(f'{part} {ms}' for part, ms in known)} ms")
+    return lines
 
 
 def timing_notices(benchmark: Mapping[str, Any] | None) -> list[str]:

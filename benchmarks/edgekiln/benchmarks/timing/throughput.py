@@ -16,6 +16,7 @@ import numpy as np
 
 from edgekiln.benchmarks.timing.contender import Contender
 from edgekiln.benchmarks.timing.worker_process import WorkerProcess, open_worker
+from edgekiln.runtime.backends import SLOT_BACKENDS
 from edgekiln.runtime.errors import EdgekilnError
 
 __all__ = ["BATCH_SIZES", "caller_counts", "measure_throughput"]
@@ -39,7 +40,9 @@ def measure_throughput(
 ) -> dict[str, dict[str, Any]]:
     """By contender JSON values: ``batches`` and ``callers``, rows of ``images_per_second`` with ``low`` and ``high``.
 
-    A row of what failed, or answered otherwise than one image at a time, holds its ``problem`` instead.
+    ``p50_ms`` beside them is the time of a call under that load. Where calls run in slots on a GPU, each caller has
+    one, and with it a stream of its own: the row's ``streams``. A row of what failed, or answered otherwise than one
+    image at a time, holds its ``problem`` instead.
 
     Args:
         contenders: each with its configuration.
@@ -62,8 +65,8 @@ def measure_throughput(
         steps = [place for _ in range(_TURNS) for place in range(len(wishes))]
         for done, place in enumerate(steps):
             advance(done, len(steps), "throughput")
-            for (contender, _), worker in zip(contenders, workers, strict=True):
-                rows[contender.name][place].time(worker, seconds)
+            for (contender, config), worker in zip(contenders, workers, strict=True):
+                rows[contender.name][place].time(worker, seconds, _slotted(contender, config))
     sizes = len(BATCH_SIZES)
     told = {name: [row.to_dict() for row in own] for name, own in rows.items()}
     return {name: {"batches": own[:sizes], "callers": own[sizes:]} for name, own in told.items()}
@@ -75,15 +78,21 @@ class _Row:
 
     wish: Mapping[str, int]
     rates: list[float] = field(default_factory=list)
+    medians: list[float] = field(default_factory=list)
+    streams: int | None = None
     problem: str | None = None
 
-    def time(self, worker: WorkerProcess, seconds: float) -> None:
+    def time(self, worker: WorkerProcess, seconds: float, slotted: Mapping[str, Any] | None) -> None:
+        """With ``slotted``, a configuration, the engine is opened anew with a slot for each caller."""
+        callers = self.wish["callers"]
         if self.problem is None:
             try:
-                rate = worker.images_per_second(
-                    seconds, batch=self.wish["batch"], callers=self.wish["callers"]
-                )
+                if slotted is not None and callers > 1:
+                    worker.open({**slotted, "slots": callers})
+                    self.streams = callers
+                rate, p50_ms = worker.rate(seconds, batch=self.wish["batch"], callers=callers)
                 self.rates.append(rate)
+                self.medians.append(p50_ms)
             except EdgekilnError as error:
                 self.problem = str(error)
 
@@ -95,4 +104,11 @@ class _Row:
             "images_per_second": round(float(np.median(self.rates)), 2),
             "low": round(min(self.rates), 2),
             "high": round(max(self.rates), 2),
+            "p50_ms": round(float(np.median(self.medians)), 4),
+            **({} if self.streams is None else {"streams": self.streams}),
         }
+
+
+def _slotted(contender: Contender, config: Mapping[str, Any]) -> Mapping[str, Any] | None:
+    """The configuration of an engine whose calls run in slots, else ``None``."""
+    return config if contender.arguments.get("backend") in SLOT_BACKENDS else None

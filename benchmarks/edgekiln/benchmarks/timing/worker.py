@@ -16,6 +16,7 @@ import signal
 import sys
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from time import perf_counter_ns
@@ -36,9 +37,12 @@ _ROTATING_BATCHES = 4  # all images of a batch differ; of each batch size few ar
 _WARM_UP_CALLS = 1  # per block; the search before and the answer check have warmed everything else
 
 
-def open_engine(*, paths: list[str], backend: Any, threads: int | None) -> Session:
-    """The factory of engine files."""
-    return open_session(backend, [Path(path).read_bytes() for path in paths], threads=threads)
+def open_engine(
+    *, paths: list[str], backend: Any, threads: int | None = None, slots: int | None = None
+) -> Session:
+    """The factory of engine files; ``slots`` are calls that may run at once, for backends that have such."""
+    engines = [Path(path).read_bytes() for path in paths]
+    return open_session(backend, engines, threads=threads, slots=slots)
 
 
 class Worker:
@@ -115,8 +119,19 @@ class Worker:
         sample = {"index": last, "logits": answer[0].tolist()} if boundary == "call" else None
         return {"times_ns": times, "sample": sample}
 
+    def phases(self, calls: int) -> dict[str, Any]:
+        """Where the time of single calls goes, as the session tells; ``None`` where it cannot."""
+        measure = getattr(self._session, "measure_phases", None)
+        if measure is None:
+            return {"phases": None}
+        measure(self._inputs[0], _WARM_UP_CALLS)
+        return {"phases": [asdict(phases) for phases in measure(self._inputs[0], calls)]}
+
     def rate(self, seconds: float, batch: int, callers: int) -> dict[str, Any]:
-        """Images per second of ``callers`` threads, each with ``batch`` images a call, and the last call's answers."""
+        """Images per second of ``callers`` threads, each with ``batch`` images a call, and the last call's answers.
+
+        ``p50_ms`` is the median time of a call under that load.
+        """
         assert self._session is not None
         run = self._session.run
         count = len(self._inputs)
@@ -128,21 +143,24 @@ class Worker:
             begun = perf_counter_ns()
             end = begun + int(seconds * 1e9)
 
-            def ask_again(caller: int) -> tuple[int, int, Any]:
-                calls = 0
+            def ask_again(caller: int) -> tuple[list[int], int, Any]:
+                times: list[int] = []
                 while True:
-                    place = (caller + calls) % len(batches)
+                    place = (caller + len(times)) % len(batches)
+                    asked = perf_counter_ns()
                     answer = run(batches[place])
-                    calls += 1
-                    if perf_counter_ns() >= end:
-                        return calls, place, answer
+                    now = perf_counter_ns()
+                    times.append(now - asked)
+                    if now >= end:
+                        return times, place, answer
 
             done = list(pool.map(ask_again, range(callers)))
             passed = (perf_counter_ns() - begun) / 1e9
         _, place, answer = done[0]
-        images = batch * sum(calls for calls, _, _ in done)
+        times = np.concatenate([own for own, _, _ in done])
         sample = {"indices": turns[place].tolist(), "logits": answer.tolist()}
-        return {"images_per_second": images / passed, "sample": sample}
+        p50_ms = float(np.median(times)) / 1e6
+        return {"images_per_second": batch * len(times) / passed, "p50_ms": p50_ms, "sample": sample}
 
     def _calls(self, boundary: str) -> list[Callable[[], Any]] | None:
         """What is timed, one callable for each input."""

@@ -87,8 +87,13 @@ class WorkerProcess:
         times: list[int] = answer["times_ns"]
         return times
 
-    def images_per_second(self, seconds: float, *, batch: int, callers: int) -> float:
-        """Images per second of so many threads that each run ``batch`` images again and again.
+    def phases(self, calls: int) -> list[dict[str, float | None]] | None:
+        """Fields of ``CallPhases`` of single calls; ``None`` where the session cannot tell them apart."""
+        phases: list[dict[str, float | None]] | None = self.ask("phases", calls=calls)["phases"]
+        return phases
+
+    def rate(self, seconds: float, *, batch: int, callers: int) -> tuple[float, float]:
+        """So many threads that each run ``batch`` images again and again: images per second, and a call's median in ms.
 
         Raises:
             EngineError: the process died, or the engine refused.
@@ -97,8 +102,7 @@ class WorkerProcess:
         answer = self.ask("rate", seconds=seconds, batch=batch, callers=callers)
         rows = self._contender.logits[answer["sample"]["indices"]]
         self._compare(np.asarray(answer["sample"]["logits"], np.float32), rows)
-        rate: float = answer["images_per_second"]
-        return rate
+        return float(answer["images_per_second"]), float(answer["p50_ms"])
 
     def _compare(self, got: Logits, wanted: Logits) -> None:
         difference = float(np.abs(got - wanted).max())

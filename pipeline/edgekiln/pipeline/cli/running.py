@@ -254,6 +254,7 @@ def _print_timings(report: Mapping[str, Any]) -> None:
         describe_best_pytorch,
         describe_config,
         describe_floor,
+        describe_phases,
         describe_throughput,
     )
 
@@ -262,7 +263,8 @@ def _print_timings(report: Mapping[str, Any]) -> None:
     reasons = f" ({'; '.join(validity['reasons'])})" if validity["reasons"] else ""
     configs = "; ".join(f"{m['name']} {describe_config(m['config'])}" for m in benchmark["measurements"])
     click.echo(f"latency  {validity['state']}{reasons}")
-    told = [describe_best_pytorch(report), describe_floor(report), *describe_throughput(report)]
+    told = [describe_best_pytorch(report), describe_floor(report), *describe_phases(report)]
+    told += describe_throughput(report)
     for line in (f"batch 1; {configs}", *filter(None, told)):
         click.echo(f"         {line}")
 

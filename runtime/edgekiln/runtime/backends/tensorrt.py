@@ -27,7 +27,7 @@ from edgekiln.runtime.backends.tensorrt_buckets import ProfileUse, plan_buckets
 from edgekiln.runtime.backends.tensorrt_engine import EngineProfile, LoadedEngine, create_runtime
 from edgekiln.runtime.backends.tensorrt_errors import refuse_foreign
 from edgekiln.runtime.backends.tensorrt_library import import_tensorrt, library_log
-from edgekiln.runtime.backends.tensorrt_slot import Slot
+from edgekiln.runtime.backends.tensorrt_slot import CallPhases, Slot
 from edgekiln.runtime.cuda import CudaApi, Wait, open_cuda
 from edgekiln.runtime.errors import DeviceError, DeviceLostError, EdgekilnError, EngineError, UsageError
 from edgekiln.runtime.processes import keep_in_forks
@@ -199,14 +199,27 @@ class TensorRTSession(DescribedSession):
         Raises:
             UsageError: no frames, or more than the largest batch size.
         """
+        self._check_one_batch(frames)
+        with self._borrow() as slot:
+            return [slot.measure_ms(frames) for _ in range(calls)]
+
+    def measure_phases(self, frames: Frames, calls: int) -> list[CallPhases]:
+        """Host, enqueue, copies and device apart, of ``calls`` runs of one batch.
+
+        Raises:
+            UsageError: no frames, or more than the largest batch size.
+        """
+        self._check_one_batch(frames)
+        with self._borrow() as slot:
+            return [slot.measure_phases(frames) for _ in range(calls)]
+
+    def _check_one_batch(self, frames: Frames) -> None:
         check_frames(frames, *self.frame_shape)
         if not 1 <= len(frames) <= self._buckets[-1]:
             raise UsageError(
                 f"One batch has 1 to {self._buckets[-1]} frames, got {len(frames)}.",
                 hint="Time more of them batch by batch.",
             )
-        with self._borrow() as slot:
-            return [slot.measure_ms(frames) for _ in range(calls)]
 
     @contextlib.contextmanager
     def _borrow(self) -> Iterator[Slot]:

@@ -8,7 +8,10 @@ of sessions, threads or the library's own objects, which only ``LoadedEngine`` t
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import pairwise
+from time import perf_counter_ns
 from typing import Any
 
 import numpy as np
@@ -20,7 +23,26 @@ from edgekiln.runtime.cuda import CudaApi, Graph, PinnedMemory, Stream, Wait
 from edgekiln.runtime.errors import DeviceError, EngineError, ResourceError
 from edgekiln.runtime.spec import Frames, Logits
 
-__all__ = ["Slot"]
+__all__ = ["CallPhases", "Slot"]
+
+
+@dataclass(frozen=True, slots=True)
+class CallPhases:
+    """Where the milliseconds of one call go. The GPU's parts follow each other on one stream.
+
+    Attributes:
+        host_ms: frames into pinned memory and logits out of it, by the CPU.
+        enqueue_ms: until the launch of the call returns to the CPU, as a graph where it runs as one.
+        copy_in_ms: of the frames to the GPU; ``None`` where CPU and GPU share their memory.
+        device_ms: of the engine on the GPU.
+        copy_out_ms: of the logits; ``None`` as before.
+    """
+
+    host_ms: float
+    enqueue_ms: float
+    copy_in_ms: float | None
+    device_ms: float
+    copy_out_ms: float | None
 
 
 @dataclass(slots=True)
@@ -103,13 +125,18 @@ class Slot:
             return None
         return graph
 
-    def _enqueue(self, batch: int, bucket: _Bucket) -> None:
+    def _enqueue(self, batch: int, bucket: _Bucket, mark: Callable[[], None] = lambda: None) -> None:
+        """Copy in, run, copy out; ``mark`` is called before, between and after these."""
         cuda, interface = self._cuda, self._interface
+        mark()
         if self._device_in is not None:
             cuda.copy_to_device(self._device_in, self._host_in, batch * interface.frame_bytes, self._stream)
+        mark()
         bucket.loaded.enqueue(bucket.context, self._stream.handle)
+        mark()
         if self._device_out is not None:
             cuda.copy_to_host(self._host_out, self._device_out, batch * interface.row_bytes, self._stream)
+        mark()
 
     def _launch(self, batch: int) -> None:
         bucket = self._buckets[batch]
@@ -142,6 +169,38 @@ class Slot:
             self._end.record(self._stream)
             self._end.synchronize()
         return float(self._end.elapsed_ms(self._begin))
+
+    def measure_phases(self, frames: Frames) -> CallPhases:
+        """Where the time of a call with 1 to ``max_batch`` frames goes.
+
+        The GPU's parts are those of a call outside of any graph, which hides them; a call ahead of it keeps the GPU at
+        work meanwhile, as in ``measure_ms``. How long that one takes to launch is what a call that serves takes.
+        """
+        with contextlib.ExitStack() as stack, settled(self._stream, self._wait):
+            events = [self._cuda.create_event(timing=True) for _ in range(4)]
+            for event in events:
+                stack.callback(event.close)
+            unused = iter(events)
+            batch = choose_bucket(self._sizes, len(frames))
+            begin = perf_counter_ns()
+            self._frames[: len(frames)] = frames
+            staged = perf_counter_ns()
+            self._launch(batch)
+            launched = perf_counter_ns()
+            self._enqueue(batch, self._buckets[batch], lambda: next(unused).record(self._stream))
+            events[-1].synchronize()
+            ended = perf_counter_ns()
+            self._logits[: len(frames)].copy()
+            read = perf_counter_ns()
+            parts = [float(last.elapsed_ms(first)) for first, last in pairwise(events)]
+        copied = self._device_in is not None
+        return CallPhases(
+            host_ms=(staged - begin + read - ended) / 1e6,
+            enqueue_ms=(launched - staged) / 1e6,
+            copy_in_ms=parts[0] if copied else None,
+            device_ms=parts[1],
+            copy_out_ms=parts[2] if copied else None,
+        )
 
     def close(self) -> None:
         """Free the graphs, then the contexts, then the memory that both use; a failure stops none of it.
