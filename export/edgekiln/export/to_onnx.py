@@ -17,13 +17,14 @@ from torch import Tensor, nn
 
 from edgekiln.runtime.contract import Contract, Normalization
 from edgekiln.runtime.errors import ContractError, GateError
-from edgekiln.runtime.onnx_files.metadata import CONTRACT_DIGEST_KEY, CONTRACT_KEY
-from edgekiln.runtime.spec import INPUT_NAME, OUTPUT_NAME
+from edgekiln.runtime.onnx_files.metadata import CONTRACT_DIGEST_KEY, CONTRACT_KEY, PRECISION_KEY
+from edgekiln.runtime.spec import INPUT_NAME, OUTPUT_NAME, Precision
 
 __all__ = [
     "MAX_IR_VERSION",
     "SHAPE_OPERATORS",
     "PixelModel",
+    "ask_for_precision",
     "entry_chain",
     "export_onnx",
     "normalize",
@@ -206,3 +207,11 @@ def read_contract(proto: Any) -> Contract:
         "This ONNX file holds no edgekiln contract in its metadata.",
         hint="Take a graph that `edgekiln run` exported: only there it is told how a picture becomes the input.",
     )
+
+
+def ask_for_precision(model: bytes, precision: Precision) -> bytes:
+    """A file that asks the library that runs it to compute in ``precision``, which its graph does not say."""
+    asking = onnx.load_from_string(model)
+    told = {entry.key: entry.value for entry in asking.metadata_props}
+    onnx.helper.set_model_props(asking, {**told, PRECISION_KEY: precision.value})
+    return bytes(asking.SerializeToString(deterministic=True))

@@ -24,6 +24,11 @@ def test_batch_profile_is_in_order(sizes):
         ("tensorrt-rtx", {"typing": "weak"}, "tensorrt-rtx has no typing: leave it out"),
         ("tensorrt-rtx", {"sparsity": True, "tiling": "full"}, "has no sparsity and no tiling"),
         ("tensorrt-rtx", {"avg_timing_iterations": 4}, "has no avg_timing_iterations"),
+        (
+            "tensorrt-rtx",
+            {"precision": Precision.BF16, "capabilities": (75, 86)},
+            r"Turing \(75\) has no BF16",
+        ),
         ("tensorrt", {"max_aux_streams": -1}, "max_aux_streams is 0 or more, got -1"),
         ("tensorrt", {"avg_timing_iterations": 0}, "avg_timing_iterations is 1 or more, got 0"),
         ("tensorrt", {"workspace_bytes": 0}, "workspace_bytes must be positive, got 0"),
@@ -38,7 +43,7 @@ def test_batch_profile_is_in_order(sizes):
 )
 def test_options_that_cannot_be_meant_are_refused(flavour, options, words):
     with pytest.raises(UsageError, match=words):
-        BuildOptions(flavour, Precision.FP16, **options)
+        BuildOptions(flavour, **{"precision": Precision.FP16, **options})
 
 
 def test_options_of_one_profile_are_written_as_they_always_were():

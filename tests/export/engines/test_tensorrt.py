@@ -17,11 +17,11 @@ from edgekiln.export.engines import tensorrt, worker_process
 from edgekiln.export.engines.cache import EngineCache
 from edgekiln.export.engines.options import BatchProfile, BuildOptions
 from edgekiln.export.engines.tensorrt import build_engine, inspect_engine, library_version
-from edgekiln.export.precision.fp16 import convert_to_fp16
+from edgekiln.export.precision.fp16 import convert_to_bf16, convert_to_fp16
 from edgekiln.export.precision.int8_tensorrt import quantize_for_tensorrt
 from edgekiln.export.precision.simulation import simulate
 from edgekiln.runtime.backends.engine_header import read_engine_header
-from edgekiln.runtime.cuda.driver import probe_driver
+from edgekiln.runtime.cuda.driver import DeviceProperties, probe_driver
 from edgekiln.runtime.errors import (
     BuildError,
     DeviceError,
@@ -55,8 +55,9 @@ def models(tmp_path_factory):
     folder = tmp_path_factory.mktemp("models")
     source = export_residual(folder / "fp32.onnx")
     convert_to_fp16(source, folder / "fp16.onnx", make_calibration())
+    convert_to_bf16(source, folder / "bf16.onnx", make_calibration())
     quantize_for_tensorrt(source, folder / "int8.onnx", make_calibration())
-    return {name: (folder / f"{name}.onnx").read_bytes() for name in ("fp32", "fp16", "int8")}
+    return {name: (folder / f"{name}.onnx").read_bytes() for name in ("fp32", "fp16", "bf16", "int8")}
 
 
 # -- families of networks
@@ -104,7 +105,7 @@ def test_family_is_exported_converted_and_built(tmp_path, cache, converted, fami
 # -- one engine
 
 
-@pytest.mark.parametrize("precision", ["fp32", "fp16", "int8"])
+@pytest.mark.parametrize("precision", ["fp32", "fp16", "bf16", "int8"])
 @pytest.mark.parametrize("batch", [DYNAMIC, BatchProfile(4, 4, 4)], ids=["dynamic", "static"])
 def test_engine_says_what_it_is(models, cache, precision, batch):
     built = build_engine(models[precision], options_for(precision, batch), cache)
@@ -119,7 +120,8 @@ def test_engine_says_what_it_is(models, cache, precision, batch):
     assert (audit.share, audit.evidence) == (pytest.approx(1, abs=0.01), "rtx-plan")
     declared = {built.declared[name] for name in products}
     assert declared == ({"int8", "fp16"} if precision == "int8" else {precision})
-    assert built.declared["node__to_copy" if precision == "fp32" else "_to_copy_cast_to_fp16"] == "uint8"
+    first = {"fp32": "node__to_copy", "bf16": "_to_copy_cast_to_bf16"}.get(precision, "_to_copy_cast_to_fp16")
+    assert built.declared[first] == "uint8"
     assert json.loads(json.dumps(built.to_dict()))["options"]["batch"] == {
         "min": batch.min,
         "opt": batch.opt,
@@ -233,6 +235,16 @@ def test_fp32_for_turing_names_the_node(models, cache):
     assert any(severity == "ERROR" and "SM75" in text for severity, text in caught.value.log)
     assert "build an FP16 variant" in caught.value.hint
     assert cache.entries() == []
+
+
+def test_bf16_is_refused_on_a_gpu_before_ampere(models, cache, monkeypatch):
+    turing = DeviceProperties("T4", (7, 5), 40, 16 << 30, integrated=False, can_map_host_memory=True)
+    monkeypatch.setattr(tensorrt, "require_device", lambda: turing)
+    monkeypatch.setattr(tensorrt, "library_version", lambda flavour: "10.16.1.11")
+    with pytest.raises(
+        DeviceError, match=r"T4 has compute capability 7\.5 and no BF16, .* Take an FP16 variant"
+    ):
+        build_engine(models["bf16"], BuildOptions("tensorrt", Precision.BF16), cache)
 
 
 def test_unknown_capability_is_refused(models, cache):

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+import onnxruntime
 import pytest
 import torch
 from export_support import (
@@ -17,13 +18,14 @@ from export_support import (
     node_of_weight,
     tensors_of,
 )
+from onnx import TensorProto
 from torch import nn
 
 from edgekiln.export.precision import fp16
-from edgekiln.export.precision.fp16 import convert_to_fp16
+from edgekiln.export.precision.fp16 import convert_to_bf16, convert_to_fp16
 from edgekiln.export.precision.modelopt import finish_model, import_modelopt
 from edgekiln.export.precision.ranges import measure_peaks
-from edgekiln.export.precision.simulation import check_simulated_parity, simulate
+from edgekiln.export.precision.simulation import check_simulated_parity, emulate_bf16, simulate
 from edgekiln.runtime.errors import MissingExtraError, PrecisionError
 
 pytest.importorskip("modelopt", reason="converts with nvidia-modelopt")
@@ -255,3 +257,34 @@ def test_sizes_that_the_library_does_not_know_are_not_called_the_same(tmp_path):
     frames = np.random.default_rng(0).integers(0, 256, (5, 16, 16, 3), np.uint8)
     got, wanted = (simulate(model.SerializeToString(), frames) for model in (finished, original))
     assert np.array_equal(got, wanted)
+
+
+# -- BF16
+
+
+@pytest.mark.parametrize("factor", [1.0, 1e6], ids=["plain", "beyond FP16"])
+def test_bf16_leaves_nothing_in_fp32_and_keeps_the_interface(tmp_path, chain, calibration, factor):
+    source, target = make_hostile(chain, tmp_path / "m.onnx", factor), tmp_path / "b.onnx"
+    assert convert_to_bf16(source, target, calibration) == ()
+    assert_same_interface(source, target, newest=22)
+    assert TensorProto.FLOAT not in {t.data_type for t in onnx.load(target).graph.initializer}
+    exact, rounded = (simulate(path.read_bytes(), calibration.frames) for path in (source, target))
+    # 8 bits in each of some 12 results; what exceeds FP16's range is no matter.
+    assert 0 < np.abs(rounded - exact).max() < 12 * 2**-8 * np.ptp(exact)
+    assert not (rounded.view(np.uint32) & 0xFFFF).any()  # an answer of BF16, widened
+
+
+def test_the_emulation_rounds_every_result_as_bf16_does(tmp_path, calibration):
+    source, target = export_residual(tmp_path / "m.onnx"), tmp_path / "b.onnx"
+    convert_to_bf16(source, target, calibration)
+    emulated = onnx.load_from_string(emulate_bf16(target.read_bytes()))
+    made = [node.output[0] for node in emulated.graph.node]
+    names = [name for name in made if not name.endswith(("/exact", "/bf16")) and name != "logits"]
+    values = [onnx.helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in names]
+    emulated.graph.output.extend(values)
+    session = onnxruntime.InferenceSession(emulated.SerializeToString(), providers=["CPUExecutionProvider"])
+    found = session.run(None, {"image": np.array(calibration.frames[:2])})
+    assert len(found) == len(names) + 1 > 10
+    for value in found:
+        assert not (value.view(np.uint32) & 0xFFFF).any()
+    assert emulate_bf16(source.read_bytes()) == source.read_bytes()

@@ -64,7 +64,7 @@ def test_origins_are_told_of_each_value(edgekiln, engines_recipe):
     assert origins["variants.int8.calibration_images"] == "flag"
     assert origins["variants.int8.precision"] == "file"
     assert origins["variants.fp32.calibration_images"] == "default"
-    assert origins["variants.rtx-fp16.build.batch.opt"] == "file"
+    assert origins["variants.rtx-fp16.build.batch"] == "file"
     assert origins["variants.rtx-fp16.build.tf32"] == "default"
     assert (origins["gate.max_drop"], origins["gate.confidence"]) == ("flag", "default")
     assert len(lines) == len(origins)

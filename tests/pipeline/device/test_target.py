@@ -9,13 +9,17 @@ import numpy as np
 import pytest
 from tests_support import ROOT
 
+from edgekiln.pipeline.cli.inspecting import describe
 from edgekiln.pipeline.device import judging
 from edgekiln.pipeline.device.canary_records import read_reference
 from edgekiln.pipeline.device.request import TargetRequest
 from edgekiln.pipeline.device.target import build_on_target
+from edgekiln.pipeline.doctor.bundles import _describe_variant
+from edgekiln.pipeline.doctor.child import Answer
 from edgekiln.pipeline.workspace.progress import SilentProgress
 from edgekiln.runtime import load
 from edgekiln.runtime.backends.onnxruntime import OnnxRuntimeSession
+from edgekiln.runtime.backends.tensorrt_buckets import ProfileUse
 from edgekiln.runtime.bundles.bundle import open_bundle
 from edgekiln.runtime.bundles.machine_kind import read_kind
 from edgekiln.runtime.cuda import probe_driver
@@ -53,6 +57,7 @@ def runs_here(parent, monkeypatch):
 
     class Shifted:
         backend = "tensorrt-rtx"
+        profiles = (ProfileUse(1, 1, 1, (1,), 3 << 19), ProfileUse(2, 4, 8, (2, 4, 8), 9 << 20))
 
         def __init__(self):
             self._session = OnnxRuntimeSession((parent / "fp32.onnx").read_bytes())
@@ -86,6 +91,23 @@ def test_without_pictures_engines_are_unverified_and_load_refuses_them(parent, t
     with pytest.raises(EnvironmentProblem) if probe_driver().problem else pytest.raises(ZeroDivisionError):
         load(tmp_path / "out", variant="rtx-fp16", allow_unverified=True)
         raise ZeroDivisionError  # on a machine with a GPU it loads
+
+
+def test_profiles_and_their_memory_are_told_where_the_engine_ran(parent, pictures, tmp_path, runs_here):
+    content = build(parent, tmp_path / "out", variants=("rtx-fp16", "rtx-static"), data=pictures)
+    memories = [profile["workspace_bytes"] for profile in row(content, "rtx-fp16")["figures"]["profiles"]]
+    assert memories == [3 << 19, 9 << 20]
+    assert "profiles" not in row(content, "rtx-static")["figures"]  # two engines with a profile each
+    told = {variant["name"]: variant.get("profiles") for variant in describe(tmp_path / "out")["variants"]}
+    assert told["rtx-fp16"] == "1 (1.5 MiB); 2 to 8, best at 4 (9.0 MiB)"
+    variant = open_bundle(tmp_path / "out").variant("rtx-fp16")
+    values = {"canaries": None, "notice": None, "profiles": variant.figures["profiles"]}
+    found = _describe_variant(variant, Answer(values)).found
+    assert found.endswith(
+        "batch sizes and working memory of a slot: 1 (1.5 MiB); 2 to 8, best at 4 (9.0 MiB)"
+    )
+    again = build(tmp_path / "out", tmp_path / "again", variants=("rtx-fp16",))
+    assert "profiles" not in row(again, "rtx-fp16")["figures"]  # another engine, which did not run
 
 
 def test_what_is_carried_says_on_which_machine_it_was_judged(parent, tmp_path):

@@ -72,6 +72,12 @@ def rows(run):
             'backend = "tensorrt"\nprecision = "fp16"\nbuild = {worksapce_mib = 1}',
             "did you mean 'workspace_mib'?",
         ),
+        ('precision = "bf16"', "onnxruntime-cpu has no bf16 variant; its precisions are fp32, int8"),
+        ('backend = "onnxruntime-cuda"\nprecision = "bf16"', "onnxruntime-cuda has no bf16 variant"),
+        (
+            'backend = "tensorrt-rtx"\nprecision = "bf16"\nbuild = {capabilities = [75, 86]}',
+            "Turing (75) has no BF16",
+        ),
         ('backend = "tensorrt-rxt"\nprecision = "fp16"', "'tensorrt-rtx'"),
         (
             'backend = "tensorrt-rtx"\nprecision = "fp16"\nbuild = {static_batches = [8]}\n'

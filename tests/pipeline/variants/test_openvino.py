@@ -3,8 +3,10 @@
 import html
 import importlib.util
 import json
+import re
 import shutil
 import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -23,6 +25,7 @@ from edgekiln.pipeline.stages.planning import plan_stages
 from edgekiln.pipeline.workspace.progress import SilentProgress
 from edgekiln.runtime.bundles.canary_inputs import make_canaries
 from edgekiln.runtime.errors import GateError, RecipeError, SelfTestError
+from edgekiln.runtime.onnx_files.metadata import PRECISION_KEY, read_metadata
 from edgekiln.runtime.serving.loading import load
 
 VARIANTS = """
@@ -37,9 +40,27 @@ precision = "int8"
 backend = "openvino"
 required = false
 calibration_images = 48
+[[variants]]
+name = "bf16-openvino"
+precision = "bf16"
+backend = "openvino"
+required = false
+calibration_images = 48
 """
 TEXT = TINY_RECIPE.replace("[gate]", VARIANTS + "[gate]")
 CUT = "required = false\ncalibration"  # a place inside of the INT8 variant
+
+BF16 = ("bf16-openvino",)
+
+
+def has_bf16():
+    """Native, or emulated by AVX-512; as Linux tells it, which is not what is tested."""
+    return "avx512bw" in Path("/proc/cpuinfo").read_text()
+
+
+def has_no_bf16(row):
+    return "BF16" in row.problem and "on this CPU" in row.problem
+
 
 needs_openvino = pytest.mark.skipif(  # found, not imported: a plain import would report to Intel
     importlib.util.find_spec("openvino") is None, reason="OpenVINO is not installed"
@@ -71,9 +92,10 @@ def test_canaries_raise_no_false_alarm_however_the_library_computes(finished):
     assert len(masks) == 3
     for condition in masks:
         found = ask(finished.bundle, condition)
-        assert {row.variant for row in found} == {"fp32-openvino", "int8-openvino"}
+        assert {row.variant for row in found} == {"fp32-openvino", "int8-openvino", *BF16}
         assert {row.threads for row in found} == {1, 2}
-        assert [row.problem for row in found] == [""] * 4, describe_rows(found)
+        wrong = [row for row in found if row.problem and not (row.variant in BF16 and has_no_bf16(row))]
+        assert wrong == [], describe_rows(found)
 
 
 @needs_openvino
@@ -108,12 +130,29 @@ def rows(result):
 @needs_openvino
 def test_variants_are_judged_and_deployable(finished):
     found = rows(finished)
-    assert {row["verdict"] for row in found.values()} == {"pass"}
+    assert {row["verdict"] for name, row in found.items() if name not in BF16} == {"pass"}
     for name in ("fp32", "int8"):
         ours, theirs = found[f"{name}-openvino"], found[name]
         assert abs(ours["accuracy"]["top1"] - theirs["accuracy"]["top1"]) <= 1 / 30
         with load(finished.bundle, variant=f"{name}-openvino") as classifier:
             assert classifier.session.backend == "openvino"
+
+
+@needs_openvino
+def test_bf16_is_the_fp32_graph_computed_otherwise_and_judged_where_the_cpu_has_it(finished):
+    row = rows(finished)["bf16-openvino"]
+    if not has_bf16():
+        assert row["verdict"] == "not-run"
+        assert re.match("not tried here, because: .*BF16.* on this CPU", row["reason"])
+        return
+    assert (row["verdict"], row["audit"]["share"], row["audit"]["macs"].keys()) == ("pass", 1.0, {"bf16"})
+    assert 0 < row["parity"]["relative"] < 0.16
+    assert row["kl_nats"] > 0  # no other answers, and not the same logits
+    asking, plain = (finished.bundle / f"{name}.onnx" for name in ("bf16-openvino", "fp32-openvino"))
+    assert read_metadata(asking.read_bytes(), PRECISION_KEY) == "bf16"
+    assert read_metadata(plain.read_bytes(), PRECISION_KEY) is None
+    with load(finished.bundle, variant="bf16-openvino") as classifier:
+        assert (classifier.variant.precision, classifier.session.backend) == ("bf16", "openvino")
 
 
 @needs_openvino
@@ -175,7 +214,7 @@ def test_where_it_is_not_installed_it_is_not_tried_and_says_how(tiny_run, tmp_pa
     monkeypatch.syspath_prepend(tmp_path)
     result = run_beside(tiny_run, tmp_path, "variants.fp32-openvino.required=true")
     found = rows(result)
-    for name in ("fp32-openvino", "int8-openvino"):
+    for name in ("fp32-openvino", "int8-openvino", "bf16-openvino"):
         assert found[name]["verdict"] == "not-run"
         assert found[name]["reason"].startswith("not tried here, because: The package 'openvino' is needed")
         assert "pip install 'edgekiln[openvino]'" in found[name]["reason"]
@@ -190,7 +229,7 @@ def test_library_that_crashes_when_it_loads_a_graph_ends_no_run(tiny_run, tmp_pa
     monkeypatch.setitem(sys.modules, "openvino", SimpleNamespace())  # here it is only imported, not used
     monkeypatch.syspath_prepend(tmp_path)
     found = rows(run_beside(tiny_run, tmp_path))
-    for name in ("fp32-openvino", "int8-openvino"):
+    for name in ("fp32-openvino", "int8-openvino", "bf16-openvino"):
         assert found[name]["verdict"] == "not-run"
         assert found[name]["reason"].startswith("could not be built here: the library crashed (signal 11)")
     assert {found[name]["verdict"] for name in ("fp32", "int8")} == {"pass"}
@@ -224,7 +263,9 @@ def test_stages_depend_on_its_version_only_where_it_is_used(tiny_recipe):
     stages = {stage.name: stage for stage in plan_stages(load_recipe(tiny_recipe))}
     using = {name for name, stage in stages.items() if "openvino" in stage.tools}
     kinds = ("variant", "evaluate")
-    assert using == {f"{kind}.{p}-openvino" for kind in kinds for p in ("fp32", "int8")} | {"benchmark"}
+    assert using == {f"{kind}.{p}-openvino" for kind in kinds for p in ("fp32", "int8", "bf16")} | {
+        "benchmark"
+    }
     # The graphs are the same; who audits and searches them is not, so neither stage stands in for the other.
     ours, theirs = (stages[f"variant.{name}"].settings for name in ("int8-openvino", "int8"))
     assert (ours["family"], theirs["family"]) == ("openvino", "cpu")

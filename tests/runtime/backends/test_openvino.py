@@ -2,19 +2,30 @@
 
 import os
 import platform
+import re
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
+import onnx
 import onnx.parser
 import pytest
+from export_support import export_residual
 from onnx import numpy_helper
 
 from edgekiln.runtime.backends import open_session
 from edgekiln.runtime.backends import openvino as backend
 from edgekiln.runtime.bundles.canary_inputs import make_canaries
-from edgekiln.runtime.errors import EngineError, ExitCode, MissingExtraError
+from edgekiln.runtime.errors import DeviceError, EngineError, ExitCode, MissingExtraError
+from edgekiln.runtime.onnx_files.metadata import PRECISION_KEY
 from edgekiln.runtime.serving.loading import load
+
+
+def has_bf16():
+    """Native, or emulated by AVX-512; as Linux tells it, which is not what is tested."""
+    return "avx512bw" in Path("/proc/cpuinfo").read_text()
+
 
 pytestmark = pytest.mark.usefixtures("installed")
 
@@ -26,6 +37,66 @@ def installed():
         return backend.import_openvino()
     except MissingExtraError as error:
         pytest.skip(error.message)
+
+
+# -- BF16
+
+BF16 = """
+import sys
+from edgekiln.runtime.backends import open_session
+from edgekiln.runtime.errors import EdgekilnError
+with open(sys.argv[1], "rb") as file:
+    try:
+        print(open_session("openvino", file.read(), threads=1).layers()[-2].precision)
+    except EdgekilnError as error:
+        print(error.exit_code, type(error).__name__, error)
+"""
+
+
+def asking(model, precision="bf16"):
+    asked = onnx.load_from_string(model)
+    onnx.helper.set_model_props(asked, {PRECISION_KEY: precision})
+    return asked.SerializeToString()
+
+
+@pytest.fixture(scope="module")
+def residual(tmp_path_factory):
+    return export_residual(tmp_path_factory.mktemp("bf16") / "residual.onnx").read_bytes()
+
+
+def test_a_file_that_asks_for_bf16_is_computed_in_it_or_refused(tmp_path, residual):
+    """Without AVX-512 there is no BF16: never FP32 in its place."""
+    (tmp_path / "model.onnx").write_bytes(asking(residual))
+    told = {}
+    for mask in ("ALL", "AVX2"):
+        done = subprocess.run(
+            [sys.executable, "-c", BF16, tmp_path / "model.onnx"],
+            capture_output=True, text=True, check=True, env=os.environ | {"ONEDNN_MAX_CPU_ISA": mask},
+        )  # fmt: skip
+        told[mask] = done.stdout.strip()
+    assert re.match(r"5 DeviceError .*BF16.* on this CPU.*Take the FP32 or INT8 variant", told["AVX2"])
+    assert told["ALL"] == ("bf16" if has_bf16() else told["AVX2"])
+
+
+def test_what_computes_nothing_in_bf16_is_refused(monkeypatch, residual):
+    monkeypatch.setattr(backend._Engine, "layers", lambda self: ())
+    with pytest.raises(DeviceError, match="computes none of it in BF16 on this CPU"):
+        open_session("openvino", asking(residual))
+    open_session("openvino", residual).close()
+
+
+def test_a_file_may_ask_for_nothing_else(residual):
+    with pytest.raises(EngineError, match="asks for 'fp8', which OpenVINO is not asked for"):
+        open_session("openvino", asking(residual, "fp8"))
+
+
+@pytest.mark.skipif(not has_bf16(), reason="this CPU has no BF16")
+def test_bf16_rounds_and_leaves_other_files_in_fp32(residual):
+    frames = np.random.default_rng(0).integers(0, 256, (3, 16, 16, 3), np.uint8)
+    files = (residual, asking(residual), residual)
+    exact, rounded, again = (open_session("openvino", file).run(frames) for file in files)
+    np.testing.assert_array_equal(exact, again)
+    assert 0 < np.abs(rounded - exact).max() < 12 * 2**-8 * np.ptp(exact)  # 8 bits in each of some 12 results
 
 
 # -- nothing is sent, nothing is written

@@ -1,4 +1,4 @@
-"""Did I really get INT8? Judges the graph that OpenVINO executes (its runtime model) by MACs, layer by layer.
+"""Did I really get INT8 or BF16? Judges the graph that OpenVINO executes (its runtime model) by MACs, layer by layer.
 
 By MACs and not by nodes, because OpenVINO always leaves one product in FP32: it folds a pixel's scale and zero point
 into arithmetic before the first convolution, which then reads floats. Counted as one node of fifty that is little, as
@@ -20,7 +20,13 @@ from edgekiln.runtime.backends.openvino import RuntimeLayer, read_layers
 from edgekiln.runtime.errors import PrecisionError
 from edgekiln.runtime.spec import Precision
 
-__all__ = ["audit_openvino", "names_in_openvino", "quantizers_in_openvino", "to_engine_layer"]
+__all__ = [
+    "audit_openvino",
+    "audit_openvino_bf16",
+    "names_in_openvino",
+    "quantizers_in_openvino",
+    "to_engine_layer",
+]
 
 _FLOATS = {"f32": "fp32", "f16": "fp16", "bf16": "bf16"}
 _INTEGERS = {"u8", "i8"}
@@ -54,6 +60,26 @@ def audit_openvino(
         )
     share = minimum_share * (1 - sum(kept.values()) / max(1, sum(macs.values())))
     return audit_engine(layers, macs, Precision.INT8, share, evidence="openvino")
+
+
+def audit_openvino_bf16(model: bytes, minimum_share: float) -> EngineAudit:
+    """Audit a BF16 file as OpenVINO runs it on this CPU.
+
+    Args:
+        model: the ONNX file; its graph is in FP32, what it is to compute in stands in its metadata.
+        minimum_share: of the MACs.
+
+    Raises:
+        PrecisionError: too little runs in BF16; the layers are named.
+        MissingExtraError: OpenVINO is not installed.
+        DeviceError: this CPU has no BF16.
+        EngineError: it refuses the file.
+    """
+    loaded = onnx.load_from_string(model)
+    macs = count_macs(loaded)
+    names = names_in_openvino(loaded.graph)
+    layers = [to_engine_layer(layer, names) for layer in read_layers(model)]
+    return audit_engine(layers, macs, Precision.BF16, minimum_share, evidence="openvino")
 
 
 def names_in_openvino(graph: onnx.GraphProto) -> dict[str, str]:

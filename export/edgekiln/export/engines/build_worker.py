@@ -238,7 +238,7 @@ def _set_tuning(trt: ModuleType, config: Any, request: dict[str, Any]) -> None:
 
 def _set_weak_precision(trt: ModuleType, config: Any, precision: str) -> None:
     """Permission, not an order: the library may still choose float32, which is why the audit must look."""
-    wanted = {"fp32": (), "fp16": ("FP16",), "int8": ("FP16", "INT8")}[precision]
+    wanted = {"fp32": (), "fp16": ("FP16",), "bf16": ("BF16",), "int8": ("FP16", "INT8")}[precision]
     for name in wanted:
         flag = getattr(trt.BuilderFlag, name, None)
         if flag is None:

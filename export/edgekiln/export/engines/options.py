@@ -87,6 +87,8 @@ class BuildOptions:
                 if not self.profiles
                 else f"Two batch profiles of an engine are the same: {self.profiles}."
             )
+        if self.precision is Precision.BF16 and 75 in self.capabilities:
+            raise UsageError("Turing (75) has no BF16: build FP16 for it.")
         if self.capabilities and not rtx:
             raise UsageError("capabilities are for tensorrt-rtx; TensorRT builds for the GPU that is here.")
         if self.workspace_bytes is not None and self.workspace_bytes < 1:

@@ -34,8 +34,9 @@ from edgekiln.runtime.backends.engine_header import Flavour
 from edgekiln.runtime.backends.tensorrt_library import find_version, import_tensorrt
 from edgekiln.runtime.bundles.machine import read_power_mode
 from edgekiln.runtime.cuda.driver import DeviceProperties, probe_driver, require_device
-from edgekiln.runtime.errors import EngineError, ResourceError
+from edgekiln.runtime.errors import DeviceError, EngineError, ResourceError
 from edgekiln.runtime.onnx_files.scan import check_onnx
+from edgekiln.runtime.spec import Precision
 
 __all__ = ["BuiltEngine", "build_engine", "inspect_bytes", "inspect_engine", "library_version"]
 
@@ -117,6 +118,7 @@ def build_engine(
     check_onnx(model)
     installed = library_version(options.flavour)
     device = _device_for(options.flavour)
+    _refuse_old_gpu(options, device)
     identity = _identity(options, installed, device)
     key = engine_key(model=hashlib.sha256(model).hexdigest(), **identity)
 
@@ -266,6 +268,18 @@ def _device_for(flavour: Flavour) -> DeviceProperties | None:
         return require_device()
     state = probe_driver()
     return state.devices[0] if state.devices else None
+
+
+def _refuse_old_gpu(options: BuildOptions, device: DeviceProperties | None) -> None:
+    """TensorRT builds for the GPU that is here; BF16 came with Ampere."""
+    if options.flavour != "tensorrt" or device is None or options.precision is not Precision.BF16:
+        return
+    if device.compute_capability < (8, 0):
+        found = ".".join(map(str, device.compute_capability))
+        raise DeviceError(
+            f"{device.name} has compute capability {found} and no BF16, which begins with 8.0 (Ampere).",
+            hint="Take an FP16 variant on this GPU.",
+        )
 
 
 def _identity(options: BuildOptions, installed: str, device: DeviceProperties | None) -> dict[str, Any]:

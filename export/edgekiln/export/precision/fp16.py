@@ -1,7 +1,8 @@
-"""FP16 for TensorRT and CUDA: the precision is written into the graph, as strongly typed networks want it.
+"""FP16 and BF16 for TensorRT, FP16 for CUDA: the precision is written into the graph, as strongly typed networks want.
 
 NVIDIA's AutoCast (nvidia-modelopt) decides node by node: what exceeds its magnitude limit on real pictures stays in
-float32. Input and output keep their types, so an FP16 engine is used exactly as an FP32 one.
+float32. BF16 has the range of float32, so nothing exceeds it there. Input and output keep their types, so such an
+engine is used exactly as an FP32 one.
 """
 
 from __future__ import annotations
@@ -10,14 +11,14 @@ import re
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import onnx
 from onnx import TensorProto
 
 from edgekiln.export.calibration import CalibrationSet
-from edgekiln.export.precision.modelopt import finish_model, import_modelopt, quiet_modelopt
+from edgekiln.export.precision.modelopt import BF16_OPSET, finish_model, import_modelopt, quiet_modelopt
 from edgekiln.export.precision.ranges import (
     FP16_MAX,
     ActivationPeak,
@@ -29,7 +30,7 @@ from edgekiln.export.precision.sums import measure_sums
 from edgekiln.runtime.errors import PrecisionError
 from edgekiln.runtime.spec import INPUT_NAME, Frames
 
-__all__ = ["Fp16Report", "convert_to_fp16"]
+__all__ = ["Fp16Report", "convert_to_bf16", "convert_to_fp16"]
 
 MAX_MAGNITUDE = 512.0
 """Nodes whose values exceed it stay in float32: there, neighbouring FP16 numbers lie 0.5 apart. AutoCast's default."""
@@ -90,7 +91,9 @@ def convert_to_fp16(source: Path, target: Path, calibration: CalibrationSet) -> 
     large = _nodes_at(
         onnx.load_from_string(original).graph, {p.tensor for p in peaks if p.value > MAX_MAGNITUDE}
     )
-    converted = _run_autocast(autocast, source, [*large, *(peak.node for peak in sums)], extremes)
+    converted = _run_autocast(
+        autocast, source, extremes, excluded=[*large, *(peak.node for peak in sums)], data_max=MAX_MAGNITUDE
+    )
     target.write_bytes(finish_model(converted, onnx.load_from_string(original)))
     return Fp16Report(
         peak=peaks[0],
@@ -101,8 +104,40 @@ def convert_to_fp16(source: Path, target: Path, calibration: CalibrationSet) -> 
     )
 
 
-def _run_autocast(autocast: Any, source: Path, excluded: list[str], frames: Frames) -> Any:
-    """AutoCast on an ONNX file, with the pictures that it may see; returns the ModelProto in FP16."""
+def convert_to_bf16(source: Path, target: Path, calibration: CalibrationSet) -> tuple[str, ...]:
+    """Convert an exported FP32 file to BF16: 8 bits of mantissa, and the range of float32.
+
+    The file is of opset 22, the first in which ONNX lets a convolution be in BF16.
+
+    Args:
+        source: file written by ``export_onnx``.
+        target: file to write: uint8 in, float32 logits out, BF16 between.
+        calibration: real pictures, the first few of which AutoCast sees.
+
+    Returns:
+        Nodes left in float32.
+
+    Raises:
+        PrecisionError: AutoCast cannot take the graph.
+        MissingExtraError: nvidia-modelopt is not installed.
+    """
+    autocast = import_modelopt("modelopt.onnx.autocast")
+    frames = np.array(calibration.frames[:_REFERENCE_IMAGES])
+    converted = _run_autocast(autocast, source, frames, excluded=[], data_max=np.inf, kind="bf16")
+    target.write_bytes(finish_model(converted, onnx.load(source), max_opset=BF16_OPSET))
+    return _nodes_in_fp32(converted)
+
+
+def _run_autocast(
+    autocast: Any,
+    source: Path,
+    frames: Frames,
+    *,
+    excluded: list[str],
+    data_max: float,
+    kind: Literal["fp16", "bf16"] = "fp16",
+) -> Any:
+    """AutoCast on an ONNX file, with the pictures that it may see; returns the ModelProto in FP16 or BF16."""
     with tempfile.TemporaryDirectory(prefix="edgekiln-") as folder, quiet_modelopt():
         reference = Path(folder) / "reference.npz"
         inputs: dict[str, Any] = {INPUT_NAME: frames}
@@ -110,9 +145,10 @@ def _run_autocast(autocast: Any, source: Path, excluded: list[str], frames: Fram
         try:
             return autocast.convert_to_mixed_precision(
                 str(source),
-                low_precision_type="fp16",
+                low_precision_type=kind,
                 nodes_to_exclude=[f"^{re.escape(name)}$" for name in excluded],
-                data_max=MAX_MAGNITUDE,
+                data_max=data_max,
+                **({} if kind == "fp16" else {"init_max": np.inf}),
                 keep_io_types=True,
                 calibration_data=str(reference),
             )
@@ -120,8 +156,8 @@ def _run_autocast(autocast: Any, source: Path, excluded: list[str], frames: Fram
             raise
         except Exception as error:  # the library raises whatever its parts raise
             raise PrecisionError(
-                f"AutoCast cannot convert this graph to FP16: {type(error).__name__}: {error}",
-                hint="Leave the FP16 variant out, or take another backbone or export.opset.",
+                f"AutoCast cannot convert this graph to {kind.upper()}: {type(error).__name__}: {error}",
+                hint=f"Leave the {kind.upper()} variant out, or take another backbone or export.opset.",
             ) from error
 
 

@@ -17,10 +17,12 @@ from edgekiln.export.to_onnx import MAX_IR_VERSION
 from edgekiln.runtime.errors import MissingExtraError, PrecisionError
 from edgekiln.runtime.extras import import_extra
 
-__all__ = ["finish_model", "import_modelopt", "quiet_modelopt", "restored_onnxruntime"]
+__all__ = ["BF16_OPSET", "finish_model", "import_modelopt", "quiet_modelopt", "restored_onnxruntime"]
 
 MAX_OPSET = 20
 """The newest that TensorRT 10.3's parser documents (JetPack 6)."""
+BF16_OPSET = 22
+"""The first with BF16 in convolutions. TensorRT-RTX 1.7 reads it; whether TensorRT 10.3 does was not tried."""
 
 
 def import_modelopt(module: str) -> ModuleType:
@@ -87,15 +89,16 @@ def restored_onnxruntime() -> Iterator[None]:
             registry.update(known)
 
 
-def finish_model(converted: Any, original: Any) -> bytes:
+def finish_model(converted: Any, original: Any, *, max_opset: int = MAX_OPSET) -> bytes:
     """A converted model as edgekiln keeps its files: the contract in it, the same interface, checked.
 
     Args:
         converted: ModelProto that modelopt gave.
         original: ModelProto that it was made from.
+        max_opset: the newest that it may be of.
 
     Raises:
-        PrecisionError: an input or output changed its name, type or shape, or the file is too new for TensorRT 10.3.
+        PrecisionError: an input or output changed its name, type or shape, or the file is too new for TensorRT.
     """
     interface, converted_interface = (
         (*model.graph.input, *model.graph.output) for model in (original, converted)
@@ -108,10 +111,11 @@ def finish_model(converted: Any, original: Any) -> bytes:
             raise PrecisionError(f"The conversion changed the interface: {ours.name} became {theirs.name}.")
         theirs.CopyFrom(ours)  # the batch stays dynamic, and keeps its name
     opsets = {entry.domain: entry.version for entry in converted.opset_import}
-    if opsets.get("", 99) > MAX_OPSET or converted.ir_version > MAX_IR_VERSION:
+    if opsets.get("", 99) > max_opset or converted.ir_version > MAX_IR_VERSION:
+        reader = "TensorRT 10.3" if max_opset == MAX_OPSET else "what runs it"
         raise PrecisionError(
-            f"The conversion wrote opset {opsets} and IR {converted.ir_version}; TensorRT 10.3 reads opset "
-            f"{MAX_OPSET} and IR {MAX_IR_VERSION} at most."
+            f"The conversion wrote opset {opsets} and IR {converted.ir_version}; {reader} reads opset "
+            f"{max_opset} and IR {MAX_IR_VERSION} at most."
         )
     _forget_names(converted.graph, {dim.dim_param for value in interface for dim in _dimensions(value)})
     for node in converted.graph.node:

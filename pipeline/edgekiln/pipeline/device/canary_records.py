@@ -33,9 +33,15 @@ from edgekiln.runtime.spec import Frames, Logits, Precision
 
 __all__ = ["CanaryReference", "answer_canaries", "find_tolerances", "read_reference", "record_canaries"]
 
-_FLOORS: Mapping[Precision, float] = {Precision.FP32: 1e-3, Precision.FP16: 5e-3, Precision.INT8: 1e-2}
+_FLOORS: Mapping[Precision, float] = {
+    Precision.FP32: 1e-3,
+    Precision.FP16: 5e-3,
+    Precision.BF16: 2e-2,
+    Precision.INT8: 1e-2,
+}
 """Share of the range of FP32's answers. FP32: Winograd's convolutions and fused additions differ by up to some 1e-4.
-FP16 has 11 bits, and sums lose some. INT8: an 8-bit answer has steps of 1/255 of its range, and may be some off."""
+FP16 has 11 bits, and sums lose some. BF16 has 8: one rounding of an answer is up to 1/256 of it already. INT8: an 8-bit
+answer has steps of 1/255 of its range, and may be some off."""
 
 _LEAST = 1e-4
 """In logits: an engine whose answers hardly differ is no reason to ask for the same bits."""

@@ -102,7 +102,7 @@ def _tell_kinds(evaluated: Path, benchmark: Mapping[str, Any] | None, name: str)
 def _tell_profiles(evaluated: Path) -> dict[str, Any]:
     """An engine's optimization profiles, and the memory that each works in where it ran; nothing where it has one."""
     file = evaluated / PROFILES_NAME
-    return {"profiles": read_json(file)} if file.exists() else {}
+    return read_json(file) if file.exists() else {}
 
 
 def _describe_variant(context: StageContext, variant: VariantSettings) -> dict[str, Any]:

@@ -203,6 +203,8 @@ def _apply_override(values: dict[str, Any], override: str) -> None:
     for parent in parents:
         target = _descend(target, parent, override)
     if isinstance(target, list):
+        if parents[-1] != "variants":
+            raise RecipeError(f"--set {override}: it goes into a list.", hint="Set the list as a whole.")
         raise RecipeError(
             f"--set {override}: wanted the name of a variant.",
             hint=f"Example: --set variants.int8.{last}=...",
@@ -216,7 +218,9 @@ def _descend(target: Any, parent: str, override: str) -> Any:
         for item in target:
             if isinstance(item, dict) and item.get("name") == parent:
                 return item
-        names = [str(item.get("name")) for item in target if isinstance(item, dict)]
+        names = [str(item["name"]) for item in target if isinstance(item, dict) and "name" in item]
+        if not names:
+            raise RecipeError(f"--set {override}: it goes into a list.", hint="Set the list as a whole.")
         raise RecipeError(
             f"--set {override}: there is no variant {parent!r}.", hint=f"The recipe has: {', '.join(names)}."
         )

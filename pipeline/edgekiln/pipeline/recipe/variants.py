@@ -40,7 +40,9 @@ class ExportSettings(Section):
     )
     parity_tolerance: float = Field(1e-3, gt=0, description="max |logit difference| over the logit range")
     fp16_tolerance: float = Field(
-        2e-2, gt=0, description="the same for FP16 graphs, whose values have 11 bits"
+        2e-2,
+        gt=0,
+        description="the same for FP16 graphs, whose values have 11 bits; BF16 has 8 bits: 8 times that",
     )
 
 
@@ -260,6 +262,8 @@ class VariantSettings(Section):
             raise ValueError(
                 f"the name is {longest - MAX_FILE_NAME} characters too long for the files of its engines"
             )
+        if self.precision is Precision.BF16 and 75 in self.build.capabilities:
+            raise ValueError("Turing (75) has no BF16: take it out of build.capabilities, or take fp16")
         if self.fallback == "fp16" and not (self.builds_engine and self.precision is Precision.INT8):
             raise ValueError("fallback = 'fp16' is for INT8 variants of tensorrt and tensorrt-rtx")
         if self.search and self.precision is not Precision.INT8:

@@ -211,7 +211,7 @@ def _run_engines(context: StageContext, variant: VariantSettings, child: Child) 
         write_json(context.folder / CANARIES_NAME, canaries)
         write_json(context.folder / KIND_NAME, kind)
         if len(profiles) > len(engines):
-            write_json(context.folder / PROFILES_NAME, profiles)
+            write_json(context.folder / PROFILES_NAME, {"profiles": profiles})
     finally:
         session.close()
     save_logits(context.folder, answers)

@@ -31,6 +31,7 @@ from edgekiln.runtime.backends import open_session
 from edgekiln.runtime.errors import (
     BuildError,
     DataError,
+    DeviceError,
     EngineError,
     GateError,
     MissingExtraError,
@@ -40,6 +41,7 @@ from edgekiln.runtime.spec import Frames, Logits, Precision
 
 if TYPE_CHECKING:
     from edgekiln.export.calibration import CalibrationSet
+    from edgekiln.export.parity import Parity
     from edgekiln.export.precision.int8_tensorrt import Int8Report
     from edgekiln.export.precision.onnxruntime_quantizer import ActivationRanges
     from edgekiln.export.precision.outliers import FloatPlan
@@ -47,6 +49,7 @@ if TYPE_CHECKING:
 __all__ = ["make_variant"]
 
 _PARITY_IMAGES = 64
+_BF16_LOOSER = 8.0  # BF16 has three bits of mantissa less than FP16
 _CANDIDATE_NAME = "candidate.part"  # the store takes such files away
 
 
@@ -60,7 +63,7 @@ def make_variant(context: StageContext, variant: VariantSettings) -> None:
     except (GateError, DataError, EngineError) as error:
         about["failure"] = str(error)
         context.progress.message(f"  {variant.name}: {error}")
-    except MissingExtraError as error:
+    except (MissingExtraError, DeviceError) as error:
         about["unavailable"] = str(error)
         context.progress.message(f"  {variant.name} is not tried here: {error}")
     except (BuildError, ResourceError) as error:
@@ -98,6 +101,10 @@ def _make_graph(
             shutil.copyfile(source, target)
         case Precision.FP16, _:
             _convert_to_fp16(context, variant, source, target, about, child)
+        case Precision.BF16, "openvino":
+            _ask_for_bf16(context, variant, source, target, about, child)
+        case Precision.BF16, _:
+            _convert_to_bf16(context, variant, source, target, about, child)
         case Precision.INT8, "onnxruntime-cpu" | "openvino":
             _quantize_for_cpu(context, variant, source, target, about, child)
         case _:
@@ -116,7 +123,6 @@ def _convert_to_fp16(
     child: Child,
 ) -> None:
     from edgekiln.export.precision.fp16 import convert_to_fp16
-    from edgekiln.export.precision.simulation import Simulation, check_simulated_parity
 
     calibration = examine_calibration_set(context, variant, about)
     context.progress.advance(0, 2, "AutoCast to FP16")
@@ -124,19 +130,85 @@ def _convert_to_fp16(
     about["fp16"] = report.to_dict()
     for name in report.kept_fp32[:5]:
         context.progress.message(f"  {variant.name}: {name} stays in FP32: values there exceed 512")
+    _check_converted(context, (source, target), calibration, about, child, 1.0)
+
+
+def _check_converted(
+    context: StageContext,
+    paths: tuple[Path, Path],
+    calibration: CalibrationSet,
+    about: dict[str, Any],
+    child: Child,
+    looser: float,
+) -> None:
+    """Parity of a graph for GPUs with its source, both on the CPU, by ``looser`` times what FP16 is allowed."""
+    from edgekiln.export.precision.simulation import Simulation, check_simulated_parity
+
+    source, target = paths
     context.progress.advance(1, 2, "parity on real images")
     parity = check_simulated_parity(
         source.read_bytes(),
         target.read_bytes(),
         calibration.frames[:_PARITY_IMAGES],
-        context.recipe.export.fp16_tolerance,
+        looser * context.recipe.export.fp16_tolerance,
         partial(IsolatedSession, child, Simulation),
     )
-    about["parity"] = {
+    about["parity"] = _tell_parity(parity)
+
+
+def _tell_parity(parity: Parity) -> dict[str, Any]:
+    return {
         "images": parity.images,
         "max_difference": parity.max_difference,
         "relative": parity.relative,
     }
+
+
+def _convert_to_bf16(
+    context: StageContext,
+    variant: VariantSettings,
+    source: Path,
+    target: Path,
+    about: dict[str, Any],
+    child: Child,
+) -> None:
+    from edgekiln.export.precision.fp16 import convert_to_bf16
+
+    calibration = examine_calibration_set(context, variant, about)
+    context.progress.advance(0, 2, "AutoCast to BF16")
+    kept = convert_to_bf16(source, target, calibration)
+    about["bf16"] = {"kept_fp32": list(kept[:20]), "kept_fp32_count": len(kept)}
+    _check_converted(context, (source, target), calibration, about, child, _BF16_LOOSER)
+
+
+def _ask_for_bf16(
+    context: StageContext,
+    variant: VariantSettings,
+    source: Path,
+    target: Path,
+    about: dict[str, Any],
+    child: Child,
+) -> None:
+    """OpenVINO computes the FP32 graph in BF16 itself: the file asks for it, and is run and audited here."""
+    from edgekiln.export.audits.openvino import audit_openvino_bf16
+    from edgekiln.export.parity import Compared, check_parity
+    from edgekiln.export.to_onnx import ask_for_precision
+    from edgekiln.runtime.backends.openvino import import_openvino
+
+    import_openvino()
+    target.write_bytes(ask_for_precision(source.read_bytes(), Precision.BF16))
+    frames = examine_calibration_set(context, variant, about).frames[:_PARITY_IMAGES]
+    context.progress.advance(0, 2, "parity on real images")
+    open_graph = partial(IsolatedSession, child, open_session, variant.backend)
+    logits, reference = (answer(path.read_bytes(), frames, open_graph) for path in (target, source))
+    keys = [f"calibration image {i}" for i in range(len(frames))]
+    told = Compared(
+        "The graph in BF16", "the graph in FP32", "Take FP32 or INT8, or raise export.fp16_tolerance."
+    )
+    tolerance = _BF16_LOOSER * context.recipe.export.fp16_tolerance
+    about["parity"] = _tell_parity(check_parity(reference, logits, keys, tolerance, told))
+    audit = child.call(audit_openvino_bf16, target.read_bytes(), variant.precision_share)
+    about["audit"] = audit.to_dict()
 
 
 def _quantize_for_tensorrt(

@@ -1,4 +1,6 @@
-"""OpenVINO on CPUs: the ONNX files that onnxruntime runs too, FP32 and INT8, in the precision that was asked for.
+"""OpenVINO on CPUs: the ONNX files that onnxruntime runs too, FP32, BF16 and INT8, in the precision that was asked for.
+
+BF16 is the library's own way to compute an FP32 graph, on CPUs that have it: the file's metadata asks for it.
 
 The library is never imported plainly (that would report to Intel), reads ONNX only and only what
 ``scan.py`` let pass, and writes no cache. A single image has a model of static shape to itself, which its CPU plugin
@@ -14,7 +16,7 @@ import io
 import platform
 import sys
 import threading
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass
 from functools import partial
@@ -25,9 +27,10 @@ import numpy as np
 
 from edgekiln.runtime.arguments import check_threads
 from edgekiln.runtime.backends.session_base import HomeSession, SessionFacts
-from edgekiln.runtime.errors import EngineError
+from edgekiln.runtime.errors import DeviceError, EdgekilnError, EngineError
 from edgekiln.runtime.extras import import_extra
 from edgekiln.runtime.limits import start_thread
+from edgekiln.runtime.onnx_files.metadata import PRECISION_KEY, read_metadata
 from edgekiln.runtime.onnx_files.scan import check_onnx
 from edgekiln.runtime.processes import keep_in_forks
 from edgekiln.runtime.spec import Frames, Logits, check_finite
@@ -38,6 +41,9 @@ MAX_CHUNK = 64
 """Images per call of the library: bounds the memory of activations, whatever batch the caller hands in."""
 
 _ARM = frozenset({"aarch64", "arm64"})
+_NO_BF16 = (
+    "Take the FP32 or INT8 variant here. On x86 BF16 needs AVX-512, and is fast with AVX-512 BF16 or AMX."
+)
 _TELEMETRY = "openvino_telemetry"
 _importing = threading.Lock()
 _T = TypeVar("_T")
@@ -167,6 +173,7 @@ def read_layers(model: bytes) -> tuple[RuntimeLayer, ...]:
 
     Raises:
         MissingExtraError: OpenVINO is not installed.
+        DeviceError: the model asks for BF16, and this CPU has none.
         EngineError: it refuses the model.
     """
     session = OpenVinoSession(model)
@@ -180,16 +187,20 @@ class _Engine:
     """The compiled models of one ONNX file. Everything in it is immutable but the pools and the late model."""
 
     def __init__(self, library: ModuleType, model: bytes, threads: int | None, profiled: bool) -> None:
-        self._library, self._threads = library, threads
+        self._library = library
         self._graph = _read_graph(library, model)
+        self._settings = settings = _settings(threads, _read_precision(model))
         self.frame_shape = _read_input(self._graph)
         with _converted_errors("cannot load this model"):
             self._core = library.Core()
             single = self._graph.clone()
             single.reshape([1, *self.frame_shape, 3])
             self.num_classes = _read_output(single)
-            settings = _settings(threads) | ({"PERF_COUNT": True} if profiled else {})
-            self._single = self._core.compile_model(single, "CPU", settings)
+            profiling = {"PERF_COUNT": True} if profiled else {}
+            with _converted_refusal(settings):
+                self._single = self._core.compile_model(single, "CPU", settings | profiling)
+        if settings["INFERENCE_PRECISION_HINT"] == "bf16":
+            _refuse_missing_bf16(self.layers())
         self._one_by_one = platform.machine().lower() in _ARM and _is_quantized(self._graph)
         self._free_single: list[_Slot] = []
         self._dynamic: Any = None
@@ -223,7 +234,7 @@ class _Engine:
         with self._compiling:
             if self._dynamic is None:
                 _fix_known_shapes(self._library, self._graph)
-                self._dynamic = self._core.compile_model(self._graph, "CPU", _settings(self._threads))
+                self._dynamic = self._core.compile_model(self._graph, "CPU", self._settings)
             return self._dynamic
 
     def bare_call(self, frames: Frames) -> Callable[[], object]:
@@ -258,11 +269,45 @@ def _take(free: list[Any]) -> Any:
         return None
 
 
-def _settings(threads: int | None) -> dict[str, Any]:
+def _read_precision(model: bytes) -> str:
+    """OpenVINO's name of what a file asks its products to be computed in."""
+    asked = read_metadata(model, PRECISION_KEY)
+    if asked not in {None, "bf16"}:
+        raise EngineError(
+            f"The model asks for {asked!r}, which OpenVINO is not asked for.",
+            hint="Of ONNX files for OpenVINO the metadata may ask for bf16 alone; export it again.",
+        )
+    return asked or "f32"
+
+
+@contextlib.contextmanager
+def _converted_refusal(settings: Mapping[str, Any]) -> Iterator[None]:
+    """A model that was read and does not compile in BF16 has a CPU that lacks it."""
+    try:
+        yield
+    except Exception as error:  # the library's errors share no base class
+        if settings["INFERENCE_PRECISION_HINT"] != "bf16":
+            raise
+        said = " ".join(str(error).split())
+        raise DeviceError(
+            f"OpenVINO {_version()} cannot compute this model in BF16 on this CPU: {said}", hint=_NO_BF16
+        ) from error
+
+
+def _refuse_missing_bf16(layers: Iterable[RuntimeLayer]) -> None:
+    """Where a CPU has no BF16 the library computes in FP32 and tells nobody. What it will run is asked, not the CPU."""
+    if not any(layer.precision == "bf16" for layer in layers):
+        raise DeviceError(
+            f"The model asks for BF16, and OpenVINO {_version()} computes none of it in BF16 on this CPU.",
+            hint=_NO_BF16,
+        )
+
+
+def _settings(threads: int | None, precision: str) -> dict[str, Any]:
     settings: dict[str, Any] = {
         "PERFORMANCE_HINT": "LATENCY",
         # Left to itself it computes FP32 models in bfloat16 on CPUs that have it.
-        "INFERENCE_PRECISION_HINT": "f32",
+        "INFERENCE_PRECISION_HINT": precision,
         # Two processes would pin their threads to the same cores.
         "ENABLE_CPU_PINNING": False,
     }
@@ -280,7 +325,7 @@ def _read_graph(library: ModuleType, model: bytes) -> Any:
 def _converted_errors(what: str) -> Iterator[None]:
     try:
         yield
-    except EngineError:
+    except EdgekilnError:
         raise
     except Exception as error:
         raise _converted(error, what) from error

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from edgekiln.runtime.onnx_files.wire import BYTES, Reader
 
-__all__ = ["CONTRACT_DIGEST_KEY", "CONTRACT_KEY", "read_metadata"]
+__all__ = ["CONTRACT_DIGEST_KEY", "CONTRACT_KEY", "PRECISION_KEY", "read_metadata"]
 
 CONTRACT_KEY = "edgekiln.contract"
 """Under it the export writes the contract that the graph was made for, as JSON."""
 CONTRACT_DIGEST_KEY = "edgekiln.contract_digest"
 """And under this one its digest."""
+
+PRECISION_KEY = "edgekiln.precision"
+"""And under this one what the graph is to compute in, where its types do not say so: ``bf16`` for OpenVINO."""
 
 _METADATA, _KEY, _VALUE = 14, 1, 2  # of ModelProto, and of StringStringEntryProto; from onnx.proto
 

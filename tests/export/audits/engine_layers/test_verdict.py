@@ -57,6 +57,17 @@ def test_int8_meets_fp16():
     assert audit_engine(layers, PRODUCTS, Precision.FP16, 1.0).share == 1.0
 
 
+def test_fp16_does_not_meet_bf16_and_bf16_meets_fp16():
+    for had, wanted, share in (
+        ("fp16", "bf16", 0),
+        ("bf16", "bf16", 1),
+        ("bf16", "fp16", 1),
+        ("int8", "bf16", 1),
+    ):
+        audit = audit_engine([layer(inputs=(had,))], {"/stem/Conv": 1}, Precision(wanted), 0.0)
+        assert audit.share == share, (had, wanted)
+
+
 def test_names_alone_confirm_nothing():
     with pytest.raises(PrecisionError, match=r"unknown 100\.0%.*DETAILED"):
         audit_engine(layers_of("names_only"), PRODUCTS, Precision.FP16, 0.95)

@@ -16,7 +16,7 @@ class EngineAudit:
     """What an engine computes its products with.
 
     Attributes:
-        precision: what was wanted: fp32, fp16 or int8.
+        precision: what was wanted: fp32, fp16, bf16 or int8.
         share: MACs in the wanted width or narrower over all MACs, 0 to 1; ``None`` where nothing can confirm it.
         macs: MACs of one image by precision; ``unknown`` where no layer says.
         reformats: layers that only convert a tensor's type or layout.

@@ -25,7 +25,7 @@ _DATATYPE_PATTERNS = tuple((name, re.compile(pattern, re.IGNORECASE)) for name, 
 
 WIDTHS = {"int8": 8, "fp8": 8, "fp16": 16, "bf16": 16, "fp32": 32}
 """Bits of each type that a product can be computed in."""
-WANTED_WIDTH = {Precision.INT8: 8, Precision.FP16: 16, Precision.FP32: 32}
+WANTED_WIDTH = {Precision.INT8: 8, Precision.FP16: 16, Precision.BF16: 16, Precision.FP32: 32}
 """The widest that keeps the promise of a precision, in bits."""
 
 

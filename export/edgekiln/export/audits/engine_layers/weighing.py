@@ -104,7 +104,9 @@ def _share(macs: Mapping[str, int], precision: Precision) -> float | None:
     if precision is Precision.FP32:
         return 1.0  # nothing is wider, so even what is unknown keeps the promise
     limit = WANTED_WIDTH[precision]
-    return sum(count for name, count in macs.items() if 0 < width_of(name) <= limit) / total
+    kept = (count for name, count in macs.items() if 0 < width_of(name) <= limit)
+    # FP16 is as wide as BF16 and lacks its range, for which BF16 is asked.
+    return (sum(kept) - (macs.get("fp16", 0) if precision is Precision.BF16 else 0)) / total
 
 
 def _notes(products: Sequence[EngineLayer]) -> Iterator[str]:
