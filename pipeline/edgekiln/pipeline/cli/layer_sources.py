@@ -8,15 +8,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from edgekiln.runtime.backends import CPU_BACKENDS, ONNX_BACKENDS, Backend
-from edgekiln.runtime.bundles.bundle import Bundle, open_bundle
-from edgekiln.runtime.bundles.machine_kind import name_machine
 from edgekiln.runtime.errors import EdgekilnError, EngineError, UntrustedError, UsageError
-from edgekiln.runtime.onnx_files.scan import check_onnx
 
 if TYPE_CHECKING:
     from edgekiln.export.audits.layers.profile import EngineProfile
     from edgekiln.export.audits.layers.profiling import ProfiledEngine
+    from edgekiln.runtime.backends import Backend
+    from edgekiln.runtime.bundles.bundle import Bundle
 
 __all__ = ["LayerWish", "read_profiles"]
 
@@ -55,6 +53,8 @@ def read_profiles(path: Path, wish: LayerWish) -> list[EngineProfile]:
         EnvironmentProblem, ResourceError: as for ``profile_engine``; of a bundle, where none of its engines is told.
     """
     if path.is_dir() or path.suffix.lower() == ".zip":
+        from edgekiln.runtime.bundles.bundle import open_bundle
+
         _refuse(path, "is a bundle", backend=wish.backend, onnx=wish.graph)
         return _of_bundle(open_bundle(path, trusted_keys=wish.trusted_keys), wish)
     if not path.is_file():
@@ -74,6 +74,7 @@ def _refuse(path: Path, what: str, **values: Any) -> None:
 
 def _of_file(path: Path, wish: LayerWish) -> ProfiledEngine:
     from edgekiln.export.audits.layers.profiling import ProfiledEngine
+    from edgekiln.runtime.backends import ONNX_BACKENDS
 
     data = path.read_bytes()
     if path.suffix == ".onnx":
@@ -113,6 +114,8 @@ def _read_graph(path: Path | None) -> bytes | None:
 
 
 def _check_graph(data: bytes, path: Path) -> None:
+    from edgekiln.runtime.onnx_files.scan import check_onnx
+
     try:
         check_onnx(data)
     except EngineError as error:  # the scan sees bytes alone
@@ -141,6 +144,7 @@ def _of_bundle(bundle: Bundle, wish: LayerWish) -> list[EngineProfile]:
 
 def _engines_of(bundle: Bundle, wish: LayerWish) -> Iterator[ProfiledEngine]:
     from edgekiln.export.audits.layers.profiling import ProfiledEngine
+    from edgekiln.runtime.backends import CPU_BACKENDS
 
     names = [variant.name for variant in bundle.variants]
     if unknown := [name for name in wish.variants if name not in names]:
@@ -165,6 +169,7 @@ def _engines_of(bundle: Bundle, wish: LayerWish) -> Iterator[ProfiledEngine]:
 
 def _profile(engine: ProfiledEngine, wish: LayerWish, path: Path) -> EngineProfile:
     from edgekiln.export.audits.layers.profiling import profile_engine
+    from edgekiln.runtime.bundles.machine_kind import name_machine
 
     try:
         return profile_engine(engine, timed=wish.timed, machine=name_machine(engine.backend))
