@@ -1,12 +1,17 @@
 """A device over a real sshd whose bench is quick, and the bundles that go there and back."""
 
+import contextlib
 import json
+import os
 import shutil
+import subprocess
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 from sshd_support import Sshd, StubEnvironment, running_sshd
+from tests_support import HEED_INTERRUPTS
 
 from edgekiln.benchmarks.timing.plan import BenchmarkPlan
 from edgekiln.pipeline.device.bench import BenchRequest, bench_on_device
@@ -91,6 +96,25 @@ class Desk:
         bench = BenchRequest(self.parent, self.out, self.pictures, timed=timed)
         request = FleetRequest(bench, choose_devices(self.devices, names), **wishes)
         return bench_on_devices(request, told or Told())
+
+    @contextlib.contextmanager
+    def start(self, out):
+        """The command in a process of its own, on the device orin."""
+        code = (
+            HEED_INTERRUPTS
+            + "import sys; from edgekiln.pipeline.cli import main; sys.argv[0] = 'edgekiln'; main()"
+        )
+        paths = os.pathsep.join(path for path in sys.path if path)
+        caller = subprocess.Popen(
+            [sys.executable, "-c", code, "bench", str(self.parent), "--on", "orin", "--no-bench", "-q", "--devices",
+             str(self.devices), "--data", str(self.pictures), "--out", str(out)],
+            stdout=subprocess.DEVNULL, env={**os.environ, "PYTHONPATH": paths},
+        )  # fmt: skip
+        try:
+            yield caller
+        finally:
+            caller.kill()
+            caller.wait()
 
     def hidden(self):
         """What lies in the folder of results besides results."""

@@ -4,7 +4,6 @@ import json
 import os
 import shutil
 import signal
-import subprocess
 import sys
 from pathlib import Path
 
@@ -118,19 +117,15 @@ def test_a_line_cut_in_any_phase_leaves_no_half_and_the_same_command_goes_on(des
         assert not any("benches" in line or "sends" in line for line in again.lines)
 
 
-def test_a_caller_that_is_killed_leaves_nothing_running_and_its_command_goes_on(desk):
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT], ids=["killed", "Ctrl-C"])
+def test_a_caller_that_ends_leaves_nothing_running_and_its_command_goes_on(desk, number):
     desk.write("orin")
     desk.stub.wait()
-    command = [
-        sys.executable, "-m", "edgekiln.pipeline", "bench", str(desk.parent), "--on", "orin", "--no-bench",
-        "--devices", str(desk.devices), "--data", str(desk.pictures), "--out", str(desk.out),
-    ]  # fmt: skip
-    paths = {"PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
-    caller = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env={**os.environ, **paths})
-    pid = desk.stub.began()
-    assert states(desk) == {"orin": ("failed", "interrupted")}
-    caller.kill()
-    caller.communicate()
+    with desk.start(desk.out) as caller:
+        pid = desk.stub.began()
+        assert states(desk) == {"orin": ("failed", "interrupted")}
+        caller.send_signal(number)
+        assert caller.wait(60) == (ExitCode.INTERRUPTED if number == signal.SIGINT else -signal.SIGKILL)
     wait_until(lambda: not is_alive(pid))
     desk.stub.wait(False)
     assert not desk.bench("orin").errors
@@ -156,23 +151,13 @@ def test_devices_on_one_host_take_turns_and_one_that_fails_stops_no_other(desk):
 def test_a_second_client_is_told_who_has_the_device(desk, tmp_path):
     desk.write("orin")
     desk.stub.wait()
-    other = tmp_path / "others"
-    code = "import sys; from pathlib import Path; from edgekiln.pipeline.cli import main; main(sys.argv[1:])"
-    first = subprocess.Popen(
-        [sys.executable, "-c", code, "bench", str(desk.parent), "--on", "orin", "--no-bench", "-q", "--devices",
-         str(desk.devices), "--data", str(desk.pictures), "--out", str(other)],
-        stdout=subprocess.DEVNULL, env={**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)},
-    )  # fmt: skip
-    try:
+    with desk.start(tmp_path / "others") as first:
         desk.stub.began()
         error = desk.bench("orin").errors["orin"]
         assert isinstance(error, ResourceError)
         assert "in use by" in error.message
         desk.stub.wait(False)
         assert first.wait(60) == ExitCode.OK
-    finally:
-        first.kill()
-        first.wait()
     assert not desk.bench("orin").errors
 
 
