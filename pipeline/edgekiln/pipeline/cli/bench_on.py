@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from edgekiln.pipeline.cli.damage import untrusted_when_damaged
 from edgekiln.pipeline.cli.device import may_ask
 from edgekiln.pipeline.cli.options import describe_error, echo_line, fail, print_document
 from edgekiln.pipeline.cli.running import RunWish
@@ -41,10 +42,15 @@ def measure_on(request: BenchRequest, on: str, devices: Path, checkpoint: Path |
         request, choose_devices(devices, names), checkpoint, may_ask(wish.quiet, wish.as_json)
     )
     result = bench_on_devices(wanted, make_progress(wish.quiet))
-    document = _describe(result, request.out)
-    if not wish.as_json:
-        _print(result, request.out, wide=wish.wide)
-    if (problem := _find_problem(result)) is not None:
+    with untrusted_when_damaged("The report that a device made cannot be used"):
+        document = _describe(result, request.out)
+        if not wish.as_json:
+            _print(result, request.out, wide=wish.wide)
+        problem = _find_problem(result)
+    for error in result.errors.values():
+        if not isinstance(error, EdgekilnError):
+            raise error  # a bug, which is told as one
+    if problem is not None:
         fail(problem, document, wish.as_json)
     if wish.as_json:
         print_document(document)
@@ -55,9 +61,8 @@ def _find_problem(result: FleetResult) -> EdgekilnError | None:
     from edgekiln.benchmarks.judging.required import check_gate
 
     for error in result.errors.values():
-        if not isinstance(error, EdgekilnError):
-            raise error  # a bug, which is told as one
-        return error
+        if isinstance(error, EdgekilnError):
+            return error
     for name, report in result.reports.items():
         try:
             check_gate(report)

@@ -8,12 +8,13 @@ import sys
 from pathlib import Path
 
 import pytest
-from sshd_support import is_alive, wait_until, write_hostile
+from sshd_support import StubEnvironment, is_alive, wait_until, write_hostile
 
 from edgekiln.benchmarks.report import read_report
 from edgekiln.pipeline.cli import main
 from edgekiln.pipeline.device.remote.fleet_file import read_fleet
 from edgekiln.runtime.bundles.bundle import open_bundle
+from edgekiln.runtime.bundles.manifest import write_manifest
 from edgekiln.runtime.errors import (
     BundleError,
     EnvironmentProblem,
@@ -300,6 +301,29 @@ def test_nothing_of_a_hostile_device_is_believed_or_written_elsewhere(desk, tmp_
     outside = [p for p in new if desk.out not in (p, *p.parents) and desk.stub.folder not in p.parents]
     assert outside == []
     assert {entry.name for entry in desk.out.iterdir()} <= {".lock", ".orin.part", "fleet.json"}
+
+
+def test_a_report_without_sense_is_told_as_untrusted(desk, tmp_path, derived_bundle, capsys):
+    odd = shutil.copytree(derived_bundle[2], tmp_path / "odd")
+    report = json.loads((odd / "report.json").read_text("utf-8"))
+    report["recipe"], report["notices"] = {}, ["\x1b[2J\u202e"]
+    report["baseline"] = {"accuracy": "none"}
+    (odd / "report.json").write_text(json.dumps(report))
+    manifest = json.loads((odd / "manifest.json").read_text("utf-8"))
+    write_manifest(
+        odd, {key: value for key, value in manifest.items() if key not in {"files", "schema_version"}}
+    )
+    desk.stub = StubEnvironment(tmp_path / "odd environment", odd).make()
+    desk.write("orin")
+    with pytest.raises(SystemExit) as ended:
+        main([
+            "bench", str(desk.parent), "--on", "orin", "--no-bench", "--devices", str(desk.devices),
+            "--data", str(desk.pictures), "--out", str(desk.out),
+        ])  # fmt: skip
+    out, err = capsys.readouterr()
+    assert ended.value.code == ExitCode.UNTRUSTED, err
+    assert "The report that a device made cannot be used" in err
+    assert all(line.isprintable() for line in out.splitlines())
 
 
 # --------------------------------------------------------------------------------------------------------------

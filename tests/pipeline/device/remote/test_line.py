@@ -9,10 +9,12 @@ import threading
 import time
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from sshd_support import Relay, is_alive, running_sshd, wait_until, write_hostile
 
+from edgekiln.pipeline.device.remote import agent
 from edgekiln.pipeline.device.remote import line as line_module
 from edgekiln.pipeline.device.remote.line import open_line
 from edgekiln.pipeline.device.remote.registry import HERE, Device
@@ -164,7 +166,7 @@ def _parent(pid):
 
 
 def test_a_slow_line_is_not_taken_for_a_cut_one(sshd, device, tmp_path, quick_silence):
-    relay = Relay(sshd.port, bytes_per_s=150_000)
+    relay = Relay(sshd.port, bytes_per_s=200_000)
     config = sshd.write_config(tmp_path / "config", relay.port)
     (tmp_path / "large").write_bytes(os.urandom(600_000))
     one = Sent.of_file(tmp_path / "large", ("large",))
@@ -231,6 +233,25 @@ def test_a_device_is_held_by_one_command_and_tells_the_next_by_whom(device, tmp_
         second.ask("lock", **second_run)
         with open_line(device, quiet) as third, pytest.raises(ResourceError, match="berta@desk"):
             third.lock()
+
+
+def test_who_waits_its_turn_for_long_still_waits_while_the_other_ends(device, monkeypatch):
+    answers = iter([{"who": "me", "run": "this", "since": 0.0}] * 100 + [{}])
+    waited = []
+    monkeypatch.setattr(agent, "ask_holder", lambda: next(answers))
+    monkeypatch.setattr(agent, "LOCK", f"\0edgekiln-test-{os.getpid()}")
+    taken = agent.socket.socket(agent.socket.AF_UNIX)
+    taken.bind(agent.LOCK)
+    near, far = agent.socket.socketpair()
+    served = agent.Agent.__new__(agent.Agent)
+    served._wire, served._watch = SimpleNamespace(send=lambda values: None), near
+    monkeypatch.setattr(
+        agent.time, "sleep", lambda s: waited.append(s) or (len(waited) > 100 and taken.close())
+    )
+    assert served.do_lock("me", "this") == {}
+    assert len(waited) == 101
+    for one in (near, far):
+        one.close()
 
 
 # --------------------------------------------------------------------------------------------------------------
@@ -321,7 +342,10 @@ def test_a_full_disk_there_is_told_before_and_while_it_is_filled(device, tmp_pat
         for name in "abcd":
             (tmp_path / name).write_bytes(os.urandom(900_000))
             files.append(Sent.of_file(tmp_path / name, (name,)))
-        boasting = "true = agent.Agent.do_missing\nagent.Agent.do_missing = lambda s, f: dict(true(s, f), free=1 << 60)"
+        boasting = (
+            "true = agent.Agent.do_missing\n"
+            "agent.Agent.do_missing = lambda self, files: dict(true(self, files), free=1 << 60)"
+        )
         liar = replace(device, python=write_hostile(tmp_path / "liar", boasting))
         for one, says in ((device, "free and lacks"), (liar, "No space is left on the device")):
             with open_line(one, lambda text: None) as line:

@@ -174,7 +174,8 @@ class Agent:
                 break
             except OSError:
                 lock.close()
-            holder, tries = ask_holder(), tries + 1
+            holder = ask_holder()
+            tries = 0 if holder else tries + 1  # nobody answers while a job is ending
             if holder and holder["run"] != run:
                 since = time.strftime("%H:%M", time.localtime(holder["since"]))
                 raise Refusal("busy", "in use by {} since {} (its clock)".format(holder["who"], since))

@@ -217,7 +217,9 @@ class _FleetRun:
                 line = stack.enter_context(open_line(device, tell, ask=self.request.ask))
             self._lines.append(line)
             stack.callback(self._lines.remove, line)
-            return run_job(line, self.job, place, tell), is_emulated(line)
+            report = run_job(line, self.job, place, tell)
+            # Its own edgekiln may know of an emulator that its kernel does not tell of.
+            return report, is_emulated(line) or bool(report["machine"].get("emulated_on"))
 
     def _note(self, device: Device, state: DeviceState) -> None:
         """Keep how far a device is in ``fleet.json``."""
