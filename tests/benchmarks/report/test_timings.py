@@ -46,3 +46,5 @@ def test_where_the_milliseconds_go_on_a_cpu_and_on_a_gpu():
         "trt: host 0.100, enqueue 0.010, copy in 0.200, engine 0.500, whole call 0.900 ms"
     )
     assert timings.phase_rows(None) == []
+    invalid = {**benchmark, "validity": {"state": "invalid"}}  # differences of two medians say nothing there
+    assert [name for name, *_ in timings.phase_rows(invalid)] == ["trt"]

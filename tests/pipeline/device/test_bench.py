@@ -184,7 +184,8 @@ def test_layers_of_every_engine_are_timed_where_onnx_is_installed(parent, pictur
     assert [difference[side]["engine"] for side in ("before", "after")] == ["fp32", "int8"]
     page = render_page(report)
     assert "From fp32 to int8, by ONNX node" in page
-    assert "Where the milliseconds go" in page
+    invalid = report["benchmark"]["validity"]["state"] == "invalid"
+    assert invalid or "Where the milliseconds go" in page
 
 
 def test_times_stay_where_the_benchmark_supports_them_and_nowhere_else(benched):

@@ -76,21 +76,27 @@ def phase_rows(benchmark: Mapping[str, Any] | None) -> list[list[str]]:
     """Rows: engine, then milliseconds at batch 1 of picture to frame, host, enqueue, copy in, engine, copy out.
 
     Of an engine on a CPU nothing is copied and nothing enqueued: the engine's part is the library's call alone, and the
-    host's what ``Session.run`` takes beside it. Of a GPU's engine they are the phases that its session measured.
+    host's what ``Session.run`` takes beside it: differences, which say nothing where the timings are invalid, and then
+    are left out. Of a GPU's engine they are the phases that its session measured.
     """
     if benchmark is None:
         return []
     sides = {(side["boundary"], side["name"]): side["p50_ms"] for side in benchmark["sides"]}
+    is_invalid = (benchmark.get("validity") or {}).get("state") == "invalid"
     rows = []
     for measured in benchmark["measurements"]:
         name, call = measured["name"], measured["p50_ms"]
         engine, image = sides.get(("engine", name)), sides.get(("image", name))
         phases = measured.get("phases")
-        if phases is None and engine is None:
+        if phases is None and (engine is None or is_invalid):
             continue
         parts = phases or {"host_ms": call - engine, "device_ms": engine}
         keys = ("host_ms", "enqueue_ms", "copy_in_ms", "device_ms", "copy_out_ms")
-        figures = [None if image is None else image - call, *(parts.get(key) for key in keys), call]
+        figures = [
+            None if image is None or is_invalid else image - call,
+            *(parts.get(key) for key in keys),
+            call,
+        ]
         rows.append([shown_name(measured), *("-" if ms is None else f"{ms:.3f}" for ms in figures)])
     return rows
 

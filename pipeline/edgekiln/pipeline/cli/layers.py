@@ -27,7 +27,8 @@ def tell_layers(profile: EngineProfile) -> Iterator[str]:
 
 def _describe_engine(profile: EngineProfile) -> str:
     library = f"{profile.backend} {profile.version}".rstrip()
-    threads = "" if profile.threads is None else f"{profile.threads} threads"
+    count = profile.threads
+    threads = "" if count is None else f"{count} thread{'s' if count > 1 else ''}"
     words = [library, threads, profile.machine, f"batch {profile.batch}", f"{len(profile.rows)} layers"]
     return ", ".join(filter(None, words))
 

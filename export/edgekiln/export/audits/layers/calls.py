@@ -11,10 +11,10 @@ import numpy as np
 
 from edgekiln.runtime.spec import Frames
 
-__all__ = ["WARM_UP_CALLS", "choose_calls", "make_frames", "time_calls"]
+__all__ = ["WARM_UP_CALLS", "choose_calls", "make_frames", "time_calls", "warm_up"]
 
 WARM_UP_CALLS = 3
-"""Before each series; onnxruntime's profiler times them too, and they are left out."""
+"""Of each session. Profilers time them too, and they are taken out."""
 _SECONDS = 1.0
 _FEWEST, _MOST = 10, 200
 """Calls of a series. onnxruntime keeps some 800 bytes of each layer of each call."""
@@ -27,11 +27,15 @@ def make_frames(height: int, width: int) -> list[Frames]:
     return [np.ascontiguousarray(noise[i : i + 1]) for i in range(_FRAMES)]
 
 
-def time_calls(calls: Sequence[Callable[[], object]], count: int) -> list[float]:
-    """Milliseconds of ``count`` calls, in turn, after a warm-up that is not counted."""
-    times = []
+def warm_up(calls: Sequence[Callable[[], object]]) -> None:
+    """The first calls of a session, which are slower."""
     for number in range(WARM_UP_CALLS):
         calls[number % len(calls)]()
+
+
+def time_calls(calls: Sequence[Callable[[], object]], count: int) -> list[float]:
+    """Milliseconds of ``count`` calls, in turn."""
+    times = []
     gc.disable()
     try:
         for number in range(count):
@@ -46,5 +50,6 @@ def time_calls(calls: Sequence[Callable[[], object]], count: int) -> list[float]
 
 def choose_calls(calls: Sequence[Callable[[], object]]) -> int:
     """So many that a series takes about a second."""
+    warm_up(calls)
     one = median(time_calls(calls, WARM_UP_CALLS)) / 1e3
     return int(min(max(_SECONDS / max(one, 1e-9), _FEWEST), _MOST))

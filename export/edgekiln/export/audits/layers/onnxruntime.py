@@ -14,7 +14,7 @@ from typing import Any
 
 from edgekiln.export.audits.engine_layers.datatypes import normalize_datatype
 from edgekiln.export.audits.engine_layers.layer import EngineLayer
-from edgekiln.export.audits.layers.calls import WARM_UP_CALLS, choose_calls, make_frames, time_calls
+from edgekiln.export.audits.layers.calls import WARM_UP_CALLS, choose_calls, make_frames, time_calls, warm_up
 from edgekiln.export.audits.layers.fusing import find_origins, is_inserted
 from edgekiln.export.audits.layers.profile import LayerTiming, ToldLayers
 from edgekiln.export.audits.macs import PRODUCTS
@@ -95,6 +95,7 @@ def _profile(
             )
             [name] = [value.name for value in session.get_inputs()]
             calls = [lambda frame=frame: session.run(None, {name: frame}) for frame in frames]
+            warm_up(calls)
             times = time_calls(calls, count)
             trace = json.loads(Path(session.end_profiling()).read_text("utf-8"))
         except Exception as error:  # the library's errors share no base class

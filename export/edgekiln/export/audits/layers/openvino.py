@@ -1,15 +1,22 @@
 """Layers of an ONNX file under OpenVINO: the graph that it executes, and its own counters' times.
 
-The library keeps one mean for each layer, over all calls of a compiled model, in whole microseconds.
+The library keeps one mean for each layer, over all calls of a compiled model, in whole microseconds. One call is made
+although nothing is timed: the counters tell which layers do any work.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from statistics import mean, median
+from statistics import mean
 from typing import Any
 
-from edgekiln.export.audits.layers.calls import choose_calls, make_frames, time_calls
+from edgekiln.export.audits.layers.calls import (
+    WARM_UP_CALLS,
+    choose_calls,
+    make_frames,
+    time_calls,
+    warm_up,
+)
 from edgekiln.export.audits.layers.profile import LayerTiming, ToldLayers
 from edgekiln.export.audits.openvino import names_in_openvino, quantizers_in_openvino, to_engine_layer
 from edgekiln.runtime.backends import open_session
@@ -28,21 +35,18 @@ def ask_openvino(
 ) -> ToldLayers:
     """Load a model, and tell what it runs for a single image. To be called in a process of its own.
 
-    One call is always made: the counters tell which layers do any work.
-
     Args and errors as for ``ask_onnxruntime``.
     """
     onnx = import_extra("onnx", "build")
     version = str(import_openvino().__version__).partition("-")[0]
     inputs, count, call_ms = _call_plainly(model, threads, frames, timed=timed)  # refuses what is damaged
     graph = onnx.load_model_from_string(model).graph
-    told, profiled_ms = _profile(model, threads, inputs, count)
-    shown = [layer for layer in told if layer.microseconds is not None]
+    shown, profiled_ms = _profile(model, threads, inputs, count)
     names, quantizers = names_in_openvino(graph), quantizers_in_openvino(graph)
-    layers = tuple(to_engine_layer(layer, names, quantizers) for layer in shown)
+    layers = tuple(to_engine_layer(layer, names, quantizers) for layer, _ in shown)
     if not timed:
         return ToldLayers(layers, "openvino", version)
-    milliseconds = tuple((layer.microseconds or 0) / 1e3 for layer in shown)
+    milliseconds = tuple(ms for _, ms in shown)
     timing = LayerTiming("mean", count, call_ms, profiled_ms, _MICROSECOND)
     return ToldLayers(layers, "openvino", version, 1, milliseconds, timing)
 
@@ -50,7 +54,7 @@ def ask_openvino(
 def _call_plainly(
     model: bytes, threads: int | None, frames: Sequence[Frames], *, timed: bool
 ) -> tuple[Sequence[Frames], int, float]:
-    """The frames, how many calls are to be profiled, and the median time of as many without a profiler, in ms."""
+    """The frames, how many calls are to be profiled, and the mean time of as many without a profiler, in ms."""
     session: Any = open_session("openvino", model, threads=threads)
     try:
         inputs = list(frames) or make_frames(*session.frame_shape)
@@ -58,19 +62,34 @@ def _call_plainly(
             return inputs, 1, 0.0
         calls = [session.bare_call(frame) for frame in inputs]
         count = choose_calls(calls)
-        return inputs, count, median(time_calls(calls, count))
+        warm_up(calls)
+        return inputs, count, mean(time_calls(calls, count))
     finally:
         session.close()
 
 
 def _profile(
     model: bytes, threads: int | None, frames: Sequence[Frames], count: int
-) -> tuple[tuple[RuntimeLayer, ...], float]:
-    """The layers with their times, and the mean time of all calls in ms: the first ones are in the counters too."""
+) -> tuple[list[tuple[RuntimeLayer, float]], float]:
+    """The layers that did any work, each with its mean time in ms, and the mean time of the calls in ms."""
     session = OpenVinoSession(model, threads=default_threads() if threads is None else threads, profiled=True)
     try:
         calls = [session.bare_call(frame) for frame in frames]
+        warm_up(calls)
+        before = session.layers()
         times = time_calls(calls, count)
-        return session.layers(), mean(times)
+        return _take_out(before, session.layers(), count), mean(times)
     finally:
         session.close()
+
+
+def _take_out(
+    before: Sequence[RuntimeLayer], after: Sequence[RuntimeLayer], count: int
+) -> list[tuple[RuntimeLayer, float]]:
+    """The library's means are over all calls: those of the warm-up, which are slow, are taken out."""
+    found = []
+    for first, last in zip(before, after, strict=True):
+        if first.microseconds is not None and last.microseconds is not None:
+            spent = last.microseconds * (WARM_UP_CALLS + count) - first.microseconds * WARM_UP_CALLS
+            found.append((last, max(0.0, spent / count / 1e3)))
+    return found

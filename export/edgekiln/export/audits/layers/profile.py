@@ -24,8 +24,8 @@ class LayerTiming:
     Attributes:
         statistic: what a layer's time is over the calls: their ``median``, or the ``mean`` that the library keeps.
         calls: that were profiled.
-        call_ms: of a call without a profiler, in a session of its own before: its median.
-        profiled_ms: of a call with the profiler, by the same statistic as the layers.
+        call_ms: of a call without a profiler, in a session of its own before, by the same statistic.
+        profiled_ms: of a call with the profiler, by the same statistic.
         resolution_ms: the library tells no finer times.
     """
 
