@@ -222,6 +222,20 @@ class FakeCuda(CudaBase):
 
         self.enqueue(stream, copy)
 
+    def _copy_on_device(self, target: int, source: int, nbytes: int, stream: Stream) -> None:
+        self._count("copy_on_device")
+        self._copy(target, source, nbytes, stream.handle)
+
+    def _wait_for(self, stream: Stream, other: int) -> None:
+        self._count("wait_for")
+        self.enqueue(stream.handle, lambda: self._drain(other))
+
+    def _device_of(self, address: int) -> int:
+        self._count("device_of")
+        if not any(start <= address < start + self._arrays[start].nbytes for start in list(self._device)):
+            raise _failure("device_of", "CUDA_ERROR_INVALID_VALUE", f"no device memory at {address:#x}")
+        return self.device
+
     def _begin_capture(self, stream: Stream) -> None:
         self._count("capture")
         self._recording[stream.handle] = []

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Protocol
 
-from edgekiln.runtime.spec import Frames, Logits
+from edgekiln.runtime.spec import DLPackArray, Frames, Logits
 
 __all__ = ["Session"]
 
@@ -36,8 +36,11 @@ class Session(Protocol):
     def num_classes(self) -> int:
         """Length of a row of logits."""
 
-    def run(self, frames: Frames) -> Logits:
+    def run(self, frames: Frames | DLPackArray) -> Logits:
         """uint8 (N, height, width, 3) to float32 (N, num_classes), for any N from 0 on.
+
+        Frames of another library are read without a copy where their layout allows: in the host's memory by DLPack;
+        TensorRT's sessions also take arrays on their GPU, and ``run_on_device`` there leaves the answers on it.
 
         Raises:
             InputError: wrong dtype or shape.

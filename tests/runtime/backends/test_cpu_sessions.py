@@ -7,15 +7,18 @@ import importlib.util
 import re
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
 
 import numpy as np
 import onnx
 import pytest
+import torch
 from onnx import TensorProto
 
 from edgekiln.pipeline.data import load_split
 from edgekiln.runtime.backends import CPU_BACKENDS, onnxruntime, open_session, openvino
 from edgekiln.runtime.errors import EngineError, ExitCode, InputError, NonFiniteError, UsageError
+from edgekiln.runtime.spec import as_frames
 
 MAX_CHUNKS = {"onnxruntime-cpu": onnxruntime.MAX_CHUNK, "openvino": openvino.MAX_CHUNK}
 
@@ -69,6 +72,38 @@ def test_non_contiguous_frames_work(session, random_frames, count):
     for view in (frames[::2, ::-1], frames[::-1], frames[..., ::-1], frames[:, ::-1], mixed):
         assert not view.flags.c_contiguous
         np.testing.assert_array_equal(session.run(view), exact(view))
+
+
+def test_tensors_of_another_library_are_read_by_dlpack(session, random_frames):
+    for count in (0, 1, 7):
+        frames = random_frames(count)
+        channels_first = torch.from_numpy(np.ascontiguousarray(frames.transpose(0, 3, 1, 2)))
+        for tensor in (torch.from_numpy(frames.copy()), channels_first.permute(0, 2, 3, 1)):
+            logits = session.run(tensor)
+            assert type(logits) is np.ndarray
+            np.testing.assert_array_equal(logits, exact(frames))
+
+
+def test_a_tensor_is_not_copied_where_its_layout_allows(random_frames):
+    tensor = torch.from_numpy(random_frames(3))
+    assert as_frames(tensor).ctypes.data == tensor.data_ptr()
+    assert np.shares_memory(as_frames(tensor.permute(0, 2, 1, 3)), tensor.numpy())
+
+
+@pytest.mark.parametrize(
+    ("array", "told"),
+    [
+        (torch.zeros(1, 4, 8, 3), r"Got float32 \(1, 4, 8, 3\), wanted uint8 \(N, 4, 8, 3\)"),
+        (torch.zeros(1, 3, 4, 8, dtype=torch.uint8), r"Got uint8 \(1, 3, 4, 8\), wanted uint8"),
+        (torch.zeros(1, 4, 8, 3, dtype=torch.bfloat16), "Tensor cannot be read by DLPack"),
+        (torch.zeros(1, 4, 8, 3, requires_grad=True), "cannot be read by DLPack: .*detach them"),
+        (SimpleNamespace(__cuda_array_interface__={}), r"in the memory of a device, .*\.cpu\(\)"),
+        (SimpleNamespace(__dlpack_device__=lambda: (2, 0), __dlpack__=None), "in the memory of a device"),
+    ],
+)
+def test_arrays_that_cannot_be_frames_are_refused(session, array, told):
+    with pytest.raises(InputError, match=told):
+        session.run(array)
 
 
 def test_results_of_two_runs_share_nothing(session, random_frames):

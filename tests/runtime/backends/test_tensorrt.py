@@ -1,5 +1,6 @@
 """The TensorRT session on a fake TensorRT and a fake CUDA: answers, threads, lifetime, and every failure."""
 
+import ctypes
 import gc
 import os
 import threading
@@ -19,6 +20,7 @@ from edgekiln.runtime.backends import tensorrt as backend
 from edgekiln.runtime.backends.kernel_cache import KernelCache, kernel_cache_folder
 from edgekiln.runtime.backends.tensorrt import GraphUse, TensorRTSession
 from edgekiln.runtime.backends.tensorrt_buckets import ProfileUse
+from edgekiln.runtime.cuda import arrays
 from edgekiln.runtime.errors import (
     DeviceError,
     EngineError,
@@ -190,6 +192,174 @@ def test_the_narrower_of_two_engines_serves_a_size(open_fake, build_model, mean_
         for count, factor in ((1, 1), (2, 1), (3, 2), (4, 2), (5, 1), (8, 1)):
             frames = frames_of(count, count)
             np.testing.assert_array_equal(session.run(frames), factor * exact(frames))
+
+
+# --------------------------------------------------------------------------------------- arrays on the GPU
+
+
+class OnGpu:
+    """uint8 frames in the fake device's memory, as another library holds them."""
+
+    def __init__(self, cuda, frames, *, stream=None, device=0, strides=None, typestr="|u1"):
+        self.cuda, self.memory = cuda, cuda.allocate_device(max(1, frames.nbytes))
+        with cuda.activate():
+            cuda.view(self.memory.address, max(1, frames.nbytes))[: frames.nbytes] = frames.reshape(-1)
+        self.shape, self.device = frames.shape, device
+        self.about = {"shape": frames.shape, "typestr": typestr, "data": (self.memory.address, True),
+                      "strides": strides, "version": 3, "stream": stream}  # fmt: skip
+
+
+class ByInterface(OnGpu):
+    @property
+    def __cuda_array_interface__(self):
+        return self.about
+
+
+class ByDLPack(OnGpu):
+    """Its capsule is made by the module under test, whose own reading of a real one is held against numpy below."""
+
+    def __dlpack_device__(self):
+        return 2, self.device
+
+    def __dlpack__(self, *, stream):
+        assert stream in self.cuda._queues  # ours: the producer orders its work before it
+        return make_capsule(self.memory.address, self.shape)
+
+
+def make_capsule(address, shape, code=1, bits=8, strides=None):
+    sizes = (ctypes.c_int64 * len(shape))(*shape)
+    steps = (ctypes.c_int64 * len(strides))(*strides) if strides else None
+    pointer = ctypes.POINTER(ctypes.c_int64)
+    tensor = arrays._DLTensor(address, 2, 0, len(shape), code, bits, 1, ctypes.cast(sizes, pointer),
+                              ctypes.cast(steps, pointer) if steps else None, 0)  # fmt: skip
+    managed = arrays._DLManagedTensor(tensor, None, arrays._delete)
+    arrays._exported[ctypes.addressof(managed)] = (managed, sizes, steps)
+    return arrays._new_capsule(ctypes.addressof(managed), b"dltensor", arrays._drop_capsule)
+
+
+@pytest.mark.parametrize("kind", [ByInterface, ByDLPack])
+@pytest.mark.parametrize("device", [DISCRETE, FAKE_DEVICE], ids=["discrete", "integrated"])
+@pytest.mark.parametrize("flavour", ALL)
+def test_frames_on_the_gpu_are_answered_without_the_host(open_fake, flavour, device, kind):
+    session, cuda, _ = open_fake(flavour, cuda=FakeCuda(properties=device))
+    for count in (0, 1, 3, 4, 9):
+        frames = frames_of(count, count)
+        given = kind(cuda, frames)
+        before = cuda.calls.copy()
+        np.testing.assert_array_equal(session.run(given), exact(frames))
+        made = cuda.calls - before
+        assert made["copy_on_device"] == -(-count // 4)
+        assert not {"copy_to_device", "allocate_device", "allocate_pinned", "capture"} & made.keys()
+        given.memory.free()
+    assert arrays._exported == {}  # every capsule was let go
+
+
+@pytest.mark.parametrize("kind", [ByInterface, np.asarray])
+@pytest.mark.parametrize("flavour", ALL)
+def test_answers_stay_on_the_gpu_where_asked_for(open_fake, flavour, kind):
+    session, cuda, _ = open_fake(flavour)
+    frames = frames_of(5, 9)
+    given = kind(cuda, frames) if kind is ByInterface else frames
+    answers = session.run_on_device(given)
+    about = answers.__cuda_array_interface__
+    assert (about["shape"], about["typestr"], about["strides"], about["stream"]) == (
+        (9, 3),
+        "<f4",
+        None,
+        None,
+    )
+    assert (answers.shape, answers.dtype, answers.device) == ((9, 3), np.float32, "cuda:0")
+    with cuda.activate():
+        logits = cuda.view(about["data"][0], 9 * 3 * 4).view(np.float32).reshape(9, 3)
+    np.testing.assert_array_equal(logits, exact(frames))
+    before = cuda.allocated
+    del answers
+    assert cuda.allocated == before - 9 * 3 * 4
+    given.memory.free() if kind is ByInterface else None
+
+
+def test_answers_are_read_by_dlpack_and_live_as_long_as_their_reader(open_fake):
+    session, cuda, _ = open_fake("11.4")
+    frames = frames_of(1, 3)
+    answers = session.run_on_device(frames)
+    before, capsule = cuda.allocated, answers.__dlpack__(stream=1)
+    assert answers.__dlpack_device__() == (2, 0)
+    tensor = arrays._DLTensor.from_address(arrays._pointer_of(capsule, b"dltensor"))
+    assert (tensor.code, tensor.bits, tensor.lanes, tensor.ndim) == (2, 32, 1, 2)
+    assert (tensor.shape[0], tensor.shape[1], bool(tensor.strides)) == (3, 3, False)
+    with cuda.activate():
+        logits = cuda.view(tensor.data, 36).view(np.float32).reshape(3, 3)
+    np.testing.assert_array_equal(logits, exact(frames))
+    del answers
+    assert cuda.allocated == before  # the capsule holds it
+    del capsule, tensor
+    assert cuda.allocated == before - 36
+    answers = session.run_on_device(frames)
+    answers._memory.free()  # as the end of the CUDA that it is of
+    with pytest.raises(UsageError, match="device memory is closed"):
+        _ = answers.__cuda_array_interface__
+
+
+def test_work_waits_for_the_stream_that_fills_the_frames(open_fake):
+    """What the other stream still has to do is done before the frames are read, and nobody waits for it before."""
+    session, cuda, _ = open_fake("10.3")
+    frames, other = frames_of(2, 3), cuda.create_stream()
+    given = ByInterface(cuda, np.zeros_like(frames), stream=other.handle)
+
+    def fill():
+        cuda.view(given.memory.address, frames.nbytes)[:] = frames.reshape(-1)
+
+    with cuda.activate():
+        cuda.enqueue(other.handle, fill)
+    np.testing.assert_array_equal(session.run(given), exact(frames))
+    assert cuda.calls["wait_for"] == 1
+    given.memory.free()
+    other.close()
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"typestr": "<f4"}, r"Got float32 \(2, 4, 8, 3\) on the GPU, wanted uint8 \(N, 4, 8, 3\)"),
+        ({"strides": (96, 8, 1, 32)}, r"strides \(96, 8, 1, 32\), wanted \(96, 24, 3, 1\)"),
+        ({"stream": 0}, "stream 0, which the interface does not allow"),
+        ({"typestr": "nonsense"}, "__cuda_array_interface__ cannot be read"),
+    ],
+)
+def test_frames_of_another_kind_on_the_gpu_are_refused(open_fake, changes, told):
+    session, cuda, _ = open_fake("10.3")
+    given = ByInterface(cuda, frames_of(0, 2), **changes)
+    with pytest.raises(InputError, match=told):
+        session.run(given)
+    given.memory.free()
+    np.testing.assert_array_equal(session.run(frames_of(0, 2)), exact(frames_of(0, 2)))
+
+
+def test_frames_elsewhere_are_refused(open_fake):
+    session, cuda, _ = open_fake("10.3")
+    given = ByDLPack(cuda, frames_of(0, 2), device=1)
+    with pytest.raises(InputError, match=r"are on cuda:1, and the session runs on cuda:0\. Move them"):
+        session.run(given)
+    freed = ByInterface(cuda, frames_of(0, 2))
+    freed.memory.free()
+    freed.about["data"] = (0x7_0000_0000_0000, True)
+    with pytest.raises(InputError, match=r"is no memory of a GPU: .*An array that was freed"):
+        session.run(freed)
+    given.memory.free()
+
+
+def test_a_capsule_of_another_layout_is_refused_and_let_go(open_fake, monkeypatch):
+    session, cuda, _ = open_fake("10.3")
+    given = ByDLPack(cuda, frames_of(0, 2))
+    for code, bits, strides, told in ((2, 16, None, "Got float16"), (1, 8, (96, 8, 1, 32), "strides")):
+        capsule = make_capsule(given.memory.address, (2, 4, 8, 3), code, bits, strides)
+        monkeypatch.setattr(given, "__dlpack__", None, raising=False)
+        monkeypatch.setattr(ByDLPack, "__dlpack__", lambda self, *, stream, kept=[capsule]: kept.pop())
+        del capsule
+        monkeypatch.delattr(given, "__dlpack__")
+        with pytest.raises(InputError, match=told):
+            session.run(given)
+    given.memory.free()
 
 
 TWO_PROFILES = [(1, 1, 1), (2, 4, 8)]

@@ -154,6 +154,21 @@ API int cuMemcpyDtoHAsync_v2(void *to, const void *from, size_t size, void *hand
         return wrong(INVALID_VALUE, __func__, "not from an address of the device to one of the host");
     return copy(to, from, size, stream, __func__);
 }
+API int cuMemcpyDtoDAsync_v2(void *to, const void *from, size_t size, void *handle) {
+    ENTER;
+    FIND(stream, handle, STREAM);
+    if (!is_device_address(to) || !is_device_address(from))
+        return wrong(INVALID_VALUE, __func__, "not from an address of the device to another one");
+    return copy(to, from, size, stream, __func__);
+}
+/* Of the attributes only CU_POINTER_ATTRIBUTE_DEVICE_ORDINAL: the fake has one device. */
+API int cuPointerGetAttribute(int *value, int attribute, const void *address) {
+    ENTER;
+    if (attribute != 9) return wrong(NOT_SUPPORTED, __func__, "not the attribute of the device");
+    if (!is_device_address(address) || !reach(address, 1)) return INVALID_VALUE;
+    *value = 0;
+    return OK;
+}
 API int cuMemcpyAsync(void *to, const void *from, size_t size, void *handle) {
     ENTER;
     FIND(stream, handle, STREAM);

@@ -18,7 +18,7 @@ STUB(cuLinkDestroy) STUB(cuMemAllocManaged) STUB(cuMemAllocPitch_v2) STUB(cuMemG
 STUB(cuMemHostGetFlags) STUB(cuMemHostRegister_v2) STUB(cuMemHostUnregister) STUB(cuMemcpy2DAsync_v2)
 STUB(cuMemcpy2DUnaligned_v2) STUB(cuMemcpy2D_v2) STUB(cuMemcpy3DAsync_v2) STUB(cuMemcpy3DPeer)
 STUB(cuMemcpy3DPeerAsync) STUB(cuMemcpy3D_v2) STUB(cuMemcpyAtoA_v2) STUB(cuMemcpyAtoD_v2) STUB(cuMemcpyAtoH_v2)
-STUB(cuMemcpyDtoA_v2) STUB(cuMemcpyDtoDAsync_v2) STUB(cuMemcpyDtoD_v2) STUB(cuMemcpyDtoH_v2) STUB(cuMemcpyHtoA_v2)
+STUB(cuMemcpyDtoA_v2) STUB(cuMemcpyDtoD_v2) STUB(cuMemcpyDtoH_v2) STUB(cuMemcpyHtoA_v2)
 STUB(cuMemcpyHtoD_v2) STUB(cuMemcpyPeer) STUB(cuMemcpyPeerAsync) STUB(cuMemsetD16Async) STUB(cuMemsetD16_v2)
 STUB(cuMemsetD2D16Async) STUB(cuMemsetD2D16_v2) STUB(cuMemsetD2D32Async) STUB(cuMemsetD2D32_v2)
 STUB(cuMemsetD2D8Async) STUB(cuMemsetD2D8_v2) STUB(cuMemsetD32Async) STUB(cuMemsetD32_v2) STUB(cuMemsetD8Async)

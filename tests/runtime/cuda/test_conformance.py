@@ -71,6 +71,40 @@ def test_properties_are_those_of_the_driver(cuda):
     assert 0.5 * expected.total_memory < total <= 1.01 * expected.total_memory
 
 
+def test_bytes_are_copied_on_the_device(cuda, stream):
+    source, device, target = buffers(cuda)
+    other = cuda.allocate_device(NBYTES)
+    source.array[:] = bytes_of(4)
+    cuda.copy_to_device(device, source, NBYTES, stream)
+    cuda.copy_on_device(other.address + 16, device.address + 8, NBYTES - 16, stream)
+    cuda.copy_to_host(target, other, NBYTES, stream)
+    stream.synchronize()
+    np.testing.assert_array_equal(target.array[16:], bytes_of(4)[8 : NBYTES - 8])
+    with pytest.raises(UsageError, match="at least 1 byte, got 0"):
+        cuda.copy_on_device(other.address, device.address, 0, stream)
+
+
+def test_a_stream_waits_for_what_another_one_holds(cuda, stream):
+    """By its handle alone, as a foreign library hands it over."""
+    source, device, target = buffers(cuda)
+    filling = cuda.create_stream()
+    for seed in range(8):
+        source.array[:] = bytes_of(seed)
+        cuda.copy_to_device(device, source, NBYTES, filling)
+        cuda.wait_for(stream, filling.handle)
+        cuda.copy_to_host(target, device, NBYTES, stream)
+        stream.synchronize()
+        np.testing.assert_array_equal(target.array, bytes_of(seed))
+    filling.close()
+
+
+def test_an_address_tells_its_device(cuda):
+    memory = cuda.allocate_device(NBYTES)
+    assert cuda.device_of(memory.address + NBYTES - 1) == cuda.device
+    with pytest.raises(DeviceError):
+        cuda.device_of(16)
+
+
 @pytest.mark.parametrize("wait", ["spin", "blocking"])
 def test_bytes_come_back_as_they_went(cuda, stream, wait):
     source, device, target = buffers(cuda)

@@ -6,10 +6,18 @@ from dataclasses import FrozenInstanceError, replace
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from edgekiln.runtime.backends import open_session
-from edgekiln.runtime.errors import EngineError, ExitCode, ImageError, NonFiniteError, UsageError
+from edgekiln.runtime.errors import (
+    EngineError,
+    ExitCode,
+    ImageError,
+    InputError,
+    NonFiniteError,
+    UsageError,
+)
 from edgekiln.runtime.processes import child_environment, code_command
 from edgekiln.runtime.serving.classifier import Classifier
 from edgekiln.runtime.serving.prediction import Candidate, Prediction, Selection, read_logits, softmax
@@ -145,6 +153,20 @@ def test_a_batch_keeps_its_order_and_agrees_with_single_pictures(classifier):
     assert [prediction.label for prediction in predictions] == labels
     single = classifier.predict(flat(COLORS["blue"]))
     np.testing.assert_array_equal(predictions[0].logits, single.logits)
+
+
+def test_a_tensor_of_prepared_frames_is_a_batch(classifier):
+    pictures = [flat(color, (8, 4)) for color in ((255, 0, 0), (0, 0, 255), (0, 255, 0))]
+    frames = np.stack([np.asarray(picture, np.uint8) for picture in pictures])
+    plain = classifier.predict_batch(list(frames))
+    shared = classifier.predict_batch(torch.from_numpy(frames))
+    assert [p.label for p in shared] == [p.label for p in plain]
+    assert [p.logits.tolist() for p in shared] == [p.logits.tolist() for p in plain]
+    assert classifier.predict_batch(torch.from_numpy(frames[:0])) == []
+    with pytest.raises(InputError, match="are RGB, got color_order='bgr'"):
+        classifier.predict_batch(torch.from_numpy(frames), color_order="bgr")
+    with pytest.raises(InputError, match=r"wanted uint8 \(N, 4, 8, 3\)"):
+        classifier.predict_batch(torch.from_numpy(frames[:, :2]))
 
 
 def test_an_empty_batch_has_no_answers(classifier):

@@ -34,7 +34,7 @@ from edgekiln.runtime.errors import (
 from edgekiln.runtime.extras import import_extra
 from edgekiln.runtime.onnx_files.scan import check_onnx
 from edgekiln.runtime.processes import keep_in_forks
-from edgekiln.runtime.spec import Frames, Logits, check_finite, check_frames
+from edgekiln.runtime.spec import DLPackArray, Frames, Logits, check_finite, check_frames
 
 if TYPE_CHECKING:  # what only a GPU needs is imported where it is: a start on a CPU does not wait for it
     from edgekiln.runtime.backends.onnxruntime_cuda import BoundRunner
@@ -129,7 +129,7 @@ class OnnxRuntimeSession(HomeSession):
             classes=self.num_classes,
         )
 
-    def run(self, frames: Frames) -> Logits:
+    def run(self, frames: Frames | DLPackArray) -> Logits:
         # What is done around the library's call finds cold caches: each line and each call of a function counts.
         session = self._session
         is_one_call = isinstance(frames, np.ndarray) and frames.ndim == 4 and 0 < len(frames) <= MAX_CHUNK
@@ -144,8 +144,9 @@ class OnnxRuntimeSession(HomeSession):
         check_finite(logits, self._facts.backend)
         return logits
 
-    def _run_in_parts(self, frames: Frames) -> Logits:
-        call = self._caller(self._admit(self._session, frames))
+    def _run_in_parts(self, frames: Frames | DLPackArray) -> Logits:
+        session, frames = self._admit(self._session, frames)
+        call = self._caller(session)
         chunks = [call(frames[i : i + MAX_CHUNK]) for i in range(0, len(frames), MAX_CHUNK)]
         logits = np.concatenate(chunks) if chunks else np.zeros((0, self.num_classes), np.float32)
         check_finite(logits, self.backend)

@@ -33,7 +33,7 @@ from edgekiln.runtime.limits import start_thread
 from edgekiln.runtime.onnx_files.metadata import PRECISION_KEY, read_metadata
 from edgekiln.runtime.onnx_files.scan import check_onnx
 from edgekiln.runtime.processes import keep_in_forks
-from edgekiln.runtime.spec import Frames, Logits, check_finite
+from edgekiln.runtime.spec import DLPackArray, Frames, Logits, check_finite
 
 __all__ = ["OpenVinoSession", "RuntimeLayer", "import_openvino", "read_layers"]
 
@@ -97,8 +97,8 @@ class OpenVinoSession(HomeSession):
         self._engine: _Engine | None = engine
         keep_in_forks(engine)
 
-    def run(self, frames: Frames) -> Logits:
-        engine = self._admit(self._engine, frames)
+    def run(self, frames: Frames | DLPackArray) -> Logits:
+        engine, frames = self._admit(self._engine, frames)
         try:
             if 0 < len(frames) <= MAX_CHUNK:
                 logits = engine.answer(frames)
@@ -107,9 +107,7 @@ class OpenVinoSession(HomeSession):
                 logits = np.concatenate([np.empty((0, self.num_classes), np.float32), *parts])
         except EngineError:
             raise
-        except (
-            Exception
-        ) as error:  # no context manager: behind an inference, with cold caches, one costs a call dear
+        except Exception as error:  # no context manager: with cold caches one costs a call dear
             raise _converted(error, "failed while running") from error
         check_finite(logits, self.backend)
         return logits

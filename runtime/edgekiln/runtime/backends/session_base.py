@@ -10,7 +10,7 @@ from typing import TypeVar
 
 from edgekiln.runtime.errors import UsageError
 from edgekiln.runtime.processes import HomeProcess, NotPicklable
-from edgekiln.runtime.spec import Frames, check_frames
+from edgekiln.runtime.spec import DLPackArray, Frames, as_frames, check_frames
 
 __all__ = ["DescribedSession", "HomeSession", "SessionFacts", "closed_error"]
 
@@ -66,8 +66,8 @@ class HomeSession(DescribedSession):
         self._facts = facts
         self._home = HomeProcess()
 
-    def _admit(self, engine: _Engine | None, frames: Frames) -> _Engine:
-        """The engine, for a call with these frames.
+    def _admit(self, engine: _Engine | None, frames: Frames | DLPackArray) -> tuple[_Engine, Frames]:
+        """The engine, for a call with these frames, and the frames as numpy's, without a copy.
 
         It is handed in, and so read once: ``close`` in another thread cannot pull it away midway.
 
@@ -83,5 +83,6 @@ class HomeSession(DescribedSession):
         self._home.check()
         if engine is None:
             raise closed_error()
-        check_frames(frames, *self._facts.frame_shape)
-        return engine
+        shared = as_frames(frames)
+        check_frames(shared, *self._facts.frame_shape)
+        return engine, shared

@@ -29,9 +29,10 @@ from edgekiln.runtime.backends.tensorrt_errors import refuse_foreign
 from edgekiln.runtime.backends.tensorrt_library import import_tensorrt, library_log
 from edgekiln.runtime.backends.tensorrt_slot import CallPhases, Slot
 from edgekiln.runtime.cuda import CudaApi, Wait, open_cuda
+from edgekiln.runtime.cuda.arrays import DeviceArray, is_device_array
 from edgekiln.runtime.errors import DeviceError, DeviceLostError, EdgekilnError, EngineError, UsageError
 from edgekiln.runtime.processes import keep_in_forks
-from edgekiln.runtime.spec import Frames, Logits, check_finite, check_frames
+from edgekiln.runtime.spec import DLPackArray, Frames, Logits, as_frames, check_finite, check_frames
 
 __all__ = ["GraphUse", "TensorRTSession"]
 
@@ -184,14 +185,47 @@ class TensorRTSession(DescribedSession):
         captured = tuple(size for size in self._buckets if size not in refused)
         return GraphUse(captured, False, MappingProxyType(dict(sorted(refused.items()))))
 
-    def run(self, frames: Frames) -> Logits:
-        check_frames(frames, *self.frame_shape)
-        logits = np.empty((len(frames), self.num_classes), np.float32)
+    def run(self, frames: Frames | DLPackArray) -> Logits:
+        return self._answer(frames, None)[0]
+
+    def run_on_device(self, frames: Frames | DLPackArray) -> DeviceArray:
+        """As ``run``, with the answers on the GPU: float32 (N, num_classes), ready when this returns.
+
+        Allocates their memory in each call, which takes longer than the copy of a few logits to the host: it is for
+        what goes on on the GPU. They are looked at on the host too, so NaN and infinity are refused as by ``run``.
+
+        Raises:
+            ResourceError: GPU memory ran out.
+        """
+        _, array = self._answer(frames, DeviceArray)
+        assert array is not None
+        return array
+
+    def _answer(
+        self, frames: Frames | DLPackArray, kept_in: type[DeviceArray] | None
+    ) -> tuple[Logits, DeviceArray | None]:
+        """The logits on the host and, where asked for, on the GPU."""
+        on_device = is_device_array(frames)
+        host: Any = None if on_device else as_frames(frames)
+        if not on_device:
+            check_frames(host, *self.frame_shape)
         with self._borrow() as slot:
-            for start in range(0, len(frames), slot.max_batch):
-                slot.run(frames[start : start + slot.max_batch], logits[start : start + slot.max_batch])
+            given = slot.read(frames) if on_device else None
+            count = len(host) if given is None else given.count
+            logits = np.empty((count, self.num_classes), np.float32)
+            row_bytes = self.num_classes * 4
+            memory = self._cuda.allocate_device(max(1, count) * row_bytes) if kept_in else None
+            array = DeviceArray(memory, logits.shape, self._cuda.device) if memory else None
+            for start in range(0, count, slot.max_batch):
+                part = logits[start : start + slot.max_batch]
+                if given is None:
+                    slot.run(host[start : start + len(part)], part)
+                else:
+                    slot.run_array(given, start, part)
+                if memory is not None:
+                    slot.keep_answers(memory.address + start * row_bytes, len(part))
         check_finite(logits, self.backend)
-        return logits
+        return logits, array
 
     def measure_device_ms(self, frames: Frames, calls: int) -> list[float]:
         """Milliseconds of GPU time of ``calls`` runs of one batch, copies included, between CUDA events.

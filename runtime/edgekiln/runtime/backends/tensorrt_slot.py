@@ -20,6 +20,7 @@ from edgekiln.runtime.backends.settling import settled
 from edgekiln.runtime.backends.tensorrt_buckets import choose_bucket
 from edgekiln.runtime.backends.tensorrt_engine import EngineInterface, EngineProfile, LoadedEngine
 from edgekiln.runtime.cuda import CudaApi, Graph, PinnedMemory, Stream, Wait
+from edgekiln.runtime.cuda.arrays import DeviceFrames, read_device_frames
 from edgekiln.runtime.errors import DeviceError, EngineError, ResourceError
 from edgekiln.runtime.spec import Frames, Logits
 
@@ -153,6 +154,38 @@ class Slot:
             self._launch(choose_bucket(self._sizes, count))
             self._stream.synchronize(self._wait)
         logits[:] = self._logits[:count]
+
+    def read(self, frames: object) -> DeviceFrames:
+        """Frames of another library on the GPU, to be run here. Raises InputError where they are of another kind."""
+        interface = self._interface
+        return read_device_frames(frames, (interface.height, interface.width), self._cuda, self._stream)
+
+    def run_array(self, frames: DeviceFrames, start: int, logits: Logits) -> None:
+        """Classify frames that are on the GPU, from number ``start`` on, into ``logits``: as many as it has rows.
+
+        They are copied into the slot's own buffer there, behind all that fills them, and run call by call: the graph
+        begins with a copy from the host.
+        """
+        cuda, interface, count = self._cuda, self._interface, len(logits)
+        batch = choose_bucket(self._sizes, count)
+        bucket, (into, _) = self._buckets[batch], self._addresses()
+        source = frames.address + start * interface.frame_bytes
+        with settled(self._stream, self._wait):
+            if frames.stream is not None:
+                cuda.wait_for(self._stream, frames.stream)
+            cuda.copy_on_device(into, source, count * interface.frame_bytes, self._stream)
+            bucket.loaded.enqueue(bucket.context, self._stream.handle)
+            if self._device_out is not None:
+                cuda.copy_to_host(self._host_out, self._device_out, batch * interface.row_bytes, self._stream)
+            self._stream.synchronize(self._wait)
+        logits[:] = self._logits[:count]
+
+    def keep_answers(self, target: int, count: int) -> None:
+        """Copy the logits of the last call to a device address, and wait for it."""
+        with settled(self._stream, self._wait):
+            nbytes = count * self._interface.row_bytes
+            self._cuda.copy_on_device(target, self._addresses()[1], nbytes, self._stream)
+            self._stream.synchronize(self._wait)
 
     def measure_ms(self, frames: Frames) -> float:
         """GPU time of one call, from before its copy in to after its copy out.

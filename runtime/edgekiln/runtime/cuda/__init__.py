@@ -100,6 +100,15 @@ class CudaApi(Protocol):
             UsageError: ``nbytes`` is below 1 or more than either holds.
         """
 
+    def copy_on_device(self, target: int, source: int, nbytes: int, stream: Stream) -> None:
+        """Enqueue a copy between two device addresses, of this CUDA's memory or another library's, and return."""
+
+    def wait_for(self, stream: Stream, other: int) -> None:
+        """Have ``stream`` wait for all that another one holds now, by its handle: also 1 and 2, the default ones."""
+
+    def device_of(self, address: int) -> int:
+        """Number of the device that the memory at an address belongs to. Raises DeviceError for any other address."""
+
     def capture(self, stream: Stream, enqueue: Callable[[], None]) -> Graph:
         """Record, without running it, what ``enqueue`` puts on ``stream``. Other threads may go on using CUDA.
 

@@ -1,10 +1,12 @@
-"""What goes through the driver itself by the stream's handle, whatever does the rest: graphs, and waits that spin.
+"""What goes through the driver itself by the stream's handle, whatever does the rest: graphs, waits that spin, and
+arrays and streams of other libraries.
 
-PyCUDA has no graphs, and one way is enough.
+PyCUDA has no graphs and wraps no foreign stream, and one way is enough.
 """
 
 from __future__ import annotations
 
+import ctypes
 import logging
 from functools import partial
 
@@ -16,6 +18,8 @@ from edgekiln.runtime.errors import EdgekilnError
 __all__ = ["DriverGraphs"]
 
 _log = logging.getLogger(__name__)
+_EVENT_DISABLE_TIMING = 2  # of cuda.h
+_DEVICE_ORDINAL = 9  # CU_POINTER_ATTRIBUTE_DEVICE_ORDINAL
 
 
 class DriverGraphs(CudaBase):
@@ -34,6 +38,22 @@ class DriverGraphs(CudaBase):
 
     def _is_done(self, stream: Stream) -> bool:
         return self._driver.is_stream_done(stream.handle)
+
+    def _copy_on_device(self, target: int, source: int, nbytes: int, stream: Stream) -> None:
+        self._driver.call("cuMemcpyDtoDAsync_v2", target, source, nbytes, stream.handle)
+
+    def _wait_for(self, stream: Stream, other: int) -> None:
+        mark = self._driver.handle("cuEventCreate", _EVENT_DISABLE_TIMING)
+        with closed_at_last(
+            partial(self._driver.call, "cuEventDestroy_v2", mark)
+        ):  # freed once it is reached
+            self._driver.call("cuEventRecord", mark, other)
+            self._driver.call("cuStreamWaitEvent", stream.handle, mark, 0)
+
+    def _device_of(self, address: int) -> int:
+        number = ctypes.c_int()
+        self._driver.call("cuPointerGetAttribute", ctypes.byref(number), _DEVICE_ORDINAL, address)
+        return number.value
 
     def _begin_capture(self, stream: Stream) -> None:
         self._driver.begin_capture(stream.handle)

@@ -331,6 +331,21 @@ class CudaBase(ABC):
         with self.activate():
             self._copy_to_host(target, source.address, nbytes, stream.token)
 
+    def copy_on_device(self, target: int, source: int, nbytes: int, stream: Stream) -> None:
+        """See ``CudaApi``."""
+        with self.activate():
+            self._copy_on_device(target, source, _check_size(nbytes), stream)
+
+    def wait_for(self, stream: Stream, other: int) -> None:
+        """See ``CudaApi``."""
+        with self.activate():
+            self._wait_for(stream, other)
+
+    def device_of(self, address: int) -> int:
+        """See ``CudaApi``."""
+        with self.activate():
+            return self._device_of(address)
+
     def capture(self, stream: Stream, enqueue: Callable[[], None]) -> Graph:
         """See ``CudaApi``."""
         with self.activate(), collector_held_off:
@@ -384,6 +399,12 @@ class CudaBase(ABC):
     def _copy_to_device(self, target: int, source: PinnedMemory, nbytes: int, stream: Any) -> None: ...
     @abstractmethod
     def _copy_to_host(self, target: PinnedMemory, source: int, nbytes: int, stream: Any) -> None: ...
+    @abstractmethod
+    def _copy_on_device(self, target: int, source: int, nbytes: int, stream: Stream) -> None: ...
+    @abstractmethod
+    def _wait_for(self, stream: Stream, other: int) -> None: ...
+    @abstractmethod
+    def _device_of(self, address: int) -> int: ...
     @abstractmethod
     def _begin_capture(self, stream: Stream) -> None: ...
     @abstractmethod

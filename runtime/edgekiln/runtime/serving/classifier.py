@@ -7,7 +7,7 @@ import os
 import threading
 from collections.abc import Generator, Iterable
 from types import TracebackType
-from typing import Literal
+from typing import Literal, cast
 
 import numpy as np
 
@@ -20,6 +20,7 @@ from edgekiln.runtime.serving.loaded import LoadedModel
 from edgekiln.runtime.serving.prediction import Prediction, Selection
 from edgekiln.runtime.serving.selecting import LoadOptions, load_model
 from edgekiln.runtime.session import Session
+from edgekiln.runtime.spec import DLPackArray, is_foreign_array
 
 __all__ = ["Classifier", "serve_model"]
 
@@ -92,12 +93,25 @@ class Classifier(NotPicklable):
             return model.predict_frames([model.prepare(picture, color_order)])[0]
 
     def predict_batch(
-        self, pictures: Iterable[Picture], *, color_order: ColorOrder = "rgb"
+        self, pictures: Iterable[Picture] | DLPackArray, *, color_order: ColorOrder = "rgb"
     ) -> list[Prediction]:
-        """Classify several pictures in one call of the engine, in their order; see ``predict``."""
+        """Classify several pictures in one call of the engine, in their order; see ``predict``.
+
+        Args:
+            pictures: or one array of another library with frames that are prepared already, uint8 (N, height, width,
+                3) in RGB, by DLPack or ``__cuda_array_interface__``: nothing is resized or copied; see ``Session.run``.
+            color_order: as for ``predict``; frames that are prepared are in RGB.
+
+        Raises:
+            InputError: an array of another kind, shape, layout or device, or one that is not in RGB.
+        """
+        if is_foreign_array(pictures):
+            with self.hold() as model:
+                return model.predict_array(pictures, color_order)
         check_several(pictures, "predict_batch")
         with self.hold() as model:
-            frames = [model.prepare(picture, color_order) for picture in pictures]
+            several = cast("Iterable[Picture]", pictures)  # no array, as asked above
+            frames = [model.prepare(picture, color_order) for picture in several]
             return model.predict_frames(frames) if frames else []
 
     def predict_stream(

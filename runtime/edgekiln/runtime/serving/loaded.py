@@ -16,11 +16,12 @@ import numpy as np
 
 from edgekiln.runtime.bundles.canaries import CanaryResult
 from edgekiln.runtime.contract import Contract
-from edgekiln.runtime.errors import EngineError
+from edgekiln.runtime.errors import EngineError, InputError
 from edgekiln.runtime.pictures.image import ColorOrder, Frame, Picture, prepare
 from edgekiln.runtime.serving.memory import give_back_memory
 from edgekiln.runtime.serving.prediction import Prediction, Selection, read_logits
 from edgekiln.runtime.session import Session
+from edgekiln.runtime.spec import DLPackArray
 
 __all__ = ["LoadedModel", "ModelHolder"]
 
@@ -104,6 +105,18 @@ class LoadedModel:
             ask()
         batch = np.stack(frames) if len(frames) > 1 else frames[0][np.newaxis]  # one needs no copy
         return read_logits(self.session.run(batch), self.contract.classes)
+
+    def predict_array(self, frames: DLPackArray, color_order: ColorOrder) -> list[Prediction]:
+        """One call of the engine for an array of another library with frames that are prepared; see ``Session.run``."""
+        if color_order != "rgb":
+            raise InputError(
+                "Prepared frames of another library are RGB, got color_order='bgr'.",
+                hint="Flip the channels there, or hand in pictures.",
+            )
+        count = int(getattr(frames, "shape", (2,))[0])
+        if count > 1 and (ask := self.before_batch) is not None:
+            ask()
+        return read_logits(self.session.run(frames), self.contract.classes)
 
     def __enter__(self) -> LoadedModel:
         return self
