@@ -1,5 +1,6 @@
 """OpenVINO, beyond what every session promises (test_cpu_sessions.py): silence, precision, what it is shown."""
 
+import hashlib
 import os
 import platform
 import re
@@ -386,3 +387,106 @@ def test_signals_find_a_stack_after_an_engine_was_replaced_or_closed_elsewhere(t
         [sys.executable, "-c", SIGNALS, tmp_path / "model.onnx"], capture_output=True, text=True, check=False
     )
     assert (done.returncode, done.stderr, done.stdout) == (0, "", "[0, 1]\n")
+
+
+# -- what it compiled is kept
+
+
+@pytest.fixture
+def kept(tmp_path, monkeypatch):
+    """The folder of compiled models."""
+    monkeypatch.setenv("EDGEKILN_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache" / "compiled"
+
+
+def open_kept(model, **options):
+    return open_session("openvino", model, keep_compiled=True, **options)
+
+
+def refuse_to_compile(monkeypatch):
+    def refuse(*arguments):
+        raise AssertionError("it compiles")
+
+    monkeypatch.setattr(backend._Engine, "_compile_single", refuse)
+
+
+def test_a_model_is_compiled_once_and_answers_the_same(mean_model, kept, random_frames, monkeypatch):
+    frames = random_frames(3)
+    first = open_kept(mean_model)
+    [file] = kept.iterdir()
+    assert (file.stat().st_mode & 0o777, kept.stat().st_mode & 0o777) == (0o600, 0o700)
+    with monkeypatch.context() as patch:
+        refuse_to_compile(patch)
+        second = open_kept(mean_model)
+    assert (second.frame_shape, second.num_classes) == (first.frame_shape, first.num_classes) == ((4, 8), 3)
+    for part in (frames[:1], frames):  # alone, and as a batch, whose model is not kept
+        np.testing.assert_array_equal(second.run(part), first.run(part))
+    assert list(kept.iterdir()) == [file]
+
+
+def test_another_model_and_other_threads_have_files_of_their_own(
+    mean_model, build_model, kept, random_frames
+):
+    open_kept(mean_model)
+    open_kept(mean_model, threads=1)
+    doubled = open_kept(build_model(scale=2.0))
+    assert len(list(kept.iterdir())) == 3
+    frames = random_frames(1)
+    np.testing.assert_array_equal(doubled.run(frames), 2 * open_kept(mean_model).run(frames))
+
+
+@pytest.mark.parametrize("place", [0, 40, -1], ids=["digest", "head", "end"])
+def test_a_changed_byte_is_compiled_anew(mean_model, kept, random_frames, monkeypatch, caplog, place):
+    wanted = open_kept(mean_model).run(random_frames(1))
+    [file] = kept.iterdir()
+    whole = file.read_bytes()
+    broken = bytearray(whole)
+    broken[place] ^= 1
+    file.write_bytes(broken)
+    monkeypatch.setattr(backend._Engine, "_import", refuse_what_is_broken(backend._Engine._import))
+    np.testing.assert_array_equal(open_kept(mean_model).run(random_frames(1)), wanted)
+    assert "damaged: the model is compiled again" in caplog.text
+    assert len(file.read_bytes()) == len(whole)
+
+
+def refuse_what_is_broken(load):
+    def check(engine, compiled):
+        assert compiled == b""  # the library is not shown it
+        return load(engine, compiled)
+
+    return check
+
+
+def test_what_the_library_refuses_is_compiled_anew(mean_model, kept, random_frames, caplog):
+    open_kept(mean_model)
+    [file] = kept.iterdir()
+    other = b"of another build"
+    file.write_bytes(hashlib.sha256(other).digest() + other)
+    assert open_kept(mean_model).run(random_frames(1)).shape == (1, 3)
+    assert "OpenVINO refuses what it had compiled" in caplog.text
+
+
+def test_a_file_that_others_may_write_is_not_read(mean_model, kept, caplog, monkeypatch):
+    open_kept(mean_model)
+    [file] = kept.iterdir()
+    file.chmod(0o666)
+    open_kept(mean_model)
+    assert "can be written by others and was not read" in caplog.text
+    assert file.stat().st_mode & 0o777 == 0o600  # written anew, under its name
+
+
+def test_where_nothing_can_be_kept_it_compiles_each_time(mean_model, monkeypatch, random_frames, caplog):
+    monkeypatch.setenv("EDGEKILN_CACHE", "/dev/null/cache")
+    for _ in range(2):
+        assert open_kept(mean_model).run(random_frames(1)).shape == (1, 3)
+    assert not [record for record in caplog.records if record.levelname == "WARNING"]
+
+
+def test_load_keeps_what_it_compiled_beside_no_bundle(make_bundle, variant, kept, monkeypatch):
+    bundle = make_bundle(variant("fp32", "fp32", backend="openvino"))
+    before = sorted(bundle.iterdir())
+    load(bundle).close()
+    assert len(list(kept.iterdir())) == 1
+    refuse_to_compile(monkeypatch)
+    load(bundle).close()
+    assert sorted(bundle.iterdir()) == before

@@ -48,6 +48,7 @@ def open_session(
     device: int = 0,
     slots: int | None = None,
     wait: Wait | None = None,
+    keep_compiled: bool = False,
 ) -> Session:
     """Load an engine.
 
@@ -59,6 +60,7 @@ def open_session(
         device: number of the GPU, among those that ``CUDA_VISIBLE_DEVICES`` shows; a CPU backend has none.
         slots: calls that may run at once; the TensorRT backends only. ``None`` is the backend's own default.
         wait: how a call waits for the GPU, ``spin`` or ``blocking``; the TensorRT backends only.
+        keep_compiled: keep on disk what OpenVINO compiled, and take it from there; see ``kernel_cache.py``.
 
     Raises:
         UsageError: no such backend, or one that has no slots.
@@ -76,7 +78,12 @@ def open_session(
         case "openvino":
             from edgekiln.runtime.backends.openvino import OpenVinoSession
 
-            return OpenVinoSession(_only(engines), threads=threads, allow_operators=allow_operators)
+            return OpenVinoSession(
+                _only(engines),
+                threads=threads,
+                allow_operators=allow_operators,
+                keep_compiled=keep_compiled,
+            )
         case "tensorrt" | "tensorrt-rtx":
             from edgekiln.runtime.backends.tensorrt import TensorRTSession
 

@@ -1,6 +1,7 @@
-"""TensorRT-RTX compiles kernels when an engine first runs; kept on disk, the next start skips that.
+"""TensorRT-RTX compiles kernels when an engine first runs, and OpenVINO a model when it loads; kept on disk, the next
+start skips that.
 
-Compiled kernels are code: a file is read only where nobody else could have written it. Losing the cache costs time,
+What is compiled is code: a file is read only where nobody else could have written it. Losing the cache costs time,
 nothing else, so trouble with it is logged and never raised.
 """
 
@@ -15,22 +16,81 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from edgekiln.runtime.backends.tensorrt_library import refuse_hollow
-from edgekiln.runtime.cuda import probe_driver
-
-__all__ = ["KernelCache", "kernel_cache_folder"]
+__all__ = ["CompiledModel", "KernelCache", "compiled_folder", "kernel_cache_folder"]
 
 _MAX_BYTES = 100 * 2**20  # what NVIDIA advises for a runtime cache
+_DIGEST_BYTES = hashlib.sha256().digest_size
 
 _log = logging.getLogger("edgekiln.runtime")
 
 
 def kernel_cache_folder() -> Path:
-    """``$EDGEKILN_CACHE/kernels``, or ``edgekiln/kernels`` below ``$XDG_CACHE_HOME`` (``~/.cache``)."""
+    """Where TensorRT-RTX's kernels lie: see ``compiled_folder``."""
+    return compiled_folder("kernels")
+
+
+def compiled_folder(kind: str) -> Path:
+    """``$EDGEKILN_CACHE/KIND``, or ``edgekiln/KIND`` below ``$XDG_CACHE_HOME`` (``~/.cache``)."""
     chosen = os.environ.get("EDGEKILN_CACHE")
     if chosen:
-        return Path(chosen).expanduser() / "kernels"
-    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "edgekiln" / "kernels"
+        return Path(chosen).expanduser() / kind
+    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "edgekiln" / kind
+
+
+def probe_driver() -> Any:
+    """As ``cuda.probe_driver``, which a CPU need not import."""
+    from edgekiln.runtime import cuda
+
+    return cuda.probe_driver()
+
+
+def refuse_hollow(made: Any) -> Any:
+    """As ``tensorrt_library.refuse_hollow``, which a CPU need not import."""
+    from edgekiln.runtime.backends import tensorrt_library
+
+    return tensorrt_library.refuse_hollow(made)
+
+
+class CompiledModel:
+    """What a library compiled of one model, in a file that begins with the digest of the rest.
+
+    Args:
+        model: what was compiled.
+        about: all that decides what comes out: the library's version, the processor, settings.
+    """
+
+    def __init__(self, model: bytes, *about: str) -> None:
+        key = hashlib.sha256(hashlib.sha256(model).digest())
+        for part in about:
+            key.update(b"\0" + part.encode())
+        self._name = f"{key.hexdigest()[:32]}.bin"
+
+    def read(self) -> bytes:
+        """What was kept; empty where nothing was, or where it is not what was kept."""
+        try:
+            data = _read_own(compiled_folder("compiled") / self._name)
+        except FileNotFoundError:
+            return b""
+        except (OSError, RuntimeError) as error:  # RuntimeError: this user has no home folder
+            _log.info("no compiled model was read: %s", error)
+            return b""
+        digest, compiled = data[:_DIGEST_BYTES], data[_DIGEST_BYTES:]
+        if data and hashlib.sha256(compiled).digest() != digest:
+            _log.warning("%s is damaged: the model is compiled again", self._name)
+            return b""
+        return compiled
+
+    def keep(self, compiled: bytes) -> None:
+        """Write it for the next start."""
+        if len(compiled) > _MAX_BYTES - _DIGEST_BYTES:
+            _log.info("a compiled model of %d bytes was not kept", len(compiled))
+            return
+        try:
+            _write_whole(
+                compiled_folder("compiled") / self._name, hashlib.sha256(compiled).digest() + compiled
+            )
+        except (OSError, RuntimeError) as error:  # a container whose disk is read-only is no news each time
+            _log.info("a compiled model was not kept: %s", error)
 
 
 class KernelCache:

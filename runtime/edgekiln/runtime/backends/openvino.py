@@ -2,17 +2,19 @@
 
 BF16 is the library's own way to compute an FP32 graph, on CPUs that have it: the file's metadata asks for it.
 
-The library is never imported plainly (that would report to Intel), reads ONNX only and only what
-``scan.py`` let pass, and writes no cache. A single image has a model of static shape to itself, which its CPU plugin
-plans memory and kernels for; other batches share one of dynamic shape, compiled when the first of them comes. On ARM
-an INT8 model has the static one alone, and answers batches picture by picture: OpenVINO 2026.4 gives wrong logits there
-for dynamic batches (its FullyConnected takes the first channel's weight scale for all).
+The library is never imported plainly (that would report to Intel), reads ONNX only and only what ``scan.py`` let pass.
+A single image has a model of static shape to itself, which its CPU plugin plans memory and kernels for, and which may
+be kept on disk (``kernel_cache.py``); other batches share one of dynamic shape, compiled when the first of them comes.
+On ARM an INT8 model has the static one alone, and answers batches picture by picture: OpenVINO 2026.4 gives wrong
+logits there for dynamic batches (its FullyConnected takes the first channel's weight scale for all).
 """
 
 from __future__ import annotations
 
 import contextlib
 import io
+import logging
+import os
 import platform
 import sys
 import threading
@@ -21,7 +23,7 @@ from concurrent.futures import Future
 from dataclasses import dataclass
 from functools import partial
 from types import ModuleType
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
@@ -35,6 +37,9 @@ from edgekiln.runtime.onnx_files.scan import check_onnx
 from edgekiln.runtime.processes import keep_in_forks
 from edgekiln.runtime.spec import DLPackArray, Frames, Logits, check_finite
 
+if TYPE_CHECKING:
+    from edgekiln.runtime.backends.kernel_cache import CompiledModel
+
 __all__ = ["OpenVinoSession", "RuntimeLayer", "import_openvino", "read_layers"]
 
 MAX_CHUNK = 64
@@ -46,6 +51,7 @@ _NO_BF16 = (
 )
 _TELEMETRY = "openvino_telemetry"
 _importing = threading.Lock()
+_log = logging.getLogger("edgekiln.runtime")
 _T = TypeVar("_T")
 
 
@@ -87,12 +93,13 @@ class OpenVinoSession(HomeSession):
         threads: int | None = None,
         allow_operators: Collection[str] = (),
         profiled: bool = False,
+        keep_compiled: bool = False,
     ) -> None:
         """Load a model; with ``profiled`` its layers are timed, which slows every call."""
         check_threads(threads)
         library = import_openvino()
         check_onnx(model, allow_operators=allow_operators)
-        engine = _in_a_passing_thread(lambda: _Engine(library, model, threads, profiled))
+        engine = _in_a_passing_thread(lambda: _Engine(library, model, threads, profiled, keep_compiled))
         super().__init__(SessionFacts("openvino", "cpu", threads, engine.frame_shape, engine.num_classes))
         self._engine: _Engine | None = engine
         keep_in_forks(engine)
@@ -184,27 +191,62 @@ def read_layers(model: bytes) -> tuple[RuntimeLayer, ...]:
 class _Engine:
     """The compiled models of one ONNX file. Everything in it is immutable but the pools and the late model."""
 
-    def __init__(self, library: ModuleType, model: bytes, threads: int | None, profiled: bool) -> None:
-        self._library = library
-        self._graph = _read_graph(library, model)
+    def __init__(
+        self, library: ModuleType, model: bytes, threads: int | None, profiled: bool, keep_compiled: bool
+    ) -> None:
+        self._library, self._model = library, model
         self._settings = settings = _settings(threads, _read_precision(model))
-        self.frame_shape = _read_input(self._graph)
         with _converted_errors("cannot load this model"):
             self._core = library.Core()
-            single = self._graph.clone()
-            single.reshape([1, *self.frame_shape, 3])
-            self.num_classes = _read_output(single)
-            profiling = {"PERF_COUNT": True} if profiled else {}
-            with _converted_refusal(settings):
-                self._single = self._core.compile_model(single, "CPU", settings | profiling)
+            kept = self._find_kept() if keep_compiled else None
+            self._single = (kept and self._import(kept.read())) or self._compile_single(kept, profiled)
+            self.frame_shape, self.num_classes = _read_frame_shape(self._single), _read_output(self._single)
         if settings["INFERENCE_PRECISION_HINT"] == "bf16":
             _refuse_missing_bf16(self.layers())
-        self._one_by_one = platform.machine().lower() in _ARM and _is_quantized(self._graph)
+        self._one_by_one = platform.machine().lower() in _ARM and _is_quantized(_read_graph(library, model))
         self._free_single: list[_Slot] = []
         self._dynamic: Any = None
         self._free_dynamic: list[Any] = []
         self._compiling = threading.Lock()
         self._bare: Any = None
+
+    def _find_kept(self) -> CompiledModel:
+        """Where the compiled model of single images is kept; all that decides what the library makes is in its key."""
+        from edgekiln.runtime.backends.kernel_cache import CompiledModel
+
+        processor = self._core.get_property("CPU", "FULL_DEVICE_NAME")
+        abilities = self._core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+        most = os.environ.get("ONEDNN_MAX_CPU_ISA", "")
+        settings = sorted(self._settings.items())
+        return CompiledModel(
+            self._model, self._library.__version__, processor, str(abilities), most, str(settings)
+        )
+
+    def _import(self, compiled: bytes) -> Any:
+        """A compiled model, or ``None`` where there is none that this library takes."""
+        if not compiled:
+            return None
+        try:
+            return self._core.import_model(compiled, "CPU", self._settings)
+        except Exception as error:  # the library's errors share no base class
+            _log.warning("OpenVINO refuses what it had compiled, and compiles it again: %s", error)
+            return None
+
+    def _compile_single(self, kept: CompiledModel | None, profiled: bool) -> Any:
+        graph = _read_graph(self._library, self._model)
+        graph.reshape([1, *_read_input(graph), 3])
+        _read_output(graph)
+        profiling = {"PERF_COUNT": True} if profiled else {}
+        with _converted_refusal(self._settings):
+            compiled = self._core.compile_model(graph, "CPU", self._settings | profiling)
+        if kept is not None:
+            try:
+                kept.keep(compiled.export_model().getvalue())
+            except (
+                Exception
+            ) as error:  # the library's errors share no base class; it costs the next start its time
+                _log.info("OpenVINO cannot write what it compiled: %s", error)
+        return compiled
 
     def answer(self, frames: Frames) -> Logits:
         """float32 (N, C) for uint8 (N, H, W, 3), N from 1 to ``MAX_CHUNK``. Safe from any thread.
@@ -231,8 +273,9 @@ class _Engine:
     def _dynamic_model(self) -> Any:
         with self._compiling:
             if self._dynamic is None:
-                _fix_known_shapes(self._library, self._graph)
-                self._dynamic = self._core.compile_model(self._graph, "CPU", self._settings)
+                graph = _read_graph(self._library, self._model)
+                _fix_known_shapes(self._library, graph)
+                self._dynamic = self._core.compile_model(graph, "CPU", self._settings)
             return self._dynamic
 
     def bare_call(self, frames: Frames) -> Callable[[], object]:
@@ -370,6 +413,12 @@ def _read_input(graph: Any) -> tuple[int, int]:
     raise EngineError(
         f"The model's inputs are [{_listed(inputs)}], wanted one u8 [N, H, W, 3] with a dynamic N."
     )
+
+
+def _read_frame_shape(single: Any) -> tuple[int, int]:
+    """(height, width) of the model of single images, whose graph ``_read_input`` has looked at."""
+    _, height, width, _ = single.inputs[0].shape
+    return height, width
 
 
 def _read_output(graph: Any) -> int:

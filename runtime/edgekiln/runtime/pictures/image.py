@@ -42,6 +42,7 @@ __all__ = [
 Frame: TypeAlias = NDArray[np.uint8]
 Picture: TypeAlias = "str | os.PathLike[str] | bytes | Image.Image | Frame | NDArray[np.uint16]"
 ColorOrder = Literal["rgb", "bgr"]
+_COLOR_ORDERS = get_args(ColorOrder)
 
 
 def prepare(picture: Picture, contract: Contract, *, color_order: ColorOrder = "rgb") -> Frame:
@@ -143,9 +144,9 @@ def _convert(opened: Image.Image | Raster, rules: ConversionRules, path: Path | 
 
 
 def _check_color_order(color_order: str) -> None:
-    if color_order not in get_args(ColorOrder):
+    if color_order not in _COLOR_ORDERS:
         raise ImageError(
-            f"Unknown color order {color_order!r}; known: {', '.join(get_args(ColorOrder))}.", reason="type"
+            f"Unknown color order {color_order!r}; known: {', '.join(_COLOR_ORDERS)}.", reason="type"
         )
 
 

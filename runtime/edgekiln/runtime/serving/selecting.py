@@ -190,6 +190,7 @@ def _open(
         device=options.device_number,
         slots=options.slots if in_slots else None,
         wait=options.wait if in_slots else None,
+        keep_compiled=True,
     )
     notice = _tell_what_is_other(bundle, variant, options.device_number)
     if notice:
