@@ -58,14 +58,13 @@ def open_session(
         threads: CPU worker threads; ``None`` leaves it to the library, within ``limits.default_threads``.
         allow_operators: operators of other domains than ONNX's that an ONNX file may hold; see ``onnx_files/scan.py``.
         device: number of the GPU, among those that ``CUDA_VISIBLE_DEVICES`` shows; a CPU backend has none.
-        slots: calls that may run at once; the TensorRT backends only. ``None`` is the backend's own default.
-        wait: how a call waits for the GPU, ``spin`` or ``blocking``; the TensorRT backends only.
+        slots, wait: of the TensorRT backends only: calls that may run at once, ``None`` for the backend's own default,
+            and how a call waits for the GPU, ``spin`` or ``blocking``.
         keep_compiled: keep on disk what OpenVINO compiled, and take it from there; see ``kernel_cache.py``.
 
     Raises:
         UsageError: no such backend, or one that has no slots.
-        EnvironmentProblem: the library or device is not here.
-        EngineError: the library refused the bytes.
+        EnvironmentProblem, EngineError: the library or device is not here, or refused the bytes.
     """
     engines = [model] if isinstance(model, bytes) else list(model)
     chosen, threads = _choose_slots(backend, slots, wait), _count(threads, backend)
@@ -78,12 +77,7 @@ def open_session(
         case "openvino":
             from edgekiln.runtime.backends.openvino import OpenVinoSession
 
-            return OpenVinoSession(
-                _only(engines),
-                threads=threads,
-                allow_operators=allow_operators,
-                keep_compiled=keep_compiled,
-            )
+            return OpenVinoSession(_only(engines), threads, allow_operators, keep_compiled)
         case "tensorrt" | "tensorrt-rtx":
             from edgekiln.runtime.backends.tensorrt import TensorRTSession
 

@@ -89,7 +89,6 @@ class OpenVinoSession(HomeSession):
     def __init__(
         self,
         model: bytes,
-        *,
         threads: int | None = None,
         allow_operators: Collection[str] = (),
         profiled: bool = False,
