@@ -95,7 +95,7 @@ def test_ties_keep_the_order_of_the_classes_among_many():
     assert [c.index for c in prediction.top(100)] == [*range(1, 100, 2), *range(0, 100, 2)]
 
 
-@pytest.mark.parametrize("classes", [1, 3, 64, 65, 1000])
+@pytest.mark.parametrize("classes", [1, 3, 8, 9, 1000])
 def test_scores_are_those_of_softmax_however_many_classes(classes):
     logits = np.random.default_rng(classes).normal(0, 5, (4, classes)).astype(np.float32)
     predictions = read_logits(logits, [str(i) for i in range(classes)])

@@ -14,7 +14,7 @@ from edgekiln.runtime.spec import Logits
 __all__ = ["Candidate", "Prediction", "Selection", "read_logits", "softmax"]
 
 
-_FEW_CLASSES = 64
+_FEW_CLASSES = 8
 
 
 @dataclass(frozen=True, slots=True)
