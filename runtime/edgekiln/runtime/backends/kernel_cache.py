@@ -13,10 +13,12 @@ import os
 import re
 import stat
 import tempfile
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
-__all__ = ["CompiledModel", "KernelCache", "compiled_folder", "kernel_cache_folder"]
+__all__ = ["CompiledModel", "KernelCache", "compile_once", "compiled_folder", "kernel_cache_folder"]
 
 _MAX_BYTES = 100 * 2**20  # what NVIDIA advises for a runtime cache
 _DIGEST_BYTES = hashlib.sha256().digest_size
@@ -49,6 +51,43 @@ def refuse_hollow(made: Any) -> Any:
     from edgekiln.runtime.backends import tensorrt_library
 
     return tensorrt_library.refuse_hollow(made)
+
+
+def compile_once(
+    library: ModuleType,
+    core: Any,
+    model: bytes,
+    settings: Mapping[str, Any],
+    compile_model: Callable[[], Any],
+) -> Any:
+    """A model that OpenVINO compiled for CPUs: what was kept of it, or else a new one, which is kept.
+
+    Args:
+        library: OpenVINO.
+        core: its ``Core``.
+        model: the ONNX file.
+        settings: of its compilation. With the library and the processor they decide what comes out.
+        compile_model: compiles it; what that raises is raised.
+    """
+    kept = CompiledModel(
+        model,
+        str(library.__version__),
+        str(core.get_property("CPU", "FULL_DEVICE_NAME")),
+        str(core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")),
+        os.environ.get("ONEDNN_MAX_CPU_ISA", ""),
+        str(sorted(settings.items())),
+    )
+    if stored := kept.read():
+        try:
+            return core.import_model(stored, "CPU", settings)
+        except Exception as error:  # the library's errors share no base class
+            _log.warning("OpenVINO refuses what it had compiled, and compiles it again: %s", error)
+    compiled = compile_model()
+    try:
+        kept.keep(compiled.export_model().getvalue())
+    except Exception as error:  # the same; it costs the next start its time
+        _log.info("OpenVINO cannot write what it compiled: %s", error)
+    return compiled
 
 
 class CompiledModel:

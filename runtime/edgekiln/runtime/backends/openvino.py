@@ -13,8 +13,6 @@ from __future__ import annotations
 
 import contextlib
 import io
-import logging
-import os
 import platform
 import sys
 import threading
@@ -23,7 +21,7 @@ from concurrent.futures import Future
 from dataclasses import dataclass
 from functools import partial
 from types import ModuleType
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -37,9 +35,6 @@ from edgekiln.runtime.onnx_files.scan import check_onnx
 from edgekiln.runtime.processes import keep_in_forks
 from edgekiln.runtime.spec import DLPackArray, Frames, Logits, check_finite
 
-if TYPE_CHECKING:
-    from edgekiln.runtime.backends.kernel_cache import CompiledModel
-
 __all__ = ["OpenVinoSession", "RuntimeLayer", "import_openvino", "read_layers"]
 
 MAX_CHUNK = 64
@@ -51,7 +46,6 @@ _NO_BF16 = (
 )
 _TELEMETRY = "openvino_telemetry"
 _importing = threading.Lock()
-_log = logging.getLogger("edgekiln.runtime")
 _T = TypeVar("_T")
 
 
@@ -197,8 +191,13 @@ class _Engine:
         self._settings = settings = _settings(threads, _read_precision(model))
         with _converted_errors("cannot load this model"):
             self._core = library.Core()
-            kept = self._find_kept() if keep_compiled else None
-            self._single = (kept and self._import(kept.read())) or self._compile_single(kept, profiled)
+            compile_single = partial(self._compile_single, profiled)
+            if keep_compiled:
+                from edgekiln.runtime.backends.kernel_cache import compile_once
+
+                self._single = compile_once(library, self._core, model, settings, compile_single)
+            else:
+                self._single = compile_single()
             self.frame_shape, self.num_classes = _read_frame_shape(self._single), _read_output(self._single)
         if settings["INFERENCE_PRECISION_HINT"] == "bf16":
             _refuse_missing_bf16(self.layers())
@@ -209,43 +208,13 @@ class _Engine:
         self._compiling = threading.Lock()
         self._bare: Any = None
 
-    def _find_kept(self) -> CompiledModel:
-        """Where the compiled model of single images is kept; all that decides what the library makes is in its key."""
-        from edgekiln.runtime.backends.kernel_cache import CompiledModel
-
-        processor = self._core.get_property("CPU", "FULL_DEVICE_NAME")
-        abilities = self._core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
-        most = os.environ.get("ONEDNN_MAX_CPU_ISA", "")
-        settings = sorted(self._settings.items())
-        return CompiledModel(
-            self._model, self._library.__version__, processor, str(abilities), most, str(settings)
-        )
-
-    def _import(self, compiled: bytes) -> Any:
-        """A compiled model, or ``None`` where there is none that this library takes."""
-        if not compiled:
-            return None
-        try:
-            return self._core.import_model(compiled, "CPU", self._settings)
-        except Exception as error:  # the library's errors share no base class
-            _log.warning("OpenVINO refuses what it had compiled, and compiles it again: %s", error)
-            return None
-
-    def _compile_single(self, kept: CompiledModel | None, profiled: bool) -> Any:
+    def _compile_single(self, profiled: bool) -> Any:
         graph = _read_graph(self._library, self._model)
         graph.reshape([1, *_read_input(graph), 3])
         _read_output(graph)
         profiling = {"PERF_COUNT": True} if profiled else {}
         with _converted_refusal(self._settings):
-            compiled = self._core.compile_model(graph, "CPU", self._settings | profiling)
-        if kept is not None:
-            try:
-                kept.keep(compiled.export_model().getvalue())
-            except (
-                Exception
-            ) as error:  # the library's errors share no base class; it costs the next start its time
-                _log.info("OpenVINO cannot write what it compiled: %s", error)
-        return compiled
+            return self._core.compile_model(graph, "CPU", self._settings | profiling)
 
     def answer(self, frames: Frames) -> Logits:
         """float32 (N, C) for uint8 (N, H, W, 3), N from 1 to ``MAX_CHUNK``. Safe from any thread.
