@@ -199,7 +199,7 @@ def test_without_the_scan_the_library_would_answer_with_another_files_weights(
 def test_its_own_xml_is_refused_even_without_the_scan(monkeypatch):
     monkeypatch.setattr(backend, "check_onnx", lambda model, **_: None)
     xml = b'<?xml version="1.0"?><net name="x" version="11"><layers/><edges/></net>'
-    with pytest.raises(EngineError, match=r"OpenVINO [\d.]+ cannot load this model: .*ONNX"):
+    with pytest.raises(EngineError, match="no ONNX model"):
         open_session("openvino", xml)
 
 
@@ -436,25 +436,16 @@ def test_another_model_and_other_threads_have_files_of_their_own(
 
 
 @pytest.mark.parametrize("place", [0, 40, -1], ids=["digest", "head", "end"])
-def test_a_changed_byte_is_compiled_anew(mean_model, kept, random_frames, monkeypatch, caplog, place):
+def test_a_changed_byte_is_compiled_anew(mean_model, kept, random_frames, caplog, place):
     wanted = open_kept(mean_model).run(random_frames(1))
     [file] = kept.iterdir()
     whole = file.read_bytes()
     broken = bytearray(whole)
     broken[place] ^= 1
     file.write_bytes(broken)
-    monkeypatch.setattr(backend._Engine, "_import", refuse_what_is_broken(backend._Engine._import))
     np.testing.assert_array_equal(open_kept(mean_model).run(random_frames(1)), wanted)
     assert "damaged: the model is compiled again" in caplog.text
     assert len(file.read_bytes()) == len(whole)
-
-
-def refuse_what_is_broken(load):
-    def check(engine, compiled):
-        assert compiled == b""  # the library is not shown it
-        return load(engine, compiled)
-
-    return check
 
 
 def test_what_the_library_refuses_is_compiled_anew(mean_model, kept, random_frames, caplog):

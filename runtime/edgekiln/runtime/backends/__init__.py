@@ -77,7 +77,7 @@ def open_session(
         case "openvino":
             from edgekiln.runtime.backends.openvino import OpenVinoSession
 
-            return OpenVinoSession(_only(engines), threads, allow_operators, keep_compiled)
+            return OpenVinoSession(_only(engines), threads, allow_operators, keep_compiled=keep_compiled)
         case "tensorrt" | "tensorrt-rtx":
             from edgekiln.runtime.backends.tensorrt import TensorRTSession
 

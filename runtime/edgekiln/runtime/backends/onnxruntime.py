@@ -139,7 +139,9 @@ class OnnxRuntimeSession(HomeSession):
         try:
             logits: Logits = session.run(self._outputs, {self._input: frames})[0]
         except Exception as error:  # the library's errors share no base class
-            check_frames(frames, *self.frame_shape)  # it has looked at them, and tells it in other words
+            check_frames(
+                np.asarray(frames), *self.frame_shape
+            )  # it has looked at them, and tells it in other words
             raise _convert(_RUNNING, error) from error
         check_finite(logits, self._facts.backend)
         return logits

@@ -85,6 +85,7 @@ class OpenVinoSession(HomeSession):
         model: bytes,
         threads: int | None = None,
         allow_operators: Collection[str] = (),
+        *,
         profiled: bool = False,
         keep_compiled: bool = False,
     ) -> None:
