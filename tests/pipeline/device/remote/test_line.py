@@ -165,6 +165,7 @@ def _parent(pid):
         return int(file.read().rpartition(") ")[2].split()[1])
 
 
+@pytest.mark.slow
 def test_a_slow_line_is_not_taken_for_a_cut_one(sshd, device, tmp_path, quick_silence):
     relay = Relay(sshd.port, bytes_per_s=200_000)
     config = sshd.write_config(tmp_path / "config", relay.port)
@@ -182,6 +183,7 @@ def test_a_slow_line_is_not_taken_for_a_cut_one(sshd, device, tmp_path, quick_si
     relay.close()
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(os.geteuid() != 0, reason="needs root: network namespaces")
 def test_between_network_namespaces_a_link_that_goes_down_is_noticed_at_both_ends(
     tmp_path, device, quick_silence

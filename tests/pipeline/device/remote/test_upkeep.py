@@ -124,7 +124,7 @@ def test_an_environment_of_ones_own_is_not_overwritten(run, bare, tmp_path):
     assert "is your own: ~/my-env" in err
 
 
-@pytest.mark.parametrize("value", ["7", "None", "['x']", "{'a': 1}", "'x' * 10**5", "[[]] * 5"])
+@pytest.mark.parametrize("value", ["None", "{'a': 1}", "['x' * 10**5, []]"])
 def test_facts_without_sense_are_no_bug_of_the_desk(run, bare, tmp_path, value):
     code = (
         f"agent.Agent.do_facts = lambda self, environment: dict.fromkeys("

@@ -66,10 +66,10 @@ class Job:
     checkpoint: Sent | None
     timed: bool
 
-    def key(self, options: Sequence[str]) -> str:
-        """The same for the same work: the name of its folder on a device."""
+    def key(self, command: Sequence[str]) -> str:
+        """The same for the same work by the same environment: the name of its folder on a device."""
         files = [[one.sha256, list(one.names)] for one in (*self.bundle, *self.pictures)]
-        parts = [describe_edgekiln()["digest"], self.parent.digest, sorted(files), list(options)]
+        parts = [describe_edgekiln()["digest"], self.parent.digest, sorted(files), list(command)]
         return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:32]
 
 
@@ -95,7 +95,7 @@ def run_job(line: Line, job: Job, place: Path, tell: Callable[[str], None]) -> d
     if job.checkpoint is not None:
         parts[_MODEL] = [job.checkpoint]
         options += ["--checkpoint", f"{_MODEL}/{_CHECKPOINT}"]
-    work = ["jobs", job.key(options)]
+    work = ["jobs", job.key([*edgekiln_command(line), *options])]
     send(line, [one for files in parts.values() for one in files], tell)
     for name, files in parts.items():
         line.ask("lay", place=[*work, name], files=[[one.sha256, list(one.names)] for one in files])
