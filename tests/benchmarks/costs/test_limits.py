@@ -1,3 +1,6 @@
+import contextlib
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -8,7 +11,7 @@ from edgekiln.benchmarks.costs.energy.meters import CounterMeter, OpenedMeter
 from edgekiln.benchmarks.costs.energy.per_image import EnergyPerImage
 from edgekiln.benchmarks.costs.limits import add_limits
 from edgekiln.benchmarks.costs.memory import MemoryUse
-from edgekiln.benchmarks.timing import roofline
+from edgekiln.benchmarks.timing import roofline, worker_process
 from edgekiln.benchmarks.timing.contender import Contender
 from edgekiln.benchmarks.timing.roofline import Ceilings
 from edgekiln.runtime.errors import EngineError
@@ -105,6 +108,24 @@ def test_energy_of_each_contender_at_its_best_configuration(measured, monkeypatc
     assert values["measurements"][1]["energy"] is None
     assert values["measurements"][1]["energy_reason"] == "the sensor went away"
     assert values["limits_problems"] == []
+
+
+def test_phases_of_an_engine_with_slots_are_medians_and_others_have_none(measured, monkeypatch, tmp_path):
+    told = [{"device_ms": ms, "copy_in_ms": None} for ms in (3.0, 1.0, 2.0)]
+
+    class Worker:
+        def open(self, config):
+            assert config == {"threads": None}
+
+        def phases(self, calls):
+            return told
+
+    monkeypatch.setattr(worker_process, "open_worker", lambda inputs, of: contextlib.nullcontext(Worker()))
+    values = {"measurements": [timed("baseline", None), timed("trt", None)]}
+    trt = replace(contender("trt"), arguments={"path": "trt", "backend": "tensorrt"})
+    add_limits(values, [contender("baseline"), trt], {}, tmp_path)
+    found = [m["phases"] for m in values["measurements"]]
+    assert found == [None, {"device_ms": 2.0, "copy_in_ms": None}]
 
 
 def test_finished_timings_are_kept_where_limits_cannot_be_measured(measured, monkeypatch, tmp_path):

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from statistics import median
 from typing import TYPE_CHECKING, Any, Literal
 
+from edgekiln.runtime.backends import SLOT_BACKENDS
 from edgekiln.runtime.errors import EngineError
 from edgekiln.runtime.limits import usable_threads
 
@@ -87,13 +88,13 @@ def _measure_memory(
 def _measure_phases(
     contender: Contender, measurement: Mapping[str, Any], frames_file: Path, problems: list[str]
 ) -> dict[str, float | None] | None:
-    """Median milliseconds of each field of ``CallPhases``; ``None`` on a CPU, and where the session cannot tell."""
-    from edgekiln.benchmarks.timing.worker_process import open_worker
+    """Median milliseconds of each field of ``CallPhases``; ``None`` where the session of a backend cannot tell."""
+    from edgekiln.benchmarks.timing import worker_process
 
-    if _threads_used(measurement) is not None:
+    if contender.arguments.get("backend") not in SLOT_BACKENDS:
         return None
     try:
-        with open_worker(frames_file, contender) as worker:
+        with worker_process.open_worker(frames_file, contender) as worker:
             worker.open(measurement["config"])
             told = worker.phases(_PHASE_CALLS)
     except EngineError as error:
