@@ -1,7 +1,7 @@
 """Layers of an ONNX file under OpenVINO: the graph that it executes, and its own counters' times.
 
 The library keeps one mean for each layer, over all calls of a compiled model, in whole microseconds. One call is made
-although nothing is timed: the counters tell which layers do any work.
+although nothing is timed: the counters tell which changes of shape do any work.
 """
 
 from __future__ import annotations
@@ -28,6 +28,8 @@ from edgekiln.runtime.spec import Frames
 __all__ = ["ask_openvino"]
 
 _MICROSECOND = 1e-3
+_IDLE = frozenset({"Const", "Input", "Output", "Reshape"})
+"""What does no work. The library tells no time of a layer that takes less than a microsecond either: those are shown."""
 
 
 def ask_openvino(
@@ -89,7 +91,8 @@ def _take_out(
     """The library's means are over all calls: those of the warm-up, which are slow, are taken out."""
     found = []
     for first, last in zip(before, after, strict=True):
-        if first.microseconds is not None and last.microseconds is not None:
-            spent = last.microseconds * (WARM_UP_CALLS + count) - first.microseconds * WARM_UP_CALLS
+        if last.microseconds is not None or last.kind not in _IDLE:
+            warm_up_us, all_us = first.microseconds or 0, last.microseconds or 0
+            spent = all_us * (WARM_UP_CALLS + count) - warm_up_us * WARM_UP_CALLS
             found.append((last, max(0.0, spent / count / 1e3)))
     return found
