@@ -617,6 +617,16 @@ def test_the_board_is_named_beside_its_processor(root):
     assert machine.check_processor(folder).found == "Cortex-A72 of Raspberry Pi 4 Model B Rev 1.4; NEON"
 
 
+def test_an_emulated_processor_is_a_warning(tmp_path, monkeypatch):
+    monkeypatch.setattr("platform.machine", lambda: "aarch64")
+    (tmp_path / "proc/sys/kernel").mkdir(parents=True)
+    for kernel, state in (("aarch64", "OK"), ("x86_64", "WARN")):
+        (tmp_path / "proc/sys/kernel/arch").write_text(kernel)
+        row = machine.check_processor(tmp_path)
+        assert row.state == state
+        assert ("emulated on x86_64: times are the emulator's" in row.found) == (state == "WARN")
+
+
 def test_memory_is_the_least_of_machine_and_container(root):
     folder = root({"proc/meminfo": "MemTotal: 9999999 kB\nMemAvailable: 8388608 kB\n"})
     assert machine.check_memory(folder).found == "8.0 GiB free"

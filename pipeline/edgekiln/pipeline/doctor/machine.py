@@ -9,7 +9,7 @@ from pathlib import Path
 from edgekiln.benchmarks.environment import ClockPolicy, describe_governors, read_clock_policies
 from edgekiln.pipeline.capacity import available_memory_bytes
 from edgekiln.pipeline.doctor.row import Row, fail, ok, warn
-from edgekiln.runtime.bundles.machine import read_board, read_processor
+from edgekiln.runtime.bundles.machine import read_board, read_emulation, read_processor
 from edgekiln.runtime.limits import count_affinity, read_cpu_quota
 
 __all__ = [
@@ -41,7 +41,11 @@ def check_processor(root: Path = Path("/")) -> Row:
     known = {**_X86_NAMES, **_ARM_NAMES}
     sets = [title for flag, title in known.items() if flag in processor.features]
     name = f"{processor.model} of {board}" if board else processor.model
-    return ok("cpu", f"{name}; {', '.join(sets) or 'no vector instructions that edgekiln looks for'}")
+    found = f"{name}; {', '.join(sets) or 'no vector instructions that edgekiln looks for'}"
+    if kernel := read_emulation(root):
+        fix = "What engines answer is right here; measure their times on a real one."
+        return warn("cpu", f"{found}; emulated on {kernel}: times are the emulator's", fix)
+    return ok("cpu", found)
 
 
 def check_int8(root: Path = Path("/")) -> Row:
