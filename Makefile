@@ -33,7 +33,8 @@ help:
 	@echo "make test-fast  the tests that take at most a few seconds each"
 	@echo "make check      format, lint, spelling, types, tests"
 	@echo "make docs       write the generated parts of docs/ again"
-	@echo "make screenshots  the pictures of a report in docs/images, from BUNDLE=runs/traffic-lights/bundle; needs Chromium"
+	@echo "make screenshots  the pictures of a report in docs/images, from BUNDLE=runs/traffic-lights/bundle, and of the page"
+	@echo "                of devices, from FLEET=fleet.html where that is given; needs Chromium"
 	@echo "make bench      the speed figures of the README (about 5 minutes on a quiet machine)"
 	@echo "make wheel      build wheel and sdist into dist/, and try the wheel in clean environments, as ROLES=... would use it"
 	@echo "make canaries   does a bundle answer the same under other library versions and processors? BUNDLES=FOLDER..."
@@ -135,6 +136,7 @@ docs: $(VENV)/.demo
 
 screenshots: $(VENV)/.dev
 	PYTHONPATH=tests $(PY) -m reference.screenshots '$(BUNDLE)/report.html' --into docs/images
+	$(if $(FLEET),PYTHONPATH=tests $(PY) -m reference.screenshots '$(FLEET)' --into docs/images --name fleet)
 
 check: lint types test
 

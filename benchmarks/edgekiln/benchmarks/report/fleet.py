@@ -239,7 +239,7 @@ def _tell_spread(fleet: Mapping[str, Any]) -> tuple[str, str, str]:
     if not timed:
         return "-", "", "Nothing was timed that may be told"
     fast, slow = min(timed), max(timed)
-    figure = f"{fast[0]:.3g}" if len(timed) == 1 else f"{fast[0]:.3g} to {slow[0]:.3g}"
+    figure = f"{fast[0]:.3g}" if len(timed) == 1 else f"{fast[0]:.2g} to {slow[0]:.2g}"
     places = dict.fromkeys(f"{name} on {device}" for _, name, device in (fast, slow))
     return figure, "ms", f"median of the fastest that passes: {' to '.join(places)}"
 
