@@ -644,7 +644,7 @@ def test_cache_lists_and_prunes(tensorrt_run, edgekiln, tmp_path, monkeypatch):
     edgekiln("build", tensorrt_run[2].bundle, "--variant", "rtx-fp16", "--out", tmp_path / "out")
     code, out, _ = edgekiln("cache", "ls")
     assert code == 0
-    assert "tensorrt-rtx 1.7.1.116  fp16  batch 1-8  any GPU" in out
+    assert "tensorrt-rtx 1.7.1.116  fp16  batch 1,2-8  any GPU" in out
     assert len(json.loads(edgekiln("cache", "ls", "--json")[1])["engines"]) == 1
     assert edgekiln("cache", "prune")[0] == 2
     assert edgekiln("cache", "prune", "--older-than", "1")[1].startswith("0 engines removed")
