@@ -439,13 +439,13 @@ def test_another_model_and_other_threads_have_files_of_their_own(
 def test_a_changed_byte_is_compiled_anew(mean_model, kept, random_frames, caplog, place):
     wanted = open_kept(mean_model).run(random_frames(1))
     [file] = kept.iterdir()
-    whole = file.read_bytes()
-    broken = bytearray(whole)
+    broken = bytearray(file.read_bytes())
     broken[place] ^= 1
     file.write_bytes(broken)
     np.testing.assert_array_equal(open_kept(mean_model).run(random_frames(1)), wanted)
     assert "damaged: the model is compiled again" in caplog.text
-    assert len(file.read_bytes()) == len(whole)
+    written = file.read_bytes()  # anew; OpenVINO does not write the same bytes each time
+    assert written[:32] == hashlib.sha256(written[32:]).digest()
 
 
 def test_what_the_library_refuses_is_compiled_anew(mean_model, kept, random_frames, caplog):
