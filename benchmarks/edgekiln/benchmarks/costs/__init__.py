@@ -2,6 +2,6 @@
 
 Judges nothing.
 
-May import: ``runtime``, ``runtime/cuda``, ``runtime/pictures``, ``runtime/bundles``, ``runtime/serving``,
-``benchmarks``, ``benchmarks/timing``.
+May import: ``runtime``, ``runtime/cuda``, ``runtime/pictures``, ``runtime/backends``, ``runtime/bundles``,
+``runtime/serving``, ``benchmarks``, ``benchmarks/timing``.
 """

@@ -29,7 +29,7 @@ __all__ = ["ask_openvino"]
 
 _MICROSECOND = 1e-3
 _IDLE = frozenset({"Const", "Input", "Output", "Reshape"})
-"""What does no work. The library tells no time of a layer that takes less than a microsecond either: those are shown."""
+"""What does no work. The library tells no time of what takes less than a microsecond either: that is shown."""
 
 
 def ask_openvino(
