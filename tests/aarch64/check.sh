@@ -4,7 +4,7 @@
 #   tests/aarch64/check.sh BUNDLE WORK
 #
 # PYTHON: one with edgekiln's dev dependencies. CPUS: qemu's names. TESTS: files below tests/runtime, "" for none.
-# Where there is no BUNDLE, the demo's is made, without training.
+# Where there is no BUNDLE, the demo's is made, without training. The last of CPUS is a device over ssh too (fleet.py).
 # WORK keeps what was fetched. Debian's packages and PyPI's wheels are fetched there, nothing is installed, and no root
 # is needed where user namespaces are allowed. Emulation proves what is computed; it proves no speed.
 # Exits 0 where all agree, 1 where something does not, 5 where the machine cannot do it.
@@ -115,5 +115,9 @@ if [ -n "$TESTS" ]; then
   arm "${CPUS%% *}" env -C /opt/checkout/tests/runtime python3 -m pytest -q -p no:cacheprovider \
     -m 'not slow and not gpu' $TESTS || status=1
 fi
+say "${CPUS##* } as a device over ssh, and this machine: doctor, canaries, verdicts, fleet page"
+device=0
+"$PYTHON" tests/aarch64/fleet.py "$root" "${CPUS##* }" "$qemu" "$work/fleet" || device=$?
+[ $device = 0 ] || [ $device = 5 ] || status=1
 say "done: $([ $status = 0 ] && echo 'all agree' || echo 'NOT all agree')"
 exit $status
