@@ -81,7 +81,7 @@ def phase_rows(benchmark: Mapping[str, Any] | None) -> list[list[str]]:
     """
     if benchmark is None:
         return []
-    sides = {(side["boundary"], side["name"]): side["p50_ms"] for side in benchmark["sides"]}
+    sides = {(side["boundary"], side["name"]): side["p50_ms"] for side in benchmark.get("sides", ())}
     is_invalid = (benchmark.get("validity") or {}).get("state") == "invalid"
     rows = []
     for measured in benchmark["measurements"]:

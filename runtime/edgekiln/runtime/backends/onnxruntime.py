@@ -76,7 +76,14 @@ def import_onnxruntime(device: str) -> ModuleType:
 def _is_installed(distribution: str) -> bool:
     """Told by the folder of its metadata: ``importlib.metadata`` takes longer to import than all of this session."""
     folder = f"{distribution.replace('-', '_')}-*-info"  # .dist-info, or an older .egg-info
-    return any(next(Path(entry or ".").glob(folder), None) is not None for entry in sys.path)
+    return any(_holds(Path(entry or "."), folder) for entry in sys.path)
+
+
+def _holds(place: Path, folder: str) -> bool:
+    try:
+        return next(place.glob(folder), None) is not None
+    except OSError:  # a place that this user may not read holds nothing for it
+        return False
 
 
 class OnnxRuntimeSession(HomeSession):
