@@ -34,8 +34,8 @@ PACKAGES = {
     "precision/qdq_lint/rules precision/repair qat",
     "benchmarks": "comparing costs costs/energy endurance judging report report/charts report/templates timing "
     "timing/loadgen",
-    "pipeline": "cli data data/folders device device/remote doctor gpu_suite proof recipe shipping shipping/pyinstaller "
-    "shipping/server shipping/server/page shipping/triton stages study training variants workspace",
+    "pipeline": "cli data data/folders device device/remote doctor gpu_suite proof recipe shipping "
+    "shipping/pyinstaller shipping/server shipping/server/page shipping/triton stages study training variants workspace",
 }
 """Folders of the wheel, by root: what only developers run is not among them."""
 

@@ -114,13 +114,16 @@ def test_every_kind_of_child_is_safe(hostile_folder, monkeypatch, tmp_path, mean
 
 
 def test_only_one_module_names_the_interpreter():
-    """Whoever starts Python by himself would bring the working folder back."""
+    """Whoever starts Python by himself would bring the working folder back. What is sent to a device stands alone."""
     starting = re.compile(
         r"sys\.executable|get_context\(|\bProcess\(|import multiprocessing|ProcessPoolExecutor"
     )
     sources = [p for root in ROOTS for p in (ROOT / root / "edgekiln").rglob("*.py")]
-    found = {path.name for path in sources if starting.search(path.read_text("utf-8"))}
-    assert found == {"processes.py"}
+    found = {
+        path.name: path.read_text("utf-8") for path in sources if starting.search(path.read_text("utf-8"))
+    }
+    assert set(found) == {"processes.py", "agent.py", "agent_machine.py"}
+    assert re.findall(r"\[sys\.executable, (\S+)", found["agent.py"] + found["agent_machine.py"]) == ['"-I",']
 
 
 def test_a_frozen_program_has_no_python_for_children(monkeypatch):

@@ -226,7 +226,8 @@ mistake(
     hint="a share that top-1 must reach",
 )(lambda desk: desk.run(("[gate]", "[gate]\nmin_top1 = 90")))  # fmt: skip
 mistake(
-    "an unknown precision", code="recipe", says=("variants.int8.precision = 'int4'", "'fp32', 'fp16', 'bf16' or 'int8'"),
+    "an unknown precision", code="recipe",
+    says=("variants.int8.precision = 'int4'", "'fp32', 'fp16', 'bf16' or 'int8'"),
     hint="what the engine's products compute in", path="r.toml",
 )(lambda desk: desk.run(('precision = "int8"', 'precision = "int4"')))  # fmt: skip
 mistake(

@@ -132,14 +132,14 @@ class Reached(list):
 @pytest.fixture(scope="module")
 def served(tiny_run):
     """The tiny run's bundle, loaded, whose engine writes down what it is given."""
-    reached, call = Reached(), OnnxRuntimeSession._run_plainly
+    reached, call = Reached(), OnnxRuntimeSession.run
 
-    def record(self, session, frames):
+    def record(self, frames):
         reached.extend(np.array(frames))
-        return call(self, session, frames)
+        return call(self, frames)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(OnnxRuntimeSession, "_run_plainly", record)
+        patch.setattr(OnnxRuntimeSession, "run", record)
         patch.setattr(selecting, "ask_canaries", lambda *_, **__: None)  # they would be written down, too
         with load(tiny_run[2].bundle, threads=1) as classifier:
             yield tiny_run[2].bundle, classifier, reached

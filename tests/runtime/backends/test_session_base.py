@@ -20,7 +20,9 @@ def test_the_facts_are_told_as_properties():
 
 def test_an_open_engine_is_given_back_for_right_frames():
     engine = object()
-    assert HomeSession(FACTS)._admit(engine, FRAMES) is engine
+    admitted, frames = HomeSession(FACTS)._admit(engine, FRAMES)
+    assert admitted is engine
+    assert frames is FRAMES
     with pytest.raises(InputError, match=r"wanted uint8 \(N, 4, 8, 3\)"):
         HomeSession(FACTS)._admit(engine, FRAMES[:, :3])
 

@@ -162,7 +162,9 @@ def check_encoded(encoded: bytes, contract: Contract, *, whole: bool) -> None:
     opened = open_picture(encoded, None, contract.sensor_bits)
     check_resizing(opened.size, resized_size(opened.size, contract))
     if whole:
-        if not isinstance(opened, Raster):
+        from PIL import Image
+
+        if isinstance(opened, Image.Image):
             opened.draft(None, (1, 1))  # the decoder's smallest scale; does nothing to what is no JPEG
         _convert(opened, ConversionRules(contract.background, contract.sensor_bits), None)
 

@@ -331,7 +331,7 @@ class Agent:
         return {
             "free": shutil.disk_usage(above).free,
             "venv": subprocess.call(
-                [sys.executable, "-c", "import venv, ensurepip"],
+                [sys.executable, "-I", "-c", "import venv, ensurepip"],
                 stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
             ) == 0,
             "jetpack": first_line("/etc/nv_tegra_release"),
