@@ -35,7 +35,8 @@ PACKAGES = {
     "benchmarks": "comparing costs costs/energy endurance judging report report/charts report/templates timing "
     "timing/loadgen",
     "pipeline": "cli data data/folders device device/remote doctor gpu_suite proof recipe shipping "
-    "shipping/pyinstaller shipping/server shipping/server/page shipping/triton stages study training variants workspace",
+    "shipping/pyinstaller shipping/server shipping/server/page shipping/triton stages study training variants "
+    "workspace",
 }
 """Folders of the wheel, by root: what only developers run is not among them."""
 
