@@ -3,12 +3,14 @@
 import json
 
 import pytest
+from pydantic import ValidationError
 from tests_support import TENSORRT_VARIANTS, TINY_RECIPE
 
 from edgekiln.benchmarks.judging.required import check_gate
+from edgekiln.export.engines.options import TENSORRT_ALONE
 from edgekiln.pipeline.cli.inspecting import describe
 from edgekiln.pipeline.proof.public_recipe import public_recipe
-from edgekiln.pipeline.recipe import load_recipe
+from edgekiln.pipeline.recipe import VariantSettings, load_recipe
 from edgekiln.pipeline.run import run_recipe
 from edgekiln.pipeline.stages.settings import settings_of_engine
 from edgekiln.pipeline.stages.stage import Wish
@@ -29,6 +31,24 @@ def rows(run):
 
 
 # -- the recipe
+
+
+VALUES = {
+    "version_compatible": True,
+    "hardware_compatibility": "ampere-plus",
+    "typing": "weak",
+    "avg_timing_iterations": 4,
+    "sparsity": True,
+    "tiling": "full",
+}
+
+
+@pytest.mark.parametrize("option", TENSORRT_ALONE)
+def test_a_recipe_refuses_what_the_builder_refuses(option):
+    """The two lists are in wings that do not know each other."""
+    wish = {"name": "x", "precision": "fp16", "backend": "tensorrt-rtx", "build": {option: VALUES[option]}}
+    with pytest.raises(ValidationError, match=f"tensorrt-rtx has no build.{option}"):
+        VariantSettings.model_validate(wish)
 
 
 @pytest.mark.parametrize(

@@ -200,7 +200,7 @@ def _is_picture_head(head: bytes) -> bool:
 
 def _identify(folder: str) -> _Identity:
     try:
-        status = os.stat(folder)  # noqa: PTH116
+        status = os.stat(folder)  # noqa: PTH116 # a text, as above
     except OSError:  # os.walk tells of it
         return None
     return status.st_dev, status.st_ino
