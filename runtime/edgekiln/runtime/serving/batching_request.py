@@ -43,14 +43,20 @@ class RequestTimes:
 class Answer(Future[Prediction]):
     """Tells when it is cancelled, so that nobody has to look through the queue for it.
 
-    Attributes:
-        times: where the time went; ``None`` before the prediction is there, and where there is none.
     """
 
     def __init__(self, on_cancel: Callable[[], None]) -> None:
         super().__init__()
         self._on_cancel = on_cancel
-        self.times: RequestTimes | None = None
+        self.spent: tuple[float, float, float, int] | None = None
+
+    @property
+    def times(self) -> RequestTimes | None:
+        """Where the time went; ``None`` before the prediction is there, and where there is none."""
+        if self.spent is None:  # plain numbers until somebody asks: every answer has them, and few are asked
+            return None
+        decode, wait, engine, batch = self.spent
+        return RequestTimes(1000 * decode, 1000 * wait, 1000 * engine, batch)
 
     def cancel(self) -> bool:
         """As ``Future.cancel``, and tells of it."""
@@ -85,8 +91,7 @@ class Request:
     def note_times(self, ran: float, now: float, batch: int) -> None:
         """Tell where its time went: the engine began its batch of so many pictures at ``ran`` and ends ``now``."""
         decode, engine = self.queued - self.taken_up, now - ran
-        wait = now - self.begun - decode - engine
-        self.future.times = RequestTimes(1000 * decode, 1000 * wait, 1000 * engine, batch)
+        self.future.spent = decode, now - self.begun - decode - engine, engine, batch
 
     def is_expired(self, now: float) -> bool:
         """Whether its deadline is over."""

@@ -15,6 +15,7 @@ __all__ = ["Candidate", "Prediction", "Selection", "read_logits", "softmax"]
 
 
 _FEW_CLASSES = 8
+_FEW_BYTES = 4096
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,18 +83,33 @@ def softmax(logits: Logits) -> np.ndarray[tuple[int, ...], np.dtype[np.float64]]
 
 
 def read_logits(logits: Logits, classes: Sequence[str]) -> list[Prediction]:
-    """One answer for each row of ``logits``, float32 (N, C), in their order; ``classes`` names the C columns."""
+    """One answer for each row of ``logits``, float32 (N, C), in their order; ``classes`` names the C columns.
+
+    Of few logits the answers share one copy: a row of its own, copied and sealed, takes longer than all the rest.
+    """
     names = tuple(classes)
+    shared = logits.nbytes <= _FEW_BYTES
+    if shared:
+        logits = logits.copy()
+        logits.flags.writeable = False
     predictions = []
-    for row, scores in zip(logits, _score_each(logits), strict=True):
-        own = row.copy()  # a view would keep the whole batch alive
-        own.flags.writeable = False
-        values = row.tolist()
-        index = values.index(
-            max(values)
-        )  # not that of the best score: logits apart by next to nothing share it
-        predictions.append(Prediction(names[index], index, scores[index], own, names))
+    for row, values, score in zip(logits, logits.tolist(), _score_likeliest(logits), strict=True):
+        own = row
+        if not shared:
+            own = row.copy()  # a view would keep the whole batch alive
+            own.flags.writeable = False
+        index = values.index(max(values))  # not of the best score: logits apart by next to nothing share it
+        predictions.append(Prediction(names[index], index, score, own, names))
     return predictions
+
+
+def _score_likeliest(logits: Logits) -> list[float]:
+    """The largest value of ``softmax`` of each row of float32 (N, C): its own exponential is that of 0, which is 1."""
+    if logits.shape[1] > _FEW_CLASSES:
+        shifted = logits.astype(np.float64) - logits.max(axis=-1, keepdims=True)
+        scores: list[float] = (1 / np.exp(shifted).sum(axis=-1)).tolist()
+        return scores
+    return [1 / math.fsum(_exponentials_of_few(row)) for row in logits.tolist()]
 
 
 def _score_each(logits: Logits) -> list[list[float]]:
@@ -105,11 +121,10 @@ def _score_each(logits: Logits) -> list[list[float]]:
     if logits.shape[1] > _FEW_CLASSES:
         scores: list[list[float]] = softmax(logits).tolist()
         return scores
-    return [_softmax_of_few(row) for row in logits.tolist()]
+    rows = [_exponentials_of_few(row) for row in logits.tolist()]
+    return [[value / total for value in row] for row, total in zip(rows, map(math.fsum, rows), strict=True)]
 
 
-def _softmax_of_few(row: list[float]) -> list[float]:
+def _exponentials_of_few(row: list[float]) -> list[float]:
     top = max(row)
-    exponentials = [math.exp(value - top) for value in row]
-    total = math.fsum(exponentials)
-    return [value / total for value in exponentials]
+    return [math.exp(value - top) for value in row]
