@@ -40,8 +40,8 @@ if (
     from edgekiln.runtime.pictures.image import prepare as prepare
     from edgekiln.runtime.serving.agreement import FastDecodeEvidence as FastDecodeEvidence
     from edgekiln.runtime.serving.agreement import establish_agreement as establish_agreement
-    from edgekiln.runtime.serving.batching import Batcher as Batcher
-    from edgekiln.runtime.serving.batching_counters import BatcherCounters as BatcherCounters
+    from edgekiln.runtime.serving.batching.batcher import Batcher as Batcher
+    from edgekiln.runtime.serving.batching.counters import BatcherCounters as BatcherCounters
     from edgekiln.runtime.serving.classifier import Classifier as Classifier
     from edgekiln.runtime.serving.loading import load as load
     from edgekiln.runtime.serving.prediction import Candidate as Candidate
@@ -77,8 +77,8 @@ _PUBLIC = {
     ),
     "pictures.image": ("prepare",),
     "serving.agreement": ("FastDecodeEvidence", "establish_agreement"),
-    "serving.batching": ("Batcher",),
-    "serving.batching_counters": ("BatcherCounters",),
+    "serving.batching.batcher": ("Batcher",),
+    "serving.batching.counters": ("BatcherCounters",),
     "serving.classifier": ("Classifier",),
     "serving.loading": ("load",),
     "serving.prediction": ("Candidate", "Prediction", "Selection"),

@@ -21,7 +21,7 @@ from edgekiln.pipeline.cli.soak import _HEADINGS
 from edgekiln.pipeline.cli.soak import soak as soak_command
 from edgekiln.runtime.contract import Contract
 from edgekiln.runtime.errors import GateError, ImageError, UsageError
-from edgekiln.runtime.serving.batching import Batcher
+from edgekiln.runtime.serving.batching.batcher import Batcher
 from edgekiln.runtime.serving.classifier import Classifier
 from edgekiln.runtime.serving.prediction import Prediction, Selection
 

@@ -12,7 +12,7 @@ from edgekiln.runtime.backends import open_session
 from edgekiln.runtime.backends.openvino import import_openvino
 from edgekiln.runtime.bundles.bundle import open_bundle
 from edgekiln.runtime.errors import ExitCode, ResourceError, UsageError
-from edgekiln.runtime.serving.batching import Batcher
+from edgekiln.runtime.serving.batching.batcher import Batcher
 from edgekiln.runtime.serving.classifier import Classifier
 from edgekiln.runtime.serving.loading import load
 from edgekiln.runtime.serving.prediction import Selection

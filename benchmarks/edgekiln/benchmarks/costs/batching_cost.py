@@ -22,7 +22,7 @@ import numpy as np
 from edgekiln.benchmarks.environment import describe_machine, measure_foreign_load
 from edgekiln.benchmarks.timing.entry import run_entry
 from edgekiln.runtime.pictures.image import Frame
-from edgekiln.runtime.serving.batching import Batcher
+from edgekiln.runtime.serving.batching.batcher import Batcher
 from edgekiln.runtime.serving.classifier import Classifier
 from edgekiln.runtime.serving.loading import load
 from edgekiln.runtime.serving.prediction import Prediction

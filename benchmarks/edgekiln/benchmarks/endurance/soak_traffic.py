@@ -21,7 +21,7 @@ from edgekiln.benchmarks.endurance.process_status import read_descriptors
 from edgekiln.benchmarks.endurance.soak_result import Minute
 from edgekiln.runtime.errors import ImageError
 from edgekiln.runtime.pictures.image import Picture
-from edgekiln.runtime.serving.batching import Batcher
+from edgekiln.runtime.serving.batching.batcher import Batcher
 from edgekiln.runtime.serving.classifier import Classifier
 from edgekiln.runtime.serving.prediction import Prediction
 

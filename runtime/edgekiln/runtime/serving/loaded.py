@@ -21,7 +21,7 @@ from edgekiln.runtime.pictures.image import ColorOrder, Frame, Picture, prepare
 from edgekiln.runtime.serving.memory import give_back_memory
 from edgekiln.runtime.serving.prediction import Prediction, Selection, read_logits
 from edgekiln.runtime.session import Session
-from edgekiln.runtime.spec import DLPackArray
+from edgekiln.runtime.spec import DLPackArray, Frames, Logits
 
 __all__ = ["LoadedModel", "ModelHolder"]
 
@@ -101,10 +101,17 @@ class LoadedModel:
         Raises:
             SelfTestError: the engine's first batch, which is of made pictures, was answered wrongly.
         """
+        return self.read(self.session.run(self.stack(frames)))
+
+    def stack(self, frames: Sequence[Frame]) -> Frames:
+        """Frames that ``prepare`` made, at least one, as what the session takes; raises what ``predict_frames`` does."""
         if len(frames) > 1 and (ask := self.before_batch) is not None:
             ask()
-        batch = np.stack(frames) if len(frames) > 1 else frames[0][np.newaxis]  # one needs no copy
-        return read_logits(self.session.run(batch), self.contract.classes)
+        return np.stack(frames) if len(frames) > 1 else frames[0][np.newaxis]  # one needs no copy
+
+    def read(self, logits: Logits) -> list[Prediction]:
+        """What logits of this model say, float32 (N, num_classes), in their order."""
+        return read_logits(logits, self.contract.classes)
 
     def predict_array(self, frames: DLPackArray, color_order: ColorOrder) -> list[Prediction]:
         """One call of the engine for an array of another library with frames that are prepared; see ``Session.run``."""
@@ -116,7 +123,7 @@ class LoadedModel:
         count = int(getattr(frames, "shape", (2,))[0])
         if count > 1 and (ask := self.before_batch) is not None:
             ask()
-        return read_logits(self.session.run(frames), self.contract.classes)
+        return self.read(self.session.run(frames))
 
     def __enter__(self) -> LoadedModel:
         return self

@@ -30,7 +30,7 @@ from edgekiln.pipeline.shipping.server.refusals import (
 )
 from edgekiln.runtime.errors import DeviceLostError, EdgekilnError, OverloadedError
 from edgekiln.runtime.pictures.encoded import SUFFIXES
-from edgekiln.runtime.serving.batching_request import Answer
+from edgekiln.runtime.serving.batching.request import Answer
 from edgekiln.runtime.version import __version__
 
 __all__ = ["Site", "create_app"]

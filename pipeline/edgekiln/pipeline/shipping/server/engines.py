@@ -13,7 +13,7 @@ from typing import Any
 
 from edgekiln.runtime.bundles.bundle import Bundle, open_bundle
 from edgekiln.runtime.errors import UsageError
-from edgekiln.runtime.serving.batching import Batcher
+from edgekiln.runtime.serving.batching.batcher import Batcher
 from edgekiln.runtime.serving.classifier import Classifier, serve_model
 from edgekiln.runtime.serving.selecting import LoadOptions, load_model
 

@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
-from edgekiln.runtime.serving.batching_counters import BatcherCounters
+from edgekiln.runtime.serving.batching.counters import BatcherCounters
 
 __all__ = ["CONTENT_TYPE", "Histogram", "Metrics", "write_metrics"]
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections import deque
 
-from edgekiln.runtime.serving.batching_request import Request
+from edgekiln.runtime.serving.batching.request import Request
 
 __all__ = ["RequestQueue"]
 

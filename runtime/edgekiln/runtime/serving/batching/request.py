@@ -41,9 +41,7 @@ class RequestTimes:
 
 
 class Answer(Future[Prediction]):
-    """Tells when it is cancelled, so that nobody has to look through the queue for it.
-
-    """
+    """Tells when it is cancelled, so that nobody has to look through the queue for it."""
 
     def __init__(self, on_cancel: Callable[[], None]) -> None:
         super().__init__()

@@ -2,8 +2,8 @@
 
 import pytest
 
-from edgekiln.runtime.serving.batching_queue import RequestQueue
-from edgekiln.runtime.serving.batching_request import Answer, Request
+from edgekiln.runtime.serving.batching.queue import RequestQueue
+from edgekiln.runtime.serving.batching.request import Answer, Request
 
 
 @pytest.fixture

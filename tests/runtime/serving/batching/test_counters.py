@@ -1,6 +1,6 @@
 """The counts of a batcher, summarized."""
 
-from edgekiln.runtime.serving.batching_counters import BatcherCounters, Tally
+from edgekiln.runtime.serving.batching.counters import BatcherCounters, Tally
 
 
 def test_nothing_was_counted_yet():

@@ -2,11 +2,12 @@
 
 A picture is prepared before it is queued: in the caller's thread by ``submit``, which so brings its own processor
 time and its own back pressure, and in a small pool by ``predict_async``, since an event loop must not decode. One
-thread runs the engine. Everything is bounded: what is being prepared and what waits count against ``max_queue``.
+thread runs the engine, and hands answers to another one where the next batch waits already. Everything is bounded:
+what is being prepared and what waits count against ``max_queue``.
 
 A queued request holds the model that prepared it, so a reload may come at any time: a batch never mixes models.
-This module has the threads and the one lock. What they share has none of its own: ``batching_queue.py``,
-``batching_wait.py`` and ``batching_counters.py``.
+This module has the threads and the one lock. What they share has none of its own: ``queue.py``, ``wait.py`` and
+``counters.py``; only the thread of ``telling.py`` is its own.
 """
 
 from __future__ import annotations
@@ -27,12 +28,14 @@ from edgekiln.runtime.errors import DeadlineError, EdgekilnError, OverloadedErro
 from edgekiln.runtime.limits import explain_no_thread, start_thread
 from edgekiln.runtime.pictures.image import ColorOrder, Frame, Picture
 from edgekiln.runtime.processes import HomeProcess, NotPicklable
-from edgekiln.runtime.serving.batching_counters import BatcherCounters, Tally
-from edgekiln.runtime.serving.batching_queue import RequestQueue
-from edgekiln.runtime.serving.batching_request import TAKEN_AWAY, Answer, Request, claim
-from edgekiln.runtime.serving.batching_wait import BatchWait
+from edgekiln.runtime.serving.batching.counters import BatcherCounters, Tally
+from edgekiln.runtime.serving.batching.queue import RequestQueue
+from edgekiln.runtime.serving.batching.request import TAKEN_AWAY, Answer, Request, claim
+from edgekiln.runtime.serving.batching.telling import Teller
+from edgekiln.runtime.serving.batching.wait import BatchWait
 from edgekiln.runtime.serving.classifier import Classifier
 from edgekiln.runtime.serving.prediction import Prediction
+from edgekiln.runtime.spec import Logits
 
 __all__ = ["Batcher"]
 
@@ -88,6 +91,7 @@ class Batcher(NotPicklable):
         self._prepare_threads = prepare_threads
         self._pool: ThreadPoolExecutor | None = None
         self._tally = Tally()
+        self._teller = Teller()
         self._thread = start_thread(self._serve, "edgekiln-batcher", daemon=True)
         _open_batchers.add(self)
 
@@ -176,8 +180,11 @@ class Batcher(NotPicklable):
             self._fail_unrun(request, _closed_error())
         if self._pool is not None:  # whose threads may call this, too
             self._pool.shutdown(wait=not threading.current_thread().name.startswith(_POOL_NAME))
-        if threading.current_thread() is not self._thread:  # a future's callback may close the batcher
+        # A future's callback may close the batcher: neither of the two threads may then wait for itself or the other.
+        outside = not self._is_in_own_thread()
+        if outside or self._teller.is_here():
             self._thread.join()
+        self._teller.close(wait=outside)
 
     def __enter__(self) -> Batcher:
         return self
@@ -291,6 +298,7 @@ class Batcher(NotPicklable):
             self._give_up()
 
     def _give_up(self) -> None:
+        self._teller.tell_kept()
         with self._lock:
             self._closed = self._dropping = True
             waiting = [*self._running, *self._queue.waiting]
@@ -305,6 +313,8 @@ class Batcher(NotPicklable):
     def _serve_one(self) -> bool:
         """Wait for a batch and run it; False when the batcher is closed and nothing is left."""
         with self._lock:
+            if len(self._queue.waiting) < self._max_batch:  # the next batch is not now
+                self._teller.tell_kept()
             self._changed.wait_for(self._has_work_or_ends)
             if not self._queue.waiting:
                 return False
@@ -356,14 +366,16 @@ class Batcher(NotPicklable):
     def _run(self, batch: Sequence[Request]) -> None:
         """Answer a batch. One that fails is run again one by one, so that only the culprit fails."""
         if not batch:
+            self._teller.tell_kept()
             return
         with self._lock:
             self._tally.batches[len(batch)] += 1
         try:
             # Each has one: without it a request does not begin.
-            frames = [cast("Frame", request.frame) for request in batch]
+            frames = batch[0].model.stack([cast("Frame", request.frame) for request in batch])
+            self._teller.tell_kept()  # not before: while an array is copied, the other thread would take over
             ran = monotonic()
-            predictions = batch[0].model.predict_frames(frames)
+            logits = batch[0].model.session.run(frames)
         except Exception as error:
             if len(batch) > 1:
                 for request in batch:
@@ -373,8 +385,22 @@ class Batcher(NotPicklable):
             self._settle(batch[0].future.set_exception, error)
             return
         now = monotonic()
+        another_waits = len(self._queue.waiting) >= self._max_batch
+        self._teller.tell(lambda: self._answer(batch, logits, ran, now), later=another_waits)
+
+    # -- in the teller's thread, or in the one that runs the engine
+
+    def _answer(self, batch: Sequence[Request], logits: Logits, ran: float, now: float) -> None:
+        """Tell a batch that the engine began at ``ran`` and ended ``now`` what it said."""
         for request in batch:
             request.note_times(ran, now, len(batch))
+        try:
+            predictions = batch[0].model.read(logits)
+        except Exception as error:
+            self._end(batch, "failed")
+            for request in batch:
+                self._settle(request.future.set_exception, error)
+            return
         self._end(batch, "answered")
         for request, prediction in zip(batch, predictions, strict=True):
             self._settle(request.future.set_result, prediction)
@@ -390,13 +416,16 @@ class Batcher(NotPicklable):
         self._settle(request.future.set_exception, error)
 
     def _settle(self, settle: Callable[[_T], None], value: _T) -> None:
-        """End a future. A callback of it that calls ``sys.exit`` must not end the thread that serves all others."""
+        """End a future. A callback of it that calls ``sys.exit`` must not end a thread that serves all others."""
         try:
             settle(value)
         except BaseException:
-            if threading.current_thread() is not self._thread:
+            if not self._is_in_own_thread():
                 raise
             _log.exception("a callback of a future raised in the batcher's thread")
+
+    def _is_in_own_thread(self) -> bool:
+        return threading.current_thread() is self._thread or self._teller.is_here()
 
     def _end(self, requests: Sequence[Request], end: str) -> None:
         """Count, and let go of the model, once: before a future tells, so that whoever waits for it sees both done."""

@@ -26,8 +26,8 @@ from edgekiln.runtime.errors import (
     ResourceError,
     UsageError,
 )
-from edgekiln.runtime.serving import batching_wait
-from edgekiln.runtime.serving.batching import Batcher
+from edgekiln.runtime.serving.batching import wait as batching_wait
+from edgekiln.runtime.serving.batching.batcher import Batcher
 from edgekiln.runtime.serving.classifier import Classifier
 from edgekiln.runtime.serving.prediction import Selection
 
@@ -206,7 +206,7 @@ def test_where_no_thread_can_be_had_any_more_it_is_told_and_nothing_hangs(classi
 INTERRUPTS = """
 import random, signal, sys, threading, time
 from serving_support import GatedSession, flat
-from edgekiln.runtime.serving.batching import Batcher
+from edgekiln.runtime.serving.batching.batcher import Batcher
 from edgekiln.runtime.serving.classifier import Classifier, Selection
 from edgekiln.runtime.contract import Contract
 from edgekiln.runtime.errors import OverloadedError
@@ -540,7 +540,7 @@ FORK = """
 import os, sys, threading
 import numpy as np
 from serving_support import GatedSession, flat
-from edgekiln.runtime.serving.batching import Batcher
+from edgekiln.runtime.serving.batching.batcher import Batcher
 from edgekiln.runtime.serving.classifier import Classifier, Selection
 from edgekiln.runtime.contract import Contract
 contract = Contract(height=4, width=8, classes=("a", "b", "c"))

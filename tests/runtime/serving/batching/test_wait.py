@@ -2,8 +2,8 @@
 
 import pytest
 
-from edgekiln.runtime.serving import batching_wait
-from edgekiln.runtime.serving.batching_wait import BatchWait
+from edgekiln.runtime.serving.batching import wait as batching_wait
+from edgekiln.runtime.serving.batching.wait import BatchWait
 
 
 def test_the_wait_ends_early_by_what_waking_costs():
