@@ -347,14 +347,7 @@ class Batcher(NotPicklable):
     def _begin(self, request: Request, now: float) -> bool:
         """Whether a request is still wanted; otherwise it is ended here."""
         if request.is_expired(now):
-            waited = 1000 * (now - request.begun)
-            self._fail_unrun(
-                request,
-                DeadlineError(
-                    f"The request waited for {waited:.1f} ms, past its deadline.",
-                    hint="Allow more time, send fewer requests, or take a faster engine.",
-                ),
-            )
+            self._fail_unrun(request, request.explain_lateness(now))
             return False
         if request.frame is None:  # taken away by a task whose future has not heard of it yet
             request.future.cancel()

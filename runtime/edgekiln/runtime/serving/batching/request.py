@@ -11,6 +11,7 @@ from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Any
 
+from edgekiln.runtime.errors import DeadlineError
 from edgekiln.runtime.pictures.image import ColorOrder, Frame, Picture
 from edgekiln.runtime.serving.loaded import LoadedModel
 from edgekiln.runtime.serving.prediction import Prediction
@@ -94,6 +95,13 @@ class Request:
     def is_expired(self, now: float) -> bool:
         """Whether its deadline is over."""
         return self.deadline is not None and now >= self.deadline
+
+    def explain_lateness(self, now: float) -> DeadlineError:
+        """What the future of a request is told that is expired ``now``."""
+        return DeadlineError(
+            f"The request waited for {1000 * (now - self.begun):.1f} ms, past its deadline.",
+            hint="Allow more time, send fewer requests, or take a faster engine.",
+        )
 
 
 def claim(future: Answer) -> bool:
