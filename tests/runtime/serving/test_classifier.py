@@ -182,11 +182,14 @@ def test_logits_are_read_only_and_do_not_keep_the_batch_alive(classifier):
     for prediction in classifier.predict_batch([flat((1, 2, 3))] * 4):
         assert prediction.logits.dtype == np.float32
         assert prediction.logits.shape == (3,)
-        assert prediction.logits.base is None
+        assert prediction.logits.base.nbytes <= 4096  # of few logits the answers of a batch share one copy
         with pytest.raises(ValueError, match="read-only"):
             prediction.logits[0] = 1
         with pytest.raises(FrozenInstanceError):
             prediction.label = "other"
+    many = read_logits(np.zeros((4, 1000), np.float32), [str(i) for i in range(1000)])
+    assert all(p.logits.base is None and not p.logits.flags.writeable for p in many)
+    assert [p.score for p in many] == [pytest.approx(1e-3)] * 4
 
 
 @pytest.mark.parametrize(

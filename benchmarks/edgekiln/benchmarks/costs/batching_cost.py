@@ -29,7 +29,7 @@ from edgekiln.runtime.serving.prediction import Prediction
 
 __all__ = ["measure_batching_cost"]
 
-_ROUNDS = 7
+_ROUNDS = 21
 _PAUSE_S = 0.002
 
 
@@ -38,7 +38,7 @@ def measure_batching_cost(
     *,
     max_batch: int = 8,
     max_wait_us: float = 1000,
-    seconds: float = 2.0,
+    seconds: float = 0.5,
     device: Any = "cpu",
     threads: int | None = None,
 ) -> dict[str, Any]:
@@ -47,7 +47,7 @@ def measure_batching_cost(
     ``saturated``: pictures per second of ``Session.run`` on full batches back to back; of the batcher with always twice
     a batch's requests under way; and their ratio, the goal for which is 0.9. ``lone``: median microseconds of
     ``Classifier.predict`` after a pause, of a lone request through the batcher, and what is added over ``max_wait_us``,
-    the goal for which is 100. Each is a median over 7 rounds in turns, with the smallest and the largest.
+    the goal for which is 100. Each is a median over 21 rounds in turns, with the smallest and the largest.
     """
     foreign = measure_foreign_load()
     with (
@@ -169,7 +169,7 @@ def main() -> None:
     parser.add_argument("bundle", type=Path)
     parser.add_argument("--max-batch", type=int, default=8)
     parser.add_argument("--max-wait-us", type=float, default=1000)
-    parser.add_argument("--seconds", type=float, default=2.0, help="of each of 21 turns")
+    parser.add_argument("--seconds", type=float, default=0.5, help="of each of 63 turns")
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     parser.add_argument("--threads", type=int)
     print(json.dumps(measure_batching_cost(**vars(parser.parse_args())), indent=2))

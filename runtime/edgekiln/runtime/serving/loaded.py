@@ -104,7 +104,7 @@ class LoadedModel:
         return self.read(self.session.run(self.stack(frames)))
 
     def stack(self, frames: Sequence[Frame]) -> Frames:
-        """Frames that ``prepare`` made, at least one, as the session takes them; raises what ``predict_frames`` does."""
+        """Frames that ``prepare`` made, at least one, as the session takes them; raises as ``predict_frames``."""
         if len(frames) > 1 and (ask := self.before_batch) is not None:
             ask()
         return np.stack(frames) if len(frames) > 1 else frames[0][np.newaxis]  # one needs no copy
