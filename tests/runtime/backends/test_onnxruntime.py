@@ -91,7 +91,7 @@ def test_a_library_without_a_duration_stops_spinning_with_each_call(version):
 
 @pytest.mark.parametrize("version", ["1.26.0", "1.32.0", "1.100.0.dev20300101", "2.0.0"])
 def test_a_newer_library_is_told_a_duration(version):
-    assert backend._limit_spinning(version) == ("session.intra_op.spin_duration_us", "500")
+    assert backend._limit_spinning(version) == ("session.intra_op.spin_duration_us", "50")
 
 
 def test_the_entry_is_one_that_the_installed_library_reads(mean_model, capfd):
