@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import warnings
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,12 @@ from torch import Tensor, nn
 
 from edgekiln.runtime.contract import Contract, Normalization
 from edgekiln.runtime.errors import ContractError, GateError
-from edgekiln.runtime.onnx_files.metadata import CONTRACT_DIGEST_KEY, CONTRACT_KEY, PRECISION_KEY
+from edgekiln.runtime.onnx_files.metadata import (
+    CONTRACT_DIGEST_KEY,
+    CONTRACT_KEY,
+    PRECISION_KEY,
+    STATIC_BATCHES_KEY,
+)
 from edgekiln.runtime.spec import INPUT_NAME, OUTPUT_NAME, Precision
 
 __all__ = [
@@ -25,6 +31,7 @@ __all__ = [
     "SHAPE_OPERATORS",
     "PixelModel",
     "ask_for_precision",
+    "ask_for_static_batches",
     "entry_chain",
     "export_onnx",
     "normalize",
@@ -211,7 +218,16 @@ def read_contract(proto: Any) -> Contract:
 
 def ask_for_precision(model: bytes, precision: Precision) -> bytes:
     """A file that asks the library that runs it to compute in ``precision``, which its graph does not say."""
+    return _ask(model, PRECISION_KEY, precision.value)
+
+
+def ask_for_static_batches(model: bytes, sizes: Iterable[int]) -> bytes:
+    """A file that asks OpenVINO for a model of static shape for each of these batch sizes."""
+    return _ask(model, STATIC_BATCHES_KEY, ",".join(map(str, sorted(set(sizes)))))
+
+
+def _ask(model: bytes, key: str, value: str) -> bytes:
     asking = onnx.load_from_string(model)
     told = {entry.key: entry.value for entry in asking.metadata_props}
-    onnx.helper.set_model_props(asking, {**told, PRECISION_KEY: precision.value})
+    onnx.helper.set_model_props(asking, {**told, key: value})
     return bytes(asking.SerializeToString(deterministic=True))

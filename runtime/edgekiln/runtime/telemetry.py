@@ -7,9 +7,13 @@ identifier under ``~/.cache`` unless they are told otherwise before they initial
 
 from __future__ import annotations
 
+import contextlib
 import os
+import sys
+from collections.abc import Iterator
+from types import ModuleType
 
-__all__ = ["OPT_OUTS", "refuse_telemetry"]
+__all__ = ["OPT_OUTS", "hide_package", "refuse_telemetry"]
 
 OPT_OUTS = {"ORT_DISABLE_TELEMETRY": "1", "HF_HUB_DISABLE_TELEMETRY": "1"}
 """Environment variables that the libraries read once, when they are loaded."""
@@ -19,3 +23,16 @@ def refuse_telemetry() -> None:
     """Set the opt-outs of this process and its children. A value that somebody set on purpose stays."""
     for name, value in OPT_OUTS.items():
         os.environ.setdefault(name, value)
+
+
+@contextlib.contextmanager
+def hide_package(package: str) -> Iterator[None]:
+    """Let imports of a package fail as if it were not installed; ``None`` in ``sys.modules`` means that."""
+    modules: dict[str, ModuleType | None] = sys.modules  # type: ignore[assignment] # None is the import system's own
+    before = {package: modules[package]} if package in modules else {}
+    modules[package] = None
+    try:
+        yield
+    finally:
+        del modules[package]
+        modules.update(before)

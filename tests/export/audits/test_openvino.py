@@ -5,11 +5,13 @@ import onnx
 import pytest
 from export_support import export_residual, make_calibration
 
+from edgekiln.export.audits import openvino as audits
 from edgekiln.export.audits.engine_layers.layer import EngineLayer
 from edgekiln.export.audits.macs import count_macs
 from edgekiln.export.audits.openvino import _datatype, audit_openvino, names_in_openvino, to_engine_layer
 from edgekiln.export.calibration import choose_calibration
 from edgekiln.export.precision.int8_cpu import quantize_for_cpu
+from edgekiln.export.to_onnx import ask_for_static_batches
 from edgekiln.pipeline.data import load_split
 from edgekiln.runtime.backends import open_session
 from edgekiln.runtime.backends.openvino import RuntimeLayer, import_openvino
@@ -43,6 +45,22 @@ def test_all_run_in_int8_also_the_first_convolution(residual):
     audit = audit_openvino(source, quantized, 1.0)
     assert audit.macs == {"int8": sum(count_macs(onnx.load_from_string(source)).values())}
     assert (audit.share, audit.islands, audit.evidence, audit.unattributed) == (1.0, (), "openvino", ())
+
+
+def test_models_for_single_batch_sizes_are_audited_too(residual, monkeypatch):
+    source, quantized, _, _ = residual
+    asking = ask_for_static_batches(quantized, [8, 2])
+    assert audit_openvino(source, asking, 1.0) == audit_openvino(source, quantized, 1.0)
+    read = audits.read_layers
+
+    def only_one_picture_in_int8(model):
+        found = read(model)
+        assert list(found) == [1, 2, 8]
+        return {**found, 8: read(source)[1]}
+
+    monkeypatch.setattr(audits, "read_layers", only_one_picture_in_int8)
+    with pytest.raises(PrecisionError, match=r"Only 0.0% of the MACs run in int8"):
+        audit_openvino(source, asking, 0.8)
 
 
 def test_pixels_without_a_sign_cost_the_first_convolution(residual, tmp_path):

@@ -19,13 +19,14 @@ from edgekiln.benchmarks.judging.required import check_gate
 from edgekiln.benchmarks.report.table import describe_audit
 from edgekiln.benchmarks.timing.contender import engine_contender, thread_choices
 from edgekiln.export.precision import int8_cpu
+from edgekiln.pipeline.cli.inspecting import describe
 from edgekiln.pipeline.recipe import load_recipe
 from edgekiln.pipeline.run import run_recipe
 from edgekiln.pipeline.stages.planning import plan_stages
 from edgekiln.pipeline.workspace.progress import SilentProgress
 from edgekiln.runtime.bundles.canary_inputs import make_canaries
 from edgekiln.runtime.errors import GateError, RecipeError, SelfTestError
-from edgekiln.runtime.onnx_files.metadata import PRECISION_KEY, read_metadata
+from edgekiln.runtime.onnx_files.metadata import PRECISION_KEY, read_metadata, read_static_batches
 from edgekiln.runtime.serving.loading import load
 
 VARIANTS = """
@@ -34,6 +35,7 @@ name = "fp32-openvino"
 precision = "fp32"
 backend = "openvino"
 required = false
+build = {static_batches = [7, 3]}
 [[variants]]
 name = "int8-openvino"
 precision = "int8"
@@ -153,6 +155,43 @@ def test_bf16_is_the_fp32_graph_computed_otherwise_and_judged_where_the_cpu_has_
     assert read_metadata(plain.read_bytes(), PRECISION_KEY) is None
     with load(finished.bundle, variant="bf16-openvino") as classifier:
         assert (classifier.variant.precision, classifier.session.backend) == ("bf16", "openvino")
+
+
+@needs_openvino
+def test_static_batches_are_in_the_file_and_every_one_is_judged_told_and_served(finished):
+    file = (finished.bundle / "fp32-openvino.onnx").read_bytes()
+    assert read_static_batches(file) == (3, 7)
+    row = rows(finished)["fp32-openvino"]
+    assert [(r["batch"], r["images"], r["flips"]) for r in row["static_batches"]] == [(3, 30, 0), (7, 30, 0)]
+    assert "static_batches" not in rows(finished)["int8-openvino"]
+    assert any("calls of exactly 3 or 7 pictures" in notice for notice in finished.report["notices"])
+    told = {
+        variant["name"]: variant.get("static_batches") for variant in describe(finished.bundle)["variants"]
+    }
+    assert {name for name, sizes in told.items() if sizes == "3; 7"} == {"fp32-openvino"}
+    frames = list(make_canaries(32, 32, range(7)))
+    with load(finished.bundle, variant="fp32-openvino") as classifier:
+        with classifier.hold() as model:
+            assert model.self_test.calls == 5  # two alone, the same four by 3 and by 7
+        assert len(classifier.predict_batch(frames)) == 7
+        assert classifier.session._engine._dynamic is None
+        assert len(classifier.predict_batch(frames[:2])) == 2
+        assert classifier.session._engine._dynamic is not None
+
+
+@needs_openvino
+@pytest.mark.parametrize("sizes", ["[1, 8]", "[65]", "[2, 3, 4, 5, 6, 7, 8, 9, 10]"])
+def test_the_recipe_refuses_sizes_that_openvino_is_not_asked_for(tmp_path, sizes):
+    text = TEXT.replace("static_batches = [7, 3]", f"static_batches = {sizes}")
+    with pytest.raises(RecipeError, match="openvino takes at most 8 static_batches from 2 to 64"):
+        load_recipe(write(tmp_path, text))
+
+
+def test_nothing_else_of_build_is_openvinos(tmp_path):
+    with pytest.raises(RecipeError, match="its static_batches for openvino too"):
+        load_recipe(
+            write(tmp_path, TEXT.replace("static_batches = [7, 3]", "static_batches = [8], tf32 = true"))
+        )
 
 
 @needs_openvino

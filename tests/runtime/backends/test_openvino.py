@@ -19,8 +19,9 @@ from edgekiln.runtime.backends import open_session
 from edgekiln.runtime.backends import openvino as backend
 from edgekiln.runtime.bundles.canary_inputs import make_canaries
 from edgekiln.runtime.errors import DeviceError, EngineError, ExitCode, MissingExtraError
-from edgekiln.runtime.onnx_files.metadata import PRECISION_KEY
+from edgekiln.runtime.onnx_files.metadata import PRECISION_KEY, STATIC_BATCHES_KEY
 from edgekiln.runtime.serving.loading import load
+from edgekiln.runtime.telemetry import hide_package
 
 
 def has_bf16():
@@ -80,7 +81,7 @@ def test_a_file_that_asks_for_bf16_is_computed_in_it_or_refused(tmp_path, residu
 
 
 def test_what_computes_nothing_in_bf16_is_refused(monkeypatch, residual):
-    monkeypatch.setattr(backend._Engine, "layers", lambda self: ())
+    monkeypatch.setattr(backend._Engine, "layers", lambda self, batch: ())
     with pytest.raises(DeviceError, match="computes none of it in BF16 on this CPU"):
         open_session("openvino", asking(residual))
     open_session("openvino", residual).close()
@@ -162,16 +163,16 @@ def test_the_guard_of_this_test_sees_connections_and_processes(tmp_path):
 
 
 def test_a_package_that_is_hidden_comes_back_as_it_was(monkeypatch):
-    with backend._hidden("json"), pytest.raises(ModuleNotFoundError):
+    with hide_package("json"), pytest.raises(ModuleNotFoundError):
         __import__("json")
     import json
 
     assert sys.modules["json"] is json
-    with backend._hidden("edgekiln_absent"):
+    with hide_package("edgekiln_absent"):
         pass
     assert "edgekiln_absent" not in sys.modules
     monkeypatch.setitem(sys.modules, "edgekiln_absent", None)  # hidden by somebody else already
-    with backend._hidden("edgekiln_absent"):
+    with hide_package("edgekiln_absent"):
         pass
     assert sys.modules["edgekiln_absent"] is None
 
@@ -208,7 +209,7 @@ def test_its_own_xml_is_refused_even_without_the_scan(monkeypatch):
 
 def test_threads_and_precision_are_told_to_the_library(mean_model):
     session = open_session("openvino", mean_model, threads=2)
-    compiled = session._engine._single
+    compiled = session._engine._static[1].compiled
     assert compiled.get_property("INFERENCE_NUM_THREADS") == 2
     assert compiled.get_property("INFERENCE_PRECISION_HINT").get_type_name() == "f32"
     assert compiled.get_property("NUM_STREAMS") == 1
@@ -237,7 +238,7 @@ def test_int8_on_arm_answers_batches_by_the_static_model(monkeypatch, int8_model
     session = open_session("openvino", int8_model)
     np.testing.assert_allclose(session.run(frames), expected, atol=1e-3)
     assert session._engine._dynamic is None
-    assert len(session._engine._free_single) == 1
+    assert len(session._engine._static[1]._free) == 1
 
 
 def test_fp32_on_arm_and_int8_elsewhere_keep_the_model_for_batches(
@@ -250,6 +251,48 @@ def test_fp32_on_arm_and_int8_elsewhere_keep_the_model_for_batches(
     session = open_session("openvino", mean_model)
     session.run(random_frames(2))
     assert session._engine._dynamic is not None
+
+
+# -- batch sizes with a model of their own
+
+
+def with_static(model, sizes):
+    asking = onnx.load_from_string(model)
+    onnx.helper.set_model_props(asking, {STATIC_BATCHES_KEY: sizes})
+    return asking.SerializeToString()
+
+
+def test_a_size_that_the_file_names_has_a_model_and_others_share_one(mean_model, random_frames):
+    plain, static = (
+        open_session("openvino", mean_model),
+        open_session("openvino", with_static(mean_model, "3,2")),
+    )
+    assert (plain.static_batches, static.static_batches) == ((), (2, 3))
+    for count in (1, 2, 3, 2):
+        np.testing.assert_array_equal(static.run(random_frames(count)), plain.run(random_frames(count)))
+    engine = static._engine
+    assert engine._dynamic is None
+    assert {size: len(model._free) for size, model in engine._static.items()} == {1: 1, 2: 1, 3: 1}
+    assert list(engine._static[3].compiled.inputs[0].shape) == [3, 4, 8, 3]
+    for count in (0, 4, 67):  # 67 is 64, which has none, and 3
+        np.testing.assert_array_equal(static.run(random_frames(count)), plain.run(random_frames(count)))
+    assert engine._dynamic is not None
+
+
+@pytest.mark.parametrize(
+    "sizes", ["", "1,8", "65", "8,", "a", "-8", "8;9", "٨", "2,3,4,5,6,7,8,9,10", "8" * 5000]
+)
+def test_what_is_no_size_is_refused(mean_model, sizes):
+    with pytest.raises(EngineError, match="wanted at most 8 sizes from 2 to 64") as caught:
+        open_session("openvino", with_static(mean_model, sizes))
+    assert len(caught.value.message) < 200
+
+
+def test_int8_on_arm_has_no_batches_of_its_own_and_says_so(monkeypatch, int8_model, caplog):
+    monkeypatch.setattr(platform, "machine", lambda: "aarch64")
+    session = open_session("openvino", with_static(int8_model, "8"))
+    assert session.static_batches == ()
+    assert "picture by picture: no static batches" in caplog.text
 
 
 @pytest.fixture
@@ -295,33 +338,36 @@ def test_a_convolution_keeps_its_bias_where_the_network_reads_the_size_of_the_ba
     assert session._engine._dynamic is not None
     # Up to one quantized step, 0.04, is rounding. Without the bias it is up to 2.6.
     np.testing.assert_allclose(together, alone, atol=0.05)
+    static = open_session("openvino", with_static(class_token_model, "16"))
+    np.testing.assert_allclose(static.run(frames), alone, atol=0.05)
+    assert static._engine._dynamic is None
 
 
 def test_requests_are_kept_and_used_again(mean_model, random_frames):
     session = open_session("openvino", mean_model)
     for count in (1, 1, 1, 2, 3, 4):
         session.run(random_frames(count))
-    assert (len(session._engine._free_single), len(session._engine._free_dynamic)) == (1, 1)
+    assert (len(session._engine._static[1]._free), len(session._engine._free_dynamic)) == (1, 1)
 
 
 def test_a_failure_while_running_is_an_engine_error(mean_model, random_frames, monkeypatch):
     session = open_session("openvino", mean_model)
     session.run(random_frames(1))
-    [slot] = session._engine._free_single
+    [slot] = session._engine._static[1]._free
 
     class Broken:
         def infer(self):
             raise RuntimeError("out of\n luck")
 
-    session._engine._free_single[:] = [backend._Slot(Broken(), slot.frames, slot.logits)]
+    session._engine._static[1]._free[:] = [backend._Slot(Broken(), slot.frames, slot.logits)]
     with pytest.raises(EngineError, match=r"OpenVINO [\d.]+ failed while running: out of luck"):
         session.run(random_frames(1))
-    assert session._engine._free_single == []  # a request that failed is not used again
+    assert session._engine._static[1]._free == []  # a request that failed is not used again
     session.run(random_frames(1))
 
 
 def test_layers_tell_kind_precision_and_origin(mean_model):
-    layers = backend.read_layers(mean_model)
+    [layers] = backend.read_layers(mean_model).values()
     assert {"Input", "Output"} <= {layer.kind for layer in layers}
     assert {layer.precision for layer in layers if layer.kind == "Reduce"} == {"f32"}
     assert any(layer.kind == "Reduce" and "logits" in layer.origins for layer in layers)
@@ -407,7 +453,7 @@ def refuse_to_compile(monkeypatch):
     def refuse(*arguments):
         raise AssertionError("it compiles")
 
-    monkeypatch.setattr(backend._Engine, "_compile_single", refuse)
+    monkeypatch.setattr(backend._Engine, "_compile_static", refuse)
 
 
 def test_a_model_is_compiled_once_and_answers_the_same(mean_model, kept, random_frames, monkeypatch):
@@ -422,6 +468,14 @@ def test_a_model_is_compiled_once_and_answers_the_same(mean_model, kept, random_
     for part in (frames[:1], frames):  # alone, and as a batch, whose model is not kept
         np.testing.assert_array_equal(second.run(part), first.run(part))
     assert list(kept.iterdir()) == [file]
+
+
+def test_each_static_batch_is_kept_in_a_file_of_its_own(mean_model, kept, random_frames, monkeypatch):
+    frames = random_frames(3)
+    wanted = open_kept(with_static(mean_model, "2,3")).run(frames)
+    assert len(list(kept.iterdir())) == 3
+    refuse_to_compile(monkeypatch)
+    np.testing.assert_array_equal(open_kept(with_static(mean_model, "2,3")).run(frames), wanted)
 
 
 def test_another_model_and_other_threads_have_files_of_their_own(

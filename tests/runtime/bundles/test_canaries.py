@@ -8,7 +8,7 @@ from canary_support import FAULTS, LinearSession, answers, only_in_batches, only
 
 from edgekiln.runtime.bundles.canaries import BATCH_SIZES, CanaryRecord, check_canaries, decode_logits
 from edgekiln.runtime.bundles.manifest import parse_manifest
-from edgekiln.runtime.errors import BundleError, UsageError
+from edgekiln.runtime.errors import BundleError, EngineError, UsageError
 
 
 def test_the_engine_that_was_judged_passes_in_every_batch_size():
@@ -45,6 +45,22 @@ def test_it_tells_where_the_answers_are_wrong():
     odd = check_canaries(LinearSession(only_in_odd_batches), recorded())
     assert odd.wrong_sizes == (3, 5)
     assert check_canaries(LinearSession(only_in_odd_batches), recorded(), thorough=False).ok
+
+
+def test_batch_sizes_with_a_model_of_their_own_are_asked_too():
+    """All pictures in each when thorough, the four of ``load`` again and again otherwise."""
+    session = LinearSession()
+    session.static_batches = (6, 40)
+    assert check_canaries(session, recorded(), thorough=False).ok
+    assert session.batches == [1, 1, 4, 6, 40]
+    session.batches.clear()
+    assert check_canaries(session, recorded(), thorough=True).ok
+    assert session.batches[-4:] == [6, 6, 6, 40]
+    session.fault = lambda logits: logits * np.float32(2 if len(logits) == 40 else 1)
+    for thorough in (True, False):
+        assert check_canaries(session, recorded(), thorough=thorough).wrong_sizes == (40,)
+    with pytest.raises(EngineError, match="depend on the batch size"):
+        recorded(session)
 
 
 def test_a_difference_of_rounding_is_none():

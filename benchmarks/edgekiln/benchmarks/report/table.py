@@ -22,6 +22,7 @@ __all__ = [
     "describe_mlperf",
     "describe_reasons",
     "describe_simulation",
+    "describe_static_batches",
     "describe_throughput",
     "escape_markdown",
     "format_markdown",
@@ -274,6 +275,18 @@ def describe_audit(variant: Mapping[str, Any]) -> str:
     return (
         f"{audit['share']:.0%} of its MACs run in {audit['precision'].upper()} or less ({source}){reformats}."
     )
+
+
+def describe_static_batches(name: str, rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """What models for single batch sizes answered next to the one that was judged, a sentence; none without such."""
+    if not rows:
+        return []
+    flips, furthest = (max(row[key] for row in rows) for key in ("flips", "max_difference"))
+    return [
+        f"{name}: calls of exactly {' or '.join(str(row['batch']) for row in rows)} pictures run in a model of their "
+        f"own. There at most {flips} of {rows[0]['images']} test pictures get another class than in the model that the "
+        f"gate judged, and logits differ by at most {furthest:.2g}."
+    ]
 
 
 def describe_config(config: Mapping[str, Any]) -> str:

@@ -7,7 +7,7 @@ one of five it is much, and neither says what it costs; its share of the work do
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from types import MappingProxyType
 
 import onnx
@@ -50,16 +50,17 @@ def audit_openvino(
         EngineError: it refuses the file.
     """
     macs = count_macs(onnx.load_from_string(source))
-    names = names_in_openvino(onnx.load_from_string(quantized).graph)
-    layers = [to_engine_layer(layer, names) for layer in read_layers(quantized)]
     kept = {name: macs[name] for name in keep_float if name in macs}
-    if lost := audit_engine(layers, kept, Precision.FP32, 0, evidence="openvino").macs.get("int8"):
-        raise PrecisionError(
-            f"OpenVINO computes {lost:,} MACs in INT8 of products that were to stay in float: "
-            f"{', '.join(sorted(kept)[:8])}."
-        )
     share = minimum_share * (1 - sum(kept.values()) / max(1, sum(macs.values())))
-    return audit_engine(layers, macs, Precision.INT8, share, evidence="openvino")
+    audits = []
+    for layers in _read_models(quantized):
+        if lost := audit_engine(layers, kept, Precision.FP32, 0, evidence="openvino").macs.get("int8"):
+            raise PrecisionError(
+                f"OpenVINO computes {lost:,} MACs in INT8 of products that were to stay in float: "
+                f"{', '.join(sorted(kept)[:8])}."
+            )
+        audits.append(audit_engine(layers, macs, Precision.INT8, share, evidence="openvino"))
+    return _least(audits)
 
 
 def audit_openvino_bf16(model: bytes, minimum_share: float) -> EngineAudit:
@@ -75,11 +76,23 @@ def audit_openvino_bf16(model: bytes, minimum_share: float) -> EngineAudit:
         DeviceError: this CPU has no BF16.
         EngineError: it refuses the file.
     """
-    loaded = onnx.load_from_string(model)
-    macs = count_macs(loaded)
-    names = names_in_openvino(loaded.graph)
-    layers = [to_engine_layer(layer, names) for layer in read_layers(model)]
-    return audit_engine(layers, macs, Precision.BF16, minimum_share, evidence="openvino")
+    macs = count_macs(onnx.load_from_string(model))
+    audits = [
+        audit_engine(layers, macs, Precision.BF16, minimum_share, evidence="openvino")
+        for layers in _read_models(model)
+    ]
+    return _least(audits)
+
+
+def _read_models(model: bytes) -> list[list[EngineLayer]]:
+    """The layers of the model for one picture, and of each other static model that the file asks for."""
+    names = names_in_openvino(onnx.load_from_string(model).graph)
+    return [[to_engine_layer(layer, names) for layer in layers] for layers in read_layers(model).values()]
+
+
+def _least(audits: Sequence[EngineAudit]) -> EngineAudit:
+    """That of the model with the smallest share: all of them serve."""
+    return min(audits, key=lambda audit: audit.share or 0.0)
 
 
 def names_in_openvino(graph: onnx.GraphProto) -> dict[str, str]:

@@ -110,12 +110,14 @@ def _describe_times(variant: VariantRecord) -> str:
 
 
 def _describe_profiles(variant: VariantRecord) -> dict[str, str]:
-    """Batch sizes of engines, and the GPU memory that each profile works in where it was judged; nothing of others."""
+    """Batch sizes of engines, with the GPU memory that each profile works in, and those with a model of their own."""
     figures = variant.figures
     builds = (figures.get("build") or {}).get("builds") or {}
     built = [_list_profiles(build["options"]["batch"]) for build in builds.values()]
     profiles = figures.get("profiles") or [profile for several in built for profile in several]
-    return {"profiles": tell_profiles(profiles)} if profiles else {}
+    static = [{"min": row["batch"], "max": row["batch"]} for row in figures.get("static_batches", ())]
+    told = {"profiles": profiles, "static_batches": static}
+    return {key: tell_profiles(several) for key, several in told.items() if several}
 
 
 def _list_profiles(batch: Any) -> list[Any]:

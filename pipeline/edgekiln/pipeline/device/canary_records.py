@@ -102,9 +102,11 @@ def record_canaries(
 def _spread(session: Session, frames: Frames, answers: Logits) -> np.ndarray[Any, np.dtype[np.float64]]:
     """Largest |difference| of a logit from ``answers`` by picture, over single pictures and all batch sizes."""
     spread = np.zeros(len(frames))
-    for part in plan_calls():
-        logits = session.run(frames[part]).astype(np.float64)
-        spread[part] = np.maximum(spread[part], np.abs(logits - answers[part]).max(axis=1))
+    for call in plan_calls(session):
+        pictures = list(call)
+        logits = session.run(frames[pictures]).astype(np.float64)
+        # one may be in a call several times
+        np.maximum.at(spread, pictures, np.abs(logits - answers[pictures]).max(axis=1))
     return spread
 
 

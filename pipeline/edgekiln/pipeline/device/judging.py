@@ -15,6 +15,7 @@ from edgekiln.benchmarks.judging.floor import apply_floor
 from edgekiln.benchmarks.judging.verdict import judge_answers
 from edgekiln.pipeline.device.canary_records import CanaryReference, record_canaries
 from edgekiln.pipeline.device.pictures import KnownPictures
+from edgekiln.pipeline.device.static_batches import ask_static_batches, list_static_batches
 from edgekiln.pipeline.workspace.progress import Progress
 from edgekiln.runtime.backends import Backend, open_session
 from edgekiln.runtime.backends.tensorrt_buckets import list_profiles
@@ -58,7 +59,7 @@ def judge_engines(
         reason = failure or "built on this machine without pictures to judge it on; --data FOLDER judges it"
         return {"verdict": "fail" if failure else "unverified", "reason": reason}, None
     try:
-        logits, canaries, profiles = _run(backend, engines, pictures, judged_by, progress)
+        logits, canaries, details = _run(backend, engines, pictures, judged_by, progress)
     except (EnvironmentProblem, ResourceError) as problem:
         own = backend.startswith("tensorrt")  # whose engines are built on the machine
         told = f"built, not run, because: {problem}" if own else f"not run here, because: {problem}"
@@ -76,8 +77,7 @@ def judge_engines(
     baseline = measure_accuracy(pictures.reference.logits, pictures.reference.labels).to_dict()
     judged = apply_floor(judged, baseline, gate["min_top1"])
     judged["canaries"] = canaries
-    if len(profiles) > len(engines):
-        judged["profiles"] = profiles
+    judged |= details
     judged["judged_images"] = {"here": len(logits), "parent": pictures.known}
     return judged, logits
 
@@ -88,8 +88,8 @@ def _run(
     pictures: KnownPictures,
     judged_by: JudgedBy,
     progress: Progress,
-) -> tuple[Logits, dict[str, Any], list[dict[str, Any]]]:
-    """The engine's answers to the pictures, its canaries and its optimization profiles.
+) -> tuple[Logits, dict[str, Any], dict[str, Any]]:
+    """The engine's answers to the pictures, its canaries, and figures of its profiles and static models, if any.
 
     Raises:
         EngineError: it answers the made pictures otherwise than where it was judged before.
@@ -105,7 +105,13 @@ def _run(
                 )
         logits = _answer_all(session, pictures, progress)
         reopen = functools.partial(_reopen, backend, read)
-        return logits, record_canaries(session, reopen, judged_by.reference), list_profiles(session)
+        canaries, profiles = record_canaries(session, reopen, judged_by.reference), list_profiles(session)
+        details: dict[str, Any] = {"profiles": profiles} if len(profiles) > len(engines) else {}
+        if sizes := list_static_batches(session):
+            allowed = max(canaries["tolerances"])
+            rows = ask_static_batches(session.run, sizes, pictures.frames, logits, allowed)
+            details["static_batches"] = rows
+        return logits, canaries, details
     finally:
         session.close()
 

@@ -13,6 +13,7 @@ from edgekiln.benchmarks.judging.accuracy import measure_accuracy
 from edgekiln.benchmarks.judging.floor import warn_of_guessing
 from edgekiln.benchmarks.judging.stored_answers import digest_split
 from edgekiln.benchmarks.report.reading import REPORT_SCHEMA, read_bundled_report
+from edgekiln.benchmarks.report.table import describe_static_batches
 from edgekiln.benchmarks.report.timings import BASELINE, latency_of, timing_notices
 from edgekiln.pipeline.device.pictures import KnownPictures
 from edgekiln.pipeline.device.request import read_gate
@@ -118,6 +119,7 @@ def _variant_row(
         "notices": [
             *figures.get("notices", ()),
             *built.get("notices", ()),
+            *describe_static_batches(row["name"], figures.get("static_batches", ())),
             *(f"{row['name']}: {warning}." for warning in figures.get("warnings", ())),
         ],
         "latency": latency_of(benchmark, row["name"]),

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from edgekiln.benchmarks.report.table import describe_static_batches
 from edgekiln.export.engines.options import TENSORRT_ALONE
 from edgekiln.pipeline.device.building import EngineRequest, plan_builds
 from edgekiln.runtime.backends.engine_header import Flavour
@@ -40,7 +41,8 @@ _DEFAULT_SHARE = 0.8
 _FOUND_ELSEWHERE = frozenset({
     "accuracy", "agreement", "balanced_drop", "confidence", "counts", "drop", "drop_by_split", "images_to_decide",
     "judged_images", "judged_on", "kl_nats", "latency", "max_drop", "max_logit_difference", "mcnemar_p",
-    "mean_logit_difference", "metric", "profiles", "simulated", "speedup", "warnings", VERDICT_KIND,
+    "mean_logit_difference", "metric", "profiles", "simulated", "speedup", "static_batches",
+    "warnings", VERDICT_KIND,
 })  # fmt: skip
 """Figures of a variant that were found by running it, on a machine that is not this one."""
 _RAN_AND_FAILED = "failed while running"
@@ -108,6 +110,7 @@ def graph_facts(variant: VariantRecord) -> dict[str, Any]:
     """What the figures of a variant say of its files: how they were made and audited, not what was found by running."""
     facts = {key: value for key, value in variant.figures.items() if key not in _FOUND_ELSEWHERE}
     told = {f"{variant.name}: {warning}." for warning in variant.figures.get("warnings") or ()}
+    told |= set(describe_static_batches(variant.name, variant.figures.get("static_batches") or ()))
     facts["notices"] = [notice for notice in facts.get("notices") or () if notice not in told]
     if str(facts.get("failure") or "").startswith(_RAN_AND_FAILED):
         facts["failure"] = None

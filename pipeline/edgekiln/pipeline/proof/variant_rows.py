@@ -9,7 +9,7 @@ from typing import Any
 from edgekiln.benchmarks.judging.accuracy import measure_accuracy
 from edgekiln.benchmarks.judging.floor import apply_floor
 from edgekiln.benchmarks.judging.verdict import Reference, judge_answers, summarize_simulation
-from edgekiln.benchmarks.report.table import describe_evidence
+from edgekiln.benchmarks.report.table import describe_evidence, describe_static_batches
 from edgekiln.benchmarks.report.timings import latency_of
 from edgekiln.pipeline.data import load_split, read_classes
 from edgekiln.pipeline.proof.packed_files import graph_file, packed_files, packed_graphs
@@ -26,6 +26,7 @@ from edgekiln.pipeline.workspace.stage_files import (
     NOT_RUN_NAME,
     PROFILES_NAME,
     SIMULATED_NAME,
+    STATIC_NAME,
     StageContext,
     read_json,
     read_logits,
@@ -79,12 +80,14 @@ def judge_variant(
     )
     baseline = measure_accuracy(reference.logits, reference.labels).to_dict()
     judged = apply_floor(judged, baseline, gate.min_top1)
-    notices = [*row["notices"], *(f"{variant.name}: {warning}." for warning in judged["warnings"])]
+    details = _tell_details(evaluated)
+    static = describe_static_batches(variant.name, details.get("static_batches", ()))
+    notices = [*row["notices"], *static, *(f"{variant.name}: {warning}." for warning in judged["warnings"])]
     return {
         **row,
         **judged,
         **_tell_kinds(evaluated, benchmark, variant.name),
-        **_tell_profiles(evaluated),
+        **details,
         "failure": row["failure"] or val.failure,
         "notices": notices if val.notice is None else [*notices, val.notice],
         "fast_decode": read_json(evaluated / FAST_RECORD_NAME),
@@ -99,10 +102,13 @@ def _tell_kinds(evaluated: Path, benchmark: Mapping[str, Any] | None, name: str)
     return {VERDICT_KIND: read_json(evaluated / KIND_NAME), **({TIMES: [time]} if time else {})}
 
 
-def _tell_profiles(evaluated: Path) -> dict[str, Any]:
-    """An engine's optimization profiles, and the memory that each works in where it ran; nothing where it has one."""
-    file = evaluated / PROFILES_NAME
-    return read_json(file) if file.exists() else {}
+def _tell_details(evaluated: Path) -> dict[str, Any]:
+    """An engine's optimization profiles, with the memory that each works in, and what its static models answered.
+
+    Nothing where it has one profile and one model for all batch sizes.
+    """
+    files = (evaluated / PROFILES_NAME, evaluated / STATIC_NAME)
+    return {key: value for file in files if file.exists() for key, value in read_json(file).items()}
 
 
 def _describe_variant(context: StageContext, variant: VariantSettings) -> dict[str, Any]:

@@ -25,6 +25,7 @@ __all__ = [
 MAX_FILE_NAME = 64  # of a bundle
 AUTO_SECONDS = 60.0
 """What comparing methods of calibration may cost, as reckoned, where no recipe asks for it."""
+_MAX_SIZES, _MAX_SIZE = 8, 64  # what the runtime takes of static batches: onnx_files/metadata.py
 # The runtime opens these and no recipe makes them: CPUs have no FP16 arithmetic.
 _NOT_MADE = {("onnxruntime-cpu", Precision.FP16)}
 
@@ -70,14 +71,16 @@ _Batch = Annotated[
 
 
 class BuildSettings(Section):
-    """How a TensorRT or TensorRT-RTX engine is built."""
+    """How a TensorRT or TensorRT-RTX engine is built, and which batch sizes OpenVINO has a model of their own for."""
 
     batch: _Batch = Field(
         BatchSettings(),
         description="one table, or a list of them: several optimization profiles in one engine, each tuned for its opt",
     )
     static_batches: tuple[Annotated[int, Field(ge=1, le=1024)], ...] = Field(
-        (), description="one static engine for each of these sizes, instead of one for the range in batch"
+        (),
+        description="one static engine for each of these sizes, instead of one for the range in batch; "
+        "openvino: a model for each beside the one for all, 2 to 64, at most 8 sizes",
     )
     workspace_mib: int | None = Field(
         None, ge=1, description="most memory a kernel may use; clamped to what is free"
@@ -211,6 +214,11 @@ class VariantSettings(Section):
         return self.backend in {"tensorrt", "tensorrt-rtx"}
 
     @property
+    def static_models(self) -> tuple[int, ...]:
+        """Batch sizes that OpenVINO is to compile a model for, ascending; TensorRT's have an engine each instead."""
+        return tuple(sorted(set(self.build.static_batches))) if self.backend == "openvino" else ()
+
+    @property
     def files(self) -> tuple[str, ...]:
         """Every name that its files may have in a bundle."""
         if not self.builds_engine:
@@ -293,9 +301,19 @@ class VariantSettings(Section):
             )
 
     def _check_build(self) -> None:
-        if not self.builds_engine:
-            raise ValueError(f"build is for tensorrt and tensorrt-rtx; {self.backend} runs the graph itself")
         given = self.build.model_fields_set
+        if self.backend == "openvino" and given <= {"static_batches"}:
+            sizes = self.build.static_batches
+            if len(set(sizes)) > _MAX_SIZES or not all(2 <= size <= _MAX_SIZE for size in sizes):
+                raise ValueError(
+                    f"openvino takes at most {_MAX_SIZES} static_batches from 2 to {_MAX_SIZE}; 1 has its own"
+                )
+            return
+        if not self.builds_engine:
+            raise ValueError(
+                f"build is for tensorrt and tensorrt-rtx, its static_batches for openvino too; {self.backend} runs the "
+                "graph itself"
+            )
         wrong = {
             "tensorrt": {"capabilities"},
             "tensorrt-rtx": {

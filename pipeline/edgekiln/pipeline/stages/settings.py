@@ -172,6 +172,8 @@ def settings_of_variant(wish: Wish, variant: VariantSettings) -> dict[str, Any]:
     if variant.searches:
         budget = recipe.gate.max_drop if variant.max_drop is None else variant.max_drop
         relevant["search"] = [budget, recipe.gate.confidence, variant.search_seconds]
+    if variant.static_models:
+        relevant["static_batches"] = variant.static_models
     if variant.qat is not None:
         relevant["export"] = recipe.export.model_dump(mode="json")
     return relevant

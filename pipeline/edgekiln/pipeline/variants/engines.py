@@ -18,6 +18,7 @@ from edgekiln.pipeline.data import load_split
 from edgekiln.pipeline.data.labelled import SplitName
 from edgekiln.pipeline.device.building import EngineRequest, build_engines
 from edgekiln.pipeline.device.canary_records import CanaryReference, record_canaries
+from edgekiln.pipeline.device.static_batches import ask_static_batches, list_static_batches
 from edgekiln.pipeline.recipe import VariantSettings
 from edgekiln.pipeline.variants.fast_frames import record_agreement
 from edgekiln.pipeline.variants.isolated import IsolatedSession
@@ -35,6 +36,7 @@ from edgekiln.pipeline.workspace.stage_files import (
     PROFILES_NAME,
     RETRY_NAME,
     SIMULATED_NAME,
+    STATIC_NAME,
     StageContext,
     read_json,
     read_logits,
@@ -212,6 +214,10 @@ def _run_engines(context: StageContext, variant: VariantSettings, child: Child) 
         write_json(context.folder / KIND_NAME, kind)
         if len(profiles) > len(engines):
             write_json(context.folder / PROFILES_NAME, {"profiles": profiles})
+        if sizes := session.ask(list_static_batches):
+            frames = load_split(context.inputs["data"], "test").frames
+            rows = ask_static_batches(session.run, sizes, frames, answers, max(canaries["tolerances"]))
+            write_json(context.folder / STATIC_NAME, {"static_batches": rows})
     finally:
         session.close()
     save_logits(context.folder, answers)

@@ -99,6 +99,7 @@ def _make_graph(
     match variant.precision, variant.backend:
         case Precision.FP32, _:
             shutil.copyfile(source, target)
+            _ask_for_static_batches(variant, target)
         case Precision.FP16, _:
             _convert_to_fp16(context, variant, source, target, about, child)
         case Precision.BF16, "openvino":
@@ -197,6 +198,7 @@ def _ask_for_bf16(
 
     import_openvino()
     target.write_bytes(ask_for_precision(source.read_bytes(), Precision.BF16))
+    _ask_for_static_batches(variant, target)
     frames = examine_calibration_set(context, variant, about).frames[:_PARITY_IMAGES]
     context.progress.advance(0, 2, "parity on real images")
     open_graph = partial(IsolatedSession, child, open_session, variant.backend)
@@ -209,6 +211,14 @@ def _ask_for_bf16(
     about["parity"] = _tell_parity(check_parity(reference, logits, keys, tolerance, told))
     audit = child.call(audit_openvino_bf16, target.read_bytes(), variant.precision_share)
     about["audit"] = audit.to_dict()
+
+
+def _ask_for_static_batches(variant: VariantSettings, target: Path) -> None:
+    """The file itself says for which batch sizes OpenVINO is to have a model, so that whoever opens it gets them."""
+    if variant.static_models:
+        from edgekiln.export.to_onnx import ask_for_static_batches
+
+        target.write_bytes(ask_for_static_batches(target.read_bytes(), variant.static_models))
 
 
 def _quantize_for_tensorrt(
@@ -333,6 +343,7 @@ def _quantize_for_cpu(
                 source, target, calibration, method, keep_float=kept, ranges=ranges, plan=plan
             )
     about["pixels_feed_directly"] = pixels
+    _ask_for_static_batches(variant, target)
     audit = judge.audit(
         source.read_bytes(), target.read_bytes(), variant.precision_share, keep_float={*kept, *plan.reasons}
     )

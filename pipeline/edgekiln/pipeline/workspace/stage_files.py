@@ -30,6 +30,7 @@ __all__ = [
     "PROFILES_NAME",
     "RETRY_NAME",
     "SIMULATED_NAME",
+    "STATIC_NAME",
     "StageContext",
     "read_json",
     "read_logits",
@@ -55,6 +56,7 @@ KIND_NAME = "kind.json"  # of an evaluate stage: the kind of machine that its an
 PROFILES_NAME = (
     "profiles.json"  # of an evaluate stage: an engine's optimization profiles, where it has several
 )
+STATIC_NAME = "static_batches.json"  # of an evaluate stage: how models for single batch sizes answered
 RETRY_NAME = "retry"  # this stage met trouble that may pass (memory, disk): the next run does it again
 
 

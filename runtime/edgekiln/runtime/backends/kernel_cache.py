@@ -57,6 +57,7 @@ def compile_once(
     library: ModuleType,
     core: Any,
     model: bytes,
+    batch: int,
     settings: Mapping[str, Any],
     compile_model: Callable[[], Any],
 ) -> Any:
@@ -66,6 +67,7 @@ def compile_once(
         library: OpenVINO.
         core: its ``Core``.
         model: the ONNX file.
+        batch: size that it is compiled for.
         settings: of its compilation. With the library and the processor they decide what comes out.
         compile_model: compiles it; what that raises is raised.
     """
@@ -76,6 +78,7 @@ def compile_once(
         str(core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")),
         os.environ.get("ONEDNN_MAX_CPU_ISA", ""),
         str(sorted(settings.items())),
+        *(() if batch == 1 else (f"batch {batch}",)),
     )
     if stored := kept.read():
         try:

@@ -4,15 +4,17 @@ BF16 is the library's own way to compute an FP32 graph, on CPUs that have it: th
 
 The library is never imported plainly (that would report to Intel), reads ONNX only and only what ``scan.py`` let pass.
 A single image has a model of static shape to itself, which its CPU plugin plans memory and kernels for, and which may
-be kept on disk (``kernel_cache.py``); other batches share one of dynamic shape, compiled when the first of them comes.
-On ARM an INT8 model has the static one alone, and answers batches picture by picture: OpenVINO 2026.4 gives wrong
-logits there for dynamic batches (its FullyConnected takes the first channel's weight scale for all).
+be kept on disk (``kernel_cache.py``), and so has each batch size that the file's metadata names; other batches share
+one of dynamic shape, compiled when the first of them comes. On ARM an INT8 model has that of single images alone, and
+answers batches picture by picture: OpenVINO 2026.4 gives wrong logits there for dynamic batches (its FullyConnected
+takes the first channel's weight scale for all).
 """
 
 from __future__ import annotations
 
 import contextlib
 import io
+import logging
 import platform
 import sys
 import threading
@@ -30,10 +32,11 @@ from edgekiln.runtime.backends.session_base import HomeSession, SessionFacts
 from edgekiln.runtime.errors import DeviceError, EdgekilnError, EngineError
 from edgekiln.runtime.extras import import_extra
 from edgekiln.runtime.limits import start_thread
-from edgekiln.runtime.onnx_files.metadata import PRECISION_KEY, read_metadata
+from edgekiln.runtime.onnx_files.metadata import PRECISION_KEY, read_metadata, read_static_batches
 from edgekiln.runtime.onnx_files.scan import check_onnx
 from edgekiln.runtime.processes import keep_in_forks
 from edgekiln.runtime.spec import DLPackArray, Frames, Logits, check_finite
+from edgekiln.runtime.telemetry import hide_package
 
 __all__ = ["OpenVinoSession", "RuntimeLayer", "import_openvino", "read_layers"]
 
@@ -46,6 +49,7 @@ _NO_BF16 = (
 )
 _TELEMETRY = "openvino_telemetry"
 _importing = threading.Lock()
+_log = logging.getLogger("edgekiln.runtime")
 _T = TypeVar("_T")
 
 
@@ -60,25 +64,16 @@ def import_openvino() -> ModuleType:
     Raises:
         MissingExtraError: OpenVINO is not installed.
     """
-    with _importing, _hidden(_TELEMETRY):
+    with _importing, hide_package(_TELEMETRY):
         return import_extra("openvino", "openvino")
 
 
-@contextlib.contextmanager
-def _hidden(package: str) -> Iterator[None]:
-    """Let imports of a package fail as if it were not installed; ``None`` in ``sys.modules`` means that."""
-    modules: dict[str, ModuleType | None] = sys.modules  # type: ignore[assignment] # None is the import system's own
-    before = {package: modules[package]} if package in modules else {}
-    modules[package] = None
-    try:
-        yield
-    finally:
-        del modules[package]
-        modules.update(before)
-
-
 class OpenVinoSession(HomeSession):
-    """An ONNX file under OpenVINO: uint8 (N, H, W, 3) in, float32 (N, C) out. See ``Session``."""
+    """An ONNX file under OpenVINO: uint8 (N, H, W, 3) in, float32 (N, C) out. See ``Session``.
+
+    Attributes:
+        static_batches: batch sizes above 1 that have a model of their own, ascending.
+    """
 
     def __init__(
         self,
@@ -95,6 +90,7 @@ class OpenVinoSession(HomeSession):
         check_onnx(model, allow_operators=allow_operators)
         engine = _in_a_passing_thread(lambda: _Engine(library, model, threads, profiled, keep_compiled))
         super().__init__(SessionFacts("openvino", "cpu", threads, engine.frame_shape, engine.num_classes))
+        self.static_batches = engine.static_batches
         self._engine: _Engine | None = engine
         keep_in_forks(engine)
 
@@ -118,10 +114,10 @@ class OpenVinoSession(HomeSession):
         assert self._engine is not None
         return self._engine.bare_call(frames)
 
-    def layers(self) -> tuple[RuntimeLayer, ...]:
-        """What the static model really runs, layer by layer; of a session that is profiled, with their times."""
+    def layers(self, batch: int = 1) -> tuple[RuntimeLayer, ...]:
+        """What a static model really runs, layer by layer; of a session that is profiled, with their times."""
         assert self._engine is not None
-        return self._engine.layers()
+        return self._engine.layers(batch)
 
     def close(self) -> None:
         self._engine = None
@@ -167,8 +163,8 @@ class RuntimeLayer:
     microseconds: int | None = None
 
 
-def read_layers(model: bytes) -> tuple[RuntimeLayer, ...]:
-    """Compile a model as a session does, and tell what would run, layer by layer.
+def read_layers(model: bytes) -> dict[int, tuple[RuntimeLayer, ...]]:
+    """Compile a model as a session does, and tell what would run for each static batch size, 1 first, layer by layer.
 
     Raises:
         MissingExtraError: OpenVINO is not installed.
@@ -177,7 +173,7 @@ def read_layers(model: bytes) -> tuple[RuntimeLayer, ...]:
     """
     session = OpenVinoSession(model)
     try:
-        return session.layers()
+        return {batch: session.layers(batch) for batch in (1, *session.static_batches)}
     finally:
         session.close()
 
@@ -192,27 +188,37 @@ class _Engine:
         self._settings = settings = _settings(threads, _read_precision(model))
         with _converted_errors("cannot load this model"):
             self._core = library.Core()
-            compile_single = partial(self._compile_single, profiled)
-            if keep_compiled:
-                from edgekiln.runtime.backends.kernel_cache import compile_once
-
-                self._single = compile_once(library, self._core, model, settings, compile_single)
-            else:
-                self._single = compile_single()
-            self.frame_shape, self.num_classes = _read_frame_shape(self._single), _read_output(self._single)
+            single = self._compile_once(1, profiled, keep_compiled)
+            self.frame_shape, self.num_classes = _read_frame_shape(single), _read_output(single)
+            self._one_by_one = platform.machine().lower() in _ARM and _is_quantized(
+                _read_graph(library, model)
+            )
+            self.static_batches = read_static_batches(model)
+            if self._one_by_one and self.static_batches:
+                _log.warning("on ARM an INT8 model of OpenVINO answers picture by picture: no static batches")
+                self.static_batches = ()
+            others = {b: self._compile_once(b, profiled, keep_compiled) for b in self.static_batches}
+        self._static = {batch: _StaticModel(compiled) for batch, compiled in {1: single, **others}.items()}
         if settings["INFERENCE_PRECISION_HINT"] == "bf16":
-            _refuse_missing_bf16(self.layers())
-        self._one_by_one = platform.machine().lower() in _ARM and _is_quantized(_read_graph(library, model))
-        self._free_single: list[_Slot] = []
+            for batch in self._static:
+                _refuse_missing_bf16(self.layers(batch))
         self._dynamic: Any = None
         self._free_dynamic: list[Any] = []
         self._compiling = threading.Lock()
         self._bare: Any = None
 
-    def _compile_single(self, profiled: bool) -> Any:
+    def _compile_once(self, batch: int, profiled: bool, keep_compiled: bool) -> Any:
+        compile_static = partial(self._compile_static, batch, profiled)
+        if not keep_compiled:
+            return compile_static()
+        from edgekiln.runtime.backends.kernel_cache import compile_once
+
+        return compile_once(self._library, self._core, self._model, batch, self._settings, compile_static)
+
+    def _compile_static(self, batch: int, profiled: bool) -> Any:
         graph = _read_graph(self._library, self._model)
-        graph.reshape([1, *_read_input(graph), 3])
-        _read_output(graph)
+        graph.reshape([batch, *_read_input(graph), 3])
+        _read_output(graph, batch)
         profiling = {"PERF_COUNT": True} if profiled else {}
         with _converted_refusal(self._settings):
             return self._core.compile_model(graph, "CPU", self._settings | profiling)
@@ -222,21 +228,13 @@ class _Engine:
 
         Each call has a request to itself, so answers cannot mix; one that failed is not used again.
         """
-        if len(frames) == 1:
-            return self._answer_one(frames)
+        if (static := self._static.get(len(frames))) is not None:
+            return static.answer(frames)
         if self._one_by_one:
-            return np.concatenate([self._answer_one(frames[i : i + 1]) for i in range(len(frames))])
+            return np.concatenate([self.answer(frames[i : i + 1]) for i in range(len(frames))])
         request = _take(self._free_dynamic) or self._dynamic_model().create_infer_request()
         logits: Logits = request.infer([np.ascontiguousarray(frames)], share_outputs=True)[0].copy()
         self._free_dynamic.append(request)
-        return logits
-
-    def _answer_one(self, frames: Frames) -> Logits:
-        slot = _take(self._free_single) or _Slot.of(self._single.create_infer_request())
-        slot.frames[:] = frames
-        slot.request.infer()
-        logits = slot.logits.copy()
-        self._free_single.append(slot)
         return logits
 
     def _dynamic_model(self) -> Any:
@@ -249,18 +247,35 @@ class _Engine:
 
     def bare_call(self, frames: Frames) -> Callable[[], object]:
         if self._bare is None:
-            self._bare = self._single.create_infer_request()
+            self._bare = self._static[1].compiled.create_infer_request()
         tensor = self._library.Tensor(np.ascontiguousarray(frames))  # a copy, in memory that is aligned
         return partial(self._bare.infer, [tensor], share_inputs=True, share_outputs=True)
 
-    def layers(self) -> tuple[RuntimeLayer, ...]:
+    def layers(self, batch: int) -> tuple[RuntimeLayer, ...]:
         with _converted_errors("cannot tell what it runs"):
-            return tuple(_describe(node) for node in self._single.get_runtime_model().get_ordered_ops())
+            operations = self._static[batch].compiled.get_runtime_model().get_ordered_ops()
+            return tuple(_describe(operation) for operation in operations)
+
+
+class _StaticModel:
+    """A compiled model of one batch size, and its requests that are free."""
+
+    def __init__(self, compiled: Any) -> None:
+        self.compiled = compiled
+        self._free: list[_Slot] = []
+
+    def answer(self, frames: Frames) -> Logits:
+        slot = _take(self._free) or _Slot.of(self.compiled.create_infer_request())
+        slot.frames[:] = frames
+        slot.request.infer()
+        logits = slot.logits.copy()
+        self._free.append(slot)
+        return logits
 
 
 @dataclass(frozen=True, slots=True)
 class _Slot:
-    """A request of the static model, with views of its own input and output, which never move."""
+    """A request of a static model, with views of its own input and output, which never move."""
 
     request: Any
     frames: Frames
@@ -390,14 +405,15 @@ def _read_frame_shape(single: Any) -> tuple[int, int]:
     return height, width
 
 
-def _read_output(graph: Any) -> int:
+def _read_output(graph: Any, batch: int = 1) -> int:
     outputs = graph.outputs
     if len(outputs) == 1 and outputs[0].element_type.get_type_name() == "f32":
         match _dimensions(outputs[0]):
-            case [1, int(classes)]:
+            case [int(rows), int(classes)] if rows == batch:
                 return classes
+    images = "one image" if batch == 1 else f"{batch} images"
     raise EngineError(
-        f"For one image the model's outputs are [{_listed(outputs)}], wanted one f32 [1, classes]."
+        f"For {images} the model's outputs are [{_listed(outputs)}], wanted one f32 [{batch}, classes]."
     )
 
 

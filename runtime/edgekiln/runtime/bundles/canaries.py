@@ -8,7 +8,7 @@ module holds answers against them. It knows no library.
 from __future__ import annotations
 
 import base64
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from time import perf_counter
 from typing import Any
@@ -24,6 +24,7 @@ __all__ = [
     "ALONE",
     "BATCH",
     "BATCH_SIZES",
+    "Call",
     "CanaryRecord",
     "CanaryResult",
     "check_calls",
@@ -31,14 +32,16 @@ __all__ = [
     "decode_logits",
     "encode_logits",
     "plan_calls",
+    "plan_few_calls",
 ]
 
 BATCH_SIZES = (1, 2, 3, 5, len(CANARIES))
 """In which a thorough check asks all pictures: one alone, an even, an odd, a prime one, and all at once."""
 
-ALONE = (slice(0, 1), slice(1, 2))
-BATCH = slice(0, 4)
-"""What ``load`` asks: two pictures alone, and four as one batch."""
+Call = tuple[int, ...]
+"""The pictures of one call of an engine, by their numbers."""
+ALONE: tuple[Call, ...] = ((0,), (1,))
+BATCH: Call = (0, 1, 2, 3)
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,38 +132,55 @@ class CanaryResult:
 
 
 def check_canaries(session: Session, record: CanaryRecord, *, thorough: bool = True) -> CanaryResult:
-    """Ask an open engine what it was asked where it was judged.
+    """Ask an open engine what it was asked where it was judged, in each of its static batch sizes, too.
 
     Args:
         session: the engine, of the same frame shape and classes as ``record``.
         record: of its variant.
-        thorough: all pictures in each of ``BATCH_SIZES``; else two pictures alone, and four as one batch.
+        thorough: all pictures in each of ``BATCH_SIZES``; else what ``load`` asks.
 
     Raises:
         EdgekilnError: the engine cannot be asked: it is closed, or memory or the device is lost. What its library
             refuses to compute, and NaN, are wrong answers and raise nothing.
     """
-    return check_calls(session, record, plan_calls() if thorough else (*ALONE, BATCH))
+    return check_calls(session, record, plan_calls(session) if thorough else plan_few_calls(session))
 
 
-def plan_calls() -> Iterator[slice]:
-    """Which pictures go into which call of a thorough check."""
+def plan_calls(session: Session) -> Iterator[Call]:
+    """Which pictures go into which call of a thorough check, by their numbers."""
     for size in BATCH_SIZES:
         for start in range(0, len(CANARIES), size):
-            yield slice(start, min(start + size, len(CANARIES)))
+            yield tuple(range(start, min(start + size, len(CANARIES))))
+    yield from _plan_static(session, len(CANARIES))
 
 
-def check_calls(session: Session, record: CanaryRecord, calls: Iterable[slice]) -> CanaryResult:
-    """``check_canaries`` for these calls, each of the pictures of a slice."""
+def plan_few_calls(session: Session, *, batch: bool = True) -> tuple[Call, ...]:
+    """What ``load`` asks: two pictures alone, four as one batch, and the same four in each static batch size."""
+    return (*ALONE, *([BATCH] if batch else []), *_plan_static(session, len(BATCH)))
+
+
+def _plan_static(session: Session, pictures: int) -> Iterator[Call]:
+    """A call of each batch size that has a model of its own: so many pictures, again and again, or the first of them.
+
+    OpenVINO's sessions alone may have such sizes; the engines of TensorRT's each take a range, which is asked anyway.
+    """
+    sizes: Sequence[int] = getattr(session, "static_batches", ())
+    for size in sizes:
+        for start in range(0, pictures, size):
+            yield tuple((start + place) % pictures for place in range(size))
+
+
+def check_calls(session: Session, record: CanaryRecord, calls: Iterable[Call]) -> CanaryResult:
+    """``check_canaries`` for these calls."""
     start = perf_counter()
     if record.recipe != CANARY_RECIPE:
         unasked = f"its canaries are of recipe {record.recipe}, this edgekiln makes those of {CANARY_RECIPE}"
         return CanaryResult(0, 0, 0.0, 0.0, (), "", unasked, perf_counter() - start)
     planned = list(calls)
-    asked = max(part.stop for part in planned)
+    asked = 1 + max(max(call) for call in planned)
     frames = make_canaries(*session.frame_shape, range(asked))
     if digest_frames(frames) == record.inputs[:asked]:
-        findings = [_ask(session, record, frames, part) for part in planned]
+        findings = [_ask(session, record, frames, call) for call in planned]
     else:
         other = (
             "the made pictures are not those that it was judged with: another size, or numpy computes wrongly"
@@ -188,24 +208,24 @@ class _Finding:
     problem: str
 
 
-def _ask(session: Session, record: CanaryRecord, frames: Any, part: slice) -> _Finding:
-    size = part.stop - part.start
-    expected = record.answers[part]
+def _ask(session: Session, record: CanaryRecord, frames: Any, call: Call) -> _Finding:
+    size, pictures = len(call), list(call)
+    expected = record.answers[pictures]
     try:
-        logits = session.run(frames[part])
+        logits = session.run(frames[pictures])
     except (EngineError, NonFiniteError) as error:
         return _Finding(size, float("inf"), float("inf"), error.message)
     if logits.shape != expected.shape:
         return _Finding(size, float("inf"), float("inf"), f"it gives {logits.shape}, wanted {expected.shape}")
     difference = np.abs(logits.astype(np.float64) - expected)
     difference[~np.isfinite(difference)] = np.inf
-    shares = difference / np.array(record.tolerances[part])[:, np.newaxis]
+    shares = difference / np.array(record.tolerances)[pictures, np.newaxis]
     row, column = np.unravel_index(shares.argmax(), shares.shape)
     share, problem = float(shares[row, column]), ""
     if share > 1:
         problem = (
-            f"for the picture {CANARIES[part.start + int(row)][0]!r} logit {int(column)} is "
+            f"for the picture {CANARIES[pictures[row]][0]!r} logit {int(column)} is "
             f"{logits[row, column]:.4g}, where it was judged {expected[row, column]:.4g} "
-            f"(allowed: {record.tolerances[part.start + int(row)]:.2g} apart)"
+            f"(allowed: {record.tolerances[pictures[row]]:.2g} apart)"
         )
     return _Finding(size, float(difference.max()), share, problem)

@@ -34,7 +34,8 @@ class LoadedModel:
     Attributes:
         fast_decode: JPEGs are decoded at a fraction of their size; see ``pictures/fast_decode.py``.
         self_test: what came of asking it the variant's canaries; ``None`` where it was not asked.
-        before_batch: called before pictures run together; it raises where they may not, and takes itself away.
+        before_batch: called with their number before pictures run together; it raises where they may not, and takes
+            itself away.
     """
 
     def __init__(
@@ -46,7 +47,7 @@ class LoadedModel:
         self.variant = variant
         self.fast_decode = fast_decode
         self.self_test: CanaryResult | None = None
-        self.before_batch: Callable[[], None] | None = None
+        self.before_batch: Callable[[int], None] | None = None
         self._users = 0
         self._retired = False
         self._lock = threading.Lock()
@@ -106,7 +107,7 @@ class LoadedModel:
     def stack(self, frames: Sequence[Frame]) -> Frames:
         """Frames that ``prepare`` made, at least one, as the session takes them; raises as ``predict_frames``."""
         if len(frames) > 1 and (ask := self.before_batch) is not None:
-            ask()
+            ask(len(frames))
         return np.stack(frames) if len(frames) > 1 else frames[0][np.newaxis]  # one needs no copy
 
     def read(self, logits: Logits) -> list[Prediction]:
@@ -122,7 +123,7 @@ class LoadedModel:
             )
         count = int(getattr(frames, "shape", (2,))[0])
         if count > 1 and (ask := self.before_batch) is not None:
-            ask()
+            ask(count)
         return self.read(self.session.run(frames))
 
     def __enter__(self) -> LoadedModel:

@@ -1,7 +1,8 @@
 """Asks a model that was just opened its variant's canaries: does it answer as where it was judged?
 
 A library that compiles a second model for batches is asked its batch before the first one that comes: a product that
-asks one picture at a time would wait for that model, and give it memory, for nothing.
+asks one picture at a time, or only sizes that have a model of their own, would wait for that model, and give it memory,
+for nothing.
 """
 
 from __future__ import annotations
@@ -12,12 +13,13 @@ from collections.abc import Sequence
 
 from edgekiln.runtime.backends import LATE_BATCH_BACKENDS
 from edgekiln.runtime.bundles.canaries import (
-    ALONE,
     BATCH,
+    Call,
     CanaryRecord,
     CanaryResult,
     check_calls,
     plan_calls,
+    plan_few_calls,
 )
 from edgekiln.runtime.bundles.manifest import VariantRecord
 from edgekiln.runtime.errors import SelfTestError
@@ -39,7 +41,7 @@ def ask_canaries(model: LoadedModel, variant: VariantRecord, *, thorough: bool) 
         _log.info("variant %s has no canaries: its answers were not checked", variant.name)
         return
     late = variant.backend in LATE_BATCH_BACKENDS and not thorough
-    calls = tuple(plan_calls()) if thorough else (*ALONE, *(() if late else (BATCH,)))
+    calls = tuple(plan_calls(model.session)) if thorough else plan_few_calls(model.session, batch=not late)
     try:
         model.self_test = _ask(model, variant.name, variant.canaries, calls)
     except BaseException:
@@ -49,7 +51,7 @@ def ask_canaries(model: LoadedModel, variant: VariantRecord, *, thorough: bool) 
         model.before_batch = _FirstBatch(model, variant.name, variant.canaries)
 
 
-def _ask(model: LoadedModel, name: str, record: CanaryRecord, calls: Sequence[slice]) -> CanaryResult:
+def _ask(model: LoadedModel, name: str, record: CanaryRecord, calls: Sequence[Call]) -> CanaryResult:
     result = check_calls(model.session, record, calls)
     if not result.ok:
         raise SelfTestError(
@@ -78,9 +80,12 @@ class _FirstBatch:
 
     def __init__(self, model: LoadedModel, name: str, record: CanaryRecord) -> None:
         self._model, self._name, self._record = model, name, record
+        self._asked: Sequence[int] = getattr(model.session, "static_batches", ())
         self._lock = threading.Lock()
 
-    def __call__(self) -> None:
+    def __call__(self, size: int) -> None:
+        if size in self._asked:  # when the model was loaded
+            return
         with self._lock:
             if self._model.before_batch is not None:
                 _ask(self._model, self._name, self._record, (BATCH,))
