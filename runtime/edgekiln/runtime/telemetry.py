@@ -8,12 +8,14 @@ identifier under ``~/.cache`` unless they are told otherwise before they initial
 from __future__ import annotations
 
 import contextlib
+import importlib
 import os
 import sys
 from collections.abc import Iterator
 from types import ModuleType
+from typing import Any
 
-__all__ = ["OPT_OUTS", "hide_package", "refuse_telemetry"]
+__all__ = ["OPT_OUTS", "hide_package", "import_when_asked", "refuse_telemetry"]
 
 OPT_OUTS = {"ORT_DISABLE_TELEMETRY": "1", "HF_HUB_DISABLE_TELEMETRY": "1"}
 """Environment variables that the libraries read once, when they are loaded."""
@@ -36,3 +38,22 @@ def hide_package(package: str) -> Iterator[None]:
     finally:
         del modules[package]
         modules.update(before)
+
+
+def import_when_asked(library: ModuleType, name: str, module: str, *, hidden: str) -> None:
+    """Let ``library.name``, where it is missing, be imported from ``module`` with ``hidden`` hidden, once asked for.
+
+    A library that has a ``__getattr__`` of its own (PEP 562) is left as it is.
+    """
+    if name in vars(library) or "__getattr__" in vars(library):
+        return
+
+    def find(asked: str) -> Any:
+        if asked != name:
+            raise AttributeError(f"module {library.__name__!r} has no attribute {asked!r}")
+        with hide_package(hidden):
+            found = getattr(importlib.import_module(module), name)
+        setattr(library, name, found)
+        return found
+
+    library.__getattr__ = find  # type: ignore[method-assign] # of the module itself

@@ -36,7 +36,7 @@ from edgekiln.runtime.onnx_files.metadata import PRECISION_KEY, read_metadata, r
 from edgekiln.runtime.onnx_files.scan import check_onnx
 from edgekiln.runtime.processes import keep_in_forks
 from edgekiln.runtime.spec import DLPackArray, Frames, Logits, check_finite
-from edgekiln.runtime.telemetry import hide_package
+from edgekiln.runtime.telemetry import hide_package, import_when_asked
 
 __all__ = ["OpenVinoSession", "RuntimeLayer", "import_openvino", "read_layers"]
 
@@ -47,25 +47,26 @@ _ARM = frozenset({"aarch64", "arm64"})
 _NO_BF16 = (
     "Take the FP32 or INT8 variant here. On x86 BF16 needs AVX-512, and is fast with AVX-512 BF16 or AMX."
 )
-_TELEMETRY = "openvino_telemetry"
+_CONVERTER, _TELEMETRY = "openvino.tools.ovc", "openvino_telemetry"
 _importing = threading.Lock()
 _log = logging.getLogger("edgekiln.runtime")
 _T = TypeVar("_T")
 
 
 def import_openvino() -> ModuleType:
-    """Import OpenVINO without its telemetry.
+    """Import OpenVINO without its conversion tool and its telemetry.
 
-    Its package imports a conversion tool that sends an event to Google Analytics and writes an identifier below the
-    user's home. Both are done by ``openvino_telemetry``; where that is not installed the tool takes a stub of its own
-    and keeps it, so the package is hidden during the import. Nothing is changed for a process that has imported
-    OpenVINO already.
+    The tool, half of the import's time, sends an event to Google Analytics and writes an identifier below the user's
+    home, both by ``openvino_telemetry``. ``openvino.convert_model`` imports it when asked for, with that hidden, for
+    which it keeps a stub. Nothing is changed for a process that has imported OpenVINO already.
 
     Raises:
         MissingExtraError: OpenVINO is not installed.
     """
-    with _importing, hide_package(_TELEMETRY):
-        return import_extra("openvino", "openvino")
+    with _importing, hide_package(_CONVERTER), hide_package(_TELEMETRY):
+        library = import_extra("openvino", "openvino")
+        import_when_asked(library, "convert_model", _CONVERTER, hidden=_TELEMETRY)
+        return library
 
 
 class OpenVinoSession(HomeSession):
