@@ -12,10 +12,12 @@ import re
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TypeVar
 
 from edgekiln.runtime.errors import ResourceError
 
 __all__ = [
+    "call_in_a_passing_thread",
     "control_group_folders",
     "count_affinity",
     "count_cores",
@@ -27,6 +29,7 @@ __all__ = [
 ]
 
 _ROOT = Path("/")
+_T = TypeVar("_T")
 
 
 # --------------------------------------------------------------------------------------------------------------
@@ -152,6 +155,27 @@ def start_thread(work: Callable[[], None], name: str, *, daemon: bool = False) -
     except RuntimeError as error:
         raise explain_no_thread(name, error) from error
     return thread
+
+
+def call_in_a_passing_thread(make: Callable[[], _T], name: str) -> _T:
+    """What ``make`` returns or raises, called in a thread that ends with it.
+
+    Raises:
+        ResourceError: no thread can be started.
+    """
+    made: list[_T] = []
+    failed: list[BaseException] = []
+
+    def run() -> None:
+        try:
+            made.append(make())
+        except BaseException as error:
+            failed.append(error)
+
+    start_thread(run, name).join()
+    if failed:
+        raise failed.pop()
+    return made.pop()
 
 
 def explain_no_thread(name: str, error: RuntimeError) -> ResourceError:

@@ -15,7 +15,7 @@ import pytest
 from export_support import export_residual
 from onnx import numpy_helper
 
-from edgekiln.runtime.backends import open_session
+from edgekiln.runtime.backends import kernel_cache, open_session
 from edgekiln.runtime.backends import openvino as backend
 from edgekiln.runtime.bundles.canary_inputs import make_canaries
 from edgekiln.runtime.errors import DeviceError, EngineError, ExitCode, MissingExtraError
@@ -471,6 +471,29 @@ def test_a_model_is_compiled_once_and_answers_the_same(mean_model, kept, random_
     for part in (frames[:1], frames):  # alone, and as a batch, whose model is not kept
         np.testing.assert_array_equal(second.run(part), first.run(part))
     assert list(kept.iterdir()) == [file]
+
+
+def test_a_file_is_looked_at_before_it_is_compiled_and_not_where_that_is_kept(
+    mean_model, kept, random_frames, monkeypatch
+):
+    looked = []
+    true_check = backend.check_onnx
+    monkeypatch.setattr(
+        backend, "check_onnx", lambda model, **_: (looked.append(len(model)), true_check(model, **_))
+    )
+    open_kept(mean_model)
+    assert len(looked) == 1
+    session = open_kept(mean_model)
+    session.run(random_frames(1))
+    assert len(looked) == 1
+    session.run(random_frames(2))  # the model for batches is compiled from the file
+    assert len(looked) == 2
+    open_kept(mean_model, allow_operators=("x::Y",))  # what another look let pass
+    assert len(looked) == 3
+    monkeypatch.setattr(kernel_cache, "__version__", "0.0.1")
+    open_kept(mean_model)
+    assert len(looked) == 4
+    assert len(list(kept.iterdir())) == 3
 
 
 def test_each_static_batch_is_kept_in_a_file_of_its_own(mean_model, kept, random_frames, monkeypatch):

@@ -13,10 +13,12 @@ import os
 import re
 import stat
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from types import ModuleType
 from typing import Any
+
+from edgekiln.runtime.version import __version__
 
 __all__ = ["CompiledModel", "KernelCache", "compile_once", "compiled_folder", "kernel_cache_folder"]
 
@@ -57,7 +59,7 @@ def compile_once(
     library: ModuleType,
     core: Any,
     model: bytes,
-    batch: int,
+    about: Iterable[str],
     settings: Mapping[str, Any],
     compile_model: Callable[[], Any],
 ) -> Any:
@@ -67,7 +69,7 @@ def compile_once(
         library: OpenVINO.
         core: its ``Core``.
         model: the ONNX file.
-        batch: size that it is compiled for.
+        about: what else decides: the batch size, and what edgekiln let pass of the file, whose look at it is saved.
         settings: of its compilation. With the library and the processor they decide what comes out.
         compile_model: compiles it; what that raises is raised.
     """
@@ -78,7 +80,8 @@ def compile_once(
         str(core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")),
         os.environ.get("ONEDNN_MAX_CPU_ISA", ""),
         str(sorted(settings.items())),
-        *(() if batch == 1 else (f"batch {batch}",)),
+        __version__,
+        *about,
     )
     if stored := kept.read():
         try:

@@ -19,11 +19,10 @@ import platform
 import sys
 import threading
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
-from concurrent.futures import Future
 from dataclasses import dataclass
 from functools import partial
 from types import ModuleType
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 
@@ -31,7 +30,7 @@ from edgekiln.runtime.arguments import check_threads
 from edgekiln.runtime.backends.session_base import HomeSession, SessionFacts
 from edgekiln.runtime.errors import DeviceError, EdgekilnError, EngineError
 from edgekiln.runtime.extras import import_extra
-from edgekiln.runtime.limits import start_thread
+from edgekiln.runtime.limits import call_in_a_passing_thread
 from edgekiln.runtime.onnx_files.metadata import PRECISION_KEY, read_metadata, read_static_batches
 from edgekiln.runtime.onnx_files.scan import check_onnx
 from edgekiln.runtime.processes import keep_in_forks
@@ -50,7 +49,6 @@ _NO_BF16 = (
 _CONVERTER, _TELEMETRY = "openvino.tools.ovc", "openvino_telemetry"
 _importing = threading.Lock()
 _log = logging.getLogger("edgekiln.runtime")
-_T = TypeVar("_T")
 
 
 def import_openvino() -> ModuleType:
@@ -88,8 +86,15 @@ class OpenVinoSession(HomeSession):
         """Load a model; with ``profiled`` its layers are timed, which slows every call."""
         check_threads(threads)
         library = import_openvino()
-        check_onnx(model, allow_operators=allow_operators)
-        engine = _in_a_passing_thread(lambda: _Engine(library, model, threads, profiled, keep_compiled))
+        allowed = frozenset(allow_operators)
+        # The CPU plugin gives the thread that loads it a stack for signal handlers, and unmaps that stack when the last
+        # model is freed. It takes it back from the thread only where that is the same one, and where the models went in
+        # the reverse order of their coming. After a reload, or a `close` in another thread, the next signal would find
+        # no memory there and end the process: Python runs its own handlers, that of Ctrl-C included, on such a stack.
+        engine = call_in_a_passing_thread(
+            lambda: _Engine(library, model, threads, allowed, profiled, keep_compiled),
+            "edgekiln-openvino-load",
+        )
         super().__init__(SessionFacts("openvino", "cpu", threads, engine.frame_shape, engine.num_classes))
         self.static_batches = engine.static_batches
         self._engine: _Engine | None = engine
@@ -122,26 +127,6 @@ class OpenVinoSession(HomeSession):
 
     def close(self) -> None:
         self._engine = None
-
-
-def _in_a_passing_thread(make: Callable[[], _T]) -> _T:
-    """Load the library's CPU plugin by ``make``, in a thread that ends with it; returns or raises what that does.
-
-    The plugin gives the thread that loads it a stack for signal handlers, and unmaps that stack when the last model is
-    freed. It takes it back from the thread only where that is the same one, and where the models went in the reverse
-    order of their coming. After a reload, or a ``close`` in another thread, the next signal would find no memory there
-    and end the process: Python runs its own handlers, that of Ctrl-C included, on such a stack.
-    """
-    made: Future[_T] = Future()
-
-    def run() -> None:
-        try:
-            made.set_result(make())
-        except BaseException as error:
-            made.set_exception(error)
-
-    start_thread(run, "edgekiln-openvino-load")
-    return made.result()
 
 
 @dataclass(frozen=True, slots=True)
@@ -183,17 +168,21 @@ class _Engine:
     """The compiled models of one ONNX file. Everything in it is immutable but the pools and the late model."""
 
     def __init__(
-        self, library: ModuleType, model: bytes, threads: int | None, profiled: bool, keep_compiled: bool
+        self,
+        library: ModuleType,
+        model: bytes,
+        threads: int | None,
+        allowed: frozenset[str],
+        profiled: bool,
+        keep_compiled: bool,
     ) -> None:
-        self._library, self._model = library, model
+        self._library, self._model, self._allowed = library, model, allowed
         self._settings = settings = _settings(threads, _read_precision(model))
         with _converted_errors("cannot load this model"):
             self._core = library.Core()
             single = self._compile_once(1, profiled, keep_compiled)
             self.frame_shape, self.num_classes = _read_frame_shape(single), _read_output(single)
-            self._one_by_one = platform.machine().lower() in _ARM and _is_quantized(
-                _read_graph(library, model)
-            )
+            self._one_by_one = platform.machine().lower() in _ARM and _is_quantized(self._read_graph())
             self.static_batches = read_static_batches(model)
             if self._one_by_one and self.static_batches:
                 _log.warning("on ARM an INT8 model of OpenVINO answers picture by picture: no static batches")
@@ -214,10 +203,16 @@ class _Engine:
             return compile_static()
         from edgekiln.runtime.backends.kernel_cache import compile_once
 
-        return compile_once(self._library, self._core, self._model, batch, self._settings, compile_static)
+        about = (f"batch {batch}", *sorted(self._allowed))
+        return compile_once(self._library, self._core, self._model, about, self._settings, compile_static)
+
+    def _read_graph(self) -> Any:
+        """The library's graph of the file, which is looked at first. What was compiled of one that passed is kept."""
+        check_onnx(self._model, allow_operators=self._allowed)
+        return _read_graph(self._library, self._model)
 
     def _compile_static(self, batch: int, profiled: bool) -> Any:
-        graph = _read_graph(self._library, self._model)
+        graph = self._read_graph()
         graph.reshape([batch, *_read_input(graph), 3])
         _read_output(graph, batch)
         profiling = {"PERF_COUNT": True} if profiled else {}
@@ -241,7 +236,7 @@ class _Engine:
     def _dynamic_model(self) -> Any:
         with self._compiling:
             if self._dynamic is None:
-                graph = _read_graph(self._library, self._model)
+                graph = self._read_graph()
                 _fix_known_shapes(self._library, graph)
                 self._dynamic = self._core.compile_model(graph, "CPU", self._settings)
             return self._dynamic
