@@ -1,6 +1,9 @@
+from types import SimpleNamespace
+
 import pytest
 
-from edgekiln.pipeline.device.request import _merge_settings
+from edgekiln.benchmarks.report.table import describe_static_batches
+from edgekiln.pipeline.device.request import _merge_settings, graph_facts
 
 
 @pytest.mark.parametrize(
@@ -16,3 +19,11 @@ def test_the_callers_settings_stand_over_the_recipes_and_a_range_over_static_siz
     recipe = {"static_batches": [1, 8], "tf32": True}
     assert _merge_settings("tensorrt", recipe, {"tf32": False}) == {"static_batches": [1, 8], "tf32": False}
     assert _merge_settings("tensorrt", recipe, {"batch": {"max": 4}}) == {"tf32": True, "batch": {"max": 4}}
+
+
+def test_what_static_models_answered_on_another_machine_is_not_told_of_this_one():
+    rows = [{"batch": 8, "images": 30, "flips": 1, "max_difference": 0.1}]
+    notices = [*describe_static_batches("int8", rows), "int8: another notice"]
+    figures = {"static_batches": rows, "notices": notices, "sha256": {}}
+    facts = graph_facts(SimpleNamespace(name="int8", figures=figures))
+    assert facts == {"notices": ["int8: another notice"], "sha256": {}}
