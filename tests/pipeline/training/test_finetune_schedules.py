@@ -10,9 +10,10 @@ from finetune_support import CONTRACT, TINY, events, job
 from tests_support import write_pictures
 
 from edgekiln.pipeline.data import PreparedSplit, load_split, prepare_splits
-from edgekiln.pipeline.recipe import BackboneSettings, DataSettings, FinetuneSettings
+from edgekiln.pipeline.recipe import Augmentation, BackboneSettings, DataSettings, FinetuneSettings
 from edgekiln.pipeline.training.averaging import average_weights, decay_at
 from edgekiln.pipeline.training.backbones import build_backbone
+from edgekiln.pipeline.training.batch_augmentation import BatchAugmentation
 from edgekiln.pipeline.training.batches import Batches, Feed
 from edgekiln.pipeline.training.checkpoint import CHECKPOINT_NAME, load_tensors
 from edgekiln.pipeline.training.finetune import finetune, training
@@ -323,7 +324,9 @@ def test_a_picture_that_is_gone_is_told_as_such_by_whoever_reads_it(tmp_path, wo
     settings = DataSettings(source="imagefolder", path=folder, size=16, cache="none")
     prepare_splits(settings, seed=1, folder=tmp_path)
     train = load_split(tmp_path, "train")
-    feed = Feed(train, Batches(len(train), 4, 0), lambda picture: picture, 0, workers=workers)
+    feed = Feed(
+        train, Batches(len(train), 4, 0), BatchAugmentation(Augmentation(), CONTRACT), 0, workers=workers
+    )
     assert feed.at(0)[0].shape == (4, 3, 16, 16)
     (folder / train.keys[int(feed.batches.indices(5)[0])]).unlink()
     with pytest.raises(ImageError, match="cannot be read: No such file"):

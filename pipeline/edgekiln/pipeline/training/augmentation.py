@@ -1,6 +1,7 @@
 """Random changes of training pictures (torchvision v2). Never touches what ``prepare`` promises for evaluation.
 
-All randomness is torch's global generator, which the trainer seeds anew at every step.
+All randomness is torch's global generator, which is seeded anew for every picture, and for mixing at every step. What
+``augment_picture`` says of one picture, ``batch_augmentation`` does to a whole batch.
 """
 
 from __future__ import annotations

@@ -6,23 +6,25 @@ wherever a run is continued, a step sees the same pixels.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from itertools import count
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, default_collate, get_worker_info
+from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from edgekiln.pipeline.data import PreparedSplit
 from edgekiln.pipeline.training.shared_memory import explain_lost_worker
 from edgekiln.pipeline.training.world import ALONE, World
 from edgekiln.runtime.errors import EdgekilnError
+from edgekiln.runtime.spec import Frames
 
 __all__ = ["Batches", "Feed", "step_seed"]
 
 Indices = np.ndarray[tuple[int], np.dtype[np.int64]]
+Augment: TypeAlias = Callable[[Frames, Sequence[int]], Tensor]
 
 
 def step_seed(*parts: int) -> int:
@@ -88,34 +90,25 @@ def _draw_evenly(members: Indices, times: int, generator: np.random.Generator) -
     return np.concatenate([generator.permutation(members) for _ in range(rounds)])[:times]
 
 
-class _AugmentedPictures(Dataset[tuple[Tensor, int]]):
-    """Items by (step, place, index): pixels uint8 (3, H, W) and a label."""
+class _AugmentedPictures(Dataset[tuple[Tensor, Tensor]]):
+    """Batches by a list of (step, place, index): pixels uint8 (B, 3, H, W) and labels int64 (B,)."""
 
-    def __init__(
-        self, split: PreparedSplit, augment: Callable[[Tensor], Tensor], seed: int, stream: int
-    ) -> None:
+    def __init__(self, split: PreparedSplit, augment: Augment, seed: int, stream: int) -> None:
         self._split, self._augment, self._seed, self._stream = split, augment, seed, stream
 
-    def __getitems__(self, items: list[tuple[int, int, int]]) -> list[tuple[Tensor, int]] | EdgekilnError:
+    def __getitems__(self, items: list[tuple[int, int, int]]) -> tuple[Tensor, Tensor] | EdgekilnError:
         """A batch; an error is returned, since a DataLoader would turn it into another type on its way here."""
+        chosen = [index for _, _, index in items]
         try:
-            return [self[item] for item in items]
+            frames = np.asarray(self._split.frames[chosen])
         except EdgekilnError as error:
             return error
-
-    def __getitem__(self, item: tuple[int, int, int]) -> tuple[Tensor, int]:
-        step, place, index = item
-        # The generator alone: torch.manual_seed would seed the GPUs too, for every picture.
-        torch.default_generator.manual_seed(step_seed(self._seed, step, place, self._stream))
-        frame = torch.from_numpy(np.array(self._split.frames[index]))
-        return self._augment(frame.permute(2, 0, 1)), int(self._split.labels[index])
+        seeds = [step_seed(self._seed, step, place, self._stream) for step, place, _ in items]
+        return self._augment(frames, seeds), torch.from_numpy(self._split.labels[chosen])
 
 
-def _collate(items: list[tuple[Tensor, int]] | EdgekilnError) -> Any:
-    if isinstance(items, EdgekilnError):
-        return items
-    batch = default_collate(items)
-    if get_worker_info() is not None:
+def _share(batch: tuple[Tensor, Tensor] | EdgekilnError) -> Any:
+    if not isinstance(batch, EdgekilnError) and get_worker_info() is not None:
         # Here it can fail, and be told. What is not shared yet is shared by the queue's own thread, whose errors nobody
         # hears: the training would wait for ever.
         for tensor in batch:
@@ -133,7 +126,7 @@ class Feed:
         self,
         split: PreparedSplit,
         batches: Batches,
-        augment: Callable[[Tensor], Tensor],
+        augment: Augment,
         seed: int,
         *,
         stream: int = 0,
@@ -145,7 +138,7 @@ class Feed:
         Args:
             split: pictures and labels.
             batches: which of them a step takes.
-            augment: uint8 (3, H, W) to the same, by torch's global generator.
+            augment: frames uint8 (B, H, W, 3) and the seed of each to uint8 (B, 3, H, W).
             seed: of the augmentation.
             stream: tells apart feeds of the same seed.
             world: gives this process its part of each batch.
@@ -191,7 +184,7 @@ class Feed:
         loader = DataLoader(
             self._dataset,
             batch_sampler=self._keys(first),
-            collate_fn=_collate,
+            collate_fn=_share,
             num_workers=self._workers,
             pin_memory=self._pin,
         )

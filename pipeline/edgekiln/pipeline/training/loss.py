@@ -15,7 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from edgekiln.export.to_onnx import normalize
-from edgekiln.pipeline.training.augmentation import augment_batch, augment_picture
+from edgekiln.pipeline.training.augmentation import augment_batch
+from edgekiln.pipeline.training.batch_augmentation import BatchAugmentation
 from edgekiln.pipeline.training.batches import Batches, Feed, step_seed
 from edgekiln.pipeline.training.job import FinetuneJob
 from edgekiln.pipeline.training.learner import Learner
@@ -145,7 +146,7 @@ class StepLoss:
 def _open_feeds(job: FinetuneJob, world: World, *, on_gpu: bool) -> tuple[Feed, Feed | None]:
     """The pictures of the target task, and of the source's."""
     settings = job.settings
-    augment = augment_picture(settings.augmentation, job.contract)
+    augment = BatchAugmentation(settings.augmentation, job.contract)
     cores = usable_threads() // world.local_size
     automatic = min(8, max(1, cores - 1)) if on_gpu else 0
     wanted = automatic if settings.workers is None else settings.workers

@@ -32,8 +32,9 @@ from edgekiln.export.qat.fake_quantization import (
 from edgekiln.export.qat.graph import prepare_network
 from edgekiln.export.to_onnx import PixelModel, normalize
 from edgekiln.pipeline.recipe import BackboneSettings, QatSettings
-from edgekiln.pipeline.training.augmentation import augment_batch, augment_picture
+from edgekiln.pipeline.training.augmentation import augment_batch
 from edgekiln.pipeline.training.backbones import build_backbone
+from edgekiln.pipeline.training.batch_augmentation import BatchAugmentation
 from edgekiln.pipeline.training.batches import Batches, Feed, step_seed
 from edgekiln.pipeline.training.checkpoint import load_checkpoint, load_tensors, save_tensors
 from edgekiln.pipeline.training.job import FinetuneJob
@@ -140,7 +141,7 @@ class _Trainer:
         balance = tuning.train.labels if self.tuning.sampling == "balanced" else None
         self.batches = Batches(len(tuning.train), self.tuning.batch_size, tuning.seed, (), balance)
         self.total_steps = self.batches.per_epoch * job.settings.epochs
-        augment = augment_picture(self.tuning.augmentation, tuning.contract)
+        augment = BatchAugmentation(self.tuning.augmentation, tuning.contract)
         workers = fit_workers(self.tuning.workers or 0, tuning.batch_bytes(), 1, tuning.tell)
         self.feed = Feed(tuning.train, self.batches, augment, tuning.seed, workers=workers)
         self.mix = augment_batch(self.tuning.augmentation, len(tuning.contract.classes))
