@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from edgekiln.pipeline.recipe import Augmentation
+from edgekiln.pipeline.training import batch_augmentation
 from edgekiln.pipeline.training.augmentation import augment_picture
 from edgekiln.pipeline.training.batch_augmentation import BatchAugmentation
 from edgekiln.runtime.contract import Contract
@@ -43,6 +44,15 @@ def test_each_picture_is_the_one_that_torchvision_makes_after_its_seed(settings,
     for picture, seed, found in zip(pictures, seeds, changed, strict=True):
         torch.manual_seed(seed)
         assert torch.equal(found, alone(torch.from_numpy(picture).permute(2, 0, 1)))
+
+
+def test_where_torch_resizes_no_bytes_torchvision_does(monkeypatch):
+    pictures, seeds = frames(8, (33, 47)), list(range(8))
+    augment = BatchAugmentation(Augmentation(), contract((33, 47)))
+    here = augment(pictures, seeds)
+    monkeypatch.setattr(batch_augmentation, "_BYTES_RESIZED", not batch_augmentation._BYTES_RESIZED)
+    there = augment(pictures, seeds)
+    assert (here.int() - there.int()).abs().max() <= 1  # one of the two may round
 
 
 def test_a_picture_does_not_depend_on_the_others_of_its_batch():

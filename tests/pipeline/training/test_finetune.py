@@ -6,13 +6,15 @@ import pytest
 import torch
 from finetune_support import CONTRACT, TINY, events, job, split
 
-from edgekiln.pipeline.recipe import BackboneSettings
+from edgekiln.pipeline.recipe import BackboneSettings, FinetuneSettings
 from edgekiln.pipeline.training.backbones import build_backbone
 from edgekiln.pipeline.training.checkpoint import CHECKPOINT_NAME, load_checkpoint, load_tensors
-from edgekiln.pipeline.training.finetune import finetune
+from edgekiln.pipeline.training.finetune import finetune, training
 from edgekiln.pipeline.training.job import FinetuneJob
 from edgekiln.pipeline.training.log import LOG_NAME
-from edgekiln.pipeline.training.optimization import learning_rate_factor
+from edgekiln.pipeline.training.optimization import learning_rate_factor, make_optimizer
+from edgekiln.pipeline.training.state import PROGRESS_NAME
+from edgekiln.pipeline.training.world import ALONE
 from edgekiln.runtime.errors import GateError, RecipeError, UntrustedError
 
 
@@ -116,8 +118,8 @@ def test_damaged_checkpoint_is_refused(tmp_path):
 CHILD = """
 from pathlib import Path
 from finetune_support import job
-from edgekiln.pipeline.training.finetune import finetune
-finetune(job(epochs=6, checkpoint_seconds=0.001), Path({folder!r}))
+from edgekiln.pipeline.training.finetune import finetune, training
+finetune(job(epochs=6, checkpoint_seconds=0.001, probe=False), Path({folder!r}))
 raise SystemExit
 """
 
@@ -132,7 +134,7 @@ def test_killed_at_any_moment_it_ends_with_the_weights_of_an_uninterrupted_run(l
     child = start("whole")
     assert child.wait() == 0, child.log.read_text()
     folder = tmp_path / "killed"
-    for steps in (1, 17):
+    for steps in (3, 17):
         child = start("killed")
         deadline = time.monotonic() + 60
         while time.monotonic() < deadline and child.poll() is None:
@@ -149,3 +151,40 @@ def test_killed_at_any_moment_it_ends_with_the_weights_of_an_uninterrupted_run(l
     assert (folder / CHECKPOINT_NAME).read_bytes() == (tmp_path / "whole" / CHECKPOINT_NAME).read_bytes()
     steps = [e["step"] for e in events(folder, "step")]
     assert steps == list(range(1, 31)), "no step is logged twice, none is missing"
+    assert events(folder, "done")[0]["best_step"] > 1, (
+        "these are weights that steps on both sides of a kill made"
+    )
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
+def test_moments_of_a_file_move_the_weights_that_they_belong_to(tmp_path, optimizer):
+    """Weights lie channels-last, a file does not, and torch's fused optimizers do not look."""
+    started = job(probe=False, learning_rate=1e-2, optimizer=optimizer)
+    with training(started, tmp_path, ALONE) as whole, training(started, None, ALONE) as resumed:
+        whole.begin()
+        for _ in range(3):
+            whole.step.take()
+        whole.save()
+        resumed.resume(tmp_path / PROGRESS_NAME)
+        before = resumed.learner.network.conv2.weight.detach().clone()
+        for trainer in (whole, resumed):
+            assert trainer.learner.optimizer.param_groups[0]["fused"]
+            for _ in range(3):
+                trainer.step.take()
+        ends = [trainer.learner.network.state_dict() for trainer in (whole, resumed)]
+    assert not ends[1]["conv2.weight"].is_contiguous()
+    assert not torch.equal(ends[1]["conv2.weight"], before)
+    assert all(torch.equal(value, ends[1][name]) for name, value in ends[0].items())
+
+
+@pytest.mark.parametrize("settings", [FinetuneSettings(), FinetuneSettings(optimizer="sgd")])
+def test_weights_with_gaps_in_memory_move_alone(settings):
+    """A fused optimizer would move what lies between them."""
+    network = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.Linear(4, 2))
+    gaps = torch.zeros(4, 6)
+    network[0].weight = torch.nn.Parameter(gaps[:, :3])
+    optimizer = make_optimizer(network, network[1], (), settings)
+    network(torch.ones(1, 3)).sum().backward()
+    optimizer.step()
+    assert gaps[:, :3].all()
+    assert not gaps[:, 3:].any()

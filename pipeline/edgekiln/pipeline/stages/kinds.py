@@ -110,7 +110,7 @@ KINDS: tuple[StageKind, ...] = (
             recipe.backbone.weights.removeprefix("package:"),
         ),
         resumable=_always,
-        revision=2,
+        revision=3,
     ),
     StageKind(
         "export",

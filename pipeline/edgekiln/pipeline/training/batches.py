@@ -29,7 +29,9 @@ Augment: TypeAlias = Callable[[Frames, Sequence[int]], Tensor]
 
 def step_seed(*parts: int) -> int:
     """64 bits that depend on all ``parts``; no two tuples are related."""
-    return int(np.random.SeedSequence(parts).generate_state(1, np.uint64)[0])
+    # The same words, and sooner as an array; a seed may be larger.
+    words = np.array(parts, np.uint32) if max(parts) < 2**32 else parts
+    return int(np.random.SeedSequence(words).generate_state(1, np.uint64)[0])
 
 
 class Batches:
@@ -107,7 +109,7 @@ class _AugmentedPictures(Dataset[tuple[Tensor, Tensor]]):
         return self._augment(frames, seeds), torch.from_numpy(self._split.labels[chosen])
 
 
-def _share(batch: tuple[Tensor, Tensor] | EdgekilnError) -> Any:
+def _share(batch: Any) -> Any:
     if not isinstance(batch, EdgekilnError) and get_worker_info() is not None:
         # Here it can fail, and be told. What is not shared yet is shared by the queue's own thread, whose errors nobody
         # hears: the training would wait for ever.

@@ -113,9 +113,16 @@ def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
 
 
 def load_optimizer(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor]) -> None:
-    """Give an optimizer the moments that ``optimizer_tensors`` read."""
+    """Give an optimizer the moments that ``optimizer_tensors`` read.
+
+    Each is laid out as its weight, which may be channels-last where a file is not: torch's fused optimizers pair
+    numbers by their place in memory, and do not look whether that is right.
+    """
+    weights = [weight for group in optimizer.param_groups for weight in group["params"]]
     slots: dict[int, dict[str, Tensor]] = {}
     for key, value in tensors.items():
         index, _, slot = key.partition(".")
-        slots.setdefault(int(index), {})[slot] = value
+        weight = weights[int(index)]
+        laid_out = torch.empty_like(weight).copy_(value) if value.shape == weight.shape else value
+        slots.setdefault(int(index), {})[slot] = laid_out
     optimizer.load_state_dict({"state": slots, "param_groups": optimizer.state_dict()["param_groups"]})

@@ -1,10 +1,11 @@
 """Images per second of fine-tuning against bare training loops. Run it as a module, with a recipe.
 
-Three loops take turns in blocks, in one process, on the same network, batch, precision and optimizer:
+Loops take turns in blocks, in one process, on the same network, batch, precision and optimizer:
 
 - ``edgekiln``: the trainer's own steps, with reading, augmentation, logging and the check of every loss;
 - ``bare``: forward, loss, backward, step on one batch that lies ready, which is all that the arithmetic costs;
-- ``augmented``: the same after torchvision's augmentation of that batch, picture by picture.
+- ``default``: the same with the optimizer as torch makes it where nothing is asked of it, on a CPU not fused;
+- ``augmented``: as ``bare``, after torchvision's augmentation of that batch, picture by picture.
 
 Pictures are noise, since their content changes no speed. Judging an epoch is left out: a bare loop does not judge.
 """
@@ -33,6 +34,7 @@ from edgekiln.pipeline.training.augmentation import augment_picture
 from edgekiln.pipeline.training.batches import step_seed
 from edgekiln.pipeline.training.finetune import Trainer, training
 from edgekiln.pipeline.training.job import FinetuneJob
+from edgekiln.pipeline.training.optimization import set_rates
 from edgekiln.pipeline.training.world import ALONE
 from edgekiln.runtime.contract import Contract
 
@@ -60,8 +62,11 @@ def _make_job(recipe: Recipe) -> FinetuneJob:
 class _BareLoop:
     """What a person writes by hand."""
 
-    def __init__(self, trainer: Trainer, *, augmented: bool) -> None:
+    def __init__(
+        self, trainer: Trainer, *, optimizer: torch.optim.Optimizer | None = None, augmented: bool = False
+    ) -> None:
         self._trainer, self._augmented = trainer, augmented
+        self._optimizer = optimizer or trainer.learner.optimizer
         self._augment = augment_picture(trainer.job.settings.augmentation, trainer.job.contract)
         self._frames = torch.from_numpy(trainer.job.train.frames[: trainer.job.settings.batch_size])
         self._labels = torch.from_numpy(trainer.job.train.labels[: trainer.job.settings.batch_size])
@@ -83,9 +88,20 @@ class _BareLoop:
             logits, _ = trainer.learner.forward(pixels, None)
         smoothing = trainer.job.settings.label_smoothing
         loss = nn.functional.cross_entropy(logits.float(), self._labels, label_smoothing=smoothing)
-        trainer.learner.optimizer.zero_grad(set_to_none=True)
+        self._optimizer.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call] # torch
-        trainer.learner.optimizer.step()
+        self._optimizer.step()
+
+
+def _make_default(trainer: Trainer) -> torch.optim.Optimizer:
+    """A second optimizer of the same weights, in the form that torch chooses by itself."""
+    own = trainer.learner.optimizer
+    trainer.learner.reset_optimizer()
+    default, trainer.learner.optimizer = trainer.learner.optimizer, own
+    for group in default.param_groups:
+        group["fused"] = None
+    set_rates(default, trainer.state.learning_rate)
+    return default
 
 
 def measure_rates(recipe: Recipe, *, rounds: int, steps: int) -> dict[str, Any]:
@@ -104,7 +120,8 @@ def measure_rates(recipe: Recipe, *, rounds: int, steps: int) -> dict[str, Any]:
         trainer.learner.set_training_mode()
         loops: dict[str, Callable[[], None]] = {
             "edgekiln": trainer.step.take,
-            "bare": _BareLoop(trainer, augmented=False).step,
+            "bare": _BareLoop(trainer).step,
+            "default": _BareLoop(trainer, optimizer=_make_default(trainer)).step,
             "augmented": _BareLoop(trainer, augmented=True).step,
         }
         seconds: dict[str, list[float]] = {name: [] for name in loops}
@@ -127,7 +144,7 @@ def measure_rates(recipe: Recipe, *, rounds: int, steps: int) -> dict[str, Any]:
         "images_per_second": {name: round(images / statistics.median(s), 1) for name, s in seconds.items()},
         "ratio_to": {
             name: _summarize([b / own for b, own in zip(seconds[name], seconds["edgekiln"], strict=True)])
-            for name in ("bare", "augmented")
+            for name in list(loops)[1:]
         },
     }
 
