@@ -35,7 +35,8 @@ help:
 	@echo "make docs       write the generated parts of docs/ again"
 	@echo "make screenshots  the pictures of a report in docs/images, from BUNDLE=runs/traffic-lights/bundle, and of the page"
 	@echo "                of devices, from FLEET=fleet.html where that is given; needs Chromium"
-	@echo "make bench      the speed figures of the README (about 5 minutes on a quiet machine)"
+	@echo "make bench      our engines and other libraries at 64 and 224 px (at most 25 minutes on a quiet machine); says"
+	@echo "                in its last line whether one of those is faster; goes on where it was; PEERS=openvino,litert,ncnn"
 	@echo "make wheel      build wheel and sdist into dist/, and try the wheel in clean environments, as ROLES=... would use it"
 	@echo "make canaries   does a bundle answer the same under other library versions and processors? BUNDLES=FOLDER..."
 	@echo "make aarch64    the runtime on emulated ARM processors; needs Debian on x86-64, takes some minutes"
@@ -64,13 +65,19 @@ setup: $(VENV)/.demo
 demo: $(VENV)/.demo
 	$(VENV)/bin/edgekiln run recipes/traffic-lights.toml
 
-# OpenVINO is timed beside the engines of the demo, which does not install it.
-$(VENV)/.openvino: $(VENV)/.demo
-	$(PY) -m pip install --quiet --disable-pip-version-check $(PIP_FLAGS) -e '.[openvino]'
+# What is timed beside the engines of the demo, which does not install it. LiteRT's converter is 1.3 GB:
+# `make bench PEERS=openvino,ncnn` goes without, and the report says so.
+PEERS ?= openvino,litert,ncnn
+$(VENV)/.peers-$(PEERS): $(VENV)/.demo
+	$(PY) -m pip install --quiet --disable-pip-version-check $(PIP_FLAGS) -e '.[$(PEERS)]'
 	@touch $@
 
-bench: $(VENV)/.openvino
-	$(VENV)/bin/edgekiln bench recipes/traffic-lights-224.toml
+# One that was interrupted goes on with the same command; what is finished is not measured again. The last line tells
+# whether a peer is faster, which, where and by how much.
+bench: $(VENV)/.peers-$(PEERS)
+	$(VENV)/bin/edgekiln bench recipes/traffic-lights-224.toml --set 'name="speed-64"' --set data.size=64
+	$(VENV)/bin/edgekiln bench recipes/traffic-lights-224.toml --set 'name="speed-224"'
+	@$(PY) -m edgekiln.benchmarks.report.peers runs/speed-64/bundle/report.json runs/speed-224/bundle/report.json
 
 # pip fetches what the wheel depends on. What is in dist/ has passed.
 wheel: $(VENV)/.dev

@@ -5,41 +5,15 @@ import importlib.util
 import numpy as np
 import pytest
 import torch
+from contenders_support import context_of, names
 
 from edgekiln.pipeline.proof import contenders
 from edgekiln.pipeline.proof.baseline import open_baseline, open_gpu_baseline
 from edgekiln.pipeline.proof.contenders import choose_contenders
-from edgekiln.pipeline.recipe import load_recipe
-from edgekiln.pipeline.workspace.progress import SilentProgress
-from edgekiln.pipeline.workspace.stage_files import BASELINE, StageContext, read_logits, save_logits
+from edgekiln.pipeline.workspace.stage_files import BASELINE, read_logits, save_logits
 from edgekiln.runtime.errors import DeviceError, InputError, UsageError
 
 COUNT = np.arange(8)
-GPU_VARIANT = """
-[[variants]]
-name = "gpu"
-precision = "fp32"
-backend = "onnxruntime-cuda"
-required = false
-[gate]"""
-
-
-def context_of(tiny_run, tmp_path, peers=(), *, gpu_engine=False):
-    """The tiny run as its benchmark stage would see it; ``gpu_engine``: as if an engine had run on a GPU too."""
-    path, _, result = tiny_run
-    inputs = {name: record.folder for name, record in result.stages.items()}
-    text = path.read_text()
-    if gpu_engine:
-        text = text.replace("[gate]", GPU_VARIANT)
-        inputs |= {"variant.gpu": inputs["variant.fp32"], "evaluate.gpu": inputs["evaluate.fp32"]}
-    (tmp_path / "recipe.toml").write_text(text)
-    peers = ", ".join(f'"{peer}"' for peer in peers)
-    recipe = load_recipe(tmp_path / "recipe.toml", [f"benchmark.peers=[{peers}]"])
-    return StageContext(recipe, tmp_path, inputs, SilentProgress())
-
-
-def names(chosen):
-    return [contender.name for contender in chosen.contenders]
 
 
 def test_baseline_comes_first_and_engines_last(tiny_run, tmp_path):

@@ -30,6 +30,7 @@ from edgekiln.benchmarks.report.layers import (
     difference_tables,
     layer_tables,
 )
+from edgekiln.benchmarks.report.peers import cell_headings, cell_rows, describe_made
 from edgekiln.benchmarks.report.table import (
     CONDITION_HEADINGS,
     condition_rows,
@@ -89,6 +90,9 @@ def render_page(report: Mapping[str, Any]) -> str:
         throughput_rows=throughput_rows(report),
         condition_headings=CONDITION_HEADINGS,
         condition_rows=condition_rows(report),
+        cell_headings=cell_headings(report),
+        cell_rows=cell_rows(report),
+        made_peers=[line for peer in report.get("peers", ()) if (line := describe_made(peer))],
         layer_headings=LAYER_HEADINGS,
         layer_tables=layer_tables(report),
         difference_headings=DIFFERENCE_HEADINGS,

@@ -122,7 +122,7 @@ def table_rows(report: Mapping[str, Any]) -> list[tuple[str, ...]]:
     Speed-ups are over PyTorch, or over the engine that the heading names.
     """
     rows = [_row(report["baseline"], verdict="baseline")]
-    rows += [_row(peer, verdict="peer") for peer in report.get("peers", ())]
+    rows += [_row(p, verdict="faster peer" if p.get("faster") else "peer") for p in report.get("peers", ())]
     rows += [_row(variant, verdict=variant["verdict"]) for variant in report["variants"]]
     return rows
 

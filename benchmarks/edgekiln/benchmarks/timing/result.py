@@ -55,6 +55,13 @@ class BenchmarkResult:
     machine: Mapping[str, Any]
     conditions: Sequence[Mapping[str, Any]] = ()
 
+    def time_ratio(self, name: str, other: str) -> Ratio | None:
+        """One contender's time over another's, of the boundary ``call``; ``None`` where the run is invalid."""
+        if self.validity.state == "invalid":
+            return None
+        by_name = {m.name: m for m in self.measurements}
+        return widen_ratio(compare_speed(by_name[name], by_name[other]), self.validity.self_ratio)
+
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values."""
         return {

@@ -233,19 +233,32 @@ def _without_times(benchmark: Mapping[str, Any] | None) -> dict[str, Any] | None
 
 
 def _print_report(report: Mapping[str, Any], bundle: Path, repeat: Repeat | None, *, wide: bool) -> None:
-    from edgekiln.benchmarks.report import describe_mlperf, format_text, mlperf_headings, mlperf_rows
+    from edgekiln.benchmarks.report import (
+        cell_headings,
+        cell_rows,
+        describe_mlperf,
+        describe_peers,
+        format_text,
+        mlperf_headings,
+        mlperf_rows,
+    )
 
     for notice in report["notices"]:
         echo_line(notice)
     print_judgement(report, wide=wide, repeat=repeat)
     if report["benchmark"]:
         _print_timings(report)
+    if rows := cell_rows(report):
+        click.echo("")
+        click.echo(format_text(rows, cell_headings(report)))
     if rows := mlperf_rows(report):
         click.echo("")
         click.echo(format_text(rows, mlperf_headings()))
     for line in describe_mlperf(report):
         click.echo(f"LoadGen  {line}")
     _print_places(report, bundle)
+    for line in describe_peers(report):
+        echo_line(line)
 
 
 def _print_timings(report: Mapping[str, Any]) -> None:

@@ -31,6 +31,7 @@ _STYLES = {
     "inconclusive": "yellow",
     "not-run": "yellow",
     "unverified": "yellow",
+    "faster peer": "yellow",
 }
 
 wide_option = click.option(

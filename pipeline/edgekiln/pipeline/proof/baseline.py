@@ -30,6 +30,7 @@ __all__ = [
     "StagedSession",
     "TorchSession",
     "fold_batchnorm",
+    "load_fused",
     "open_baseline",
     "open_gpu_baseline",
 ]
@@ -91,7 +92,7 @@ def open_baseline(
     ``folded`` folds BatchNorm into the convolutions before it, ``compiled`` passes the network through torch.compile
     with frozen weights. Branches that only training needs are fused in all of them, as in what is exported.
     """
-    model, contract = _load_fused(checkpoint, backbone)
+    model, contract = load_fused(checkpoint, backbone)
     if folded:
         fold_batchnorm(model.eval().network, torch.zeros(1, 3, contract.height, contract.width))
     if compiled:
@@ -108,7 +109,8 @@ def open_baseline(
     )
 
 
-def _load_fused(checkpoint: str, backbone: dict[str, str]) -> tuple[PixelModel, Contract]:
+def load_fused(checkpoint: str, backbone: dict[str, str]) -> tuple[PixelModel, Contract]:
+    """The network of a checkpoint with its branches fused, as it is exported; arguments as ``open_baseline``'s."""
     settings = BackboneSettings.model_validate(backbone)
     model, contract = load_checkpoint(Path(checkpoint), settings)
     model.network = fuse_branches(model.network, settings.model, contract.height).network
@@ -191,7 +193,7 @@ def open_gpu_baseline(
     chosen = GPU_WAYS[way]
     if chosen.graph and device != "cuda":
         raise UsageError(f"{way} replays a CUDA graph, which {device} has not.")
-    model, contract = _load_fused(checkpoint, backbone)
+    model, contract = load_fused(checkpoint, backbone)
     network = PixelNetwork(
         model.network,
         chosen.dtype,

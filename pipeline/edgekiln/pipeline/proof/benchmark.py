@@ -3,24 +3,28 @@
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import fields
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from edgekiln.benchmarks.costs.limits import add_limits
+from edgekiln.benchmarks.timing.cells import CellPlan, measure_cells
 from edgekiln.benchmarks.timing.inputs import choose_images, save_inputs
 from edgekiln.benchmarks.timing.journal import clear_journal
 from edgekiln.benchmarks.timing.latency import run_benchmark
 from edgekiln.benchmarks.timing.measured_times import measured_times
 from edgekiln.benchmarks.timing.plan import BenchmarkPlan
+from edgekiln.benchmarks.timing.result import BenchmarkResult
 from edgekiln.export.audits.layers.profiling import ProfiledEngine
 from edgekiln.export.audits.layers.together import profile_together
 from edgekiln.pipeline.data import load_split, read_source
-from edgekiln.pipeline.proof.contenders import choose_contenders
+from edgekiln.pipeline.proof.contenders import ChosenContenders, choose_contenders
 from edgekiln.pipeline.proof.packed_files import graph_file
+from edgekiln.pipeline.proof.peer_files import PEER_FOLDER
 from edgekiln.pipeline.proof.products import read_products
 from edgekiln.pipeline.recipe import Recipe
 from edgekiln.pipeline.training.checkpoint import read_contract
@@ -33,6 +37,7 @@ __all__ = ["benchmark_engines"]
 
 _INPUTS_NAME = "inputs.npz"
 _PROFILED_FRAMES = 8
+_CELL_FOLDER = "cells"
 
 
 def benchmark_engines(context: StageContext) -> None:
@@ -55,6 +60,7 @@ def benchmark_engines(context: StageContext) -> None:
         message=context.progress.message,
     )
     values = result.to_dict()
+    values["cells"] = _measure_cells(context, result, taking_part, inputs)
     add_limits(
         values,
         taking_part.contenders,
@@ -65,18 +71,69 @@ def benchmark_engines(context: StageContext) -> None:
     values["layers"] = _profile_layers(context, values, frames)
     values["times"] = measured_times(result, {v.name: v.backend for v in context.recipe.variants})
     values["images"] = len(chosen)
-    values["peers"] = [
-        {"name": name, "precision": precision}
-        for name, precision in taking_part.peers.items()
-        if name not in result.left_out
-    ]
-    values["absent_peers"] = [
-        {"name": name, "reason": reason}
-        for name, reason in (*taking_part.absent.items(), *result.left_out.items())
-    ]
+    values |= _describe_peers(result, taking_part)
     write_json(context.folder / "benchmark.json", values)
     inputs.unlink()
+    for name in (PEER_FOLDER, _CELL_FOLDER):
+        shutil.rmtree(context.folder / name, ignore_errors=True)
     clear_journal(context.folder)
+
+
+def _describe_peers(result: BenchmarkResult, taking_part: ChosenContenders) -> dict[str, Any]:
+    """The peers that were timed, those that were not and why, and how those compare with each engine."""
+    absent = {**taking_part.absent, **result.left_out}
+    return {
+        "peers": [
+            {"name": name, "precision": precision, **taking_part.about.get(name, {})}
+            for name, precision in taking_part.peers.items()
+            if name not in result.left_out
+        ],
+        "absent_peers": [{"name": name, "reason": reason} for name, reason in absent.items()],
+        "peer_ratios": _compare_peers(result, taking_part),
+    }
+
+
+def _compare_peers(result: BenchmarkResult, taking_part: ChosenContenders) -> dict[str, Any]:
+    """By peer and engine: the peer's time over the engine's, with its interval; nothing where the run is invalid."""
+    found: dict[str, Any] = {}
+    for peer, engine in _pair_peers(result, taking_part):
+        ratio = result.time_ratio(peer, engine)
+        if ratio is not None:
+            found.setdefault(peer, {})[engine] = asdict(ratio)
+    return found
+
+
+def _pair_peers(result: BenchmarkResult, taking_part: ChosenContenders) -> list[tuple[str, str]]:
+    """Each peer that was timed with each engine that was."""
+    timed = [m.name for m in result.measurements[1:]]
+    peers = [name for name in timed if name in taking_part.peers]
+    return [(peer, engine) for peer in peers for engine in timed if engine not in taking_part.peers]
+
+
+def _measure_cells(
+    context: StageContext, result: BenchmarkResult, taking_part: ChosenContenders, inputs: Path
+) -> list[dict[str, Any]]:
+    """The batch sizes that the recipe asks for, of what runs on the CPU; none where the timings are invalid."""
+    batches, advance = context.recipe.benchmark.batches, context.progress.advance
+    if not batches or result.validity.state == "invalid":
+        return []
+    searches = {m.name: m.search for m in result.measurements if m.device in {"cpu", None}}
+    contenders = [
+        (contender, searches[contender.name])
+        for contender in taking_part.contenders
+        if contender.name in searches and contender.name != "pytorch-compile"
+    ]
+    folder = context.folder / _CELL_FOLDER
+    folder.mkdir(exist_ok=True)
+    return measure_cells(
+        contenders,
+        inputs,
+        CellPlan(batches),
+        _pair_peers(result, taking_part),
+        folder=folder,
+        advance=advance,
+        message=context.progress.message,
+    )
 
 
 def _profile_layers(context: StageContext, values: Mapping[str, Any], frames: Frames) -> dict[str, Any]:

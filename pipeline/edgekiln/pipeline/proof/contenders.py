@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import importlib.util
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -23,6 +23,7 @@ from edgekiln.benchmarks.timing.contender import (
     peer_contender,
     thread_choices,
 )
+from edgekiln.pipeline.proof.peer_files import CONVERTED, PeerFile, make_peer_files, why_not_convertible
 from edgekiln.pipeline.recipe import VariantSettings
 from edgekiln.pipeline.training.checkpoint import CHECKPOINT_NAME
 from edgekiln.pipeline.variants.engines import built_files, is_judged
@@ -47,11 +48,13 @@ class ChosenContenders:
         contenders: the baseline first, the engines last.
         peers: by name, the precision of those contenders that are not ours.
         absent: by name, why a peer that was asked for cannot be tried here.
+        about: by name, of the peers whose file was made for them, what ``PeerFile.about`` holds.
     """
 
     contenders: tuple[Contender, ...]
     peers: Mapping[str, str]
     absent: Mapping[str, str]
+    about: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
 
 def choose_contenders(context: StageContext, chosen: Chosen) -> ChosenContenders:
@@ -62,20 +65,28 @@ def choose_contenders(context: StageContext, chosen: Chosen) -> ChosenContenders
     found = [_torch_gpu(context, BASELINE, "fp32", chosen) if gpu else _torch_cpu(context, BASELINE, chosen)]
     peers: dict[str, str] = {}
     absent: dict[str, str] = {}
+    about: dict[str, Mapping[str, Any]] = {}
     if gpu and on_cpu:
         found.append(replace(_torch_cpu(context, "pytorch-cpu", chosen), optional=True))
         peers["pytorch-cpu"] = "fp32"
     runnable = [v for v in on_cpu if v.backend == "onnxruntime-cpu"]
     for wanted in context.recipe.benchmark.peers:
-        reason = _why_absent(wanted, runnable)
+        reason = why_not_convertible(wanted, on_cpu) if wanted in CONVERTED else _why_absent(wanted, runnable)
         if reason is not None:
             absent[wanted] = reason
+            continue
+        if wanted in CONVERTED:
+            files, not_made = make_peer_files(context, wanted, on_cpu)
+            absent |= not_made
+            found += [_converted(wanted, file, chosen) for file in files]
+            peers |= {file.name: file.precision.value for file in files}
+            about |= {file.name: file.about for file in files}
             continue
         for contender, precision in _make_peers(context, wanted, runnable, chosen):
             found.append(contender)
             peers[contender.name] = precision
     found += [_engine(context, variant, chosen) for variant in variants]
-    return ChosenContenders(tuple(found), peers, absent)
+    return ChosenContenders(tuple(found), peers, absent, about)
 
 
 def _engine(context: StageContext, variant: VariantSettings, chosen: Chosen) -> Contender:
@@ -120,6 +131,19 @@ def _make_peers(
             ]
         case _:
             return [(replace(_torch_cpu(context, wanted, chosen), optional=True), "fp32")]
+
+
+def _converted(library: str, file: PeerFile, chosen: Chosen) -> Contender:
+    """A library on its own file. It answers as it did when that was made; how far from PyTorch is told apart."""
+    return Contender(
+        name=file.name,
+        factory=f"edgekiln.benchmarks.timing.peers:open_{library}",
+        arguments=file.arguments,
+        configs=[{"threads": count} for count in thread_choices()],
+        logits=file.logits[chosen],
+        imports=("ai_edge_litert.interpreter" if library == "litert" else library,),
+        optional=True,
+    )
 
 
 def _library(context: StageContext, library: str, variant: VariantSettings, chosen: Chosen) -> Contender:

@@ -11,6 +11,7 @@ from edgekiln.benchmarks.judging.accuracy import measure_accuracy
 from edgekiln.benchmarks.judging.floor import warn_of_guessing
 from edgekiln.benchmarks.judging.stored_answers import digest_split
 from edgekiln.benchmarks.judging.verdict import Reference
+from edgekiln.benchmarks.report.peers import mark_cells, mark_peers, peer_notices
 from edgekiln.benchmarks.report.reading import REPORT_SCHEMA
 from edgekiln.benchmarks.report.table import describe_evidence
 from edgekiln.benchmarks.report.timings import latency_of, peer_rows, timing_notices
@@ -47,6 +48,7 @@ def build_report(context: StageContext) -> dict[str, Any]:
     about_data, parity = _describe_data(context, index)
     training = summarize_training(context.inputs["finetune"] / LOG_NAME)
     about_baseline = _describe_baseline(context, reference, benchmark)
+    peers = mark_peers(peer_rows(benchmark), variants, benchmark)
     return {
         "schema_version": REPORT_SCHEMA,
         "name": context.recipe.name,
@@ -54,16 +56,11 @@ def build_report(context: StageContext) -> dict[str, Any]:
         "contract_digest": contract.digest,
         "recipe": public_recipe(context.recipe),
         "recipe_toml": write_toml(public_recipe(context.recipe, as_given=True)),
-        "data": {
-            "classes": index["classes"],
-            "counts": {name: len(part["keys"]) for name, part in index["splits"].items()},
-            "test_digest": digest_split(test.sha256, test.labels),
-            **about_data,
-        },
+        "data": {"test_digest": digest_split(test.sha256, test.labels), **about_data},
         "parity": parity,
         "baseline": about_baseline,
         "training": training,
-        "peers": peer_rows(benchmark),
+        "peers": peers,
         "variants": variants,
         "notices": [
             *warn_of_guessing([about_baseline, *variants], contract.classes, context.recipe.gate.confidence),
@@ -72,8 +69,9 @@ def build_report(context: StageContext) -> dict[str, Any]:
             *describe_evidence(variants),
             *(notice for variant in variants for notice in variant["notices"]),
             *timing_notices(benchmark),
+            *peer_notices(peers),
         ],
-        "benchmark": benchmark,
+        "benchmark": benchmark and {**benchmark, "cells": mark_cells(benchmark["cells"], variants)},
         "mlperf": _read_stage(context, "mlperf"),
         "machine": benchmark["machine"] if benchmark else describe_machine(),
         "recipe_commit": read_work_commit(context.recipe.folder),
@@ -100,7 +98,8 @@ def _describe_data(context: StageContext, index: Mapping[str, Any]) -> tuple[dic
     """What was left out of the data, and the export's parity; without names of pictures where these are withheld."""
     folder, images = context.inputs["data"], context.recipe.report.images
     observed = read_observed(folder)
-    about_data = {key: index[key] for key in ("unreadable", "duplicates", "conflicts")}
+    about_data = {key: index[key] for key in ("classes", "unreadable", "duplicates", "conflicts")}
+    about_data["counts"] = {name: len(part["keys"]) for name, part in index["splits"].items()}
     about_data |= {key: observed[key] for key in ("allowed", "ignored")}
     about_data["near_copies"] = show_near_copies(observed["near_copies"], folder, images=images)
     parity = json.loads((context.inputs["export"] / "parity.json").read_text("utf-8"))

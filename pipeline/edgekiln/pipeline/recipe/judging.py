@@ -38,7 +38,9 @@ class GateSettings(Section):
         return self.evidence == "test+val"
 
 
-Peer = Literal["pytorch-tuned", "pytorch-compile", "pytorch-gpu", "onnxruntime", "openvino"]
+Peer = Literal[
+    "pytorch-tuned", "pytorch-compile", "pytorch-gpu", "onnxruntime", "openvino", "litert", "ncnn"
+]  # fmt: skip
 
 
 class BenchmarkSettings(Section):
@@ -57,8 +59,14 @@ class BenchmarkSettings(Section):
     images: int = Field(64, ge=2, description="real images that rotate")
     peers: tuple[Peer, ...] = Field(
         (),
-        description="also time PyTorch with BatchNorm folded, with torch.compile, or in its ways on a GPU; and plain "
-        "onnxruntime and OpenVINO on the files of the onnxruntime-cpu variants. Each costs a start per process",
+        description="also time PyTorch with BatchNorm folded, with torch.compile, or in its ways on a GPU; plain "
+        "onnxruntime and OpenVINO on the files of the onnxruntime-cpu variants; LiteRT and ncnn on files that their "
+        "own tools make of the checkpoint. Each costs a start per process",
+    )
+    batches: tuple[int, ...] = Field(
+        (),
+        description="also time all on the CPU at these batch sizes, with one thread and with two, and compare "
+        "each peer with each engine; torch.compile, which would be compiled anew for each size, is left out of it",
     )
     side_blocks: int = Field(
         4,
@@ -79,6 +87,13 @@ class BenchmarkSettings(Section):
                 "mlperf = true needs enabled = true: it drives engines as the benchmark found best"
             )
         return self
+
+    @field_validator("batches")
+    @classmethod
+    def _check_batches(cls, batches: tuple[int, ...]) -> tuple[int, ...]:
+        if any(size < 1 for size in batches) or len(set(batches)) < len(batches):
+            raise ValueError(f"batches are sizes from 1 on, each once, got {list(batches)}")
+        return batches
 
     @field_validator("peers")
     @classmethod

@@ -200,7 +200,7 @@ KINDS: tuple[StageKind, ...] = (
         settings=settings_of_benchmark,
         tools=tools_of_benchmark,
         resumable=_always,
-        revision=9,
+        revision=10,
     ),
     StageKind(
         "mlperf",
@@ -223,7 +223,7 @@ KINDS: tuple[StageKind, ...] = (
         subjects=_once,
         settings=settings_of_bundle,
         tools=_use("jinja2"),
-        revision=6,
+        revision=7,
     ),
 )
 """All kinds of stages, in the order in which they run."""

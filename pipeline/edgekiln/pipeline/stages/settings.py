@@ -252,7 +252,11 @@ def settings_of_benchmark(wish: Wish, _: None) -> dict[str, Any]:
 
     machine = describe_machine()
     return {
-        "benchmark": wish.recipe.benchmark.model_dump(mode="json", exclude={"mlperf", "mlperf_seconds"}),
+        "benchmark": wish.recipe.benchmark.model_dump(
+            mode="json",
+            # A key that was added later and is not used: what is on disk stays good.
+            exclude={"mlperf", "mlperf_seconds", *(() if wish.recipe.benchmark.batches else ("batches",))},
+        ),
         "backbone": wish.recipe.backbone.model_dump(mode="json"),
         "variants": [v.name for v in wish.recipe.variants],
         "machine": {key: machine[key] for key in _machine_keys()},
@@ -269,6 +273,10 @@ def _machine_keys() -> tuple[str, ...]:
     return x86 if platform.machine() == "x86_64" else (*x86, "board", "cpu_flags")
 
 
+_PEER_TOOLS = {"litert": ("ai-edge-litert", "ai-edge-quantizer", "litert-torch"), "ncnn": ("ncnn", "pnnx")}
+"""What peers are made and run with, where that is not what runs our engines."""
+
+
 def tools_of_benchmark(recipe: Recipe, _: None) -> tuple[str, ...]:
     """What is timed beside PyTorch."""
     own = {tool for variant in recipe.variants for tool in _own_tools(variant)}
@@ -277,6 +285,7 @@ def tools_of_benchmark(recipe: Recipe, _: None) -> tuple[str, ...]:
         "onnxruntime",
         "onnxruntime-gpu",
         *sorted(own | ({"openvino"} & set(recipe.benchmark.peers))),
+        *(tool for peer in recipe.benchmark.peers for tool in _PEER_TOOLS.get(peer, ())),
     )
 
 

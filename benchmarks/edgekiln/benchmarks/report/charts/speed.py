@@ -193,12 +193,13 @@ def draw_accuracy_latency(report: Mapping[str, Any]) -> str:
 
 
 def _peers_with_accuracy(report: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Peers with the accuracy of those whose answers theirs were checked against: ``LIBRARY:VARIANT``, or PyTorch."""
+    """Peers with their own accuracy, or that of whose answers theirs were checked against: a variant's or PyTorch's."""
     accuracies = {variant["name"]: variant.get("accuracy") for variant in report["variants"]}
     return [
         {
             **peer,
-            "accuracy": accuracies.get(peer["name"].partition(":")[2], report["baseline"].get("accuracy")),
+            "accuracy": peer.get("accuracy")
+            or accuracies.get(peer["name"].partition(":")[2], report["baseline"].get("accuracy")),
         }
         for peer in report.get("peers", ())
     ]
