@@ -248,12 +248,13 @@ def _print_report(report: Mapping[str, Any], bundle: Path, repeat: Repeat | None
     print_judgement(report, wide=wide, repeat=repeat)
     if report["benchmark"]:
         _print_timings(report)
-    if rows := cell_rows(report):
-        click.echo("")
-        click.echo(format_text(rows, cell_headings(report)))
-    if rows := mlperf_rows(report):
-        click.echo("")
-        click.echo(format_text(rows, mlperf_headings()))
+    for rows, headings in (
+        (cell_rows(report), cell_headings(report)),
+        (mlperf_rows(report), mlperf_headings()),
+    ):
+        if rows:
+            click.echo("")
+            click.echo(format_text(rows, headings))
     for line in describe_mlperf(report):
         click.echo(f"LoadGen  {line}")
     _print_places(report, bundle)

@@ -181,7 +181,8 @@ def _convert(
     Raises:
         BuildError: the library refused, with what it said; it may say anything.
     """
-    convert, open_file = {"litert": (_make_litert, open_litert), "ncnn": (_make_ncnn, open_ncnn)}[library]
+    convert = _make_litert if library == "litert" else _make_ncnn
+    open_file: Any = open_litert if library == "litert" else open_ncnn
     try:
         with output_to(str(folder / "converter.log")):
             arguments, how = convert(network, folder, calibration)
