@@ -53,10 +53,10 @@ _RUNNING = "onnxruntime failed while running"
 _ERRORS_ONLY = 3  # onnxruntime's log severity: 2 would print graph-optimizer chatter to stderr
 
 _SPIN_US = 50
-"""How long a worker thread without work waits by spinning: long enough for the gaps within a call and between calls back
-to back. Left to itself the library spins for tens of milliseconds, which at 10 calls a second is half a core. And a
-thread that an answer wakes is kept from its core by one that spins there: with 500 us a lone answer of the batcher came
-0.3 ms later.
+"""How long a worker thread without work waits by spinning: long enough for the gaps within a call, and between calls
+back to back. Left to itself the library spins for tens of milliseconds, which at 10 calls a second is half a core. And
+one that spins keeps a thread that an answer wakes from its core: with 500 us a lone answer of the batcher came 0.3 ms
+later.
 """
 _SPIN_DURATION_SINCE = (1, 26)  # 1.25.1 and older take such an entry and ignore it, without a word
 
