@@ -47,7 +47,7 @@ _PLATFORMS: Mapping[Backend, Platform] = {
 _REMEDIES: Mapping[Backend, str] = {
     "tensorrt-rtx": "Triton runs TensorRT's own engines: add a variant with backend = 'tensorrt' to the recipe, "
     "or take one of onnxruntime",
-    "openvino": "Take a variant of onnxruntime-cpu, whose files are the same",
+    "openvino": "Take the onnxruntime-cpu variant of the same precision",
 }
 
 
