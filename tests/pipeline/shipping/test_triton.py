@@ -257,7 +257,7 @@ def test_static_engines_become_a_model_each_without_batching(tiny_run, bundle, t
     ("backend", "remedy"),
     [
         ("tensorrt-rtx", "add a variant with backend = 'tensorrt' to the recipe, or take one of onnxruntime"),
-        ("openvino", "Take a variant of onnxruntime-cpu, whose files are the same"),
+        ("openvino", "Take the onnxruntime-cpu variant of the same precision"),
     ],
 )
 def test_what_triton_does_not_serve_is_refused_with_the_remedy(edgekiln, bundle, tmp_path, backend, remedy):
