@@ -34,7 +34,7 @@ class CellPlan:
 
     batches: tuple[int, ...]
     processes: int = 3
-    blocks: int = 6
+    blocks: int = 4
     seconds: float = 0.1
 
     @property
