@@ -77,12 +77,14 @@ $(BENCH)/.peers-$(PEERS): $(VENV)/.demo
 	$(BENCH)/bin/python -m pip install --quiet --disable-pip-version-check $(PIP_FLAGS) -e '.[$(PEERS)]'
 	@touch $@
 
+# torch.compile takes part at 224 px alone: each of its starts takes a quarter of a minute.
 # At 64 px, with a head alone fitted, 297 images cannot prove that two points are not lost: five are allowed there.
 # One that was interrupted goes on with the same command; what is finished is not measured again. The last line tells
 # whether a peer is faster, which, where and by how much.
 bench: $(BENCH)/.peers-$(PEERS)
 	$(BENCH)/bin/edgekiln bench recipes/traffic-lights-224.toml --set 'name="speed-64"' --set data.size=64 \
-	  --set benchmark.block_seconds=0.05 --set gate.max_drop=0.05
+	  --set benchmark.block_seconds=0.05 --set gate.max_drop=0.05 \
+	  --set 'benchmark.peers=["pytorch-tuned","onnxruntime","litert","ncnn"]'
 	$(BENCH)/bin/edgekiln bench recipes/traffic-lights-224.toml --set 'name="speed-224"'
 	@$(BENCH)/bin/python -m edgekiln.benchmarks.report.peers runs/speed-64/bundle/report.json runs/speed-224/bundle/report.json
 
