@@ -29,7 +29,7 @@ print(sys.version_info[:2], numpy.__version__)
 
 
 PACKAGES = {
-    "runtime": "backends bundles cuda onnx_files pictures serving",
+    "runtime": "backends bundles cuda onnx_files pictures serving serving/batching",
     "export": "audits audits/engine_layers audits/layers engines precision precision/qdq_lint "
     "precision/qdq_lint/rules precision/repair qat",
     "benchmarks": "comparing costs costs/energy endurance judging report report/charts report/templates timing "
@@ -81,7 +81,8 @@ def test_metadata_promises_the_extras_and_a_small_base(wheel):
     [name] = [n for n in archive.namelist() if n.endswith("METADATA")]
     metadata = Parser().parsestr(archive.read(name).decode())
     extras = {"onnx", "gpu", "build", "modelopt", "tensorrt", "rtx", "lean", "pycuda", "demo", "dev"}
-    extras |= {"nvml", "mlperf", "openvino", "serve", "sign", "digits", "simplejpeg", "tensorboard"}
+    extras |= {"nvml", "mlperf", "openvino", "litert", "ncnn", "serve", "sign", "digits", "simplejpeg"}
+    extras |= {"tensorboard"}
     assert set(metadata.get_all("Provides-Extra")) == extras
     base = [r for r in metadata.get_all("Requires-Dist") if "extra ==" not in r]
     assert {r.split(">")[0].lower() for r in base if ";" not in r} == {"numpy", "pillow", "click", "rich"}
