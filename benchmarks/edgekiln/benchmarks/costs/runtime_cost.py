@@ -151,8 +151,9 @@ def _time_the_library(session: Any, frame: Frames) -> _Timed:
         return timed
     session.run(frame)  # from now on there is a request that waits for its next call
     engine = session._engine
-    timed = engine._bare = _Timed(engine._free_single[0].request, "infer")
-    engine._free_single[:] = [replace(engine._free_single[0], request=timed)]
+    free = engine._static[1]._free
+    timed = engine._bare = _Timed(free[0].request, "infer")
+    free[:] = [replace(free[0], request=timed)]
     return timed
 
 
