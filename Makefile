@@ -83,7 +83,7 @@ $(BENCH)/.peers-$(PEERS): $(VENV)/.demo
 # whether a peer is faster, which, where and by how much.
 bench: $(BENCH)/.peers-$(PEERS)
 	$(BENCH)/bin/edgekiln bench recipes/traffic-lights-224.toml --set 'name="speed-64"' --set data.size=64 \
-	  --set benchmark.block_seconds=0.05 --set gate.max_drop=0.05 \
+	  --set benchmark.blocks=60 --set benchmark.block_seconds=0.05 --set gate.max_drop=0.05 \
 	  --set 'benchmark.peers=["pytorch-tuned","onnxruntime","litert","ncnn"]'
 	$(BENCH)/bin/edgekiln bench recipes/traffic-lights-224.toml --set 'name="speed-224"'
 	@$(BENCH)/bin/python -m edgekiln.benchmarks.report.peers runs/speed-64/bundle/report.json runs/speed-224/bundle/report.json

@@ -113,6 +113,15 @@ def test_cells_have_a_best_of_their_own():
     ]
 
 
+def test_cells_say_who_is_faster_where_batch_one_compares_nothing():
+    [row] = mark_peers([PEER], VARIANTS, {"peer_ratios": {}})
+    slow, fast = (cell(8, 1, {"int8": 300}, {"int8": ratio(v, v - 0.1, v + 0.1)}) for v in (1.0, 0.8))
+    report = {"peers": [row], "benchmark": {"cells": mark_cells([slow], VARIANTS)}}
+    assert describe_peers(report) == ["no peer is faster in 1 cells of batch size and threads"]
+    report["benchmark"]["cells"] = mark_cells([slow, fast], VARIANTS)
+    assert [line[:38] for line in describe_peers(report)] == ["batch 8, 1 thread: litert:int8 is fast"]
+
+
 def test_cell_in_which_none_of_ours_ran_is_shown_as_such():
     broken = cell(8, 1, {"litert:int8": 100}, {})
     broken["rates"]["int8"] = {"config": {}, "problem": "it died"}

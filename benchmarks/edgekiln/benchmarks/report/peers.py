@@ -94,15 +94,18 @@ def peer_notices(peers: Sequence[Mapping[str, Any]]) -> list[str]:
 def describe_peers(report: Mapping[str, Any]) -> list[str]:
     """The last lines of a benchmark: which peer is faster, or that none is; empty where no peer was asked for."""
     peers = report.get("peers", ())
+    cells = [cell for cell in _cells(report) if cell["to_best"]]
     compared = [peer for peer in peers if peer.get("to_best")]
-    if not compared:
-        return ["no peer is compared: the timings are invalid, or no engine was timed"] if peers else []
-    cells = _cells(report)
     faster = [*peer_notices(compared), *_faster_in_cells(peers, cells)]
     if faster:
         return faster
+    if not compared and not cells:
+        return ["no peer is compared: the timings are invalid, or no engine was timed"] if peers else []
+    where = f"{len(cells)} cells of batch size and threads"
+    if not compared:  # batch 1 beside PyTorch was too noisy to tell; a cell's intervals are its own
+        return [f"{_NONE} in {where}"]
+    where = f"at batch 1 and in {where}" if cells else "at batch 1"
     nearest = min(compared, key=lambda peer: float(peer["to_best"]["value"]))
-    where = f"at batch 1 and in {len(cells)} cells of batch size and threads" if cells else "at batch 1"
     near = _describe_ratio(nearest["name"], nearest["to_best"], nearest["to_best"]["engine"], "takes")
     return [f"{_NONE} ({len(compared)} compared {where}; the nearest at batch 1: {near})"]
 

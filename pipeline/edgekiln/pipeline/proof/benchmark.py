@@ -113,9 +113,13 @@ def _pair_peers(result: BenchmarkResult, taking_part: ChosenContenders) -> list[
 def _measure_cells(
     context: StageContext, result: BenchmarkResult, taking_part: ChosenContenders, inputs: Path
 ) -> list[dict[str, Any]]:
-    """The batch sizes that the recipe asks for, of what runs on the CPU; none where the timings are invalid."""
+    """The batch sizes that the recipe asks for, of what runs on the CPU.
+
+    Also where the timings beside PyTorch are invalid: a cell compares engines and peers with each other, and its
+    intervals tell how far to trust it.
+    """
     batches, advance = context.recipe.benchmark.batches, context.progress.advance
-    if not batches or result.validity.state == "invalid":
+    if not batches:
         return []
     searches = {m.name: m.search for m in result.measurements if m.device in {"cpu", None}}
     contenders = [
