@@ -86,7 +86,7 @@ bench: $(BENCH)/.peers-$(PEERS)
 	  --set benchmark.blocks=60 --set benchmark.block_seconds=0.05 --set gate.max_drop=0.05 \
 	  --set 'benchmark.peers=["pytorch-tuned","onnxruntime","litert","ncnn"]'
 	$(BENCH)/bin/edgekiln bench recipes/traffic-lights-224.toml --set 'name="speed-224"'
-	@$(BENCH)/bin/python -m edgekiln.benchmarks.report.peers runs/speed-64/bundle/report.json runs/speed-224/bundle/report.json
+	@$(BENCH)/bin/python -c 'from edgekiln.benchmarks.report.peers import main; main()' runs/speed-64/bundle/report.json runs/speed-224/bundle/report.json
 
 # pip fetches what the wheel depends on. What is in dist/ has passed.
 wheel: $(VENV)/.dev

@@ -1,6 +1,6 @@
 """Whether another library is faster than our best engine, and how its file was made. Works on JSON values alone.
 
-Run as a module on several reports, it prints what they say together: ``python -m edgekiln.benchmarks.report.peers``.
+``main`` prints what several reports say together: `make bench` ends with it.
 """
 
 from __future__ import annotations
@@ -191,7 +191,3 @@ def main() -> None:
         sys.stderr.write(f"{error}\n")
         sys.exit(int(error.exit_code))
     sys.stdout.write("".join(f"{line}\n" for line in describe_together(reports)))
-
-
-if __name__ == "__main__":
-    main()
