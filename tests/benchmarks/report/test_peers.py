@@ -117,7 +117,7 @@ def test_cells_say_who_is_faster_where_batch_one_compares_nothing():
     [row] = mark_peers([PEER], VARIANTS, {"peer_ratios": {}})
     slow, fast = (cell(8, 1, {"int8": 300}, {"int8": ratio(v, v - 0.1, v + 0.1)}) for v in (1.0, 0.8))
     report = {"peers": [row], "benchmark": {"cells": mark_cells([slow], VARIANTS)}}
-    assert describe_peers(report) == ["no peer is faster in 1 cells of batch size and threads"]
+    assert describe_peers(report) == ["no peer is faster in 1 cell of batch size and threads"]
     report["benchmark"]["cells"] = mark_cells([slow, fast], VARIANTS)
     assert [line[:38] for line in describe_peers(report)] == ["batch 8, 1 thread: litert:int8 is fast"]
 

@@ -101,7 +101,7 @@ def describe_peers(report: Mapping[str, Any]) -> list[str]:
         return faster
     if not compared and not cells:
         return ["no peer is compared: the timings are invalid, or no engine was timed"] if peers else []
-    where = f"{len(cells)} cells of batch size and threads"
+    where = f"{len(cells)} cell{'s' if len(cells) > 1 else ''} of batch size and threads"
     if not compared:  # batch 1 beside PyTorch was too noisy to tell; a cell's intervals are its own
         return [f"{_NONE} in {where}"]
     where = f"at batch 1 and in {where}" if cells else "at batch 1"
